@@ -1,0 +1,186 @@
+"""Configs: loading a file, its variants and the command line's overrides; comparing and writing them.
+
+absl's own config flag loads a missing file without complaint and answers an unknown field with a traceback,
+so the entry point reads `--config` and `--config.a.b=value` here.
+"""
+
+import ast
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from aigc_jax.core.errors import UserError, near
+
+# What the loop reads; the rest belongs to the task, which checks it.
+FIELDS = (
+    'seed', 'total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
+    'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'replicas', 'init_from', 'precision', 'parallel.mode',
+    'parallel.mesh', 'parallel.rules', 'optim', 'data.name', 'data.dir', 'data.num_examples', 'data.valid_examples',
+    'data.binarize', 'data.scale', 'data.stream', 'model', 'task.name', 'eval.split', 'eval.final_split',
+    'eval.batch_size', 'eval.num_samples', 'eval.num_shown', 'eval.best_metric', 'eval.best_mode', 'eval.patience',
+)  # fmt: skip
+POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
+            'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_samples',
+            'eval.num_shown')  # fmt: skip
+DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run
+
+
+def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
+    """The resolved, checked config of 'FILE.py[:variant,…]' with overrides [('a.b', 'text'), …]. Raises UserError."""
+    path, _, arg = path_and_arg.partition(':')
+    module = _import(pathlib.Path(path).expanduser())
+    variants = getattr(module, 'VARIANTS', {})
+    for name in filter(None, arg.split(',')):
+        if name not in variants:
+            raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
+    config = module.get_config(arg) if arg else module.get_config()
+    override(config, overrides)
+    check(config)
+    return config
+
+
+def _import(path: pathlib.Path) -> Any:
+    if not path.is_file():
+        here = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
+        raise UserError(f'--config: there is no file {path}{near(str(path), here) if here else ""}')
+    spec = importlib.util.spec_from_file_location(f'aigc_jax_config_{path.stem}', path)
+    if spec is None:
+        raise UserError(f'--config: {path} is not a Python file')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a researcher's own file raises, they need its line, not our frames
+        line = getattr(error, 'lineno', None) or _line_in(path, error.__traceback__)
+        raise UserError(f'--config: {path}, line {line}: {type(error).__name__}: {error}') from None
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'--config: {path} defines no get_config(arg="")')
+    return module
+
+
+def _line_in(path: pathlib.Path, trace) -> int | None:
+    line = None
+    while trace:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[str, ...] = ()) -> None:
+    """Sets fields from text, each read as the type it holds. `only`: the prefixes that may be set."""
+    for name, text in overrides:
+        if only and not name.startswith(only):
+            raise UserError(f'--config.{name}: in this mode only {" and ".join(f"{p}*" for p in only)} can be set')
+        *parents, last = name.split('.')
+        node = config
+        for depth, part in enumerate(parents + [last]):
+            if not isinstance(node, ConfigDict) or part not in node:
+                known = node.keys() if isinstance(node, ConfigDict) else ()
+                where = '.'.join(parents[:depth]) or 'the config'
+                raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, known)}')
+            parent, node = node, node[part]
+        if isinstance(node, ConfigDict):
+            raise UserError(f'--config.{name}: this is a group; its fields are {", ".join(node)}')
+        parent[last] = _read(name, text, node)
+
+
+def _read(name: str, text: str, present: Any) -> Any:
+    wanted = type(present)
+    if wanted is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {'true': True, 'false': False}.get(text.lower(), text)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted is int and type(value) is float and value.is_integer():
+        value = int(value)  # 1e5 steps
+    if wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    if wanted is not type(None) and type(value) is not wanted:
+        raise UserError(f'--config.{name}: {text!r} is no {wanted.__name__}; the field holds {present!r}')
+    return value
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a field that is missing or that does not fit the others."""
+    flat = flatten(config)
+    for name in FIELDS:
+        if name not in flat and not any(key.startswith(name + '.') for key in flat):
+            raise UserError(f'config: the field {name} is missing; every config has it')
+    for name in POSITIVE:
+        if type(flat[name]) is not int or flat[name] < 1:
+            raise UserError(f'{name}: {flat[name]!r} is not a whole number of 1 or more')
+    for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):
+        if flat[name] % config.steps_per_call:
+            raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {config.steps_per_call}')
+    if config.eval.best_mode not in ('min', 'max'):
+        raise UserError(f'eval.best_mode: {config.eval.best_mode!r}; it is min or max')
+    if config.eval.patience and not config.eval.best_metric:
+        raise UserError('eval.patience: early stopping needs eval.best_metric')
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """{'a.b': value}, with an empty group as {}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict) and len(value):
+            flat |= {f'{key}.{inner}': leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def from_json(path: pathlib.Path) -> ConfigDict:
+    """The config of a run's folder. Raises UserError."""
+    try:
+        return ConfigDict(_tuples(json.loads(path.read_text())))
+    except FileNotFoundError:
+        raise UserError(f'{path.parent}: no run is there (config.json is missing); train one with --config=…') from None
+    except (ValueError, OSError) as error:
+        raise UserError(f'{path}: cannot be read as a config: {error}') from None
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """'a.b: 1 here, 2 there' for each differing field, except total_steps where it grew."""
+    a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
+    names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    if 'total_steps' in names and a['total_steps'] > b['total_steps']:
+        names.remove('total_steps')
+    return [f'{name}: {a.get(name)!r} now, {b.get(name)!r} there' for name in names]
+
+
+def split_arguments(argv: list[str]) -> tuple[list[str], str | None, list[tuple[str, str]]]:
+    """(the other arguments, --config, [(field, text)]) of a command line. Raises UserError."""
+    rest, config, overrides = argv[:1], None, []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, value = argument.partition('=')
+        flag = '--' + flag.lstrip('-') if flag.startswith('-') else flag
+        if flag != '--config' and not flag.startswith('--config.'):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(arguments, None)
+            if value is None:
+                raise UserError(f'{flag}: a value is missing')
+        if flag == '--config':
+            config = value
+        else:
+            overrides.append((flag.removeprefix('--config.'), value))
+    return rest, config, overrides

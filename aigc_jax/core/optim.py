@@ -1,0 +1,116 @@
+"""An optimizer from its config: optax's optimizers and schedules by their names, rules by regex."""
+
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aigc_jax.core import tree
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.types import Array, Tree
+
+
+class AverageState(NamedTuple):
+    """Exponential moving average of the parameters; `average` has their shape."""
+
+    count: Array
+    average: Tree
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the parameters; last in a chain, as it must see the final update.
+
+    d_t = min(decay, (1 + t) / (10 + t)): the first steps weigh little, so that the average does not start
+    out as the initialization (the ramp of TensorFlow's ExponentialMovingAverage, used by StyleGAN 2).
+    """
+
+    def init(params):
+        # A copy: the average and the parameters are donated to the same compiled call, which no buffer may be twice.
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params):
+        d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        average = jax.tree.map(
+            lambda a, p, u: (a * d + (p + u) * (1 - d)).astype(a.dtype), state.average, params, updates
+        )
+        return updates, AverageState(state.count + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
+    """{player: parameters to evaluate and sample with}: their moving average where one is kept."""
+
+    def one(player):
+        is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
+        found = [s for s in jax.tree.leaves(opt[player], is_leaf=is_average) if is_average(s)]
+        return found[0].average if found else params[player]
+
+    return {player: one(player) for player in params}
+
+
+def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.GradientTransformation:
+    """The transformation that config.optim.PLAYER describes; `what` is that field's name, for messages.
+
+    name, options: optax.NAME or optax.contrib.NAME and its keyword arguments.
+    schedule: {name, arguments of optax.NAME}; an argument `X_percent` means X_steps, in percent of total_steps.
+    clip_norm: the global norm that a gradient is cut to; 0: not cut.
+    weight_decay_regex: which parameters an optimizer with weight decay decays.
+    learning_rate_rules: ((regex, factor), …), the first that matches; freeze: a regex, '': nothing is frozen.
+    ema_decay: of the moving average of the parameters; 0: none is kept.
+    """
+    options = dict(config.options)
+    factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
+    known = inspect.signature(factory).parameters
+    for name in options:
+        if name not in known or name in ('learning_rate', 'mask'):
+            raise UserError(f'{what}.options.{name}: optax.{config.name} has no such option{near(name, known)}')
+    if options.get('weight_decay') and 'mask' in known:
+        options['mask'] = tree.by_rule(
+            ((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex'
+        )
+    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    chain.append(factory(schedule(config.schedule, total_steps, f'{what}.schedule'), **options))
+    if config.learning_rate_rules:
+        factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules')
+        chain.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
+    chained = optax.chain(*chain)
+    if config.freeze:
+        labels = tree.by_rule(((config.freeze, 'frozen'),), params, 'trained', f'{what}.freeze')
+        chained = optax.partition({'trained': chained, 'frozen': optax.set_to_zero()}, labels)
+    return optax.chain(chained, average_params(config.ema_decay)) if config.ema_decay else chained
+
+
+def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
+    """optax.NAME(**arguments), with the durations in percent resolved."""
+    arguments = dict(config)
+    factory = _find(arguments.pop('name'), (optax,), f'{what}.name', 'schedule')
+    for name in [name for name in arguments if name.endswith('_percent')]:
+        steps = round(arguments.pop(name) / 100 * total_steps)
+        arguments[name.removesuffix('_percent') + '_steps'] = steps
+    try:
+        return factory(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{what}: {error}; optax.{factory.__name__}{inspect.signature(factory)}') from None
+
+
+def _find(name: str, modules: tuple, what: str, mark: str):
+    """The function `name` of the first module that has it; `mark` tells optimizers and schedules from the rest."""
+
+    def fits(candidate_name, candidate):
+        if not callable(candidate) or candidate_name.startswith('_'):
+            return False
+        if mark == 'schedule':
+            return candidate_name.endswith(('schedule', 'decay'))
+        try:
+            return mark in inspect.signature(candidate).parameters
+        except (TypeError, ValueError):  # a type alias has no signature, and is no optimizer
+            return False
+
+    for module in modules:
+        if fits(name, getattr(module, name, None)):
+            return getattr(module, name)
+    known = [n for module in modules for n, candidate in vars(module).items() if fits(n, candidate)]
+    raise UserError(f'{what}: optax has no {name!r}{near(name, known)}')

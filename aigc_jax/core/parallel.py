@@ -1,0 +1,225 @@
+"""Where the arrays of a run live: a mesh with jit, pmap as an adapter over the same call, replicas by device."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from aigc_jax.core import tree
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.step import replicate
+from aigc_jax.core.types import Tree, TrainState
+
+AXES = ('data', 'fsdp', 'tensor')
+WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
+BATCH_AXES = ('data', 'fsdp')  # fsdp shards the parameters over devices that each see other examples
+_FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a run is laid over the devices.
+
+    mode: 'jit' or 'pmap'; mesh: axes (data, fsdp, tensor); rules: ((regex, placement), …) over the names of the
+    parameters, placement 'replicated', 'fsdp' (its largest axis that divides) or a tuple of mesh axes, one a
+    dimension; replicas: 0 (none) or how many; execution: of the replicas, 'vmap' or 'map'.
+    """
+
+    mode: str
+    mesh: Mesh
+    rules: tuple
+    replicas: int
+    execution: str
+
+    @property
+    def axis_name(self) -> str | None:
+        """What the step averages over by itself: under pmap each device runs the step on its share."""
+        return 'data' if self.mode == 'pmap' and not self.replicas else None
+
+    def state_sharding(self, state: TrainState) -> TrainState:
+        """A sharding for each leaf of an (abstract) state."""
+        if self.replicas:
+            return jax.tree.map(lambda _: self._named(AXES), state)
+        specs = tree.flatten(self._param_specs(state.params))
+        shapes = {name: leaf.shape for name, leaf in tree.flatten(state.params).items()}
+
+        def like_its_parameter(name, leaf):
+            # 'model/0/mu/encoder/kernel' belongs to 'model/encoder/kernel': optax keeps the parameters' own paths.
+            player = name.partition('/')[0]
+            for param, spec in specs.items():
+                inner = param.partition('/')[2]
+                same = param.startswith(player + '/') and name.endswith('/' + inner) and leaf.shape == shapes[param]
+                if same:
+                    return self._named(*spec)
+            return self._named()
+
+        return TrainState(
+            step=self._named(),
+            params=tree.map_named(lambda name, _: self._named(*specs[name]), state.params),
+            opt=tree.map_named(like_its_parameter, state.opt),
+            stats=jax.tree.map(lambda _: self._named(), state.stats),
+            carry=jax.tree.map(lambda _: self._named(BATCH_AXES), state.carry),
+        )
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return self._named()
+
+    @property
+    def examples(self) -> NamedSharding:
+        """For arrays whose first axis is the batch's, outside the training call."""
+        return self._named(BATCH_AXES)
+
+    @property
+    def seeds(self) -> NamedSharding:
+        return self._named(AXES) if self.replicas else self._named()
+
+    @property
+    def _feed(self) -> NamedSharding:
+        return self._named(AXES) if self.replicas else self._named(None, None, BATCH_AXES)
+
+    def local_rows(self, batch_size: int) -> range:
+        """Which examples of each round's batch this process must supply."""
+        if self.replicas:  # each process supplies all, and `put_feed` takes the replicas that live here
+            return range(batch_size)
+        indices = self._named(BATCH_AXES).addressable_devices_indices_map((batch_size,)).values()
+        bounds = [index[0].indices(batch_size) for index in indices]
+        return range(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+    def put_feed(self, feed: Tree, batch_size: int) -> Tree:
+        """The rows of this process as global arrays (host arrays go in, (K, R, rows, …) or with a replica axis)."""
+        if self.axis_name:  # pmap splits the axis itself: (K, R, devices, examples / devices, …)
+            n = self.mesh.size
+            return jax.tree.map(lambda x: x.reshape(*x.shape[:2], n, x.shape[2] // n, *x.shape[3:]), feed)
+        if self.replicas:
+            return put(feed, self._feed)
+
+        def whole(x):
+            shape = (*x.shape[:_FEED_BATCH_AXIS], batch_size, *x.shape[_FEED_BATCH_AXIS + 1 :])
+            return jax.make_array_from_process_local_data(self._feed, x, shape)
+
+        return jax.tree.map(whole, feed)
+
+    def compile(self, call, state: TrainState):
+        """`call(state, seed, data, feed)`, compiled for this plan; `state` (abstract) gives the shapes."""
+        if self.axis_name:
+            axes = TrainState(step=None, params=None, opt=None, stats=None, carry=0)
+            return jax.pmap(
+                call, self.axis_name, in_axes=(axes, None, None, _FEED_BATCH_AXIS), out_axes=(axes, None),
+                devices=list(self.mesh.devices.flat),
+            )  # fmt: skip
+        sharding = self.state_sharding(state)
+        if self.replicas:
+            call = replicate(call, self.execution)
+            if self.mesh.size > 1:
+                by_replica, everywhere = PartitionSpec(AXES), PartitionSpec()
+                call = jax.shard_map(
+                    call, mesh=self.mesh, in_specs=(by_replica, by_replica, everywhere, by_replica),
+                    out_specs=by_replica, check_vma=False,
+                )  # fmt: skip
+        return jax.jit(
+            call,
+            in_shardings=(sharding, self.seeds, self.replicated, self._feed),
+            out_shardings=(sharding, self.seeds),
+            donate_argnums=0,
+        )
+
+    def _named(self, *spec) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    def _param_specs(self, params: Tree) -> Tree:
+        placements = tree.by_rule(self.rules, params, 'replicated', 'parallel.rules')
+
+        def spec(name, leaf, placement):
+            if placement == 'replicated':
+                return _Spec()
+            if placement == 'fsdp':
+                n = self.mesh.shape['fsdp']
+                fitting = [axis for axis, size in enumerate(leaf.shape) if size % n == 0]
+                if n == 1 or not fitting:
+                    return _Spec()
+                widest = max(fitting, key=lambda axis: leaf.shape[axis])
+                return _Spec([None] * widest + ['fsdp'])
+            return _Spec(_checked(placement, name, leaf.shape, self.mesh))
+
+        return tree.map_named(spec, params, placements)
+
+
+class _Spec(tuple):
+    """A partition spec that is one leaf of a tree, which a bare tuple is not."""
+
+
+def put(values: Tree, sharding: NamedSharding) -> Tree:
+    """Host arrays, the same on every process, as arrays of this sharding."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(values, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: np.asarray(x)[i]), values)
+
+
+def fetch(values: Tree) -> Tree:
+    """Arrays of any sharding as whole host arrays, on every process."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        def whole(x):
+            if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+                return x
+            return multihost_utils.process_allgather(x, tiled=True)
+
+        values = jax.tree.map(whole, values)
+    return jax.device_get(values)
+
+
+def make_plan(
+    config: Any, num_seeds: int, execution: str, batch_size: int, micro_batches: int, devices: list | None = None
+) -> Plan:
+    """The plan that config.parallel asks for on `devices` (None: all). Raises UserError where it does not fit."""
+    if config.mode not in ('jit', 'pmap'):
+        raise UserError(f'parallel.mode: {config.mode!r}{near(config.mode, ("jit", "pmap"))}')
+    if execution not in ('vmap', 'map'):
+        raise UserError(f'replicas: {execution!r}{near(execution, ("vmap", "map"))}')
+    devices = devices or jax.devices()
+    shape = _mesh_shape(config.mesh, len(devices))
+    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    plan = Plan(config.mode, mesh, tuple(config.rules), num_seeds if num_seeds > 1 else 0, execution)
+    if plan.replicas:
+        if config.mode == 'pmap':
+            raise UserError('num_seeds: replicas are laid over the devices by jit; set parallel.mode to jit')
+        if num_seeds % mesh.size:
+            raise UserError(f'num_seeds: {num_seeds} replicas do not divide over {mesh.size} devices')
+        return plan
+    if config.mode == 'pmap' and (shape[0] != mesh.size or jax.process_count() > 1):
+        raise UserError('parallel.mode: pmap serves the data axis of one process; use jit for fsdp, tensor or more')
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % (shards * micro_batches):
+        raise UserError(
+            f'batch_size: {batch_size} does not divide over {shards} devices (data × fsdp) × {micro_batches} '
+            f'micro_batches; the next that does is {math.ceil(batch_size / (shards * micro_batches)) * shards * micro_batches}'
+        )
+    return plan
+
+
+def _mesh_shape(config: Any, devices: int) -> tuple[int, ...]:
+    if sorted(config) != sorted(AXES):
+        raise UserError(f'parallel.mesh: the axes are {", ".join(AXES)}; got {", ".join(config)}')
+    sizes = [config[axis] for axis in AXES]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f'parallel.mesh: sizes are positive, one may be -1 (what is left); got {sizes}')
+    given = math.prod(size for size in sizes if size != -1)
+    shape = tuple(devices // given if size == -1 else size for size in sizes)
+    if math.prod(shape) != devices:
+        raise UserError(f'parallel.mesh: {dict(zip(AXES, sizes, strict=True))} does not make {devices} devices')
+    return shape
+
+
+def _checked(placement, name: str, shape: tuple[int, ...], mesh: Mesh):
+    if isinstance(placement, str) or len(placement) > len(shape):
+        raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: say replicated, fsdp or a tuple of axes')
+    for axis, size in zip(placement, shape, strict=False):
+        if axis is not None and (axis not in AXES or size % mesh.shape[axis]):
+            raise UserError(f'parallel.rules: {placement!r} does not divide {name} {shape} over {dict(mesh.shape)}')
+    return placement
+

@@ -1,0 +1,145 @@
+"""The one training step, for every model; several of them fused into one call; replicas of it by seed."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aigc_jax.core import optim, rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Array, Batch, Extra, Metrics, Task, TrainState, Tree, Turn
+
+
+def create_state(
+    task: Task, optimizers: dict[str, optax.GradientTransformation], seed: Array | int, params: Tree | None = None
+) -> TrainState:
+    """The state at step 0, a function of the seed alone, or of `params` where they are given."""
+    drawn, extra = task.init(rng.stream(seed, 'init'))
+    params = drawn if params is None else params
+    opt = {player: optimizers[player].init(params[player]) for player in params}
+    return TrainState(jnp.zeros((), jnp.int32), params, opt, extra.stats, extra.carry)
+
+
+def make_optimizers(task: Task, config, total_steps: int) -> dict[str, optax.GradientTransformation]:
+    """{player: transformation} from config.optim."""
+    params, _ = jax.eval_shape(lambda: task.init(rng.stream(0, 'init')))
+    if sorted(config) != sorted(params):
+        raise UserError(f'optim: holds {", ".join(sorted(config))}, but the players are {", ".join(sorted(params))}')
+    return {
+        player: optim.optimizer(config[player], params[player], total_steps, f'optim.{player}') for player in params
+    }
+
+
+def make_step(
+    task: Task,
+    optimizers: dict[str, optax.GradientTransformation],
+    preprocess: Callable[[Batch, rng.Context], Batch],
+    micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Array, Batch], tuple[TrainState, Metrics]]:
+    """step(state, seed, batch) -> (state, metrics), where the leaves of batch are (rounds, examples, …).
+
+    preprocess: raw examples to what the losses read (scaling, binarization), on the device.
+    micro_batches: parts that a round's batch is cut into to save memory; the gradients are averaged by weight.
+    axis_name: of the devices, under pmap; there `examples` are this device's share.
+    """
+
+    def step(state: TrainState, seed: Array, batch: Batch) -> tuple[TrainState, Metrics]:
+        rounds, local = jax.tree.leaves(batch)[0].shape[:2]
+        first, total = jnp.int32(0), local
+        if axis_name:
+            first, total = jax.lax.axis_index(axis_name) * local, local * jax.lax.axis_size(axis_name)
+        metrics = {}
+        for r, turns in enumerate(task.rounds):
+            index = r * total + first + jnp.arange(local, dtype=jnp.int32)
+            ctx = rng.context(seed, 'train', state.step, index)
+            view = jax.tree.map(lambda leaf: leaf[r], batch)
+            gradients = []  # all taken before the first is applied: the turns of a round see the same parameters
+            for turn in turns:
+                grads, values, extra = _gradient(turn, state, view, ctx, preprocess, micro_batches, axis_name)
+                state = state._replace(stats=extra.stats, carry=extra.carry)
+                gradients.append((turn.player, grads, values))
+            for player, grads, values in gradients:
+                state, update_values = _apply(player, optimizers[player], state, grads)
+                metrics |= {f'{player}/{name}': value for name, value in {**values, **update_values}.items()}
+        return state._replace(step=state.step + 1), metrics
+
+    return step
+
+
+def _gradient(turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micro_batches: int, axis_name):
+    """(gradient, metrics, extra) of one turn: the mean over the whole batch, over its parts and devices."""
+
+    def part(extra: Extra, batch: Batch, ctx: rng.Context):
+        batch = preprocess(batch, ctx)
+
+        def loss(own: Tree):
+            return turn.loss({**state.params, turn.player: own}, extra, batch, ctx)
+
+        (value, (metrics, extra)), grads = jax.value_and_grad(loss, has_aux=True)(state.params[turn.player])
+        weight = turn.weight(batch) if turn.weight else jnp.float32(ctx.index.shape[0])
+        return (grads, {'loss': value, **metrics}, extra.stats), extra.carry, weight
+
+    extra = Extra(state.stats, state.carry)
+    if micro_batches == 1 and not axis_name:  # the common case: nothing to average
+        (grads, metrics, stats), carry, _ = part(extra, batch, ctx)
+        return grads, metrics, Extra(stats, carry)
+
+    def split(leaf):
+        return leaf.reshape(micro_batches, leaf.shape[0] // micro_batches, *leaf.shape[1:])
+
+    def accumulate(total, piece):
+        carry, batch, index = piece
+        means, carry, weight = part(Extra(state.stats, carry), batch, rng.Context(ctx.key, index, ctx.step))
+        weighted = jax.tree.map(lambda t, mean: t + weight * mean, total[0], means)
+        return (weighted, total[1] + weight), carry
+
+    pieces = jax.tree.map(split, (state.carry, batch, ctx.index))
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda *a: part(*a)[0], extra, batch, ctx)
+    )
+    (weighted, weight), carry = jax.lax.scan(accumulate, (zeros, jnp.float32(0)), pieces)
+    if axis_name:
+        weighted, weight = jax.lax.psum((weighted, weight), axis_name)
+    grads, metrics, stats = jax.tree.map(lambda leaf: leaf / weight, weighted)
+    carry = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry)
+    return grads, metrics, Extra(stats, carry)
+
+
+def _apply(player: str, optimizer: optax.GradientTransformation, state: TrainState, grads: Tree):
+    params = state.params[player]
+    updates, opt = optimizer.update(grads, state.opt[player], params)
+    metrics = {
+        'grad_norm': optax.tree.norm(grads),
+        'update_ratio': optax.tree.norm(updates) / optax.tree.norm(params),
+    }
+    params = optax.apply_updates(params, updates)
+    state = state._replace(params={**state.params, player: params}, opt={**state.opt, player: opt})
+    return state, metrics
+
+
+def fuse(step, gather: Callable[[Tree, Tree], Batch], steps_per_call: int):
+    """call(state, seed, data, feed) -> (state, metrics (steps_per_call,) each), steps_per_call steps of one program.
+
+    gather(data, feed of one step) -> batch: resident data looked up by index, or the streamed batch itself.
+    Every leaf of feed has the axes (steps_per_call, rounds, examples, …).
+    """
+
+    def call(state: TrainState, seed: Array, data: Tree, feed: Tree):
+        def one(state, feed):
+            return step(state, seed, gather(data, feed))
+
+        if steps_per_call == 1:  # no scan: convolutions inside one are many times slower on a CPU
+            state, metrics = one(state, jax.tree.map(lambda leaf: leaf[0], feed))
+            return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+        return jax.lax.scan(one, state, feed)
+
+    return call
+
+
+def replicate(call, execution: str):
+    """`call` over a leading axis of state, seed and feed: by vmap (fast) or lax.map (each bit as the single run)."""
+    if execution == 'vmap':
+        return jax.vmap(call, in_axes=(0, 0, None, 0))
+    return lambda state, seed, data, feed: jax.lax.map(lambda a: call(a[0], a[1], data, a[2]), (state, seed, feed))

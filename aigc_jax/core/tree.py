@@ -1,0 +1,44 @@
+"""Trees by the names of their leaves."""
+
+import re
+from collections.abc import Callable, Iterable
+
+import jax
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Tree
+
+
+def path_name(path) -> str:
+    """'params/model/encoder/Dense_0/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def flatten(tree: Tree) -> dict[str, object]:
+    """{name: leaf}, in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def map_named(function: Callable, tree: Tree, *rest: Tree) -> Tree:
+    """function(name, leaf, *rest_leaves) over the leaves."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def by_rule(rules: Iterable[tuple[str, object]], tree: Tree, default, what: str) -> Tree:
+    """The value of the first rule (regex, value) whose regex is found in a leaf's name; `default` for the rest.
+
+    Raises UserError for a regex that is no regex, or that no leaf's name holds (a misspelt rule does nothing
+    in silence otherwise). `what` names the config field in that message.
+    """
+    rules = tuple(rules)
+    names = list(flatten(tree))
+    for pattern, _ in rules:
+        try:
+            found = any(re.search(pattern, name) for name in names)
+        except re.error as error:
+            raise UserError(f'{what}: {pattern!r} is no regular expression: {error}') from None
+        if not found:
+            raise UserError(f'{what}: {pattern!r} matches no parameter; there are {", ".join(names)}')
+    return map_named(
+        lambda name, _: next((value for pattern, value in rules if re.search(pattern, name)), default), tree
+    )

@@ -1,0 +1,82 @@
+"""What a model is to the rest of the project: a `Task` of pure functions over a `TrainState` of arrays."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Tree = Any  # a pytree of arrays
+Batch = Mapping[str, Array]  # every leaf has the batch axis first
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes, arrays only; no key and no iterator lives here (see core/rng.py).
+
+    step: () int32, optimizer steps done.
+    params, opt: {player: tree}.
+    stats: what all examples share (batch statistics, codebooks); averaged over devices.
+    carry: what has a batch axis (recurrent state between blocks); sharded over devices, never averaged.
+    """
+
+    step: Array
+    params: dict[str, Tree]
+    opt: dict[str, Tree]
+    stats: Tree
+    carry: Tree
+
+
+class Extra(NamedTuple):
+    """The part of the state that a loss reads and renews beside the parameters (see TrainState)."""
+
+    stats: Tree
+    carry: Tree
+
+
+Metrics = dict[str, Array]
+Loss = Callable[[dict[str, Tree], Extra, Batch, Any], tuple[Array, tuple[Metrics, Extra]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One player's update.
+
+    loss(params, extra, batch, ctx) -> (scalar, (metrics, extra)): a mean over the examples (or tokens) of
+        `batch`; differentiated with respect to params[player] alone; ctx is a `rng.Context`.
+    weight(batch) -> scalar: how many examples (or tokens) that mean is over, for micro-batches and devices
+        that hold unequal numbers of them. None: the examples of the batch.
+    """
+
+    player: str
+    loss: Loss
+    weight: Callable[[Batch], Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A model with its objective, as pure functions. The loop never learns how many players there are.
+
+    init(key) -> (params {player: tree}, Extra)
+    rounds: turns inside a round see the same parameters and the same batch; rounds run in order, each on a
+        batch of its own, so that five critic steps see five batches.
+    sample(params, extra, ctx, labels) -> (n, *shape): one sample for each of the n indices of ctx;
+        labels: (n,) int32, or None where the model is unconditional.
+    evaluate(params, extra, batch, ctx) -> {metric: (n,)}: one value an example; None: nothing to say.
+    reconstruct(params, extra, batch, ctx) -> (n, *shape), or None.
+    score: (label, function(params, extra, x (n, *shape), ctx) -> (n,)): a field over data space to draw
+        beneath 2-D points, such as the discriminator's logit; or None.
+    num_classes: of the labels that `sample` wants; 0: unconditional.
+    """
+
+    init: Callable[[Array], tuple[dict[str, Tree], Extra]]
+    rounds: tuple[tuple[Turn, ...], ...]
+    sample: Callable[..., Array]
+    evaluate: Callable[..., Metrics] | None = None
+    reconstruct: Callable[..., Array] | None = None
+    score: tuple[str, Callable[..., Array]] | None = None
+    num_classes: int = 0
+
+    @property
+    def players(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(turn.player for turns in self.rounds for turn in turns))

@@ -1,0 +1,150 @@
+"""From a dataset to batches: one index stream for resident and streamed data, and what happens on the device.
+
+Which examples a step sees is a function of (seed, step) alone: the examples of a run are one long row of
+epochs, each a permutation of the training split, and step s takes places s·R·B … (s+1)·R·B − 1 of it
+(R rounds of B examples). No iterator is ever saved, no remainder of an epoch is dropped.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.types import Array, Batch, Tree
+from aigc_jax.data.dataset import Dataset
+
+BINARIZE = ('none', 'static', 'dynamic', 'threshold')
+SCALES = ('unit', 'symmetric')
+PREFETCHED_CALLS = 2
+
+
+class IndexStream:
+    """Places in the row of epochs -> indices into the training split."""
+
+    def __init__(self, num_examples: int, seed: int):
+        self._num_examples = num_examples
+        self._permutation = functools.lru_cache(maxsize=2)(self._permute)
+        self._key = rng.stream(seed, 'order')
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        with jax.default_device(jax.local_devices(backend='cpu')[0]):
+            key = jax.random.fold_in(self._key, epoch)
+            return np.asarray(jax.random.permutation(key, self._num_examples), np.int32)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """int32 indices of the same shape as `places`."""
+        epochs, offsets = np.divmod(places, self._num_examples)
+        indices = np.empty(places.shape, np.int32)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = self._permutation(int(epoch))[offsets[here]]
+        return indices
+
+
+def places(step: int, steps: int, rounds: int, batch_size: int, rows: range) -> np.ndarray:
+    """(steps, rounds, len(rows)) int64: the places that these rows of each round take from `step` on."""
+    first = np.arange(step * rounds, (step + steps) * rounds).reshape(steps, rounds, 1) * batch_size
+    return first + np.arange(rows.start, rows.stop)
+
+
+def resident_feed(streams, step: int, steps_per_call: int, rounds: int, batch_size: int, rows: range) -> Iterator[Tree]:
+    """Endless feeds of indices for `gather_resident`: (K, R, rows) int32, a leading axis where there are replicas."""
+    while True:
+        where = places(step, steps_per_call, rounds, batch_size, rows)
+        indices = [stream[where] for stream in streams]
+        yield indices[0] if len(indices) == 1 else np.stack(indices)
+        step += steps_per_call
+
+
+def gather_resident(data: Batch, index: Array) -> Batch:
+    """data {name: (N, …)}, index (R, B) -> {name: (R, B, …)}, inside the compiled step."""
+    return {name: jnp.take(value, index, axis=0, mode='clip') for name, value in data.items()}
+
+
+def gather_streamed(data: Tree, batch: Batch) -> Batch:
+    return batch
+
+
+class _Ordered:
+    """A random-access source in the order of the run, as Grain wants it: place among this process's examples."""
+
+    def __init__(self, source, streams, rounds: int, batch_size: int, rows: range, num_places: int):
+        self._args = (source, streams, rounds, batch_size, rows, num_places)
+
+    def __len__(self) -> int:
+        _, streams, _, _, _, num_places = self._args
+        return len(streams) * num_places
+
+    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
+        source, streams, rounds, batch_size, rows, num_places = self._args
+        # Places run through (call, replica, step, round, row); a feed holds all replicas of one call.
+        replica, place = divmod(int(place), num_places)
+        turn, row = divmod(place, len(rows))
+        where = np.int64(turn) * batch_size + rows.start + row
+        return source[int(streams[replica][where[None]][0])]
+
+
+def streamed_feed(
+    source, streams, step: int, total_steps: int, steps_per_call: int, rounds: int, batch_size: int, rows: range
+) -> Iterator[Tree]:
+    """Feeds of examples read by Grain: {name: (K, R, rows, …)}, a leading axis where there are replicas."""
+    import grain.python as grain
+
+    per_step = rounds * len(rows)
+    num_places = total_steps * per_step
+    ordered = _Ordered(source, streams, rounds, batch_size, rows, num_places)
+    shape = (steps_per_call, rounds, len(rows))
+    options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=PREFETCHED_CALLS * steps_per_call * per_step)
+
+    def one(replica):
+        start, stop = replica * num_places + step * per_step, (replica + 1) * num_places
+        dataset = grain.MapDataset.source(ordered)[start:stop].batch(steps_per_call * per_step)
+        return iter(dataset.to_iter_dataset(options))
+
+    for batches in zip(*map(one, range(len(streams))), strict=True):
+        batches = [{k: v.reshape(*shape, *v.shape[1:]) for k, v in batch.items()} for batch in batches]
+        yield batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def make_preprocess(dataset: Dataset, binarize: str, scale: str) -> Callable[[Batch, rng.Context], Batch]:
+    """preprocess(batch, ctx) -> batch with x float32, on the device.
+
+    binarize: 'none'; 'threshold': x > ½; 'static': each pixel drawn once for the whole run and every seed,
+        a function of the pixel's own image (see `binarize_static`); 'dynamic': drawn anew whenever it is seen
+        (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5).
+    scale: integer levels to [0, 1] ('unit') or [−1, 1] ('symmetric'); real numbers stay as they are.
+    """
+    if binarize not in BINARIZE:
+        raise UserError(f'data.binarize: {binarize!r}{near(binarize, BINARIZE)}')
+    if scale not in SCALES:
+        raise UserError(f'data.scale: {scale!r}{near(scale, SCALES)}')
+    if binarize != 'none' and dataset.kind != 'image':
+        raise UserError(f'data.binarize: {binarize} is for images; these data are {dataset.kind}: set it to none')
+    if dataset.levels == 0 and dataset.kind == 'image' and scale == 'symmetric':
+        offset = True
+    else:
+        offset = scale == 'symmetric' and dataset.levels > 0
+
+    def preprocess(batch: Batch, ctx: rng.Context) -> Batch:
+        x = batch['x'].astype(jnp.float32)
+        if dataset.levels > 1:
+            x = x / dataset.levels
+        if binarize == 'dynamic' and dataset.levels != 1:
+            x = (ctx.uniform('binarize', x.shape[1:]) < x).astype(jnp.float32)
+        if binarize == 'threshold':
+            x = (x > 0.5).astype(jnp.float32)
+        return {**batch, 'x': 2 * x - 1 if offset else x}
+
+    return preprocess
+
+
+def binarize_static(x: np.ndarray, levels: int, name: str) -> np.ndarray:
+    """(N, …) intensities -> (N, …) uint8 of 0 and 1, drawn with P(1) = intensity; a function of `name` and place."""
+    if levels == 1:
+        return x
+    draws = np.random.Generator(np.random.PCG64([int.from_bytes(name.encode(), 'little')])).random(x.shape, np.float32)
+    return (draws < x.astype(np.float32) / (levels or 1)).astype(np.uint8)

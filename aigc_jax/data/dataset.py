@@ -1,0 +1,112 @@
+"""What every data source returns: named splits with random access, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.data.mixture import Mixture
+
+_CHUNK = 1000  # examples that `materialize` reads at once
+
+
+class Source(Protocol):
+    """One split. `source[i]` takes an int or an array of ints (shape S) and returns a dict of numpy arrays.
+
+    `x`: shape S + dataset.shape, images uint8 (H, W, C) or float32 in [0, 1], points float32 (D,);
+    `label`: int32, shape S, only where the set has labels. Out of range: IndexError.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index) -> dict[str, Any]: ...
+
+
+class Arrays:
+    """A split in memory: `arrays` is {'x': (N, ...), 'label': (N,)}, read-only; no 'label' without labels."""
+
+    def __init__(self, x: np.ndarray, label: np.ndarray | None = None):
+        arrays = {'x': np.ascontiguousarray(x)}
+        if label is not None:
+            arrays['label'] = np.ascontiguousarray(label, np.int32)
+        if len({len(a) for a in arrays.values()}) != 1:
+            raise ValueError(f'{len(x)} examples but {len(label)} labels')
+        # Views, so that the caller's own arrays stay writeable.
+        self.arrays = {name: array.view() for name, array in arrays.items()}
+        for array in self.arrays.values():
+            array.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self.arrays['x'])
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        return {name: array[index] for name, array in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Splits of one data set.
+
+    Attributes:
+      splits: 'train', 'valid' and 'test', each a Source.
+      kind: 'image' or 'points'.
+      shape: of one example, (H, W, C) or (D,).
+      levels: integer examples lie in 0..levels (digits 16, images 255, binary 1); 0: real numbers.
+      num_classes: labels lie in 0..num_classes-1; 0: no labels.
+      density: the true density, where it is known.
+      licence: as its source states it.
+      fingerprint: sha256 (hex) over what the splits hold.
+    """
+
+    splits: Mapping[str, Source]
+    kind: str
+    shape: tuple[int, ...]
+    levels: int
+    num_classes: int
+    density: Mixture | None
+    licence: str
+    fingerprint: str
+
+
+def from_arrays(splits: Mapping[str, Arrays], *, levels: int, licence: str, num_classes: int = 0,
+                density: Mixture | None = None) -> Dataset:
+    """A Dataset held in memory; examples of rank 3 are images, of rank 1 points."""
+    shape = splits['train'].arrays['x'].shape[1:]
+    return Dataset(splits=dict(splits), kind='image' if len(shape) == 3 else 'points', shape=shape,
+                   levels=levels, num_classes=num_classes, density=density, licence=licence,
+                   fingerprint=_fingerprint(splits))
+
+
+def materialize(source: Source) -> Arrays:
+    """Reads a whole split into memory; one that is there already is returned as it is."""
+    if isinstance(source, Arrays):
+        return source
+    starts = range(0, len(source), _CHUNK)
+    chunks = [source[np.arange(i, min(i + _CHUNK, len(source)))] for i in starts]
+    return Arrays(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
+
+
+def num_held_out(valid_examples: int, train_examples: int, where: str) -> int:
+    """How many of the last training examples become the valid split of a set that has none.
+
+    Raises:
+      UserError: if that leaves either split empty.
+    """
+    if not 0 < valid_examples < train_examples:
+        raise UserError(f'data.valid_examples={valid_examples}: {where} has no valid split, so this many of '
+                        f'its {train_examples} training examples are taken; choose 1..{train_examples - 1}')
+    return valid_examples
+
+
+def _fingerprint(splits: Mapping[str, Arrays]) -> str:
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        for name, array in sorted(splits[split].arrays.items()):
+            digest.update(f'{split}/{name} {array.dtype.str} {array.shape}\n'.encode())
+            digest.update(array.data)
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""Sets that are prepared for TensorFlow Datasets as array_record, read without TensorFlow or the network."""
+
+import hashlib
+import os
+import re
+import shlex
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.data.dataset import Dataset, num_held_out
+
+_NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
+_HASHED_BYTES = 1 << 30  # the fingerprint reads the files of sets up to this size; of larger ones their sizes
+_PEEK = 256              # training images that tell 0/1 from 0..255, where the set itself does not say
+
+
+class Stream:
+    """A split of a TFDS set, read from disk at every access; see dataset.Source. It can be pickled."""
+
+    def __init__(self, source, name: str, key: str, labelled: bool):
+        self._source = source
+        self._name = name
+        self._keys = {'x': key} | ({'label': 'label'} if labelled else {})
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        # Through range, for IndexError: array_record's own ValueError would end no iteration.
+        rows = [range(len(self))[i] for i in np.atleast_1d(index)]
+        try:
+            # Threads read many examples five times faster, and one three times slower.
+            examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
+        except RuntimeError as e:
+            raise RunError(f'{self._name}: a record among {rows[:3]}... cannot be read: {_first_line(e)}') from e
+        batch = {name: np.stack([example[key] for example in examples]) for name, key in self._keys.items()}
+        if 'label' in batch:
+            batch['label'] = batch['label'].astype(np.int32)
+        return batch if np.ndim(index) else {name: array[0] for name, array in batch.items()}
+
+
+def tfds(cfg, where: str) -> Dataset:
+    """The prepared set `where` (NAME, NAME/CONFIG, NAME:1.0.0) in the folder data.dir ('': TFDS's default).
+
+    It has `image` or `x`, uint8 or float32 of a fixed shape, and perhaps a class `label`; splits train and
+    test, and validation or valid, or else the last data.valid_examples training examples are held out. levels
+    is what scripts/prepare_data.py noted, or else 1 if the first training images hold 0 and 1 alone, or 255.
+
+    Raises:
+      UserError: if the set is not there as array_record (with the command that prepares it), is damaged, or
+        lacks one of these.
+    """
+    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    info = builder.info
+    key, shape, dtype, classes = _features(info, where)
+    names = _split_names(cfg, info, where)
+    try:
+        streams = {split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0)
+                   for split, name in names.items()}
+        for stream in streams.values():
+            stream[len(stream) - 1]  # the one read that shows a file missing or cut short
+        levels = 0
+        if dtype == np.uint8:
+            head = streams['train'][np.arange(min(_PEEK, len(streams['train'])))]['x']
+            levels = int((info.metadata or {}).get('levels') or (1 if head.max() <= 1 else 255))
+    except RunError as e:
+        raise UserError(f'{e}; {builder.data_dir} is damaged: prepare it again') from e
+    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
+    return Dataset(splits=streams, kind='image' if len(shape) == 3 else 'points', shape=shape,
+                   levels=levels, num_classes=classes, density=None, licence=licence,
+                   fingerprint=_fingerprint(info, streams))
+
+
+def _builder(name: str, folder: str):
+    """TFDS's builder of a set that lies in `folder` as array_record."""
+    match = _NAME.fullmatch(name)
+    if not match:  # also TFDS's namespaces (huggingface:NAME), which would go to the network
+        raise UserError(f'data.name=tfds:{name}: is no name of a set; write tfds:NAME, tfds:NAME/CONFIG or '
+                        f'tfds:NAME:1.0.0')
+    try:
+        import tensorflow_datasets
+        builder = tensorflow_datasets.builder(name, data_dir=folder, try_gcs=False)
+        if builder.info.splits:
+            builder.as_data_source()
+            return builder
+        prepared_as = ''
+    except ImportError as e:
+        raise UserError(f'data.name=tfds:{name}: needs the package {e.name}: pip install tensorflow-datasets '
+                        f'array_record importlib_resources pillow') from e
+    except NotImplementedError:  # TFDS's answer for files of another format
+        prepared_as = f' (there it is {builder.info.file_format.value})'
+    except tensorflow_datasets.core.DatasetNotFoundError as e:
+        raise UserError(_unknown(name, folder, tensorflow_datasets)) from e
+    except Exception as e:  # a damaged folder: TFDS raises whatever its parsers do
+        raise UserError(f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
+                        f'version, or prepare it again:\n  {_first_line(e)}') from e
+    place = shlex.quote(folder)
+    overwrite = ' --overwrite' if prepared_as else ''
+    raise UserError(
+        f'data.name=tfds:{name}: not prepared as array_record in {folder}{prepared_as}. With internet, run\n'
+        f'  python -m venv tfds_env && tfds_env/bin/pip install tensorflow-datasets tensorflow array_record '
+        f'importlib_resources && tfds_env/bin/tfds build {name} --file_format=array_record --data_dir={place}'
+        f'{overwrite}\n'
+        f'and copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
+        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME '
+        f'--data_dir={place}')
+
+
+def _unknown(name: str, folder: str, tensorflow_datasets) -> str:
+    here = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    mend = near(name, [*here, *tensorflow_datasets.list_builders(with_community_datasets=False)])
+    if not mend.startswith('; did you mean'):  # not all 300 names of TFDS
+        mend = f'; {folder} holds {", ".join(here) or "nothing"}'
+    return f'data.name=tfds:{name}: TFDS has no such set, and it is not in {folder}{mend}'
+
+
+def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
+    """The key, shape and dtype of the examples, and the number of classes."""
+    features = info.features
+    key = next((key for key in ('image', 'x') if key in features), '')
+    if not key:
+        raise UserError(f'data.name=tfds:{name}: has neither image nor x, only {", ".join(features)}; choose '
+                        f'a set of images or points')
+    shape, dtype = features[key].shape, features[key].np_dtype
+    if None in shape or (len(shape), dtype) not in ((3, np.uint8), (3, np.float32), (1, np.float32)):
+        raise UserError(f'data.name=tfds:{name}: {key} is {np.dtype(dtype)} {shape}, not uint8 or float32 of '
+                        f'a fixed shape; resize it into an .npz and use npz:FILE')
+    classes = getattr(features['label'], 'num_classes', None) if 'label' in features else None
+    return key, shape, dtype, classes or 0
+
+
+def _split_names(cfg, info, name: str) -> dict[str, str]:
+    """TFDS's name (or slice) for train, valid and test."""
+    missing = [split for split in ('train', 'test') if split not in info.splits]
+    if missing:
+        raise UserError(f'data.name=tfds:{name}: has no {missing[0]} split, only {", ".join(info.splits)}; '
+                        f'divide it yourself into an .npz and use npz:FILE')
+    valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
+    if valid:
+        return {'train': 'train', 'valid': valid, 'test': 'test'}
+    held_out = num_held_out(cfg.valid_examples, info.splits['train'].num_examples, f'tfds:{name}')
+    return {'train': f'train[:-{held_out}]', 'valid': f'train[-{held_out}:]', 'test': 'test'}
+
+
+def _fingerprint(info, streams: dict[str, Stream]) -> str:
+    """sha256 over name, version, split sizes and the files (their sizes alone above _HASHED_BYTES)."""
+    digest = hashlib.sha256(f'{info.full_name} {[(s, len(x)) for s, x in streams.items()]}\n'.encode())
+    paths = sorted({str(path) for split in info.splits.values() for path in split.filepaths})
+    sizes = [os.path.getsize(path) for path in paths]
+    for path, size in zip(paths, sizes):
+        digest.update(f'{os.path.basename(path)} {size}\n'.encode())
+        if sum(sizes) <= _HASHED_BYTES:
+            with open(path, 'rb') as file:
+                digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,174 @@
+"""Evaluation and sampling of any task, on the state of one replica."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.core import optim, parallel, rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.files import atomic_write
+from aigc_jax.core.types import Extra, TrainState
+from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
+from aigc_jax.experiment import Experiment
+
+Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci' or 'perfect' where there is one}}
+_SURFACE_POINTS = 100  # along each axis
+_NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
+
+
+class Evaluator:
+    """The compiled functions of one experiment; each sees the averaged parameters where an average is kept."""
+
+    def __init__(self, experiment: Experiment):
+        self._experiment, task, plan = experiment, experiment.task, experiment.plan
+        shards = math.prod(plan.mesh.shape[axis] for axis in parallel.BATCH_AXES)
+        self._chunk = experiment.config.eval.batch_size
+        fits = not plan.replicas and plan.mode == 'jit' and self._chunk % shards == 0
+        self._placement = plan.examples if fits else plan.replicated
+
+        def compiled(function, stream):
+            def call(state, seed, index, *args):
+                params = optim.averaged(state.params, state.opt)
+                ctx = rng.context(seed, stream, 0, index)  # the same draws at every step: curves stay comparable
+                return function(params, Extra(state.stats, state.carry), *args, ctx)
+
+            return jax.jit(call, out_shardings=plan.replicated) if plan.mode == 'jit' else jax.jit(call)
+
+        def on_batch(function):
+            return lambda params, extra, batch, ctx: function(params, extra, experiment.preprocess(batch, ctx), ctx)
+
+        def originals(params, extra, batch, ctx):
+            x = batch['x']
+            return (x + 1) / 2 if experiment.config.data.scale == 'symmetric' and experiment.dataset.levels else x
+
+        swap = lambda function: lambda params, extra, x, ctx: function(params, extra, ctx, x)  # noqa: E731
+        self._evaluate = compiled(on_batch(task.evaluate), 'eval') if task.evaluate else None
+        self._sample = compiled(swap(task.sample), 'sample')
+        self._originals = compiled(on_batch(originals), 'eval')
+        self._reconstruct = compiled(on_batch(task.reconstruct), 'eval') if task.reconstruct else None
+        self._score = compiled(task.score[1], 'score') if task.score else None
+
+    def evaluate(self, state: TrainState, seed: int, split: str) -> Results:
+        """Means over a split with their 95 % intervals; metrics of samples where the data's density is known."""
+        results = {}
+        if self._evaluate:
+            n = len(self._experiment.dataset.splits[split])
+            for name, values in self._over_split(self._evaluate, state, seed, split, n).items():
+                values = values.astype(np.float64)
+                ci = _NORMAL_95 * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+                results[name] = {'value': float(values.mean()), 'ci': float(ci), 'n': n}
+        density = self._experiment.dataset.density
+        if density is not None:
+            n = self._experiment.config.eval.num_samples
+            samples = self.sample(state, seed, n)
+            perfect = perfect_sampler(density, n)
+            finite = np.isfinite(samples).all()
+            found = mixture_metrics(samples, density) if finite else dict.fromkeys(perfect, math.nan)
+            for name, value in found.items():
+                results[f'samples/{name}'] = {'value': float(value), 'perfect': float(perfect[name]), 'n': n}
+        return results
+
+    def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
+        """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""
+        classes = self._experiment.task.num_classes
+        if classes and labels is None:
+            labels = np.arange(n, dtype=np.int32) % classes
+
+        def one(index):
+            return self._sample(state, np.int32(seed), index, None if not classes else jnp.asarray(labels)[index])
+
+        return self._in_chunks(one, n)
+
+    def reconstruct(self, state: TrainState, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(originals, reconstructions) of the first n examples of a split, or None where the task has none."""
+        if not self._reconstruct:
+            return None
+        n = min(n, len(self._experiment.dataset.splits[split]))
+        pair = (self._originals, self._reconstruct)
+        return tuple(self._over_split(function, state, seed, split, n) for function in pair)
+
+    def surface(self, state: TrainState, seed: int, extent: tuple[float, float, float, float]):
+        """(xs, ys, values (len(ys), len(xs)), label) of the task's score over a rectangle; None where it has none."""
+        if not self._score or self._experiment.dataset.shape != (2,):
+            return None
+        xs = np.linspace(extent[0], extent[1], _SURFACE_POINTS)
+        ys = np.linspace(extent[2], extent[3], _SURFACE_POINTS)
+        points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
+        one = lambda index: self._score(state, np.int32(seed), index, points[index])  # noqa: E731
+        values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
+        return xs, ys, values, self._experiment.task.score[0]
+
+    def _over_split(self, function, state, seed, split, n):
+        def one(index):
+            examples = parallel.put(self._experiment.examples(split, index), self._placement)
+            return function(state, np.int32(seed), index, examples)
+
+        return self._in_chunks(one, n)
+
+    def _in_chunks(self, one: Callable, n: int):
+        """`one` over index chunks of one shape (the last is filled up, and cut), joined on the host."""
+        chunk = min(self._chunk, n) if self._placement.is_fully_replicated else self._chunk
+        parts = []
+        for start in range(0, n, chunk):
+            index = np.minimum(np.arange(start, start + chunk, dtype=np.int32), n - 1)
+            parts.append(parallel.fetch(one(index)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+
+
+def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:
+    """evaluation.json: {"step", metric: {"value", …}}; with replicas each metric is their mean, "values" by seed."""
+    atomic_write(path, json.dumps({'step': step, **_finite(across(by_seed))}, indent=2) + '\n')
+
+
+def across(by_seed: dict[int, Results]) -> Results:
+    """One replica's results as they are; several as their mean, its 95 % interval over seeds, and the values."""
+    if len(by_seed) == 1:
+        return next(iter(by_seed.values()))
+    from scipy.stats import t as student
+
+    joined = {}
+    for name, first in next(iter(by_seed.values())).items():
+        values = {str(seed): results[name]['value'] for seed, results in by_seed.items()}
+        alive = np.array([value for value in values.values() if math.isfinite(value)])
+        ci = student.ppf(0.975, len(alive) - 1) * alive.std(ddof=1) / math.sqrt(len(alive)) if len(alive) > 1 else math.nan
+        mean = float(alive.mean()) if len(alive) else math.nan
+        joined[name] = {**first, 'value': mean, 'ci': float(ci), 'seeds': len(alive), 'values': values}
+    return joined
+
+
+def table(results: Results) -> str:
+    """The evaluation for a person: one metric a line."""
+    lines = []
+    for name, found in results.items():
+        ci = f' ± {found["ci"]:.4g}' if math.isfinite(found.get('ci', math.nan)) else ''
+        perfect = f'  perfect sampler {found["perfect"]:.5g}' if 'perfect' in found else ''
+        seeds = f', {found["seeds"]} seeds' if 'seeds' in found else ''
+        lines.append(f'{name:<32} {found["value"]:>12.6g}{ci:<14}{perfect}  (n={found["n"]}{seeds})')
+    return '\n'.join(lines)
+
+
+def parse_labels(text: str, n: int, num_classes: int) -> np.ndarray | None:
+    """--labels=3 or --labels=0,1,2 (repeated as often as needed) -> (n,) int32. Raises UserError."""
+    if not text:
+        return None
+    if not num_classes:
+        raise UserError('--labels: this model is unconditional (model.conditional is False)')
+    try:
+        labels = np.array([int(part) for part in text.split(',')], np.int32)
+    except ValueError:
+        raise UserError(f'--labels={text}: whole numbers, separated by commas') from None
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(f'--labels={text}: the classes are 0 to {num_classes - 1}')
+    return np.resize(labels, n)
+
+
+def _finite(value):
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,161 @@
+"""From a config to everything that a mode of the command line needs; nothing is written here."""
+
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from aigc_jax import config as config_lib
+from aigc_jax import data, tasks
+from aigc_jax.checkpoint import Checkpoints
+from aigc_jax.core import parallel
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
+from aigc_jax.core.types import TrainState, Tree
+from aigc_jax.data import batching
+
+
+class Experiment:
+    """The data, the task and the compiled calls of one config. Raises UserError for what does not fit.
+
+    seeds: (replicas,) ints, or one; a state has a leading axis of replicas where there are several.
+    """
+
+    def __init__(self, config: ConfigDict, devices: list | None = None):
+        self.config = config
+        self.plan = parallel.make_plan(
+            config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
+        )
+        self.dataset = data.load(config.data)
+        for split in (config.eval.split, config.eval.final_split):
+            if split not in self.dataset.splits:
+                raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
+        self.preprocess = batching.make_preprocess(self.dataset, config.data.binarize, config.data.scale)
+        self.task = tasks.make(config, self.dataset)
+        self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
+        self.seeds = [config.seed + k for k in range(config.num_seeds)]
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, nothing computed: the template that a checkpoint must fit."""
+        state = jax.eval_shape(lambda: create_state(self.task, self.optimizers, 0))
+        if self.plan.replicas:
+            state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.plan.replicas, *x.shape), x.dtype), state)
+        placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+        return jax.tree.map(placed, state, self.plan.state_sharding(state))
+
+    def create_state(self, params: Tree | None = None) -> TrainState:
+        """The state at step 0; `params` (of `init_from`) take the place of the drawn ones."""
+
+        @jax.jit
+        def create(seed):
+            return create_state(self.task, self.optimizers, seed, params)
+
+        # One program for every seed, so that a replica starts with the very bits of its single run.
+        states = [jax.device_get(create(np.int32(seed))) for seed in self.seeds]
+        state = jax.tree.map(lambda *x: np.stack(x), *states) if self.plan.replicas else states[0]
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        return jax.tree.map(parallel.put, state, shardings)
+
+    @functools.cached_property
+    def seed_array(self) -> jax.Array:
+        seeds = np.asarray(self.seeds, np.int32)
+        return parallel.put(seeds if self.plan.replicas else seeds[0], self.plan.seeds)
+
+    def train_call(self):
+        """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
+        step = make_step(
+            self.task, self.optimizers, self.preprocess, self.config.micro_batches, self.plan.axis_name
+        )
+        gather = batching.gather_streamed if self.config.data.stream else batching.gather_resident
+        return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
+
+    def resident_data(self) -> Tree:
+        """The training split on the devices; nothing where it is streamed."""
+        if self.config.data.stream:
+            return {}
+        return parallel.put(dict(self._split('train').arrays), self.plan.replicated)
+
+    def feeds(self, step: int) -> Iterator[Tree]:
+        """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
+        config, source = self.config, self.dataset.splits['train']
+        streams = [batching.IndexStream(len(source), seed) for seed in self.seeds]
+        rows = self.plan.local_rows(config.batch_size)
+        shape = (config.steps_per_call, len(self.task.rounds), config.batch_size, rows)
+        if config.data.stream:
+            feeds = batching.streamed_feed(self._stream_source(), streams, step, config.total_steps, *shape)
+        else:
+            feeds = batching.resident_feed(streams, step, *shape)
+        return (self.plan.put_feed(feed, config.batch_size) for feed in feeds)
+
+    def examples(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these places of a split, as they are stored, {name: (n, …)}."""
+        return self._split(split)[index]
+
+    @functools.lru_cache(maxsize=8)
+    def _split(self, split: str):
+        source = self.dataset.splits[split]
+        source = source if hasattr(source, 'arrays') else data.materialize(source)
+        if self.config.data.binarize != 'static':
+            return source
+        arrays = dict(source.arrays)
+        return data.Arrays(**{**arrays, 'x': batching.binarize_static(arrays['x'], self.dataset.levels, split)})
+
+    def _stream_source(self):
+        # Static binarization draws a split as a whole, so it is streamed from memory.
+        in_memory = self.config.data.binarize == 'static' or hasattr(self.dataset.splits['train'], 'arrays')
+        return self._split('train') if in_memory else self.dataset.splits['train']
+
+    def replica(self, state: TrainState, k: int) -> TrainState:
+        """The state of replica k, without its axis; the state itself where there are none."""
+        if not self.plan.replicas:
+            return state
+        return jax.jit(lambda s: jax.tree.map(lambda x: x[k], s), out_shardings=self.plan.replicated)(state)
+
+
+def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):
+    """(Experiment, TrainState) of a run's folder; step: a number, 'best', or None for the newest checkpoint.
+
+    overrides: [('data.x' or 'eval.x', text), …]. Raises UserError.
+    """
+    config = config_lib.from_json(workdir / 'config.json')
+    config_lib.override(config, list(overrides), only=config_lib.DATA_AND_EVAL)
+    config_lib.check(config)
+    # A finished run is looked at on one device, whatever it was trained on.
+    config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
+    experiment = Experiment(config, devices=jax.local_devices()[:1])
+    checkpoints = open_checkpoints(workdir, config, read_only=True)
+    try:
+        if checkpoints.latest() is None:
+            raise UserError(f'{workdir}: there is no checkpoint yet; train it first (--mode=train)')
+        return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
+    finally:
+        checkpoints.close()
+
+
+def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool = False) -> Checkpoints:
+    return Checkpoints(
+        workdir / 'checkpoints', config.keep_checkpoints, config.eval.best_metric, config.eval.best_mode, read_only
+    )
+
+
+def initial_params(experiment: Experiment) -> Tree | None:
+    """The newest parameters of the run that `init_from` names; None where it names none. Raises UserError."""
+    if not experiment.config.init_from:
+        return None
+    folder = pathlib.Path(experiment.config.init_from).expanduser()
+    theirs = config_lib.from_json(folder / 'config.json')
+    if theirs.num_seeds > 1:
+        raise UserError(f'init_from: {folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
+    checkpoints = open_checkpoints(folder, theirs, read_only=True)
+    try:
+        if checkpoints.latest() is None:
+            raise UserError(f'init_from: {folder} has no checkpoint')
+        template = jax.eval_shape(lambda: create_state(experiment.task, experiment.optimizers, 0)).params
+        return checkpoints.restore_params(checkpoints.latest(), template)
+    finally:
+        checkpoints.close()
+

@@ -1,0 +1,290 @@
+"""Training: one loop for every model. Its order is fixed: evaluate → save → feed → call → log."""
+
+import math
+import pathlib
+import signal
+import time
+
+import jax
+import numpy as np
+
+from aigc_jax import config as config_lib
+from aigc_jax import evaluate, manifest, pictures
+from aigc_jax.core import parallel
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.files import atomic_write
+from aigc_jax.core.types import TrainState
+from aigc_jax.experiment import Experiment, initial_params, open_checkpoints
+from aigc_jax.writer import Progress, Writer
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after saving. exit_code is what the shell expects of it."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f'{signal.Signals(number).name}: saved at step {step}; the same command goes on from there')
+        self.exit_code = 128 + number
+
+
+def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
+    """Trains, or goes on training, the run in `workdir`. clock: seconds of what went before, for timing.jsonl.
+
+    Raises UserError before anything is written; RunError on NaN or a full disk, with the last good checkpoint
+    kept; Interrupted after saving.
+    """
+    resumes = _check_workdir(config, workdir)
+    began = time.perf_counter()
+
+    def lap(name):
+        nonlocal began
+        clock[name], began = time.perf_counter() - began, time.perf_counter()
+
+    experiment = Experiment(config)
+    lap('data')
+    params = None if resumes else initial_params(experiment)
+    checkpoints = open_checkpoints(workdir, config) if resumes else None
+    if checkpoints and checkpoints.latest() is not None:
+        state = checkpoints.restore(checkpoints.latest(), experiment.abstract_state)
+    else:
+        state = experiment.create_state(params if params is not None else initial_params(experiment))
+    start = int(np.ravel(parallel.fetch(state.step))[0])
+    if start > config.total_steps:
+        raise UserError(f'total_steps: {config.total_steps}, but {workdir} is at step {start} already')
+    lap('state')
+    feeds = experiment.feeds(start)
+    data = experiment.resident_data()
+    call = experiment.train_call()
+    if start < config.total_steps:
+        feed = next(feeds)
+        lap('feed')
+        call = call.lower(state, experiment.seed_array, data, feed).compile()
+        lap('compile')
+    first = jax.process_index() == 0
+    if first:
+        atomic_write(workdir / 'config.json', config_lib.to_json(config))
+        manifest.write(workdir / 'manifest.json', experiment, start)
+    checkpoints = checkpoints or open_checkpoints(workdir, config)
+    loop = _Loop(experiment, workdir, checkpoints, start, first)
+    loop.log.timing(event='start', step=start, seconds={**clock})
+    with _Signals() as signals:
+        try:
+            while not loop.finished(state, signals):
+                began = time.perf_counter()
+                state, metrics = call(state, experiment.seed_array, data, feed)
+                loop.called(state, metrics)
+                feed = next(feeds) if loop.step < config.total_steps else None  # while the device computes
+            loop.conclude(state)
+        finally:
+            loop.close()
+
+
+class _Loop:
+    """What happens between the calls: evaluation, checkpoints, logs, early stopping, and the end."""
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, checkpoints, start: int, first: bool):
+        self.experiment, self.workdir, self.checkpoints = experiment, workdir, checkpoints
+        self.config, self.start, self.step = experiment.config, start, start
+        self.log = Writer(workdir, start) if first else _Silent()
+        self.progress = Progress(self.config.total_steps, start) if first else _Silent()
+        self.evaluator = evaluate.Evaluator(experiment)
+        self.pending = None  # metrics of the last call, fetched while the next one runs
+        self.seeds = experiment.seeds if experiment.plan.replicas else [None]
+        rows = self.log.rows()
+        self.diverged = {row['seed'] for row in rows if 'diverged' in row}
+        self.values = [v for v in map(self._watched, _by_step(rows, 'eval')) if v is not None]
+        # Virtual devices and processes on CPUs can deadlock in a collective when calls run ahead of each other.
+        self.blocking = jax.default_backend() == 'cpu' and experiment.plan.mesh.size > 1
+        self.logged_at = time.perf_counter()
+
+    def called(self, state: TrainState, metrics) -> None:
+        """After each call: fetch what the call before it returned."""
+        if self.blocking:
+            jax.block_until_ready(state)
+        self.step += self.config.steps_per_call
+        self._drain()
+        self.pending = self.step, metrics
+        self.progress.update(self.step)
+
+    def finished(self, state: TrainState, signals: '_Signals') -> bool:
+        """Before each call: evaluate and save where it is due. True where training is over."""
+        config, new, results = self.config, self.step > self.start, None
+        asked = signals.requested(self.step % config.log_every_steps == 0)
+        over = self.step >= config.total_steps
+        if new and self.step % config.eval_every_steps == 0:
+            self._drain()
+            results = self._evaluate(state)
+        over = over or self._out_of_patience()
+        if new and (self.step % config.checkpoint_every_steps == 0 or over or asked):
+            self._drain()
+            self.log.flush()
+            began = time.perf_counter()
+            self.checkpoints.save(self.step, state, results)
+            self.log.timing(event='checkpoint', step=self.step, seconds=time.perf_counter() - began)
+        if asked and not over:
+            raise Interrupted(asked, self.step)
+        return over
+
+    def conclude(self, state: TrainState) -> None:
+        """The final evaluation, evaluation.json and the pictures."""
+        by_seed = self._results(state, self.config.eval.final_split)
+        for seed, results in by_seed.items():
+            self._row('final', {name: found['value'] for name, found in results.items()}, seed)
+        if jax.process_index() == 0:
+            evaluate.write(self.workdir / 'evaluation.json', self.step, {seed or 0: r for seed, r in by_seed.items()})
+        for k, seed in enumerate(self.seeds):
+            self._draw(state, k, seed, f'{self.step:08d}')
+        self.log.flush()
+
+    def close(self) -> None:
+        self.progress.close()
+        self.log.close()
+        self.checkpoints.close()
+
+    def _drain(self) -> None:
+        """Logs the pending metrics where that is due; raises RunError on NaN, or marks the replica that diverged."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = {name: np.asarray(value) for name, value in sorted(parallel.fetch(metrics).items())}
+        for k, seed in enumerate(self.seeds):
+            own = {name: value[k] if seed is not None else value for name, value in metrics.items()}
+            self._check_finite(step, own, seed)
+            if step % self.config.log_every_steps == 0:
+                # The mean over the call's steps: smoother than one step, and the same after a resume.
+                self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
+        if step % self.config.log_every_steps == 0:
+            shown = {name: float(value.mean()) for name, value in metrics.items()}
+            now = time.perf_counter()
+            speed, self.logged_at = self.config.log_every_steps / (now - self.logged_at), now
+            self.progress.log(step, dict(sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))))
+            self.log.timing(event='log', step=step, steps_per_second=speed)
+
+    def _check_finite(self, step: int, metrics: dict[str, np.ndarray], seed: int | None) -> None:
+        if seed in self.diverged:
+            return
+        found = [(int(np.argmin(np.isfinite(v))), name) for name, v in metrics.items() if not np.isfinite(v).all()]
+        if not found:
+            return
+        offset, name = min(found)
+        at = step - self.config.steps_per_call + offset + 1
+        value = metrics[name][offset]
+        if seed is None:
+            raise RunError(
+                f'step {at}: {name} is {value}; training stopped. The last good checkpoint is '
+                f'{self.checkpoints.latest() or "none"}; try a lower learning rate, or optim.*.clip_norm.'
+            )
+        self.diverged.add(seed)
+        self._row('train', {'diverged': 1.0}, seed, at)
+        if len(self.diverged) == len(self.seeds):
+            raise RunError(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        began = time.perf_counter()
+        by_seed = self._results(state, self.config.eval.split)
+        for seed, results in by_seed.items():
+            self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
+        self._draw(state, 0, self.seeds[0], f'{self.step:08d}')
+        values = {name: found['value'] for name, found in evaluate.across(by_seed).items()}
+        watched = self._watched(values)
+        if watched is not None:
+            self.values.append(watched)
+        self.log.timing(event='evaluation', step=self.step, seconds=time.perf_counter() - began)
+        self.logged_at = time.perf_counter()
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def _results(self, state: TrainState, split: str):
+        return {
+            seed: self.evaluator.evaluate(self.experiment.replica(state, k), self.experiment.seeds[k], split)
+            for k, seed in enumerate(self.seeds)
+        }
+
+    def _draw(self, state: TrainState, k: int, seed: int | None, name: str) -> None:
+        own = self.experiment.replica(state, k)
+        if jax.process_count() > 1:  # every process computes, one writes: what is drawn must be whole on each
+            own = parallel.fetch(own)
+        if jax.process_index() == 0:
+            name = name if seed is None else f'{name}_seed{seed}'
+            pictures.draw(self.workdir, name, self.experiment, self.evaluator, own, self.experiment.seeds[k], self.log.rows())
+
+    def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
+        self.log.metrics(self.step if step is None else step, split, values, seed)
+
+    def _watched(self, values: dict) -> float | None:
+        """The metric that early stopping watches, as 'lower is better'."""
+        name = self.config.eval.best_metric
+        if not name or values.get(name) is None:
+            return None
+        return values[name] if self.config.eval.best_mode == 'min' else -values[name]
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.eval.patience
+        return bool(patience) and len(self.values) - 1 - int(np.argmin(self.values or [0.0])) >= patience
+
+
+class _Signals:
+    """SIGINT and SIGTERM as a wish to stop after the present call; a second one stops at once."""
+
+    def __enter__(self):
+        self._number = 0
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self._number:
+            raise KeyboardInterrupt
+        self._number = number
+
+    def requested(self, agree: bool) -> int:
+        """The signal's number, or 0. Several processes agree on it, at the steps where all ask."""
+        if jax.process_count() == 1:
+            return self._number
+        if not agree:
+            return 0
+        from jax.experimental import multihost_utils
+
+        return int(np.max(multihost_utils.process_allgather(np.int32(self._number))))
+
+
+class _Silent:
+    """Stands in for the writer and the progress line on every process but the first."""
+
+    def rows(self):
+        return []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: None
+
+
+def _check_workdir(config, workdir: pathlib.Path) -> bool:
+    """True where a run of this very config is there. Raises UserError where another is."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'--workdir: {workdir} is a file')
+    if not (workdir / 'config.json').exists():
+        if (workdir / 'checkpoints').exists():
+            raise UserError(f'--workdir: {workdir} holds checkpoints but no config.json; name another folder')
+        return False
+    differing = config_lib.differing(config, config_lib.from_json(workdir / 'config.json'))
+    if differing:
+        raise UserError(
+            f'--workdir: {workdir} holds a run of another config; differing: {"; ".join(differing)}\n'
+            'Name another folder, or give the config that is there (total_steps alone may grow).'
+        )
+    return True
+
+
+def _by_step(rows: list[dict], split: str) -> list[dict]:
+    """One row a step: the mean over replicas where there are several."""
+    steps = {}
+    for row in rows:
+        if row['split'] == split:
+            steps.setdefault(row['step'], []).append(row)
+    joined = []
+    for same in steps.values():
+        names = {name for row in same for name in row if name not in ('step', 'split', 'seed')}
+        alive = {name: [row[name] for row in same if row.get(name) is not None] for name in names}
+        joined.append({name: float(np.mean(values)) if values else None for name, values in alive.items()})
+    return joined

@@ -1,0 +1,133 @@
+"""The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
+
+import os
+import pathlib
+import sys
+import time
+
+_STARTED = time.perf_counter()
+
+from absl import app, flags  # noqa: E402
+
+from aigc_jax import config as config_lib  # noqa: E402
+from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
+
+MODES = ('train', 'evaluate', 'sample')
+FLAGS = flags.FLAGS
+flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two read the config of the workdir')
+flags.DEFINE_string('workdir', None, 'the run\'s folder; the same command again resumes the run in it')
+flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
+flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1)
+flags.DEFINE_integer('seed', 0, 'sample: of the random draws')
+flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or 0,1,2 (repeated in turn)')
+# Documentation alone: `config_lib.split_arguments` takes these off the command line before absl reads it.
+flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=VALUE to set single fields')
+
+_given: dict = {}
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's flags_parser: our --config flags, then absl's; mistakes end in one line and exit code 2."""
+    try:
+        rest, _given['config'], _given['overrides'] = config_lib.split_arguments(argv)
+        try:
+            left = FLAGS(rest)
+        except flags.Error as error:
+            raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
+        if len(left) > 1:
+            raise UserError(f'{left[1]!r} is no flag; flags begin with --')
+        if FLAGS.mode not in MODES:
+            raise UserError(f'--mode: {FLAGS.mode!r}{near(FLAGS.mode, MODES)}')
+        if not FLAGS.workdir:
+            raise UserError('--workdir: missing; name the folder of the run')
+        if FLAGS.mode == 'train' and not _given['config']:
+            raise UserError('--config: missing; name a config, such as configs/gan.py')
+        if FLAGS.mode != 'train' and _given['config']:
+            raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
+    except UserError as error:
+        _end(error)
+    return left
+
+
+def main(_: list[str]) -> None:
+    try:
+        _run()
+    except (UserError, RunError) as error:
+        _end(error)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def _run() -> None:
+    workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    if FLAGS.mode == 'train':
+        config = config_lib.load(_given['config'], _given['overrides'])
+    began = time.perf_counter()
+    _set_up_jax()
+    if FLAGS.mode == 'train':
+        from aigc_jax import loop
+
+        clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
+        try:
+            loop.train(config, workdir, clock)
+        except loop.Interrupted as error:
+            _end(error)
+    elif FLAGS.mode == 'evaluate':
+        _evaluate(workdir)
+    else:
+        _sample(workdir)
+
+
+def _evaluate(workdir: pathlib.Path) -> None:
+    from aigc_jax import evaluate
+    from aigc_jax.experiment import open_run
+
+    experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
+    evaluator, by_seed = evaluate.Evaluator(experiment), {}
+    for k, seed in enumerate(experiment.seeds):
+        by_seed[seed] = evaluator.evaluate(experiment.replica(state, k), seed, experiment.config.eval.final_split)
+    step = int(experiment.replica(state, 0).step)
+    evaluate.write(workdir / 'evaluation.json', step, by_seed)
+    print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')
+    print(evaluate.table(evaluate.across(by_seed)))
+
+
+def _sample(workdir: pathlib.Path) -> None:
+    from aigc_jax import evaluate, pictures
+    from aigc_jax.experiment import open_run
+
+    experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
+    n, classes = FLAGS.num_samples, experiment.task.num_classes
+    labels = evaluate.parse_labels(FLAGS.labels, n, classes)
+    evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    for k, seed in enumerate(experiment.seeds):
+        samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
+        name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
+        path = workdir / 'samples' / name
+        pictures.save_samples(path, experiment, samples, labels)
+        print(path.with_suffix('.npz'))
+
+
+def _set_up_jax() -> None:
+    """The compilation cache, on unless the user says otherwise; several processes, where a cluster started them."""
+    import jax
+
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
+        jax.config.update('jax_compilation_cache_dir', str(home / 'aigc_jax' / 'xla'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    if 'JAX_NUM_PROCESSES' in os.environ:
+        count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    elif int(os.environ.get('SLURM_NTASKS', 1)) > 1 or 'OMPI_COMM_WORLD_SIZE' in os.environ:
+        jax.distributed.initialize()
+
+
+def _end(error: Exception) -> None:
+    print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+if __name__ == '__main__':
+    app.run(main, flags_parser=parse)

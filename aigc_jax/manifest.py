@@ -1,0 +1,92 @@
+"""manifest.json: what a run was made with, so that another can make it again."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import jax
+
+from aigc_jax.core.files import atomic_write
+from aigc_jax.experiment import Experiment
+
+PACKAGES = (
+    'aigc_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'ml_collections', 'absl-py', 'numpy', 'grain',
+    'tensorflow-datasets', 'scikit-learn',
+)  # fmt: skip
+_MOST_DIFF = 200_000  # characters
+
+
+def write(path: pathlib.Path, experiment: Experiment, step: int) -> None:
+    """Writes the manifest; a resumed run adds its command line and step to `starts` and keeps the earlier ones."""
+    earlier = json.loads(path.read_text())['starts'] if path.exists() else []
+    config, dataset = experiment.config, experiment.dataset
+    start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
+    manifest = {
+        **_commit(),
+        'packages': {name: _version(name) for name in PACKAGES},
+        'python': platform.python_version(),
+        'device': {
+            'platform': jax.default_backend(),
+            'kind': jax.devices()[0].device_kind,
+            'count': jax.device_count(),
+            'processes': jax.process_count(),
+            'mesh': dict(experiment.plan.mesh.shape),
+            'machine': platform.machine(),
+            'instruction_set': _instruction_set(),
+            'cores': os.cpu_count(),
+        },
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
+        'execution': {
+            'mode': config.parallel.mode,
+            'steps_per_call': config.steps_per_call,
+            'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
+        },
+        'seeds': experiment.seeds,
+        'data': {
+            'name': config.data.name,
+            'fingerprint': dataset.fingerprint,
+            'licence': dataset.licence,
+            'sizes': {split: len(source) for split, source in dataset.splits.items()},
+        },
+        'starts': [*earlier, start],
+    }
+    atomic_write(path, json.dumps(manifest, indent=2) + '\n')
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, str | None]:
+    """The commit of the code that runs and what differs from it; nothing where it runs from no clone."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            command = ['git', '-C', str(root), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20, errors='replace')
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    if not (root / '.git').exists():
+        return {'commit': None, 'diff': None}
+    commit, diff = git('rev-parse', 'HEAD'), git('diff', 'HEAD')
+    return {'commit': commit and commit.strip(), 'diff': diff and diff[:_MOST_DIFF]}
+
+
+def _instruction_set() -> str:
+    """The widest vector instructions of the processor: results may differ between them in the last bits."""
+    try:
+        flags = pathlib.Path('/proc/cpuinfo').read_text().partition('flags')[2].partition('\n')[0].split()
+    except OSError:
+        return 'unknown'
+    return next((name for name in ('amx_tile', 'avx512f', 'avx2', 'avx', 'sse4_2') if name in flags), 'baseline')

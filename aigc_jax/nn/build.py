@@ -1,0 +1,29 @@
+"""From config fields to modules."""
+
+import inspect
+from typing import Any
+
+import jax.numpy as jnp
+
+from aigc_jax.core.errors import UserError, near
+
+PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def build(module: type, what: str, config: Any, **given):
+    """module(**config, **given); a misspelt or missing field is an error that names it, as `what`.FIELD."""
+    known = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
+    for name in config:
+        if name not in known:
+            raise UserError(f'{what}.{name}: {module.__name__} has no such field{near(name, known)}')
+    for name in known:
+        if name not in config:
+            raise UserError(f'{what}.{name}: {module.__name__} needs this field')
+    return module(**config, **given)
+
+
+def compute_dtype(precision: str):
+    """The dtype of the products; the parameters stay float32 (Micikevicius et al. 2018, section 3.1)."""
+    if precision not in PRECISIONS:
+        raise UserError(f'precision: {precision!r}{near(precision, PRECISIONS)}')
+    return PRECISIONS[precision]

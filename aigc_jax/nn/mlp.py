@@ -1,0 +1,103 @@
+"""Fully connected networks: encoder, decoder, generator, discriminator. Shapes in, shapes out, no loss.
+
+Parameters are float32; `dtype` is what the products are computed in. The outputs are float32 whatever it is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.types import Array
+
+ACTIVATIONS = ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid')
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    if name not in ACTIVATIONS:
+        raise UserError(f'activation: {name!r}{near(name, ACTIVATIONS)}')
+    return getattr(jax.nn, name)
+
+
+def flat_dim(shape: Sequence[int]) -> int:
+    return math.prod(shape)
+
+
+class MLP(nn.Module):
+    """(n, …) and an optional condition (n, c) -> (n, out_dim) float32."""
+
+    features: Sequence[int]
+    out_dim: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None) -> Array:
+        x = x.reshape(x.shape[0], -1)
+        if condition is not None:
+            x = jnp.concatenate([x, condition], axis=-1)
+        for features in self.features:
+            x = activation(self.activation)(nn.Dense(features, dtype=self.dtype)(x))
+        return nn.Dense(self.out_dim, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class Encoder(nn.Module):
+    """x (n, …) -> mean and log-variance of q(z given x), (n, latent_dim) each."""
+
+    features: Sequence[int]
+    latent_dim: int
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
+        out = MLP(self.features, 2 * self.latent_dim, self.activation, self.dtype, name='mlp')(x, condition)
+        return out[:, : self.latent_dim], out[:, self.latent_dim :]
+
+
+class Decoder(nn.Module):
+    """z (n, latent_dim) -> the natural parameters of p(x given z): logits or means, (n, *shape).
+
+    A decoder sees z (and the condition) alone, never what the encoder saw.
+    """
+
+    features: Sequence[int]
+    shape: Sequence[int]
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None) -> Array:
+        out = MLP(self.features, flat_dim(self.shape), self.activation, self.dtype, name='mlp')(z, condition)
+        return out.reshape(-1, *self.shape)
+
+
+class Generator(nn.Module):
+    """z (n, latent_dim) -> x (n, *shape), inside [−1, 1] where `bounded`."""
+
+    features: Sequence[int]
+    shape: Sequence[int]
+    activation: str
+    bounded: bool
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None) -> Array:
+        x = Decoder(self.features, self.shape, self.activation, self.dtype, name='decoder')(z, condition)
+        return jnp.tanh(x) if self.bounded else x
+
+
+class Discriminator(nn.Module):
+    """x (n, …) -> logit of 'x is real' (n,)."""
+
+    features: Sequence[int]
+    activation: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None) -> Array:
+        return MLP(self.features, 1, self.activation, self.dtype, name='mlp')(x, condition)[:, 0]

@@ -1,0 +1,56 @@
+"""What a person looks at: samples/, plots/, made from one replica's state."""
+
+import io
+import pathlib
+
+import numpy as np
+
+from aigc_jax.core.files import atomic_write
+from aigc_jax.core.types import TrainState
+from aigc_jax.evaluate import Evaluator
+from aigc_jax.experiment import Experiment
+
+_POINTS_SHOWN = 2000
+
+
+def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray, labels: np.ndarray | None) -> None:
+    """`path`.npz with key samples (n, *shape) (and labels), and `path`.png beside it."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, samples=samples, **({} if labels is None else {'labels': labels}))
+    atomic_write(path.with_suffix('.npz'), buffer.getvalue())
+    from aigc_jax import plots
+
+    dataset = experiment.dataset
+    if dataset.kind == 'image':
+        plots.image_grid(samples, path.with_suffix('.png'))
+    elif dataset.shape == (2,):
+        real = experiment.examples(experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split])))
+        plots.points(path.with_suffix('.png'), real['x'][:_POINTS_SHOWN], samples, density=dataset.density)
+
+
+def draw(
+    folder: pathlib.Path, name: str, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int, rows: list
+) -> None:
+    """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), reconstructions beside
+    originals, or 2-D points over the score."""
+    from aigc_jax import plots
+
+    plots.curves(rows, folder / 'plots' / 'curves.png')
+    config, dataset = experiment.config, experiment.dataset
+    n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
+    samples = evaluator.sample(state, seed, n)
+    labels = np.arange(n) % experiment.task.num_classes if experiment.task.num_classes else None
+    save_samples(folder / 'samples' / name, experiment, samples, labels)
+    pair = evaluator.reconstruct(state, seed, config.eval.split, n)
+    if dataset.kind == 'image':
+        plots.image_grid(samples, folder / 'plots' / 'samples.png')
+        if pair:
+            plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png')
+    elif dataset.shape == (2,):
+        real = experiment.examples(config.eval.split, np.arange(min(n, len(dataset.splits[config.eval.split]))))['x']
+        low, high = real.min(axis=0), real.max(axis=0)
+        pad = 0.15 * (high - low)
+        surface = evaluator.surface(state, seed, (low[0] - pad[0], high[0] + pad[0], low[1] - pad[1], high[1] + pad[1]))
+        plots.points(
+            folder / 'plots' / 'points.png', real, samples, pair[1] if pair else None, dataset.density, surface
+        )

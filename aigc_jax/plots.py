@@ -1,0 +1,292 @@
+"""Pictures of a run as PNG files, written whole: image grids, reconstructions, learning curves, 2-D points.
+
+Matplotlib is imported inside the functions and never through pyplot: no global state, no display, and a run
+that draws nothing does not pay for it.
+"""
+
+import io
+import math
+
+import numpy as np
+
+from aigc_jax.core.files import atomic_write
+
+# Okabe & Ito (2008): told apart with every kind of colour vision.
+BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+_COLOURS = (BLUE, ORANGE, GREEN, '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_DPI = 120  # pixels an inch
+_TILE = 48  # pixels: the least side of an image in a grid
+_GAP = 2  # pixels
+_LOG_SCALE = ('grad_norm', 'update_ratio')
+_POINTS = 4000  # more in a scatter hide each other and cost time
+
+
+def image_grid(x, path, columns: int = 0) -> None:
+    """Tiles images x (N, H, W, C), C 1 or 3, in [0, 1] (clipped), row by row; `columns` 0 makes a square.
+
+    Small images are enlarged by a whole factor, each pixel a square. Raises ValueError on another shape.
+    """
+    from matplotlib.image import imsave
+
+    tiles = _tiles(x)
+    columns = min(columns or math.ceil(math.sqrt(len(tiles))), len(tiles))
+    buffer = io.BytesIO()
+    imsave(buffer, _grid(tiles, columns), format='png')
+    atomic_write(path, buffer.getvalue())
+
+
+def reconstructions(original, reconstruction, path) -> None:
+    """Rows of `original` (N, H, W, C), each with its row of `reconstruction` (the same shape) below.
+
+    Both are labelled. Values and errors as in `image_grid`.
+    """
+    upper, lower = _tiles(original), _tiles(reconstruction)
+    if upper.shape != lower.shape:
+        raise ValueError(f'shapes differ: {np.shape(original)} and {np.shape(reconstruction)}')
+    columns = min(len(upper), max(1, 800 // (upper.shape[2] + _GAP)))
+    strips = []
+    for start in range(0, len(upper), columns):
+        strips += [_grid(tiles[start:start + columns], columns) for tiles in (upper, lower)]
+    tall, wide = strips[0].shape[:2]
+    between, margin = 12, 130  # pixels between pairs of rows, and left of them for the labels
+    height = len(strips) * tall + (len(strips) // 2 + 1) * between
+    figure = _figure((margin + wide + between) / _DPI, height / _DPI)
+    for index, strip in enumerate(strips):
+        top = between + index * tall + index // 2 * between
+        # figimage copies pixel for pixel; imshow would resample.
+        figure.figimage(strip, margin, height - top - tall, origin='upper')
+        figure.text((margin - 8) / (margin + wide + between), 1 - (top + tall / 2) / height,
+                    ('original', 'reconstruction')[index % 2], ha='right', va='center', fontsize=9)
+    _save(figure, path)
+
+
+def curves(rows: list[dict], path) -> None:
+    """Learning curves from the rows of metrics.jsonl: one panel a metric, in it one colour a player.
+
+    train is a line, eval a line with circles, final a diamond. Rows with "seed" are replicas: thin lines,
+    with their median thick. Values that are None or not finite leave a gap.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
+
+    panels = _series(rows)
+    players = sorted({player for series in panels.values() for player, _ in series})
+    colours = {player: _COLOURS[i % len(_COLOURS)] for i, player in enumerate(players)}
+    columns = min(4, math.ceil(math.sqrt(len(panels)))) or 1
+    lines = math.ceil(len(panels) / columns) or 1
+    figure = _figure(3.3 * columns, 2.4 * lines + 0.45, layout='constrained')
+    for index, (metric, series) in enumerate(panels.items()):
+        axes = figure.add_subplot(lines, columns, index + 1)
+        axes.set_title(metric, fontsize=10, loc='left')
+        log = metric in _LOG_SCALE
+        drawn = [_draw(axes, by_seed, split, colours[player], log)
+                 for split in _STYLE for (player, s), by_seed in series.items() if s == split]
+        if not any(drawn):
+            axes.text(0.5, 0.5, 'no finite value', ha='center', va='center', color='0.5')
+            axes.set_axis_off()
+            continue
+        if log:
+            axes.set_yscale('log')
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+        axes.tick_params(which='both', labelsize=8)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[['top', 'right']].set_visible(False)
+        if index + columns >= len(panels):
+            axes.set_xlabel('step', fontsize=9)
+    if not panels:
+        figure.text(0.5, 0.5, 'no metrics', ha='center', va='center', color='0.5')
+    handles = [Line2D([], [], color=colours[name], linewidth=2, label=name) for name in players if name]
+    for split in ('train', 'eval', 'final'):
+        if any(split == s for series in panels.values() for _, s in series):
+            handles.append(Line2D([], [], color='0.35', label=split, **_STYLE[split]))
+    seeds = {row['seed'] for row in rows if 'seed' in row}
+    if len(seeds) > 1:
+        handles.append(Line2D([], [], color='0.35', linewidth=0.6, label=f'each of {len(seeds)} seeds'))
+        handles.append(Line2D([], [], color='0.35', linewidth=2, label='median'))
+    if handles:
+        figure.legend(handles=handles, loc='outside upper left', ncols=3 * columns, fontsize=9, frameon=False)
+    _save(figure, path)
+
+
+def points(path, real, generated, reconstructed=None, density=None, surface=None, extent=None) -> None:
+    """Scatters of 2-D points (N, 2): the data, the samples over `surface`, and all modes recentred.
+
+    density    a mixture with `means` (K, 2) and scalar `std`: rings at 1, 2, 3 std around each mode, and for
+               K > 1 a panel where each point is shown relative to its nearest mode, in units of std, since a
+               mode may be far smaller than the distance between modes
+    surface    (xs (n,), ys (m,), values (m, n), label), say D(x) or log p(x), drawn beneath the samples
+    extent     (x_min, x_max, y_min, y_max) of the view; by default the surface's, else that of the data
+
+    The number of samples outside a view is written in it. Beyond 4000 points of a kind, the first are drawn.
+    """
+    real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
+    kinds = [('real', real, BLUE), ('generated', generated, ORANGE)]
+    if reconstructed is not None:
+        kinds.append(('reconstructed', np.asarray(reconstructed, np.float64), GREEN))
+    if extent is None:
+        extent = _extent(real, density, surface)
+    several = density is not None and len(density.means) > 1
+    figure = _figure(4.6 * (2 + several) + 0.4, 5.3 if reconstructed is None else 5.7, layout='constrained')
+    axes = figure.subplots(1, 2 + several)
+    if surface is not None:
+        _contour(figure, axes[1], surface)
+    for panel, drawn in ((axes[0], kinds[:1] + kinds[2:]), (axes[1], kinds[1:2])):
+        if density is not None:
+            # Beneath the points, which a small mode's rings would hide.
+            _rings(panel, np.asarray(density.means), float(density.std), zorder=1.5)
+        _scatter(panel, drawn, extent)
+    axes[0].set_title('data' if reconstructed is None else 'data and reconstructions', fontsize=10)
+    axes[1].set_title('samples' if surface is None else f'samples over {surface[3]}', fontsize=10)
+    if several:
+        _rings(axes[2], np.zeros((1, 2)), 1.0, zorder=3, label=True)
+        recentred = [(name, _recentre(x, density), colour) for name, x, colour in kinds]
+        _scatter(axes[2], recentred, (-5, 5, -5, 5))
+        axes[2].set_title('all modes, recentred, in units of σ', fontsize=10)
+    _save(figure, path)
+
+
+def _tiles(x) -> np.ndarray:
+    """(N, H, W, C) in [0, 1] to uint8 (N, sH, sW, 3), enlarged by the whole factor s."""
+    x = np.asarray(x, np.float32)
+    if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
+        raise ValueError(f'images must have shape (N, H, W, 1 or 3) with N > 0, got {x.shape}')
+    pixels = np.rint(255 * np.clip(np.nan_to_num(x), 0, 1)).astype(np.uint8)
+    scale = math.ceil(_TILE / min(x.shape[1:3]))
+    return np.broadcast_to(pixels, x.shape[:3] + (3,)).repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _grid(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 (N, H, W, 3) to one picture with gaps around every tile; empty places look like the gaps."""
+    count, height, width, _ = tiles.shape
+    lines = math.ceil(count / columns)
+    tall, wide = height + _GAP, width + _GAP
+    picture = np.full((lines * tall + _GAP, columns * wide + _GAP, 3), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = _GAP + index // columns * tall, _GAP + index % columns * wide
+        picture[top:top + height, left:left + width] = tile
+    return picture
+
+
+_STYLE = {
+    'train': {'linewidth': 1.4},
+    'eval': {'linewidth': 1.4, 'linestyle': (0, (4, 2)), 'marker': 'o', 'markersize': 3.5},
+    'final': {'linewidth': 0, 'marker': 'D', 'markersize': 5, 'markeredgecolor': 'white'},
+}
+
+
+def _series(rows) -> dict:
+    """{metric: {(player, split): {seed: {step: value}}}}; losses first, optimizer's metrics last."""
+    panels: dict = {}
+    for row in rows:
+        for key, value in row.items():
+            if key not in ('step', 'split', 'seed'):
+                player, slash, metric = key.partition('/')
+                player, metric = (player, metric) if slash else ('', player)
+                seeds = panels.setdefault(metric, {}).setdefault((player, row['split']), {})
+                value = math.nan if value is None or not math.isfinite(value) else value
+                seeds.setdefault(row.get('seed'), {})[row['step']] = value
+    order = sorted(panels, key=lambda metric: (metric in _LOG_SCALE, metric != 'loss', metric))
+    return {metric: panels[metric] for metric in order}
+
+
+def _draw(axes, by_seed: dict, split: str, colour: str, positive: bool) -> bool:
+    """Draws one player's split, {seed: {step: value}}; False if no value can be shown."""
+    steps = sorted({step for values in by_seed.values() for step in values})
+    table = [[values.get(step, math.nan) for step in steps] for values in by_seed.values()]
+    table = np.ma.masked_invalid(table)
+    if positive:
+        table = np.ma.masked_less_equal(table, 0)
+    if not table.count():
+        return False
+    style = _STYLE[split] | {'color': colour}
+    if len(table) > 1:
+        thin = style | {'linewidth': min(0.6, style['linewidth']), 'alpha': 0.4, 'marker': ''}
+        axes.plot(steps, table.T, **thin)
+        style['linewidth'] *= 1.4
+    middle = np.ma.median(table, axis=0)
+    if split == 'train' and middle.count() == 1:
+        style['marker'] = '.'  # a line through one point shows nothing
+    axes.plot(steps, middle, **style)
+    return True
+
+
+def _extent(real, density, surface):
+    if surface is not None:
+        return surface[0][0], surface[0][-1], surface[1][0], surface[1][-1]
+    corners = real[np.isfinite(real).all(axis=1)]
+    if density is not None:
+        corners = np.concatenate([corners, density.means - 3 * density.std, density.means + 3 * density.std])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    middle, half = (low + high) / 2, 0.6 * max(*(high - low), 1e-6)
+    return middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half
+
+
+def _contour(figure, axes, surface):
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+    from matplotlib.ticker import MaxNLocator
+
+    xs, ys, values, label = surface
+    values = np.ma.masked_invalid(np.asarray(values, np.float64))
+    low, high = (values.min(), values.max()) if values.count() else (0.0, 0.0)
+    if high - low < 1e-9 * max(1.0, abs(low)):  # a flat surface, too, has a colour
+        low, high = low - 0.5, high + 0.5
+    # The light half of the greys: points and rings must stand out from every value.
+    greys = ListedColormap(colormaps['Greys'](np.linspace(0.0, 0.5, 256)))
+    filled = axes.contourf(xs, ys, values, levels=MaxNLocator(16).tick_values(low, high), cmap=greys)
+    bar = figure.colorbar(filled, ax=axes, fraction=0.045, pad=0.02, ticks=MaxNLocator(8))
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _rings(axes, means, std, zorder, label=False):
+    from matplotlib.patches import Circle
+
+    for mean in means:
+        for sigmas in (1, 2, 3):
+            width = 0.9 if label else 0.5
+            axes.add_patch(Circle(mean, sigmas * std, fill=False, edgecolor='0.25', linewidth=width,
+                                  zorder=zorder))
+            if label:
+                axes.annotate(f'{sigmas}σ', (0, sigmas), ha='center', va='bottom', fontsize=8, zorder=zorder)
+
+
+def _recentre(x, density):
+    """Points (N, 2) relative to their nearest mode, in units of std."""
+    means = np.asarray(density.means)
+    nearest = np.square(x[:, None] - means).sum(axis=-1).argmin(axis=1)
+    return (x - means[nearest]) / density.std
+
+
+def _scatter(axes, kinds, extent):
+    x_min, x_max, y_min, y_max = extent
+    handles = []
+    for name, x, colour in kinds:
+        inside = (x[:, 0] >= x_min) & (x[:, 0] <= x_max) & (x[:, 1] >= y_min) & (x[:, 1] <= y_max)
+        out = f' ({len(x) - inside.sum()} of {len(x)} outside)' if not inside.all() else ''
+        shown = x[inside][:_POINTS]
+        alpha = float(np.clip(800 / max(1, len(shown)), 0.3, 0.7))
+        axes.scatter(*shown.T, s=6, c=colour, alpha=alpha, linewidths=0, zorder=2)
+        handles.append(axes.scatter([], [], s=18, c=colour, label=name + out))
+    axes.set(xlim=(x_min, x_max), ylim=(y_min, y_max), aspect='equal')
+    axes.tick_params(labelsize=8)
+    axes.legend(handles=handles, fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.06), frameon=False)
+
+
+def _figure(width: float, height: float, **options):
+    """An Agg figure of width x height inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=_DPI)
+    atomic_write(path, buffer.getvalue())

@@ -1,0 +1,115 @@
+"""A generative adversarial network with MLP generator and discriminator (Goodfellow et al. 2014).
+
+    python -m aigc_jax.main --config=configs/gan.py --workdir=runs/gan
+    python -m aigc_jax.main --config=configs/gan.py:ring8 --workdir=runs/ring8 --config.num_seeds=16
+
+The first trains on scikit-learn's 8×8 digits; the README holds what each is measured to reach, and how long it takes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=''):
+    config = ConfigDict(
+        dict(
+            seed=0,
+            total_steps=20_000,  # optimizer steps
+            batch_size=128,  # examples of each round, over all devices
+            micro_batches=1,  # parts that a batch is cut into, to save memory
+            steps_per_call=100,  # steps fused into one compiled call
+            log_every_steps=100,
+            eval_every_steps=2000,
+            checkpoint_every_steps=2000,
+            keep_checkpoints=3,  # the newest ones; the best one is kept beside them
+            num_seeds=1,  # replicas, seeds seed, seed + 1, …, trained as one program
+            replicas='vmap',  # 'vmap' for speed, 'map' where a replica must equal its single run bit for bit
+            init_from='',  # a run's folder whose newest parameters to start from
+            precision='float32',  # of the products: 'float32' or 'bfloat16'; parameters are float32
+            parallel=dict(
+                mode='jit',  # 'jit' over the mesh, or 'pmap' over all devices
+                mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1: those that are left
+                rules=(),  # ((regex of parameters, 'fsdp' | 'replicated' | tuple of axes), …)
+            ),
+            optim=dict(
+                discriminator=dict(
+                    name='adam',
+                    options=dict(b1=0.0, b2=0.99),
+                    schedule=dict(name='cosine_decay_schedule', init_value=1e-3, decay_percent=100.0, alpha=0.01),
+                    clip_norm=0.0,  # global norm; 0: not clipped
+                    weight_decay_regex='kernel',
+                    learning_rate_rules=(),  # ((regex of parameters, factor), …)
+                    freeze='',  # regex of parameters
+                    ema_decay=0.0,
+                ),
+                generator=dict(
+                    name='adam',
+                    options=dict(b1=0.0, b2=0.99),
+                    schedule=dict(name='cosine_decay_schedule', init_value=1e-3, decay_percent=100.0, alpha=0.01),
+                    clip_norm=0.0,  # global norm; 0: not clipped
+                    weight_decay_regex='kernel',
+                    learning_rate_rules=(),  # ((regex of parameters, factor), …)
+                    freeze='',  # regex of parameters
+                    ema_decay=0.999,  # of the parameters that are evaluated and sampled; 0: those trained
+                ),
+            ),
+            data=dict(
+                name='digits',
+                dir='',  # where TFDS keeps its sets; '': its default
+                num_examples=100_000,  # of the 2-D sets' training split
+                valid_examples=10_000,  # cut off the training split where the data have no valid split
+                binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
+                scale='symmetric',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric')
+                stream=False,  # read by Grain while training, instead of resident on the device
+            ),
+            model=dict(
+                latent_dim=32,
+                conditional=False,  # on the class
+                generator=dict(features=(256, 256), activation='leaky_relu'),
+                discriminator=dict(features=(256, 256), activation='leaky_relu'),
+            ),
+            task=dict(
+                name='gan',
+                loss='relativistic',  # or 'nonsaturating', 'hinge', 'wasserstein'
+                r1=0.1,  # γ of the gradient penalty on real examples
+                r2=0.1,  # γ of the same on generated ones
+                gradient_penalty=0.0,  # λ of the Wasserstein GAN's penalty
+                n_critic=1,  # discriminator's updates before each of the generator's
+                simultaneous=False,  # both players' gradients at the same parameters
+            ),
+            eval=dict(
+                split='valid',  # that is evaluated while training; the final evaluation is on `final_split`
+                final_split='test',
+                batch_size=500,  # examples
+                num_samples=10_000,  # for metrics of samples
+                num_shown=64,  # in a picture
+                best_metric='',  # the checkpoint with the best value is kept; '': none
+                best_mode='min',
+                patience=0,  # evaluations without a better value before stopping; 0: never
+            ),
+        )
+    )
+    for variant in filter(None, arg.split(',')):
+        config.update_from_flattened_dict(VARIANTS[variant])
+    return config
+
+
+_POINTS = {
+    'batch_size': 256, 'model.latent_dim': 2, 'model.generator.features': (128, 128),
+    'model.discriminator.features': (128, 128), 'eval.best_metric': '',
+}  # fmt: skip
+
+VARIANTS = {
+    # Seconds on a CPU, for tests.
+    'smoke': {
+        'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
+        'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.num_samples': 200, 'eval.num_shown': 16,
+        'model.latent_dim': 2, 'model.generator.features': (16,), 'model.discriminator.features': (16,),
+        'data.num_examples': 1000,
+    },
+    # 2-D mixtures with known density (Srivastava et al. 2017).
+    'ring8': {**_POINTS, 'data.name': 'ring8'},
+    'grid25': {**_POINTS, 'data.name': 'grid25'},
+    # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
+    'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,
+                'task.n_critic': 5, 'optim.discriminator.options.b2': 0.9, 'optim.generator.options.b2': 0.9},
+}  # fmt: skip

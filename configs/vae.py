@@ -1,0 +1,107 @@
+"""A variational auto-encoder with MLP encoder and decoder (Kingma & Welling 2013).
+
+    python -m aigc_jax.main --config=configs/vae.py --workdir=runs/vae
+    python -m aigc_jax.main --config=configs/vae.py:binarized_mnist --workdir=runs/bmnist --config.data.name=amat:DIR
+
+The first trains on scikit-learn's 8×8 digits; the README holds what each is measured to reach, and how long it takes.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg=''):
+    config = ConfigDict(
+        dict(
+            seed=0,
+            total_steps=10_000,  # optimizer steps
+            batch_size=128,  # examples of each round, over all devices
+            micro_batches=1,  # parts that a batch is cut into, to save memory
+            steps_per_call=100,  # steps fused into one compiled call
+            log_every_steps=100,
+            eval_every_steps=1000,
+            checkpoint_every_steps=1000,
+            keep_checkpoints=3,  # the newest ones; the best one is kept beside them
+            num_seeds=1,  # replicas, seeds seed, seed + 1, …, trained as one program
+            replicas='vmap',  # 'vmap' for speed, 'map' where a replica must equal its single run bit for bit
+            init_from='',  # a run's folder whose newest parameters to start from
+            precision='float32',  # of the products: 'float32' or 'bfloat16'; parameters are float32
+            parallel=dict(
+                mode='jit',  # 'jit' over the mesh, or 'pmap' over all devices
+                mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1: those that are left
+                rules=(),  # ((regex of parameters, 'fsdp' | 'replicated' | tuple of axes), …)
+            ),
+            optim=dict(
+                model=dict(
+                    name='adam',
+                    options=dict(b1=0.9, b2=0.999),
+                    schedule=dict(name='constant_schedule', value=1e-3),
+                    clip_norm=0.0,  # global norm; 0: not clipped
+                    weight_decay_regex='kernel',
+                    learning_rate_rules=(),  # ((regex of parameters, factor), …)
+                    freeze='',  # regex of parameters
+                    ema_decay=0.0,  # of the parameters that are evaluated and sampled; 0: those trained
+                ),
+            ),
+            data=dict(
+                name='digits',
+                dir='',  # where TFDS keeps its sets; '': its default
+                num_examples=100_000,  # of the 2-D sets' training split
+                valid_examples=10_000,  # cut off the training split where the data have no valid split
+                binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
+                scale='unit',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric')
+                stream=False,  # read by Grain while training, instead of resident on the device
+            ),
+            model=dict(
+                latent_dim=16,
+                conditional=False,  # on the class
+                encoder=dict(features=(256, 128), activation='relu'),
+                decoder=dict(features=(128, 256), activation='relu'),
+            ),
+            task=dict(
+                name='vae',
+                likelihood='bernoulli',  # or 'gaussian', with a learned scale
+                k=1,  # importance samples of the training bound; 1: the ELBO
+                beta=1.0,  # weight of the KL
+                kl_warmup_steps=0,  # over which that weight rises from 0
+            ),
+            eval=dict(
+                split='valid',  # that is evaluated while training; the final evaluation is on `final_split`
+                final_split='test',
+                batch_size=500,  # examples
+                k=64,  # importance samples of the NLL; 5000 is the literature's
+                k_chunk=8,  # of them at a time
+                num_samples=10_000,  # for metrics of samples
+                num_shown=64,  # in a picture
+                best_metric='model/nll',  # the checkpoint with the best value is kept; '': none
+                best_mode='min',
+                patience=0,  # evaluations without a better value before stopping; 0: never
+            ),
+        )
+    )
+    for variant in filter(None, arg.split(',')):
+        config.update_from_flattened_dict(VARIANTS[variant])
+    return config
+
+
+VARIANTS = {
+    # Seconds on a CPU, for tests.
+    'smoke': {
+        'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
+        'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.k': 4, 'eval.k_chunk': 2, 'eval.num_samples': 200,
+        'eval.num_shown': 16, 'model.latent_dim': 2, 'model.encoder.features': (16,), 'model.decoder.features': (16,),
+        'data.num_examples': 1000,
+    },
+    # 2-D data: z of the data's own dimension, a Gaussian likelihood with a learned scale.
+    'points': {
+        'data.name': 'ring8', 'task.likelihood': 'gaussian', 'model.latent_dim': 2,
+        'model.encoder.features': (128, 128), 'model.decoder.features': (128, 128), 'batch_size': 256,
+    },
+    # Statically binarized MNIST with 784-400-40 (the setting of Rezende & Mohamed 2015 and of Pythae's table).
+    'binarized_mnist': {
+        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 250_000, 'model.latent_dim': 40,
+        'model.encoder.features': (400,), 'model.decoder.features': (400,),
+        'eval_every_steps': 10_000, 'checkpoint_every_steps': 10_000, 'log_every_steps': 1000, 'eval.k': 32,
+    },
+    # The article's network.
+    'article': {'model.latent_dim': 2, 'model.encoder.features': (128, 64), 'model.decoder.features': (64, 128)},
+}  # fmt: skip

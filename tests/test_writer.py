@@ -1,0 +1,168 @@
+"""writer.py: what a resumed run finds and leaves, exact numbers, the progress line."""
+
+import errno
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from aigc_jax.core.errors import RunError
+from aigc_jax.writer import Progress, Writer
+
+
+def train(writer, first, last, final=False):
+    """What the loop writes for the steps first..last: train every step, eval every second."""
+    for step in range(first, last + 1):
+        writer.metrics(step, 'train', {'model/loss': np.float32(1) / step, 'model/kl': math.pi * step})
+        writer.timing(step=step, seconds=0.1)
+        if step % 2 == 0:
+            writer.metrics(step, 'eval', {'model/loss': 2.0 / step})
+    if final:
+        writer.metrics(last, 'final', {'model/loss': 7.0})
+    writer.close()
+
+
+def test_a_row_has_all_digits_and_no_nan(tmp_path):
+    writer = Writer(tmp_path, 0, tensorboard=False)
+    value = np.float32(0.1)
+    values = {'b/x': value, 'a/y': 1 / 3, 'a/n': math.nan, 'a/i': -math.inf, 'a/k': 8}
+    writer.metrics(3, 'train', values, seed=2)
+    line = (tmp_path / 'metrics.jsonl').read_text()  # there before any flush
+    writer.flush()
+    assert line == ('{"step": 3, "split": "train", "seed": 2, "a/i": null, "a/k": 8.0, "a/n": null, '
+                    '"a/y": 0.3333333333333333, "b/x": 0.10000000149011612}\n')
+    assert writer.rows() == [json.loads(line)]
+    assert np.float32(writer.rows()[0]['b/x']) == value
+    writer.close()
+
+
+@pytest.mark.parametrize('torn', [b'', b'{"step": 6, "spl', b'{"step": 1, "split": "train"}', b'\0\0\0'])
+def test_interrupted_and_resumed_leaves_the_file_of_an_uninterrupted_run(tmp_path, torn):
+    train(Writer(tmp_path / 'whole', 0, tensorboard=False), 1, 8, final=True)
+    cut = tmp_path / 'cut'
+    train(Writer(cut, 0, tensorboard=False), 1, 6, final=True)
+    with open(cut / 'metrics.jsonl', 'ab') as file:
+        file.write(torn)
+    train(Writer(cut, 4, tensorboard=False), 5, 8, final=True)
+    assert (cut / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+    # The clock's log forgets nothing.
+    assert len((cut / 'timing.jsonl').read_text().splitlines()) == 6 + 4
+
+
+def test_kept_lines_stay_byte_for_byte(tmp_path):
+    odd = b'{"split":"train",   "step": 1,"m/x": 1.50e0}\n'
+    later = b'{"split": "train", "step": 2}\n'
+    final = b'{"split": "final", "step": 1}\n'
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(odd + final + later)
+    Writer(tmp_path, 1, tensorboard=False).close()
+    assert path.read_bytes() == odd
+    before = path.stat()
+    Writer(tmp_path, 1, tensorboard=False).close()  # nothing to cut: the file is not rewritten
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['metrics.jsonl', 'timing.jsonl']
+
+
+def test_a_torn_timing_line_goes_and_the_time_is_written(tmp_path):
+    (tmp_path / 'timing.jsonl').write_bytes(b'{"time": 1.0}\n{"time": 2')
+    writer = Writer(tmp_path, 0, tensorboard=False)
+    writer.timing(step=5, compile_seconds=1.5)
+    writer.close()
+    first, second = map(json.loads, (tmp_path / 'timing.jsonl').read_text().splitlines())
+    assert first == {'time': 1.0}
+    assert second == {'time': second['time'], 'step': 5, 'compile_seconds': 1.5} and second['time'] > 1.6e9
+
+
+@pytest.mark.parametrize('line', [b'not json\n', b'{"split": "train"}\n', b'7\n'])
+def test_a_foreign_line_inside_is_named_and_nothing_is_touched(tmp_path, line):
+    old = line + b'{"step": 9, "split": "train"}\n'
+    (tmp_path / 'metrics.jsonl').write_bytes(old)
+    with pytest.raises(RunError, match='metrics.jsonl, line 1: '):
+        Writer(tmp_path, 4, tensorboard=False)
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == old
+
+
+class FullDisk:
+    """A file that takes `room` bytes."""
+
+    def __init__(self, path, room):
+        self.name, self.room, self.data = path, room, b''
+
+    def write(self, data):
+        taken = data[:self.room - len(self.data)]
+        if not taken:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        self.data += taken
+        return len(taken)
+
+
+def test_a_full_disk_ends_the_run_with_one_line(tmp_path):
+    writer = Writer(tmp_path, 0, tensorboard=False)
+    writer.close()
+    writer._metrics = FullDisk('RUN/metrics.jsonl', room=60)
+    writer.metrics(1, 'train', {'m/x': 1.0})
+    with pytest.raises(RunError) as error:
+        writer.metrics(2, 'train', {'m/x': 1.0})
+    assert str(error.value) == 'cannot write RUN/metrics.jsonl: No space left on device'
+    assert len(writer._metrics.data) == 60  # what fitted was written: the torn line that the next start drops
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(RunError, match='cannot write .*file'):
+        Writer(tmp_path / 'file' / 'run', 0)
+
+
+def test_tensorboard_has_the_finite_values_and_hides_repeated_steps(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    writer = Writer(tmp_path, 4)
+    assert not (tmp_path / 'tb').exists()  # not before the first scalar
+    writer.metrics(5, 'train', {'m/loss': 1.5, 'm/bad': math.nan}, seed=3)
+    writer.metrics(5, 'eval', {'m/loss': 2.5})
+    writer.close()
+    (file,) = (tmp_path / 'tb').iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # TFRecord: length (8 bytes), its CRC (4), the record, its CRC (4)
+        size = int.from_bytes(data[:8], 'little')
+        events.append(Event.FromString(data[12:12 + size]))
+        data = data[16 + size:]
+    scalars = {(e.summary.value[0].tag, e.step): e.summary.value[0].simple_value
+               for e in events if e.HasField('summary')}
+    assert scalars == {('train/m/loss/seed3', 5): 1.5, ('eval/m/loss', 5): 2.5}
+    assert [e.step for e in events if e.HasField('session_log')] == [5]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_in_a_file_is_plain_lines():
+    now, stream = [0.0], io.StringIO()
+    progress = Progress(10_000, 0, stream, clock=lambda: now[0])
+    for step, time in ((200, 0.25), (1200, 100.25)):
+        now[0] = time
+        progress.update(step)
+        progress.log(step, {'model/loss': 123.4321, 'model/kl': 3.21})
+    progress.log(1200, {f'm/{i}': 1.0 for i in range(9)})  # no step since: no speed; at most six values
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        'step   200/10000  model/loss 123.4  model/kl 3.21  800 steps/s  0:00:12 left',
+        'step  1200/10000  model/loss 123.4  model/kl 3.21  10 steps/s  0:14:40 left',
+        'step  1200/10000  m/0 1  m/1 1  m/2 1  m/3 1  m/4 1  m/5 1',
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar_that_starts_where_the_run_resumes():
+    stream = Terminal()
+    progress = Progress(100, 40, stream)
+    progress.update(50)
+    progress.log(60, {'model/loss': 1.25})
+    progress.close()
+    text = stream.getvalue()
+    assert '40/100' in text and 'model/loss 1.25' in text and re.search(r'60/100 .*steps/s', text)
+    assert 'step 60' not in text
