@@ -13,8 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
-
 from aigc_jax.core import parallel, tree
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.types import Tree
@@ -30,7 +28,6 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = 1, best_metric: str = '', best_mode: str = 'min',
                  read_only: bool = False):  # fmt: skip
-        logging.set_verbosity(logging.WARNING)  # Orbax tells each of its steps on the INFO level
         self._directory = directory
         policies, self._value = ocp.checkpoint_managers, lambda metrics: -math.inf
         preserve = [policies.LatestN(keep)]

@@ -112,7 +112,10 @@ def _sample(workdir: pathlib.Path) -> None:
 def _set_up_jax() -> None:
     """The compilation cache, on unless the user says otherwise; several processes, where a cluster started them."""
     import jax
+    from absl import logging
 
+    # Libraries tell of each of their steps, and of the accelerators that are not here, on the INFO level.
+    logging.set_verbosity(logging.WARNING)
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(home / 'aigc_jax' / 'xla'))

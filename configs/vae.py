@@ -34,7 +34,7 @@ def get_config(arg=''):
                 model=dict(
                     name='adam',
                     options=dict(b1=0.9, b2=0.999),
-                    schedule=dict(name='constant_schedule', value=1e-3),
+                    schedule=dict(name='cosine_decay_schedule', init_value=1e-3, decay_percent=100.0, alpha=0.01),
                     clip_norm=0.0,  # global norm; 0: not clipped
                     weight_decay_regex='kernel',
                     learning_rate_rules=(),  # ((regex of parameters, factor), …)
@@ -98,8 +98,8 @@ VARIANTS = {
     },
     # Statically binarized MNIST with 784-400-40 (the setting of Rezende & Mohamed 2015 and of Pythae's table).
     'binarized_mnist': {
-        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 250_000, 'model.latent_dim': 40,
-        'model.encoder.features': (400,), 'model.decoder.features': (400,),
+        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 150_000, 'model.latent_dim': 40,
+        'model.encoder.features': (400,), 'model.decoder.features': (400,), 'optim.model.ema_decay': 0.999,
         'eval_every_steps': 10_000, 'checkpoint_every_steps': 10_000, 'log_every_steps': 1000, 'eval.k': 32,
     },
     # The article's network.

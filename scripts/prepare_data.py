@@ -3,8 +3,8 @@
     python scripts/prepare_data.py --source=idx:DIR --name=my_mnist --data_dir=DIR [--valid_examples=N]
 
 Then `--config.data.name=tfds:my_mnist --config.data.dir=DIR` reads it, example for example in the same order.
-Exit codes: 0 done, 1 the writing failed, 2 a wrong flag or file, 130 Ctrl-C, 143 SIGTERM. Unless all went well,
-no part of the set is left behind.
+Exit codes: 0 done, 1 the writing failed, 2 a wrong flag or file, 130 Ctrl-C, 143 SIGTERM. Unless all went
+well, no part of the set is left behind.
 """
 
 import contextlib

@@ -387,7 +387,8 @@ def test_unknown_names_list_near_ones(name, words):
 
 
 def prepare(*args):
-    return subprocess.run([sys.executable, SCRIPT, *args], text=True, capture_output=True, env=ENV, timeout=60)
+    command = [sys.executable, SCRIPT, *args]
+    return subprocess.run(command, text=True, capture_output=True, env=ENV, timeout=60)
 
 
 @pytest.fixture(scope='module')
@@ -453,9 +454,9 @@ def test_prepare_refuses_and_leaves_nothing(prepared, tmp_path):
 @pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_prepare_interrupted_leaves_nothing(tmp_path, number, code):
     np.savez(tmp_path / 'a.npz', **{split: np.zeros((200_000, 1)) for split in ('train', 'valid', 'test')})
-    run = subprocess.Popen(
-        [sys.executable, SCRIPT, f'--source=npz:{tmp_path}/a.npz', '--name=mine', f'--data_dir={tmp_path}/sets'],
-        env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    args = [f'--source=npz:{tmp_path}/a.npz', '--name=mine', f'--data_dir={tmp_path}/sets']
+    run = subprocess.Popen([sys.executable, SCRIPT, *args], env=ENV, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE)
     for line in run.stderr:
         if b'Generating' in line:
             run.send_signal(number)

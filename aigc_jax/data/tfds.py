@@ -34,7 +34,7 @@ class Stream:
             # Threads read many examples five times faster, and one three times slower.
             examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
         except RuntimeError as e:
-            raise RunError(f'{self._name}: a record among {rows[:3]}... cannot be read: {_first_line(e)}') from e
+            raise RunError(f'{self._name}: a record of {rows[:3]}... is unreadable: {_first_line(e)}') from e
         batch = {name: np.stack([example[key] for example in examples]) for name, key in self._keys.items()}
         if 'label' in batch:
             batch['label'] = batch['label'].astype(np.int32)
