@@ -1,23 +1,35 @@
-"""Checkpoints by Orbax, with a sha256 of every leaf, so that what is restored is what was saved.
+"""Checkpoints by Orbax, each beside a record of what was saved, so that what is restored is what was saved.
 
-Orbax loads a flipped byte without an error, passes over missing keys in some cases and casts dtypes in silence;
-here names, shapes, dtypes and bytes are compared, and whatever does not fit is named.
+    checkpoints/STEP/arrays/           what Orbax writes
+    checkpoints/STEP/checkpoint.json   the metrics, shape, dtype and sha256 of every leaf, sha256 of every file
+
+A step is written under another name and renamed when it is whole. Orbax loads a flipped byte without an error,
+passes over missing keys in some cases, casts dtypes in silence, and fills the screen where a file is cut short;
+here the files are compared before Orbax reads them and the leaves after it, and whatever does not fit is named.
 """
 
+import contextlib
 import hashlib
+import json
 import math
+import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
 from aigc_jax.core import parallel, tree
 from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.files import atomic_write, disk_errors
 from aigc_jax.core.types import Tree
 
-_DELETED = '.deleted'  # deleting is not atomic: a step is renamed into this folder first, then purged
+_ARRAYS, _RECORD = 'arrays', 'checkpoint.json'
+_BYTES_A_LEAF, _BYTES_A_STEP = 4096, 65536  # that Orbax and the record take at most beside the arrays
+_UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again
 
 
 class Checkpoints:
@@ -28,96 +40,131 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, keep: int = 1, best_metric: str = '', best_mode: str = 'min',
                  read_only: bool = False):  # fmt: skip
-        self._directory = directory
-        policies, self._value = ocp.checkpoint_managers, lambda metrics: -math.inf
-        preserve = [policies.LatestN(keep)]
-        if best_metric:
-            # Orbax's BestN keeps the highest of what it is given, whatever the mode is called.
-            sign = 1 if best_mode == 'max' else -1
-            self._value = lambda metrics: sign * metrics.get(best_metric, -sign * math.inf)
-            preserve.append(policies.BestN(n=1, get_metric_fn=self._value, keep_checkpoints_without_metrics=False))
+        self._directory = directory.absolute()
+        self._keep, self._best_metric, self._sign = keep, best_metric, 1 if best_mode == 'max' else -1
+        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         if not read_only:
-            directory.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(preserve),
-            enable_async_checkpointing=False,  # small states are saved faster so, and nothing is lost at the end
-            cleanup_tmp_directories=not read_only,
-            todelete_subdir=_DELETED,
-            read_only=read_only,
-            create=False,
-        )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-        if not read_only:
+            with disk_errors(directory):
+                directory.mkdir(parents=True, exist_ok=True)
             self._purge()
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        return sorted(int(path.name) for path in self._directory.glob('*') if path.name.isdecimal())
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def resolve(self, step: str | int | None) -> int:
         """The step that 'best', a number or None (the newest) names. Raises UserError."""
         if step is None:
             return self.latest()
         if step == 'best':
-            values = {s: self._value(self._manager.metrics(s)) for s in self.steps() if self._manager.metrics(s)}
-            if not values:
-                raise UserError('--step=best: no checkpoint has a value of eval.best_metric; name a step')
-            return max(values, key=values.get)
-        if not str(step).isdigit():
+            best = self._best()
+            if best is None:
+                raise UserError(f'--step=best: no checkpoint has a value of eval.best_metric ({self._best_metric!r}); '
+                                f'name a step: {self.steps()}')  # fmt: skip
+            return best
+        if not str(step).isdecimal():
             raise UserError(f"--step={step}: a number or 'best'")
         return int(step)
 
     def save(self, step: int, state: Tree, metrics: dict[str, float] | None = None) -> None:
         """Writes the whole or nothing. Raises RunError where the disk is full or cannot be written."""
         leaves = {name: _describe(leaf) for name, leaf in tree.flatten(parallel.fetch(state)).items()}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), leaves=ocp.args.JsonSave(leaves))
+        unfinished = self._directory / f'{step}{_UNFINISHED}'
+        first = jax.process_index() == 0
         try:
-            self._manager.save(step, args=items, metrics=metrics, force=True)
-            self._manager.wait_until_finished()
-        except Exception as error:
+            if first:
+                _claim_room(unfinished, state)
+            self._orbax.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(state), force=True)
+            if first:
+                _write_record(unfinished, {'step': step, 'metrics': metrics or {}, 'leaves': leaves})
+                unfinished.rename(self._directory / str(step))
+        except Exception as error:  # Orbax and tensorstore raise bare Exceptions, ValueErrors and OSErrors
+            if first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            good = self._good_before(step)
             raise RunError(
-                f'{self._directory}/{step}: the checkpoint could not be written: {_one_line(error)}\n'
-                f'The last good one is {_name(self._good_before(step))}; make room and give the same command again.'
+                f'{self._directory}/{step}: the checkpoint could not be written: {_one_line(error)}\nThe last good one '
+                f'is {"none" if good is None else f"that of step {good}"}; make room and give the same command again.'
             ) from None
-        self._purge()
+        if first:
+            self._delete_old()
 
     def restore(self, step: int, template: Tree) -> Tree:
         """The state of `step` on the shardings of `template` (abstract arrays). Raises UserError by name."""
-        if step not in self.steps():
-            raise UserError(f'{self._directory}: no checkpoint of step {step}; there are {self.steps()}')
-        saved = self._read(step, 'leaves', ocp.args.JsonRestore())
-        wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
-        _compare(f'{self._directory}/{step}', saved, wanted)
-        state = self._read(step, 'state', ocp.args.StandardRestore(template))
-        for name, leaf in tree.flatten(parallel.fetch(state)).items():
-            if _describe(leaf) != saved[name]:
-                raise self._corrupt(step, f'the bytes of {name} are not those that were saved')
-        return state
+        leaves = self._checked_record(step)['leaves']
+        self._compare(step, leaves, template)
+        return self._read(step, template, leaves)
 
     def restore_params(self, step: int, template: Tree) -> Tree:
-        """{player: parameters} of `step`, whatever else it holds: for `init_from`."""
-        leaves = self._read(step, 'leaves', ocp.args.JsonRestore())
-        whole = self._read(step, 'state', ocp.args.StandardRestore())
-        params = whole['params'] if isinstance(whole, dict) else whole.params
-        found = {name: np.asarray(leaf) for name, leaf in tree.flatten({'params': params}).items()}
-        wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten({'params': template}).items()}
-        saved = {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}
-        _compare(f'{self._directory}/{step}', saved, wanted)
-        for name, leaf in found.items():
-            if _describe(leaf) != saved[name]:
-                raise self._corrupt(step, f'the bytes of {name} are not those that were saved')
-        return tree.map_named(lambda name, _: found[name], {'params': template})['params']
+        """{player: parameters} of `step`, on the host, whatever else it holds: for `init_from`."""
+        leaves = self._checked_record(step)['leaves']
+        template = {'params': template}
+        self._compare(step, {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}, template)
+        return self._read(step, template, leaves)['params']
 
     def close(self) -> None:
-        self._manager.close()
+        self._orbax.close()
 
-    def _read(self, step: int, item: str, args: Any) -> Any:
+    def _checked_record(self, step: int) -> dict:
+        """What checkpoint.json says, once every file is as it was saved."""
+        if step not in self.steps():
+            raise UserError(f'{self._directory}: no checkpoint of step {step}; there are {self.steps()}')
+        folder, record = self._directory / str(step), self._record(step)
+        for name, digest in record['files'].items():
+            try:
+                found = _digest_of_file(folder / name)
+            except OSError as error:
+                raise self._corrupt(step, f'{name} cannot be read: {error.strerror or error}') from None
+            if found != digest:
+                raise self._corrupt(step, f'{name} is not as it was saved')
+        return record
+
+    def _record(self, step: int) -> dict:
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
-        except Exception as error:  # Orbax and tensorstore raise bare Exceptions, ValueErrors and OSErrors
-            raise self._corrupt(step, f'{item} cannot be read: {_one_line(error)}') from None
+            whole = json.loads((self._directory / str(step) / _RECORD).read_bytes())
+            if whole['sha256'] == _digest(json.dumps(whole['record']).encode()):
+                return whole['record']
+            why = 'is not as it was saved'
+        except OSError as error:
+            why = f'cannot be read: {error.strerror or error}'
+        except (ValueError, KeyError, TypeError, RecursionError):
+            why = 'is not as it was saved'
+        raise self._corrupt(step, f'{_RECORD} {why}')
+
+    def _compare(self, step: int, saved: dict[str, list], template: Tree) -> None:
+        wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
+        first = lambda name: (not name.startswith('params/'), name)  # noqa: E731  the optimizer's follow from them
+        missing, extra = (sorted(names, key=first) for names in (wanted.keys() - saved.keys(), saved.keys() - wanted.keys()))
+        other = [
+            f'{name} is {saved[name][1]}{saved[name][0]}, the model has {wanted[name][1]}{wanted[name][0]}'
+            for name in sorted(wanted.keys() & saved.keys(), key=first)
+            if saved[name][:2] != wanted[name]
+        ]
+        lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(extra)
+        lines += [_few(other)] * bool(other)
+        if lines:
+            raise UserError(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
+
+    def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
+        """The leaves that `template` names; those without a sharding as arrays on the host."""
+
+        def argument(leaf):
+            sharding = getattr(leaf, 'sharding', None)
+            return ocp.ArrayRestoreArgs(sharding=sharding) if sharding else ocp.RestoreArgs(restore_type=np.ndarray)
+
+        arguments = ocp.args.PyTreeRestore(
+            item=template, restore_args=jax.tree.map(argument, template), partial_restore=True
+        )
+        try:
+            state = self._orbax.restore(self._directory / str(step) / _ARRAYS, args=arguments)
+        except Exception as error:
+            raise self._corrupt(step, f'it cannot be read: {_one_line(error)}') from None
+        for name, leaf in tree.flatten(parallel.fetch(state)).items():
+            if _describe(leaf) != leaves[name]:
+                raise self._corrupt(step, f'the bytes of {name} are not those that were saved')
+        return state
 
     def _corrupt(self, step: int, why: str) -> UserError:
         good = self._good_before(step)
@@ -127,28 +174,66 @@ class Checkpoints:
     def _good_before(self, step: int) -> int | None:
         return max((s for s in self.steps() if s < step), default=None)
 
+    def _best(self) -> int | None:
+        """The step with the best finite value of the metric, the newest of equals. Raises UserError."""
+        values = {step: self._record(step)['metrics'].get(self._best_metric) for step in self.steps()}
+        values = {step: self._sign * value for step, value in values.items() if value is not None and math.isfinite(value)}
+        return max(values, key=lambda step: (values[step], step), default=None)
+
+    def _delete_old(self) -> None:
+        """All but the newest and the best; nothing where a record cannot be read, as that may be the best."""
+        try:
+            kept = {self._best(), *self.steps()[-self._keep :]}
+        except UserError:
+            return
+        for step in set(self.steps()) - kept:
+            deleted = self._directory / f'{step}{_DELETED}'  # deleting is not atomic, renaming is
+            with contextlib.suppress(OSError):
+                (self._directory / str(step)).rename(deleted)
+                shutil.rmtree(deleted)
+
     def _purge(self) -> None:
+        """Removes what a killed process left half written or half deleted."""
         if jax.process_index() == 0:
-            shutil.rmtree(self._directory / _DELETED, ignore_errors=True)
+            for path in self._directory.glob('*'):
+                if path.suffix in (_UNFINISHED, _DELETED):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _claim_room(folder: pathlib.Path, state: Tree) -> None:
+    """Makes `folder`; raises OSError where the disk has no room in it for `state`.
+
+    Orbax meets a full disk in many threads, each of which prints a traceback of its own.
+    """
+    leaves = jax.tree.leaves(state)
+    num_bytes = int(1.1 * sum(leaf.nbytes for leaf in leaves)) + _BYTES_A_LEAF * len(leaves) + _BYTES_A_STEP
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, 'posix_fallocate'):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def _write_record(folder: pathlib.Path, record: dict) -> None:
+    """checkpoint.json: the record with the digest of every file that lies there, and a digest of itself."""
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    record['files'] = {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in files}
+    atomic_write(folder / _RECORD, json.dumps({'sha256': _digest(json.dumps(record).encode()), 'record': record}))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _digest_of_file(path: pathlib.Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _describe(leaf: Any) -> list:
     """[shape, dtype, sha256] of a host array."""
     array = np.ascontiguousarray(leaf)
-    return [list(np.shape(leaf)), str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
-
-
-def _compare(where: str, saved: dict[str, list], wanted: dict[str, list]) -> None:
-    missing, extra = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
-    other = [
-        f'{name} is {saved[name][1]}{saved[name][0]}, the model has {wanted[name][1]}{wanted[name][0]}'
-        for name in sorted(wanted.keys() & saved.keys())
-        if saved[name][:2] != wanted[name]
-    ]
-    lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(extra)
-    lines += [_few(other)] * bool(other)
-    if lines:
-        raise UserError(f'{where}: the checkpoint is of another model: {"; ".join(lines)}')
+    return [list(np.shape(leaf)), str(array.dtype), _digest(array.tobytes())]
 
 
 def _few(names: list[str]) -> str:
@@ -157,7 +242,3 @@ def _few(names: list[str]) -> str:
 
 def _one_line(error: BaseException) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-
-
-def _name(step: int | None) -> str:
-    return 'none' if step is None else f'that of step {step}'

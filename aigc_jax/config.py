@@ -5,8 +5,10 @@ so the entry point reads `--config` and `--config.a.b=value` here.
 """
 
 import ast
+import contextlib
 import importlib.util
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -25,6 +27,8 @@ FIELDS = (
 POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
             'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_samples',
             'eval.num_shown')  # fmt: skip
+SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
+CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run
 
 
@@ -36,7 +40,16 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     for name in filter(None, arg.split(',')):
         if name not in variants:
             raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
-    config = module.get_config(arg) if arg else module.get_config()
+    with _errors_of(path):
+        config = module.get_config(arg) if arg else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f'--config: get_config of {path} returns {type(config).__name__}; it must return its ConfigDict')
+    if arg:
+        with _errors_of(path):
+            known = flatten(module.get_config())
+        for name in flatten(config):
+            if name not in known and not name.startswith(CHECKED_ELSEWHERE):
+                raise UserError(f'--config: {path}:{arg} sets {name}, which is no field{near(name, known)}')
     override(config, overrides)
     check(config)
     return config
@@ -50,14 +63,25 @@ def _import(path: pathlib.Path) -> Any:
     if spec is None:
         raise UserError(f'--config: {path} is not a Python file')
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_of(path):
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a researcher's own file raises, they need its line, not our frames
-        line = getattr(error, 'lineno', None) or _line_in(path, error.__traceback__)
-        raise UserError(f'--config: {path}, line {line}: {type(error).__name__}: {error}') from None
     if not hasattr(module, 'get_config'):
         raise UserError(f'--config: {path} defines no get_config(arg="")')
     return module
+
+
+@contextlib.contextmanager
+def _errors_of(path: pathlib.Path):
+    """Whatever a researcher's own file raises, they need its line, not our frames."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        here = isinstance(error, SyntaxError) and error.filename == str(path)
+        line = error.lineno if here else _line_in(path, error.__traceback__)
+        message = ' '.join(str(error).split())
+        raise UserError(f'--config: {path}, line {line}: {type(error).__name__}: {message}') from None
 
 
 def _line_in(path: pathlib.Path, trace) -> int | None:
@@ -103,6 +127,8 @@ def _read(name: str, text: str, present: Any) -> Any:
         value = tuple(value)
     if wanted is not type(None) and type(value) is not wanted:
         raise UserError(f'--config.{name}: {text!r} is no {wanted.__name__}; the field holds {present!r}')
+    if wanted is tuple and not {type(item) for item in value} <= {type(item) for item in present or value}:
+        raise UserError(f'--config.{name}: {text!r} holds something else than {present!r}, which is there now')
     return value
 
 
@@ -112,9 +138,10 @@ def check(config: ConfigDict) -> None:
     for name in FIELDS:
         if name not in flat and not any(key.startswith(name + '.') for key in flat):
             raise UserError(f'config: the field {name} is missing; every config has it')
-    for name in POSITIVE:
-        if type(flat[name]) is not int or flat[name] < 1:
-            raise UserError(f'{name}: {flat[name]!r} is not a whole number of 1 or more')
+    for name, value in flat.items():
+        sizes = value if name.endswith(SIZES) and isinstance(value, tuple) else (value,)
+        if (name in POSITIVE or name.endswith(SIZES)) and any(type(size) is not int or size < 1 for size in sizes):
+            raise UserError(f'{name}: {value!r} is not a whole number of 1 or more')
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):
         if flat[name] % config.steps_per_call:
             raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {config.steps_per_call}')
@@ -142,7 +169,10 @@ def to_json(config: ConfigDict) -> str:
 def from_json(path: pathlib.Path) -> ConfigDict:
     """The config of a run's folder. Raises UserError."""
     try:
-        return ConfigDict(_tuples(json.loads(path.read_text())))
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError('it holds no fields')
+        return ConfigDict(_tuples(values))
     except FileNotFoundError:
         raise UserError(f'{path.parent}: no run is there (config.json is missing); train one with --config=…') from None
     except (ValueError, OSError) as error:
@@ -160,7 +190,7 @@ def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """'a.b: 1 here, 2 there' for each differing field, except total_steps where it grew."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
     names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-    if 'total_steps' in names and a['total_steps'] > b['total_steps']:
+    if 'total_steps' in names and a['total_steps'] > b.get('total_steps', math.inf):
         names.remove('total_steps')
     return [f'{name}: {a.get(name)!r} now, {b.get(name)!r} there' for name in names]
 
@@ -176,8 +206,8 @@ def split_arguments(argv: list[str]) -> tuple[list[str], str | None, list[tuple[
             rest.append(argument)
             continue
         if not equals:
-            value = next(arguments, None)
-            if value is None:
+            value = next(arguments, '--')
+            if value.startswith('--'):
                 raise UserError(f'{flag}: a value is missing')
         if flag == '--config':
             config = value

@@ -1,5 +1,6 @@
 """From a config to everything that a mode of the command line needs; nothing is written here."""
 
+import copy
 import functools
 import pathlib
 from collections.abc import Iterator
@@ -111,9 +112,20 @@ class Experiment:
 
     def replica(self, state: TrainState, k: int) -> TrainState:
         """The state of replica k, without its axis; the state itself where there are none."""
-        if not self.plan.replicas:
-            return state
-        return jax.jit(lambda s: jax.tree.map(lambda x: x[k], s), out_shardings=self.plan.replicated)(state)
+        return self._take(state, np.int32(k)) if self.plan.replicas else state
+
+    @functools.cached_property
+    def _take(self):
+        take = lambda state, k: jax.tree.map(lambda x: x[k], state)  # noqa: E731
+        return jax.jit(take, out_shardings=self.plan.replicated)
+
+    def alone(self) -> 'Experiment':
+        """The same data and task on one device of this process, to evaluate and sample without the others."""
+        twin = copy.copy(self)
+        for name in ('abstract_state', 'seed_array', '_take'):  # what was made for the whole plan
+            vars(twin).pop(name, None)
+        twin.plan = self.plan.alone()
+        return twin
 
 
 def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):

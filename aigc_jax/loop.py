@@ -3,6 +3,7 @@
 import math
 import pathlib
 import signal
+import sys
 import time
 
 import jax
@@ -60,6 +61,7 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
         call = call.lower(state, experiment.seed_array, data, feed).compile()
         lap('compile')
     first = jax.process_index() == 0
+    parallel.barrier('workdir checked')  # no process may meet what another has written since
     if first:
         atomic_write(workdir / 'config.json', config_lib.to_json(config))
         manifest.write(workdir / 'manifest.json', experiment, start)
@@ -89,9 +91,16 @@ class _Loop:
         self.evaluator = evaluate.Evaluator(experiment)
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
+        # One process alone draws the pictures, so it must not need the devices of the others.
+        self.drawer = evaluate.Evaluator(experiment.alone()) if jax.process_count() > 1 else self.evaluator
+        self.best, self.waited = math.inf, 0  # of what early stopping watches; evaluations since that best
         rows = self.log.rows()
-        self.diverged = {row['seed'] for row in rows if 'diverged' in row}
-        self.values = [v for v in map(self._watched, _by_step(rows, 'eval')) if v is not None]
+        for values in _by_step(rows, 'eval'):
+            self._watch(values)
+        lost = {row['seed'] for row in rows if 'diverged' in row}
+        # The first process alone reads the log, and all must stop at the same step.
+        self.waited, lost = parallel.of_first((self.waited, [seed in lost for seed in self.seeds]))
+        self.diverged = {seed for seed, is_lost in zip(self.seeds, lost, strict=True) if is_lost}
         # Virtual devices and processes on CPUs can deadlock in a collective when calls run ahead of each other.
         self.blocking = jax.default_backend() == 'cpu' and experiment.plan.mesh.size > 1
         self.logged_at = time.perf_counter()
@@ -185,9 +194,8 @@ class _Loop:
             self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
         self._draw(state, 0, self.seeds[0], f'{self.step:08d}')
         values = {name: found['value'] for name, found in evaluate.across(by_seed).items()}
-        watched = self._watched(values)
-        if watched is not None:
-            self.values.append(watched)
+        self._watch(values)
+        self.waited = parallel.of_first(self.waited)
         self.log.timing(event='evaluation', step=self.step, seconds=time.perf_counter() - began)
         self.logged_at = time.perf_counter()
         return {name: value for name, value in values.items() if math.isfinite(value)}
@@ -204,21 +212,23 @@ class _Loop:
             own = parallel.fetch(own)
         if jax.process_index() == 0:
             name = name if seed is None else f'{name}_seed{seed}'
-            pictures.draw(self.workdir, name, self.experiment, self.evaluator, own, self.experiment.seeds[k], self.log.rows())
+            pictures.draw(self.workdir, name, self.experiment, self.drawer, own, self.experiment.seeds[k], self.log.rows())
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)
 
-    def _watched(self, values: dict) -> float | None:
-        """The metric that early stopping watches, as 'lower is better'."""
+    def _watch(self, values: dict) -> None:
+        """Counts the evaluations since the best value of the metric that early stopping watches."""
         name = self.config.eval.best_metric
-        if not name or values.get(name) is None:
-            return None
-        return values[name] if self.config.eval.best_mode == 'min' else -values[name]
+        if not name or name not in values:
+            return
+        value = math.nan if values[name] is None else values[name]
+        value = value if self.config.eval.best_mode == 'min' else -value
+        better = value < self.best  # NaN never is
+        self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.eval.patience
-        return bool(patience) and len(self.values) - 1 - int(np.argmin(self.values or [0.0])) >= patience
+        return 0 < self.config.eval.patience <= self.waited
 
 
 class _Signals:
@@ -235,7 +245,7 @@ class _Signals:
 
     def _handle(self, number, frame):
         if self._number:
-            raise KeyboardInterrupt
+            sys.exit(128 + number)
         self._number = number
 
     def requested(self, agree: bool) -> int:

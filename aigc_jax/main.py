@@ -34,6 +34,8 @@ def parse(argv: list[str]) -> list[str]:
             left = FLAGS(rest)
         except flags.Error as error:
             raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
+        except SystemExit:
+            sys.exit(0)  # absl has printed the help that was asked for, which it holds to be an error
         if len(left) > 1:
             raise UserError(f'{left[1]!r} is no flag; flags begin with --')
         if FLAGS.mode not in MODES:

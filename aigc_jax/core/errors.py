@@ -16,6 +16,16 @@ class RunError(Exception):
     exit_code = 1
 
 
+def check_fields(config, known, what: str) -> None:
+    """Raises UserError unless the group `config` holds the fields `known`, each of them and no others."""
+    for name in config:
+        if name not in known:
+            raise UserError(f'{what}.{name}: there is no such field{near(name, known)}')
+    for name in known:
+        if name not in config:
+            raise UserError(f'{what}.{name}: this field is missing; {what} has {", ".join(known)}')
+
+
 def near(word: str, known) -> str:
     """'; did you mean a, b?' for the known names near to `word`, else '; known: …'."""
     import difflib

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax.core import tree
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Tree
+
+
+_FIELDS = ('name', 'options', 'schedule', 'clip_norm', 'weight_decay_regex', 'learning_rate_rules', 'freeze', 'ema_decay')
 
 
 class AverageState(NamedTuple):
@@ -61,6 +64,11 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     learning_rate_rules: ((regex, factor), …), the first that matches; freeze: a regex, '': nothing is frozen.
     ema_decay: of the moving average of the parameters; 0: none is kept.
     """
+    check_fields(config, _FIELDS, what)
+    if not config.clip_norm >= 0:
+        raise UserError(f'{what}.clip_norm: {config.clip_norm}; a norm is positive, and 0 means not to clip')
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f'{what}.ema_decay: {config.ema_decay}; it lies in [0, 1), and 0 means to keep no average')
     options = dict(config.options)
     factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
     known = inspect.signature(factory).parameters
@@ -72,15 +80,24 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
             ((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex'
         )
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    chain.append(factory(schedule(config.schedule, total_steps, f'{what}.schedule'), **options))
-    if config.learning_rate_rules:
-        factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules')
-        chain.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
-    chained = optax.chain(*chain)
+    learning_rate = schedule(config.schedule, total_steps, f'{what}.schedule')
+    try:
+        chain.append(factory(learning_rate, **options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{what}.options: {error}; optax.{config.name}{inspect.signature(factory)}') from None
+    parts = [optax.chain(*chain)]
     if config.freeze:
         labels = tree.by_rule(((config.freeze, 'frozen'),), params, 'trained', f'{what}.freeze')
-        chained = optax.partition({'trained': chained, 'frozen': optax.set_to_zero()}, labels)
-    return optax.chain(chained, average_params(config.ema_decay)) if config.ema_decay else chained
+        parts = [optax.partition({'trained': parts[0], 'frozen': optax.set_to_zero()}, labels)]
+    if config.learning_rate_rules:  # after the partition, inside which frozen parameters have no update to scale
+        for rule in config.learning_rate_rules:
+            if not isinstance(rule, (tuple, list)) or not isinstance(rule[-1], (int, float)):
+                raise UserError(f'{what}.learning_rate_rules: {rule!r} is no pair (regex, factor)')
+        factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules')
+        parts.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
+    if config.ema_decay:
+        parts.append(average_params(config.ema_decay))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
 def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:

@@ -16,6 +16,7 @@ from aigc_jax.core.types import Tree, TrainState
 AXES = ('data', 'fsdp', 'tensor')
 WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
 BATCH_AXES = ('data', 'fsdp')  # fsdp shards the parameters over devices that each see other examples
+_AUTO = (AxisType.Auto,) * len(AXES)
 _FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
 
 
@@ -61,8 +62,13 @@ class Plan:
             params=tree.map_named(lambda name, _: self._named(*specs[name]), state.params),
             opt=tree.map_named(like_its_parameter, state.opt),
             stats=jax.tree.map(lambda _: self._named(), state.stats),
-            carry=jax.tree.map(lambda _: self._named(BATCH_AXES), state.carry),
+            carry=jax.tree.map(lambda _: self._named(*[] if self.axis_name else [BATCH_AXES]), state.carry),
         )
+
+    def alone(self) -> 'Plan':
+        """The plan of one device of this process, for what a process does without the others."""
+        mesh = jax.make_mesh((1,) * len(AXES), AXES, axis_types=_AUTO, devices=jax.local_devices()[:1])
+        return dataclasses.replace(self, mode='jit', mesh=mesh, rules=())
 
     @property
     def replicated(self) -> NamedSharding:
@@ -106,10 +112,9 @@ class Plan:
     def compile(self, call, state: TrainState):
         """`call(state, seed, data, feed)`, compiled for this plan; `state` (abstract) gives the shapes."""
         if self.axis_name:
-            axes = TrainState(step=None, params=None, opt=None, stats=None, carry=0)
             return jax.pmap(
-                call, self.axis_name, in_axes=(axes, None, None, _FEED_BATCH_AXIS), out_axes=(axes, None),
-                devices=list(self.mesh.devices.flat),
+                _on_its_share(call, self.axis_name), self.axis_name, in_axes=(None, None, None, _FEED_BATCH_AXIS),
+                out_axes=None, devices=list(self.mesh.devices.flat),
             )  # fmt: skip
         sharding = self.state_sharding(state)
         if self.replicas:
@@ -152,6 +157,23 @@ class _Spec(tuple):
     """A partition spec that is one leaf of a tree, which a bare tuple is not."""
 
 
+def _on_its_share(call, axis_name: str):
+    """`call` for one device under pmap: it is handed the whole carry, works on its examples', and rejoins them."""
+
+    def shared(state: TrainState, seed, data, feed):
+        n, i = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+
+        def own(leaf):
+            rows = leaf.shape[0] // n
+            return jax.lax.dynamic_slice_in_dim(leaf, i * rows, rows)
+
+        state, metrics = call(state._replace(carry=jax.tree.map(own, state.carry)), seed, data, feed)
+        whole = lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True)  # noqa: E731
+        return state._replace(carry=jax.tree.map(whole, state.carry)), metrics
+
+    return shared
+
+
 def put(values: Tree, sharding: NamedSharding) -> Tree:
     """Host arrays, the same on every process, as arrays of this sharding."""
     if sharding.is_fully_addressable:
@@ -173,6 +195,23 @@ def fetch(values: Tree) -> Tree:
     return jax.device_get(values)
 
 
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def of_first(values: Tree) -> Tree:
+    """The first process's host values, numbers or arrays of shapes that all processes know, on every process."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(values)
+
+
 def make_plan(
     config: Any, num_seeds: int, execution: str, batch_size: int, micro_batches: int, devices: list | None = None
 ) -> Plan:
@@ -183,7 +222,7 @@ def make_plan(
         raise UserError(f'replicas: {execution!r}{near(execution, ("vmap", "map"))}')
     devices = devices or jax.devices()
     shape = _mesh_shape(config.mesh, len(devices))
-    mesh = jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    mesh = jax.make_mesh(shape, AXES, axis_types=_AUTO, devices=devices)
     plan = Plan(config.mode, mesh, tuple(config.rules), num_seeds if num_seeds > 1 else 0, execution)
     if plan.replicas:
         if config.mode == 'pmap':

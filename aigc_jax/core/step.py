@@ -112,7 +112,7 @@ def _apply(player: str, optimizer: optax.GradientTransformation, state: TrainSta
     updates, opt = optimizer.update(grads, state.opt[player], params)
     metrics = {
         'grad_norm': optax.tree.norm(grads),
-        'update_ratio': optax.tree.norm(updates) / optax.tree.norm(params),
+        'update_ratio': optax.tree.norm(updates) / jnp.maximum(optax.tree.norm(params), 1e-8),  # they may begin as 0
     }
     params = optax.apply_updates(params, updates)
     state = state._replace(params={**state.params, player: params}, opt={**state.opt, player: opt})

@@ -1,0 +1,114 @@
+"""What the tests share: runs of the command line, what a run's folder holds, and two trained models."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+
+# Before anything imports jax: tests run on the CPU, and compile each program once for the whole session.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='aigc_jax_xla_')
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SECONDS = 300  # that any process of a test may take
+
+
+class CommandLine:
+    """Processes in the repository's root. `workdir`, `config` and `overrides` become the flags of those names.
+
+    config: 'vae:smoke'; None leaves the flag out, as the modes other than train want it.
+    """
+
+    root = ROOT
+
+    def python(self, *arguments, env: dict | None = None, seconds: float = SECONDS) -> subprocess.CompletedProcess:
+        """python ARGUMENTS, to its end."""
+        return self._finish(self._start(arguments, env), seconds)
+
+    def run(self, config, workdir, *flags, env=None, seconds=SECONDS, returns=0, **overrides):
+        """python -m aigc_jax.main, to its end, which must be the exit code `returns`; None: any."""
+        done = self._finish(self.start(config, workdir, *flags, env=env, **overrides), seconds)
+        assert returns is None or done.returncode == returns, f'exit code {done.returncode}\n{done.stderr}'
+        return done
+
+    def start(self, config, workdir, *flags, env=None, **overrides) -> subprocess.Popen:
+        """The same, left running. `overrides`: optim__model__name='sgd' is --config.optim.model.name=sgd."""
+        arguments = ['-m', 'aigc_jax.main', f'--workdir={workdir}', *flags]
+        if config:
+            name, colon, variants = config.partition(':')
+            arguments.append(f'--config={name if name.endswith(".py") else f"configs/{name}.py"}{colon}{variants}')
+        arguments += [f'--config.{name.replace("__", ".")}={value}' for name, value in overrides.items()]
+        return self._start(arguments, env)
+
+    def _start(self, arguments, env):
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)], cwd=ROOT, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def _finish(self, process, seconds):
+        try:
+            out, err = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope='session')
+def command_line() -> CommandLine:
+    return CommandLine()
+
+
+@pytest.fixture(scope='session')
+def smoke(command_line, tmp_path_factory):
+    """smoke('vae') -> the folder of configs/vae.py:smoke, trained once a session; to be read, or copied."""
+    folders = {}
+
+    def trained(name: str) -> pathlib.Path:
+        if name not in folders:
+            folder = tmp_path_factory.mktemp('smoke') / name
+            command_line.run(f'{name}:smoke', folder)
+            folders[name] = folder
+        return folders[name]
+
+    return trained
+
+
+@pytest.fixture(scope='session')
+def leaves():
+    """leaves(workdir, step=None) -> {'params/model/…': array} of a checkpoint, everything that the state holds."""
+
+    def read(workdir, step=None) -> dict[str, np.ndarray]:
+        import aigc_jax
+        from aigc_jax.core import tree
+
+        _, _, state = aigc_jax.load(workdir, step)
+        return {name: np.asarray(leaf) for name, leaf in tree.flatten(state).items()}
+
+    return read
+
+
+@pytest.fixture(scope='session')
+def assert_same_bits():
+    """assert_same_bits(ours, theirs): of {name: array}, names, dtypes, shapes and bytes; NaN equals NaN."""
+
+    def check(ours: dict, theirs: dict) -> None:
+        assert ours.keys() == theirs.keys()
+        different = [
+            f'{name}: {a.dtype}{a.shape} {b.dtype}{b.shape}, largest difference {np.max(np.abs(a - b), initial=0)}'
+            for name, (a, b) in {name: (ours[name], theirs[name]) for name in ours}.items()
+            if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes()
+        ]
+        assert not different, different
+
+    return check

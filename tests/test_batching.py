@@ -1,0 +1,99 @@
+"""The index stream, resident and streamed batches, and what happens to examples on the device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from aigc_jax import data
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import batching
+
+
+@pytest.fixture(scope='module')
+def digits():
+    return data.load(ConfigDict({'name': 'digits', 'dir': '', 'num_examples': 100, 'valid_examples': 100}))
+
+
+def test_each_epoch_is_another_permutation_and_drops_nothing():
+    stream = batching.IndexStream(10, seed=0)
+    epochs = stream[np.arange(30)].reshape(3, 10)
+    assert (np.sort(epochs, axis=1) == np.arange(10)).all()
+    assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
+    assert (batching.IndexStream(10, seed=1)[np.arange(10)] != epochs[0]).any()
+
+
+def test_the_stream_is_random_access():
+    stream = batching.IndexStream(7, seed=3)
+    row = stream[np.arange(70)]
+    places = np.random.default_rng(0).integers(0, 70, 200)
+    np.testing.assert_array_equal(stream[places], row[places])
+
+
+def test_places_do_not_depend_on_how_steps_are_cut_into_calls_or_rows_over_processes():
+    whole = batching.places(0, 6, 2, 8, range(8))
+    assert (whole.ravel() == np.arange(6 * 2 * 8)).all()
+    np.testing.assert_array_equal(whole[2:4], batching.places(2, 2, 2, 8, range(8)))
+    halves = [batching.places(0, 6, 2, 8, rows) for rows in (range(4), range(4, 8))]
+    np.testing.assert_array_equal(whole, np.concatenate(halves, axis=2))
+
+
+@pytest.mark.parametrize('seeds, rows', [([0], range(16)), ([0], range(4, 8)), ([0, 1, 2], range(16))])
+def test_streamed_by_grain_equals_resident(digits, seeds, rows):
+    source, shape = digits.splits['train'], (3, 2, 16, rows)  # steps a call, rounds, batch size
+    streams = [batching.IndexStream(len(source), seed) for seed in seeds]
+    start, total = 30, 63  # begins in the middle and crosses the end of an epoch (1437 / 32 = 44.9 steps)
+    indices = batching.resident_feed(streams, start, *shape)
+    streamed = list(batching.streamed_feed(source, streams, start, total, *shape))
+    assert len(streamed) == (total - start) // 3
+    for batch in streamed:
+        expected = batching.gather_resident(jax.tree.map(jnp.asarray, source.arrays), jnp.asarray(next(indices)))
+        for name in ('x', 'label'):
+            assert batch[name].dtype == source.arrays[name].dtype
+            np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def preprocess(dataset, x, binarize='none', scale='unit', step=0):
+    return batching.make_preprocess(dataset, binarize, scale)({'x': x}, rng.context(0, 'train', step, jnp.arange(len(x))))['x']
+
+
+def test_scales(digits):
+    x = digits.splits['train'].arrays['x'][:50]
+    unit, symmetric = preprocess(digits, x), preprocess(digits, x, scale='symmetric')
+    assert unit.dtype == jnp.float32 and unit.min() == 0 and unit.max() == 1
+    np.testing.assert_allclose(unit, x / 16)
+    np.testing.assert_allclose(symmetric, x / 8 - 1.0)
+    points = data.load(ConfigDict({'name': 'ring8', 'dir': '', 'num_examples': 100, 'valid_examples': 0}))
+    x = points.splits['train'].arrays['x']
+    np.testing.assert_array_equal(preprocess(points, x, scale='symmetric'), x)
+
+
+def test_dynamic_binarization_draws_anew_with_the_right_mean(digits):
+    x = np.broadcast_to(np.array([0, 4, 8, 12, 16], np.uint8).repeat(2)[:, None, None, None], (10, 100, 100, 1))
+    first, second = (preprocess(digits, x, 'dynamic', step=step) for step in (0, 1))
+    assert set(np.unique(first)) == {0.0, 1.0}
+    np.testing.assert_allclose(first.mean((1, 2, 3)).reshape(5, 2).mean(1), [0, 0.25, 0.5, 0.75, 1], atol=0.015)
+    changed = (first != second).mean((1, 2, 3)).reshape(5, 2).mean(1)
+    np.testing.assert_allclose(changed, [0, 0.375, 0.5, 0.375, 0], atol=0.02)  # 2 p (1 − p)
+    assert (first[2] != first[3]).any()  # no two examples share their draws
+
+
+def test_static_binarization_is_drawn_once(digits):
+    x = digits.splits['train'].arrays['x']
+    fixed = batching.binarize_static(x, 16, 'train')
+    np.testing.assert_array_equal(fixed, batching.binarize_static(x, 16, 'train'))
+    assert set(np.unique(fixed)) == {0, 1} and fixed.mean() == pytest.approx(x.mean() / 16, abs=0.005)
+    assert (fixed != batching.binarize_static(x, 16, 'valid')).any()
+
+
+def test_threshold(digits):
+    x = np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1)
+    np.testing.assert_array_equal(preprocess(digits, x, 'threshold').ravel(), [0] * 9 + [1] * 8)
+
+
+@pytest.mark.parametrize('fields, message', [({'binarize': 'dynamics'}, 'dynamic'), ({'scale': 'units'}, 'unit')])
+def test_unknown_names_list_the_near_ones(digits, fields, message):
+    with pytest.raises(UserError, match=f'did you mean.*{message}'):
+        batching.make_preprocess(digits, **{'binarize': 'none', 'scale': 'unit', **fields})

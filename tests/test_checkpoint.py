@@ -1,0 +1,316 @@
+"""Checkpoints: what is restored is what was saved, or an error that says what is not."""
+
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aigc_jax.checkpoint import Checkpoints
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.types import TrainState
+
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def make_state(step: int, width: int = 4, dtype=jnp.float32, **more) -> TrainState:
+    params = {'dense': {'kernel': jnp.full((3, width), step, dtype), 'bias': jnp.arange(width) * 0.1}, **more}
+    return TrainState(jnp.int32(step), {'model': params}, {'model': OPTIMIZER.init(params)}, {}, {})
+
+
+def template(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_equal(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / 'checkpoints'
+
+
+def saved(folder, values: dict, **options) -> Checkpoints:
+    checkpoints = Checkpoints(folder, **options)
+    for step, value in values.items():
+        checkpoints.save(step, make_state(step), None if value is None else {'nll': value, 'other': -float(step)})
+    return checkpoints
+
+
+def message(call, error=UserError) -> str:
+    with pytest.raises(error) as caught:
+        call()
+    assert 1 <= len(str(caught.value).splitlines()) <= 3, caught.value
+    return str(caught.value)
+
+
+def test_saves_and_restores(folder):
+    checkpoints = saved(folder, {1: None, 2: None}, keep=2)
+    assert checkpoints.steps() == [1, 2] and checkpoints.latest() == 2 and checkpoints.resolve(None) == 2
+    for step in (1, 2):
+        assert_equal(checkpoints.restore(step, template(make_state(0))), make_state(step))
+    record = json.loads((folder / '2' / 'checkpoint.json').read_text())['record']
+    assert record['leaves']['params/model/dense/kernel'][:2] == [[3, 4], 'float32']
+    assert all(len(digest) == 64 for _, _, digest in record['leaves'].values())
+
+
+def test_keeps_the_newest(folder):
+    assert saved(folder, dict.fromkeys(range(1, 7)), keep=3).steps() == [4, 5, 6]
+    assert {path.name for path in folder.iterdir()} == {'4', '5', '6'}
+
+
+@pytest.mark.parametrize('mode, best, kept', [('min', 3, [3, 5, 6]), ('max', 1, [1, 5, 6])])
+def test_keeps_the_best(folder, mode, best, kept):
+    """NaN, infinities and steps without a value are never the best, whichever way the metric runs."""
+    values = {1: 9.0, 2: math.nan, 3: 1.0, 4: math.inf if mode == 'max' else -math.inf, 5: 5.0, 6: None}
+    options = dict(keep=2, best_metric='nll', best_mode=mode)
+    checkpoints = saved(folder, values, **options)
+    assert checkpoints.steps() == kept
+    assert checkpoints.resolve('best') == best
+    # So it is for who opens the folder anew, and when more steps come.
+    reopened = Checkpoints(folder, **options)
+    assert reopened.resolve('best') == best
+    reopened.save(7, make_state(7), {'nll': 2.0})
+    assert reopened.steps() == [best, 6, 7]
+    assert Checkpoints(folder, read_only=True, best_metric='other', best_mode='max').resolve('best') == (1 if mode == 'max' else 3)
+
+
+def test_the_newest_of_equals_is_best(folder):
+    assert saved(folder, {1: 2.0, 2: 2.0, 3: 2.0}, keep=1, best_metric='nll').steps() == [3]
+
+
+def test_no_best(folder):
+    for values in ({1: math.nan}, {1: None}):
+        checkpoints = saved(folder, values, best_metric='nll')
+        assert '--step=best' in (said := message(lambda: checkpoints.resolve('best'))) and 'nll' in said
+        shutil.rmtree(folder)
+    for text in ('newest', '-1', '1.5', '²'):
+        assert f'--step={text}' in message(lambda: checkpoints.resolve(text))
+
+
+def test_what_does_not_fit_is_named(folder):
+    checkpoints = saved(folder, {1: None})
+    fits = lambda state: message(lambda: checkpoints.restore(1, template(state)))  # noqa: E731
+    assert 'it lacks params/model/extra, opt/model/1/0/mu/extra' in fits(make_state(1, extra=jnp.zeros(2)))
+    assert 'params/model/dense/kernel is float32[3, 4], the model has float32[3, 5]' in fits(make_state(1, width=5))
+    assert 'params/model/dense/kernel is float32[3, 4], the model has bfloat16[3, 4]' in fits(make_state(1, dtype=jnp.bfloat16))
+    without = make_state(1)
+    del without.params['model']['dense']['bias']
+    assert 'it has params/model/dense/bias besides' in fits(without)
+    assert 'no checkpoint of step 7; there are [1]' in message(lambda: checkpoints.restore(7, template(make_state(1))))
+
+
+def test_parameters_alone(folder):
+    """`init_from` takes the parameters, whatever the optimizer was."""
+    checkpoints = saved(folder, {1: None})
+    params = checkpoints.restore_params(1, make_state(0).params)
+    assert_equal(params, make_state(1).params)
+    wider = make_state(1, width=5).params
+    assert 'kernel is float32[3, 4]' in message(lambda: checkpoints.restore_params(1, wider))
+
+
+def test_read_only_writes_nothing(folder):
+    saved(folder, {1: None})
+    (folder / '2.unfinished').mkdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    checkpoints = Checkpoints(folder, read_only=True)
+    assert_equal(checkpoints.restore(1, template(make_state(0))), make_state(1))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob('*')} == before
+    assert Checkpoints(folder / 'nowhere', read_only=True).latest() is None
+    assert not (folder / 'nowhere').exists()
+
+
+def test_half_written_steps_are_passed_over_and_purged(folder):
+    saved(folder, {1: None, 2: None}, keep=2)
+    (folder / '2').rename(folder / '3.unfinished')
+    (folder / '4.deleted').mkdir()
+    assert Checkpoints(folder, read_only=True).steps() == [1]
+    checkpoints = Checkpoints(folder)
+    assert {path.name for path in folder.iterdir()} == {'1'}
+    checkpoints.save(3, make_state(3))
+    assert checkpoints.steps() == [3]
+
+
+def test_a_step_that_is_not_whole_is_named(folder):
+    checkpoints = saved(folder, {1: None, 2: None}, keep=3)
+    (folder / '2' / 'checkpoint.json').unlink()
+    said = message(lambda: checkpoints.restore(2, template(make_state(0))))
+    assert f'{folder}/2: the checkpoint is corrupt: checkpoint.json cannot be read' in said
+    assert 'delete that folder to go on from step 1' in said
+    checkpoints.save(3, make_state(3))  # and does not keep the run from going on
+    assert checkpoints.latest() == 3
+
+
+def test_a_failed_write_leaves_nothing(folder):
+    """Files may not grow beyond 16 kB, as on a disk that fills up."""
+    code = f"""
+import pathlib, resource
+import jax.numpy as jnp
+from aigc_jax.checkpoint import Checkpoints
+from aigc_jax.core.errors import RunError
+checkpoints = Checkpoints(pathlib.Path({str(folder)!r}), keep=1)
+checkpoints.save(1, dict(x=jnp.arange(10)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(2, dict(x=jnp.arange(100_000)))
+except RunError as error:
+    print(error)
+"""
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    assert f'{folder}/2: the checkpoint could not be written' in done.stdout and 'that of step 1' in done.stdout
+    assert len(done.stdout.splitlines()) <= 3
+    assert [path.name for path in folder.iterdir()] == ['1']
+    state = {'x': jnp.arange(10)}
+    assert_equal(Checkpoints(folder, read_only=True).restore(1, template(state)), state)
+
+
+def test_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    assert 'cannot write' in message(lambda: Checkpoints(tmp_path / 'file' / 'checkpoints'), RunError)
+
+
+# Opens the newest checkpoint of RUN again and again, with one file damaged each time; prints what went wrong.
+DAMAGE = """
+import collections, pathlib, random, sys
+import numpy as np
+from aigc_jax.core import tree
+from aigc_jax.core.errors import UserError
+from aigc_jax.experiment import open_run, open_checkpoints
+
+run, positions = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+experiment, state = open_run(run)
+right = {name: np.asarray(leaf).tobytes() for name, leaf in tree.flatten(state).items()}
+step = int(state.step)
+files = sorted(path for path in (run / 'checkpoints' / str(step)).rglob('*') if path.is_file())
+counts = collections.Counter()
+
+def attempt(what):
+    checkpoints = open_checkpoints(run, experiment.config, read_only=True)
+    try:
+        got = checkpoints.restore(checkpoints.resolve(None), experiment.abstract_state)
+        same = {name: np.asarray(leaf).tobytes() for name, leaf in tree.flatten(got).items()} == right
+        counts['same' if same else f'WRONG STATE: {what}'] += 1
+    except UserError as error:
+        fine = 1 <= len(str(error).splitlines()) <= 3 and 'corrupt' in str(error) and str(run) in str(error)
+        counts['refused' if fine else f'MESSAGE: {what}: {error}'] += 1
+    except Exception as error:
+        counts[f'{type(error).__name__}: {what}: {error}'] += 1
+    finally:
+        checkpoints.close()
+
+random.seed(0)
+for path in files:
+    whole, name = path.read_bytes(), path.relative_to(run)
+    for position in [0, len(whole) - 1, *(random.randrange(len(whole)) for _ in range(positions))]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << random.randrange(8)
+        path.write_bytes(damaged)
+        attempt(f'{name}: byte {position} of {len(whole)}')
+    for size in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        attempt(f'{name}: cut to {size} of {len(whole)}')
+    path.write_bytes(whole + b'x')
+    attempt(f'{name}: longer')
+    path.unlink()
+    attempt(f'{name}: deleted')
+    path.mkdir()
+    attempt(f'{name}: a folder')
+    path.rmdir()
+    path.write_bytes(whole)
+attempt('whole')
+print(len(files), dict(counts))
+"""
+
+
+def test_damage(command_line, smoke, tmp_path):
+    """Bytes flipped, files cut, emptied, lengthened, deleted: all of a real checkpoint's, each in turn."""
+    run = shutil.copytree(smoke('vae'), tmp_path / 'run')
+    done = command_line.python('-c', DAMAGE, run, '4')
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, counts = done.stdout.split(' ', 1)
+    counts = eval(counts)
+    assert int(count) >= 10
+    assert set(counts) == {'same', 'refused'}, counts
+    assert counts['same'] == 1, counts  # the whole one: no byte is without its digest
+    assert done.stderr == ''
+
+
+def test_damage_is_told_in_three_lines(command_line, smoke, tmp_path):
+    """By the command line too, where Orbax and its threads might print more; and the mend that it names mends."""
+    run = shutil.copytree(smoke('vae'), tmp_path / 'run')
+    largest = max((run / 'checkpoints' / '40').rglob('*'), key=lambda path: path.is_file() and path.stat().st_size)
+    os.truncate(largest, 1000)
+    for mode, config, flags in (('evaluate', None, {}), ('train', 'vae:smoke', {'total_steps': 60})):
+        done = command_line.run(config, run, f'--mode={mode}', returns=2, **flags)
+        assert len(done.stderr.splitlines()) <= 3 and done.stdout == '', done.stderr
+        assert f'{run}/checkpoints/40: the checkpoint is corrupt' in done.stderr
+        assert 'delete that folder to go on from step 20' in done.stderr
+    shutil.rmtree(run / 'checkpoints' / '40')
+    assert 'step 20, digits' in command_line.run(None, run, '--mode=evaluate').stdout
+
+
+def test_killed_while_saving(folder):
+    """SIGKILL at any moment: every step that is there afterwards is whole, and the last one before is there."""
+    code = f"""
+import pathlib, sys
+import jax.numpy as jnp
+from aigc_jax.checkpoint import Checkpoints
+checkpoints = Checkpoints(pathlib.Path({str(folder)!r}), keep=1)
+for step in range((checkpoints.latest() or 0) + 1, 10_000):
+    checkpoints.save(step, dict(x=jnp.full(10_000, step)))
+    print(step, flush=True)
+"""
+    root = pathlib.Path(__file__).parent.parent
+    random.seed(0)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, '-c', code], cwd=root, stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        time.sleep(random.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        told = [int(line) for line in process.communicate()[0].split()]
+        checkpoints = Checkpoints(folder, read_only=True)
+        assert checkpoints.steps() and (not told or checkpoints.latest() >= told[-1])
+        for step in checkpoints.steps():
+            state = {'x': jnp.full(10_000, step)}
+            assert_equal(checkpoints.restore(step, template(state)), state)
+
+
+def test_best_of_a_run(command_line, tmp_path):
+    """--step=best by the command line: the best evaluation's step, though newer ones pushed it out."""
+    run = tmp_path / 'run'
+    # The weight presses the KL down, so that by 'max' the oldest is the best.
+    best_is = dict(eval__best_metric='model/kl', eval__best_mode='max', task__beta=10.0)
+    command_line.run('vae:smoke', run, total_steps=60, keep_checkpoints=1, **best_is)
+    rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    values = {row['step']: row['model/kl'] for row in rows if row['split'] == 'eval'}
+    best = max(values, key=values.get)
+    assert best < 60 and {int(path.name) for path in (run / 'checkpoints').iterdir()} == {best, 60}
+    for step in ('best', best):
+        assert f'step {best}, digits' in command_line.run(None, run, '--mode=evaluate', f'--step={step}').stdout
+
+
+def test_init_from_another_topology(command_line, tmp_path, leaves, assert_same_bits):
+    """A run on eight devices gives its parameters to one on a single device, with another optimizer."""
+    eight = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    mesh = dict(parallel__mesh__fsdp=4, parallel__rules="(('kernel', 'fsdp'),)")
+    command_line.run('vae:smoke', tmp_path / 'a', env=eight, total_steps=20, **mesh)
+    frozen = dict(optim__model__freeze='coder')
+    command_line.run('vae:smoke', tmp_path / 'b', total_steps=20, init_from=tmp_path / 'a', **frozen)
+    one, other = ({n: x for n, x in leaves(tmp_path / r).items() if n.startswith('params/')} for r in 'ab')
+    assert_same_bits(one, other)

@@ -1,0 +1,65 @@
+"""The structure: a file imports only from lower floors, and stays small enough to read."""
+
+import ast
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / 'aigc_jax'
+FLOORS = {'core': 0, 'nn': 1, 'data': 1, 'evals': 1, 'tasks': 2}  # what lies in the package itself is floor 3
+
+
+def floor(module: str) -> int:
+    return FLOORS.get(module.split('.')[1], 3) if '.' in module else 3
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # `from aigc_jax import tasks` imports aigc_jax.tasks
+            found |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return {name for name in found if name.split('.')[0] == 'aigc_jax'}
+
+
+def files() -> list[pathlib.Path]:
+    return sorted(PACKAGE.rglob('*.py'))
+
+
+def test_imports_go_down_the_floors():
+    wrong = []
+    for path in files():
+        own = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        for name in imports(path):
+            same_folder = name.split('.')[1:2] == own.split('.')[1:2]
+            if floor(name) > floor(own) or (floor(name) == floor(own) < 3 and not same_folder):
+                wrong.append(f'{own} (floor {floor(own)}) imports {name} (floor {floor(name)})')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_the_test_sees_a_wrong_import(tmp_path):
+    path = tmp_path / 'x.py'
+    path.write_text('from aigc_jax import tasks\nimport numpy\n')
+    assert imports(path) == {'aigc_jax.tasks'} and floor('aigc_jax.tasks') == 2
+
+
+def test_configs_import_only_ml_collections():
+    for path in (ROOT / 'configs').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= {'ml_collections'}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module in ('ml_collections', 'configs.sweeps'), path
+
+
+def test_no_file_is_over_400_lines():
+    long = {str(path): n for path in files() if (n := len(path.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_the_top_level_holds_what_it_should():
+    allowed = {'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE', 'aigc_jax', 'configs', 'scripts', 'tests'}
+    made = {'build', 'dist', 'runs'}
+    found = {p.name for p in ROOT.iterdir() if not p.name.startswith('.') and not p.name.endswith('.egg-info')}
+    assert found - made <= allowed

@@ -1,0 +1,258 @@
+"""Optimizers from their configs, against hand-computed steps."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from aigc_jax.core import optim, tree
+from aigc_jax.core.errors import UserError
+
+TOTAL_STEPS = 200
+PARAMS = {
+    'encoder': {'dense': {'kernel': jnp.arange(6.0).reshape(2, 3) / 3 - 0.7, 'bias': jnp.array([0.3, -0.2, 0.1])}},
+    'decoder': {'dense': {'kernel': jnp.linspace(-1, 1, 6).reshape(3, 2), 'bias': jnp.array([0.5, 0.25])}},
+    'log_scale': jnp.array(0.4),
+}
+
+
+def make(**fields) -> ConfigDict:
+    return ConfigDict(
+        dict(
+            name='sgd', options=dict(), schedule=dict(name='constant_schedule', value=0.1), clip_norm=0.0,
+            weight_decay_regex='kernel', learning_rate_rules=(), freeze='', ema_decay=0.0,
+        ) | fields  # fmt: skip
+    )
+
+
+def gradient(step: int):
+    """Something else at every step, and of another size for each leaf."""
+    draw = np.random.default_rng(step).normal
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(size=leaf.shape) * (1 + leaf.size), jnp.float32), PARAMS)
+
+
+def steps(config, number: int):
+    """[(parameters, optimizer state) after 0, 1, …, number steps]."""
+    optimizer = optim.optimizer(config, PARAMS, TOTAL_STEPS, 'optim.model')
+    update = jax.jit(optimizer.update)
+    trail = [(PARAMS, optimizer.init(PARAMS))]
+    for step in range(number):
+        params, state = trail[-1]
+        updates, state = update(gradient(step), state, params)
+        trail.append((optax.apply_updates(params, updates), state))
+    return trail
+
+
+def named(values) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf, np.float64) for name, leaf in tree.flatten(values).items()}
+
+
+def assert_close(ours, theirs):
+    ours, theirs = named(ours), named(theirs)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def message(**fields) -> str:
+    with pytest.raises(UserError) as caught:
+        optim.optimizer(make(**fields), PARAMS, TOTAL_STEPS, 'optim.model')
+    assert 1 <= len(str(caught.value).splitlines()) <= 3
+    return str(caught.value)
+
+
+def test_sgd():
+    (before, _), (after, _) = steps(make(), 1)
+    assert_close(after, jax.tree.map(lambda p, g: p - 0.1 * g, before, gradient(0)))
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw', 'lion', 'rmsprop', 'lamb', 'adafactor', 'muon', 'prodigy', 'schedule_free_adamw'])
+def test_optimizers_by_name(name):
+    """Of optax, and of optax.contrib where optax has none of that name: the very updates of a direct call."""
+    factory = getattr(optax, name, None) or getattr(optax.contrib, name)
+    direct = factory(learning_rate=optax.constant_schedule(0.1))
+    expected, _ = direct.update(gradient(0), direct.init(PARAMS), PARAMS)
+    (before, _), (after, _) = steps(make(name=name), 1)
+    assert_close(after, optax.apply_updates(before, expected))
+
+
+def test_options():
+    first, second = (steps(make(name='adam', options=dict(b1=b1, b2=0.99)), 2)[-1][0] for b1 in (0.0, 0.9))
+    direct = optax.adam(0.1, b1=0.0, b2=0.99)
+    params, state = PARAMS, direct.init(PARAMS)
+    for step in range(2):
+        updates, state = direct.update(gradient(step), state, params)
+        params = optax.apply_updates(params, updates)
+    assert_close(first, params)
+    assert not np.allclose(named(second)['log_scale'], named(params)['log_scale'])
+
+
+def test_what_is_no_optimizer():
+    assert "optim.model.name: optax has no 'adma'; did you mean" in (said := message(name='adma')) and 'adam' in said
+    for name in ('apply_updates', '_src', 'Schedule', 'chain', 'constant_schedule', ''):
+        assert f'optim.model.name: optax has no {name!r}' in message(name=name)
+    assert 'optim.model.options.beta1: optax.adam has no such option' in message(name='adam', options=dict(beta1=0.9))
+    for option in ('mask', 'learning_rate'):
+        assert f'optim.model.options.{option}' in message(name='adamw', options={option: 1})
+    assert 'optim.model.options' in message(name='adam', options=dict(mu_dtype='flaot32'))
+    assert 'l2_norm_clip' in message(name='dpsgd', options=dict(seed=0))
+
+
+@pytest.mark.parametrize(
+    'schedule, values',
+    [
+        (dict(name='constant_schedule', value=0.5), {0: 0.5, 199: 0.5}),
+        # Percent of 200 steps: from 1 to 0.1 over 100 steps.
+        (dict(name='linear_schedule', init_value=1.0, end_value=0.1, transition_percent=50.0), {0: 1, 50: 0.55, 100: 0.1, 150: 0.1}),
+        (dict(name='linear_schedule', init_value=1.0, end_value=0.1, transition_steps=10), {5: 0.55, 10: 0.1}),
+        # ½ (1 + cos π t/T), down to α.
+        (dict(name='cosine_decay_schedule', init_value=2.0, decay_percent=100.0, alpha=0.1),
+         {0: 2.0, 100: 2 * (0.9 * 0.5 + 0.1), 50: 2 * (0.9 * 0.5 * (1 + math.cos(math.pi / 4)) + 0.1), 200: 0.2}),
+        (dict(name='warmup_cosine_decay_schedule', init_value=0.0, peak_value=1.0, warmup_percent=10.0, decay_percent=100.0),
+         {0: 0, 10: 0.5, 20: 1.0, 110: 0.5, 200: 0.0}),
+        (dict(name='exponential_decay', init_value=1.0, transition_percent=0.5, decay_rate=0.5), {0: 1, 1: 0.5, 3: 0.125}),
+    ],
+)  # fmt: skip
+def test_schedules(schedule, values):
+    function = optim.schedule(ConfigDict(schedule), TOTAL_STEPS, 'optim.model.schedule')
+    for step, value in values.items():
+        np.testing.assert_allclose(function(step), value, rtol=1e-6, atol=1e-7)
+
+
+def test_the_schedule_is_followed():
+    schedule = dict(name='linear_schedule', init_value=1.0, end_value=0.0, transition_percent=1.0)  # 2 of 200 steps
+    trail = [named(params) for params, _ in steps(make(schedule=schedule), 3)]
+    for step, rate in enumerate((1.0, 0.5, 0.0)):
+        for name, g in named(gradient(step)).items():
+            np.testing.assert_allclose(trail[step + 1][name], trail[step][name] - rate * g, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_schedule():
+    said = message(schedule=dict(name='cosine_decay', init_value=1.0))
+    assert "optim.model.schedule.name: optax has no 'cosine_decay'; did you mean" in said and 'cosine_decay_schedule' in said
+    assert 'decay_steps' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0))
+    assert 'alfa' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=50.0, alfa=0.1))
+    assert 'optim.model.schedule' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=-5.0))
+
+
+def test_clip_norm():
+    """A gradient of norm N > c is scaled by c / N as a whole, a shorter one stays."""
+    norm = math.sqrt(sum(float((g**2).sum()) for g in named(gradient(0)).values()))
+    for clip in (norm / 4, norm * 4):
+        (before, _), (after, _) = steps(make(clip_norm=clip), 1)
+        scale = min(1.0, clip / norm)
+        assert_close(after, jax.tree.map(lambda p, g: p - 0.1 * scale * g, before, gradient(0)))  # noqa: B023
+    for clip in (-1.0, math.nan):
+        assert 'optim.model.clip_norm' in message(clip_norm=clip)
+
+
+def test_weight_decay_by_regex():
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) by hand; the decay on the matching parameters alone."""
+    rate, b1, b2, eps, decay = 0.1, 0.8, 0.9, 1e-8, 0.25
+    regex = 'encoder.*kernel|log_scale'
+    config = make(name='adamw', options=dict(b1=b1, b2=b2, eps=eps, weight_decay=decay), weight_decay_regex=regex)
+    params, m, v = named(PARAMS), {}, {}
+    for t in range(1, 4):
+        for name, g in named(gradient(t - 1)).items():
+            m[name] = b1 * m.get(name, 0) + (1 - b1) * g
+            v[name] = b2 * v.get(name, 0) + (1 - b2) * g**2
+            m_hat, v_hat = m[name] / (1 - b1**t), v[name] / (1 - b2**t)
+            shrink = decay * params[name] if name in ('encoder/dense/kernel', 'log_scale') else 0
+            params[name] = params[name] - rate * (m_hat / (np.sqrt(v_hat) + eps) + shrink)
+    ours = named(steps(config, 3)[-1][0])
+    for name in params:
+        np.testing.assert_allclose(ours[name], params[name], rtol=2e-5, atol=1e-6, err_msg=name)
+    assert "optim.model.weight_decay_regex: 'kernle' matches no parameter" in message(
+        name='adamw', options=dict(weight_decay=0.1), weight_decay_regex='kernle'
+    )
+
+
+def test_learning_rate_rules():
+    """The first rule that matches scales the update; what none matches is left as it is."""
+    rules = (('encoder.*bias', 0.5), ('bias', 3.0), ('log', 0.0))
+    (before, _), (after, _) = steps(make(learning_rate_rules=rules), 1)
+    factors = {'encoder/dense/bias': 0.5, 'decoder/dense/bias': 3.0, 'log_scale': 0.0}
+    before, after = named(before), named(after)
+    for name, g in named(gradient(0)).items():
+        np.testing.assert_allclose(after[name], before[name] - 0.1 * factors.get(name, 1.0) * g, rtol=1e-5, atol=1e-6)
+
+
+def test_rules_that_do_nothing_are_mistakes():
+    for rules in (((('bais'), 2.0),), (('bias', 2.0), ('gamma', 1.0))):
+        assert 'optim.model.learning_rate_rules' in (said := message(learning_rate_rules=rules)) and 'matches no' in said
+        assert 'encoder/dense/bias' in said
+    for rules in ((('bias', 'x'),), ('bias', 2.0), (('bias',),), (('bias', 1.0, 2.0),), ((2.0, 'bias'),)):
+        assert 'optim.model.learning_rate_rules' in message(learning_rate_rules=rules)
+    assert "optim.model.freeze: 'enkoder' matches no parameter" in message(freeze='enkoder')
+    for field in ('freeze', 'weight_decay_regex'):
+        said = message(**{field: '(', 'name': 'adamw', 'options': dict(weight_decay=0.1)})
+        assert re.search(rf'optim\.model\.{field}: .* is no regular expression', said)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adam', 'adamw', 'muon'])
+def test_freeze(name):
+    """Frozen parameters keep their very bits, weight decay and all; the others move as if alone."""
+    options = dict(weight_decay=0.1) if name == 'adamw' else {}
+    config = make(name=name, options=options, freeze='encoder', weight_decay_regex='kernel', clip_norm=1.0)
+    before, after = tree.flatten(PARAMS), tree.flatten(steps(config, 5)[-1][0])
+    for leaf in before:
+        same = np.asarray(before[leaf]).tobytes() == np.asarray(after[leaf]).tobytes()
+        assert same == leaf.startswith('encoder/'), leaf
+
+
+def test_freeze_takes_no_part_in_clipping():
+    """The norm is of what is trained: a frozen layer's gradient shrinks nobody else's step."""
+    trained = {name: g for name, g in named(gradient(0)).items() if not name.startswith('encoder/')}
+    norm = math.sqrt(sum(float((g**2).sum()) for g in trained.values()))
+    before, after = (named(params) for params, _ in steps(make(freeze='encoder', clip_norm=1.0), 1))
+    for name, g in trained.items():
+        np.testing.assert_allclose(after[name], before[name] - 0.1 * g / norm, rtol=1e-5, atol=1e-6)
+
+
+def test_ema():
+    """a ← d a + (1 − d) p with d = min(decay, (1 + t) / (10 + t)), of the parameters after each step."""
+    decay, trail = 0.3, steps(make(ema_decay=0.3), 8)
+    average = named(PARAMS)
+    seen = set()
+    for t, (params, state) in enumerate(trail[1:]):
+        d = min(decay, (1 + t) / (10 + t))
+        seen.add(d == decay)
+        average = {name: d * average[name] + (1 - d) * p for name, p in named(params).items()}
+        found = optim.averaged({'model': params}, {'model': state})['model']
+        for name, value in named(found).items():
+            np.testing.assert_allclose(value, average[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert seen == {False, True}  # the ramp, and what follows it
+
+
+def test_ema_of_frozen_and_scaled_parameters():
+    """The average sees the final update: frozen parameters' average is themselves, to the last bit or nearly."""
+    config = make(ema_decay=0.9, freeze='encoder', learning_rate_rules=(('log', 0.0),))
+    (params, state) = steps(config, 5)[-1]
+    found = named(optim.averaged({'model': params}, {'model': state})['model'])
+    for name, value in named(PARAMS).items():
+        still = name.startswith('encoder/') or name == 'log_scale'
+        assert np.allclose(found[name], value, rtol=1e-6, atol=0) == still, name
+
+
+def test_ema_leaves_training_as_it_is():
+    with_average, without = (steps(make(name='adam', ema_decay=decay), 4)[-1][0] for decay in (0.9, 0.0))
+    assert_close(with_average, without)
+    params, state = steps(make(), 1)[-1]
+    assert optim.averaged({'model': params}, {'model': state})['model'] is params
+    for decay in (-0.1, 1.0, 1.5, math.nan):
+        assert 'optim.model.ema_decay' in message(ema_decay=decay)
+
+
+@pytest.mark.parametrize('field', ['name', 'options', 'schedule', 'clip_norm', 'weight_decay_regex', 'learning_rate_rules',
+                                   'freeze', 'ema_decay'])  # fmt: skip
+def test_fields_that_are_missing_or_unknown(field):
+    config = make()
+    del config[field]
+    with pytest.raises(UserError, match=rf'optim\.model\.{field}: this field is missing'):
+        optim.optimizer(config, PARAMS, TOTAL_STEPS, 'optim.model')
+    assert f'optim.model.{field}s: there is no such field; did you mean {field}' in message(**{f'{field}s': 1})

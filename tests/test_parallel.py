@@ -1,0 +1,211 @@
+"""One step, however it is laid over devices: jit on one and on eight, fsdp, tensor, pmap, micro-batches, streams.
+
+This file, run as a program on eight virtual devices, trains all the cases; the tests compare what it found.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+K, STEPS, BATCH = 5, 10, 32  # steps a call, steps, examples
+# Measured over all cases: parameters 6e-8, moments and metrics 2e-6 of their size; a tenfold of that is allowed.
+TOLERANCE = dict(rtol=2e-5, atol=1e-6)
+# Optimized code compiles twice as slowly and agrees as well.
+FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+
+WHOLE = {'data': -1, 'fsdp': 1, 'tensor': 1}
+FSDP = dict(mesh={'data': 1, 'fsdp': 8, 'tensor': 1}, rules=(('.*', 'fsdp'),))
+# The kernels of the hidden layers and of images: the last one of a discriminator has a single column.
+TENSOR = dict(mesh={'data': 4, 'fsdp': 1, 'tensor': 2}, rules=(('(encoder|decoder|Dense_0).*kernel', (None, 'tensor')),))
+MODELS = {
+    'vae': ('vae', {}),
+    'gan': ('gan', {}),
+    'conditional vae': ('vae', {'model.conditional': True}),
+    'critic of two steps': ('gan', {'task.n_critic': 2, 'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0}),
+}
+# case: (devices, config.parallel, other fields)
+CASES = {
+    'jit x1': (1, {}, {}),
+    'jit x8': (8, {}, {}),
+    'fsdp x8': (8, FSDP, {}),
+    'tensor 4x2': (8, TENSOR, {}),
+    'pmap x8': (8, {'mode': 'pmap'}, {}),
+    'micro x1': (1, {}, {'micro_batches': 4}),
+    'micro pmap x8': (8, {'mode': 'pmap'}, {'micro_batches': 4}),
+    'stream x8': (8, {}, {'data.stream': True}),
+    'stream pmap x8': (8, {'mode': 'pmap'}, {'data.stream': True}),
+}
+CASES_OF = {
+    'vae': tuple(CASES),
+    'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
+    'conditional vae': ('jit x1', 'jit x8'),
+    'critic of two steps': ('jit x1', 'pmap x8'),
+}
+TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
+    'jit x1': (1, {}, 1), 'jit x8': (8, {}, 1), 'pmap x8': (8, {'mode': 'pmap'}, 1), 'micro x1': (1, {}, 4),
+    'micro pmap x8': (8, {'mode': 'pmap'}, 4),
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def found(command_line, tmp_path_factory):
+    """({(model, case): {name: array}}, {(model, case): names of the leaves that no device holds whole})."""
+    folder = tmp_path_factory.mktemp('parallel')
+    done = command_line.python(__file__, folder, env={'XLA_FLAGS': FLAGS})
+    assert done.returncode == 0, done.stderr
+    arrays, cases = np.load(folder / 'arrays.npz'), {}
+    for key in arrays.files:
+        model, case, name = key.split('|')
+        cases.setdefault((model, case), {})[name] = arrays[key]
+    sharded = json.loads((folder / 'sharded.json').read_text())
+    return cases, {tuple(key.split('|')): names for key, names in sharded.items()}
+
+
+ALL = [(model, case) for model, cases in (CASES_OF | {'toy': TOY_CASES}).items() for case in cases if case != 'jit x1']
+
+
+@pytest.mark.parametrize('model, case', ALL)
+def test_parameters_optimizer_state_and_metrics_are_those_of_one_device(found, model, case):
+    cases, _ = found
+    reference, ours = cases[model, 'jit x1'], cases[model, case]
+    assert ours.keys() == reference.keys()
+    for name, value in reference.items():
+        np.testing.assert_allclose(ours[name], value, err_msg=name, **TOLERANCE)
+    losses = [value for name, value in reference.items() if name.startswith('metrics/') and name.endswith('/loss')]
+    assert all(len(loss) == STEPS and len(set(loss.tolist())) == STEPS for loss in losses)  # it did train
+
+
+@pytest.mark.parametrize('model, streamed, resident', [
+    ('vae', 'stream x8', 'jit x8'), ('vae', 'stream pmap x8', 'pmap x8'), ('gan', 'stream x8', 'jit x8'),
+])  # fmt: skip
+def test_streamed_data_train_as_resident_data_bit_for_bit(found, assert_same_bits, model, streamed, resident):
+    cases, _ = found
+    assert_same_bits(cases[model, streamed], cases[model, resident])
+
+
+@pytest.mark.parametrize('model, player, kernel', [
+    ('vae', 'model', 'encoder/mlp/Dense_0/kernel'), ('gan', 'generator', 'decoder/mlp/Dense_0/kernel'),
+])  # fmt: skip
+@pytest.mark.parametrize('case', ['fsdp x8', 'tensor 4x2'])
+def test_rules_shard_a_parameter_and_its_moments(found, model, player, kernel, case):
+    _, sharded = found
+    names = sharded[model, case]
+    assert f'params/{player}/{kernel}' in names
+    for moment in ('mu', 'nu'):
+        assert any(name.startswith(f'opt/{player}/') and name.endswith(f'/{moment}/{kernel}') for name in names)
+    assert not sharded[model, 'jit x8'] and not sharded[model, 'pmap x8']
+
+
+def test_the_carry_is_sharded_under_jit_and_has_a_row_for_each_example(found):
+    cases, sharded = found
+    assert sharded['toy', 'jit x8'] == ['carry/h']
+    for case in TOY_CASES:
+        h = cases['toy', case]['state/carry/h']
+        assert len(np.unique(h, axis=0)) == BATCH  # averaging would make rows, or the devices' parts, alike
+
+
+# --- the program on eight devices ---
+
+
+def train(experiment, steps: int = STEPS):
+    """(final state, {metric: (steps,)}); each call is waited for: virtual devices deadlock when they run ahead."""
+    import jax
+
+    from aigc_jax.core import parallel
+
+    state, call = experiment.create_state(), experiment.train_call()
+    feeds, data, rows = experiment.feeds(0), experiment.resident_data(), []
+    for _ in range(steps // K):
+        state, metrics = jax.block_until_ready(call(state, experiment.seed_array, data, next(feeds)))
+        rows.append(parallel.fetch(metrics))
+    return state, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def experiment_of(model: str, devices: int, layout: dict, fields: dict):
+    import jax
+    from ml_collections import ConfigDict
+
+    from aigc_jax import config as config_lib
+    from aigc_jax.experiment import Experiment
+
+    name, of_model = MODELS[model]
+    config = config_lib.load(f'configs/{name}.py:smoke', [])
+    fields = {'total_steps': STEPS, 'steps_per_call': K, 'batch_size': BATCH, **of_model, **fields}
+    config.update_from_flattened_dict(fields)
+    config.parallel = ConfigDict({'mode': 'jit', 'mesh': WHOLE, 'rules': (), **layout})
+    return Experiment(config, jax.devices()[:devices])
+
+
+def toy_task():
+    """A recurrent state of each example (carry) and a running mean over all (stats), as a task may have them."""
+    import jax
+    import jax.numpy as jnp
+
+    from aigc_jax.core.types import Extra, Task, Turn
+
+    def init(key):
+        params = {'model': {'w': jax.random.normal(key, (3, 4)) / 2, 'u': jnp.eye(4) / 2}}
+        return params, Extra({'mean': jnp.zeros(3)}, {'h': jnp.zeros((BATCH, 4))})
+
+    def loss(params, extra, batch, ctx):
+        x = batch['x'] + 0.1 * ctx.normal('noise', (3,))
+        h = jnp.tanh((x - extra.stats['mean']) @ params['model']['w'] + extra.carry['h'] @ params['model']['u'])
+        mean = 0.9 * extra.stats['mean'] + 0.1 * x.mean(axis=0)
+        return jnp.mean((h.sum(axis=-1) - batch['y']) ** 2), ({}, Extra({'mean': mean}, {'h': jax.lax.stop_gradient(h)}))
+
+    return Task(init, rounds=((Turn('model', loss),),), sample=None)
+
+
+def train_toy(devices: int, layout: dict, micro_batches: int):
+    """(final state, metrics of its calls), through `make_step` and `Plan.compile` alone."""
+    import jax
+    import optax
+    from ml_collections import ConfigDict
+
+    from aigc_jax.core import parallel
+    from aigc_jax.core.step import create_state, fuse, make_step
+
+    task, optimizers = toy_task(), {'model': optax.sgd(0.1)}
+    config = ConfigDict({'mode': 'jit', 'mesh': WHOLE, 'rules': (), **layout})
+    plan = parallel.make_plan(config, 1, 'vmap', BATCH, micro_batches, jax.devices()[:devices])
+    step = make_step(task, optimizers, lambda batch, ctx: batch, micro_batches, plan.axis_name)
+    abstract = jax.eval_shape(lambda: create_state(task, optimizers, 0))
+    call = plan.compile(fuse(step, lambda data, batch: batch, K), abstract)
+    state = jax.tree.map(parallel.put, create_state(task, optimizers, 0), plan.state_sharding(abstract))
+    random, losses = np.random.RandomState(0), []
+    for _ in range(STEPS // K):
+        feed = {'x': random.normal(size=(K, 1, BATCH, 3)), 'y': random.normal(size=(K, 1, BATCH))}
+        feed = plan.put_feed({name: value.astype(np.float32) for name, value in feed.items()}, BATCH)
+        seed = parallel.put(np.int32(0), plan.seeds)
+        state, metrics = jax.block_until_ready(call(state, seed, {}, feed))
+        losses.append(parallel.fetch(metrics)['model/loss'])
+    return state, {'model/loss': np.concatenate(losses)}
+
+
+def program(folder: pathlib.Path) -> None:
+    from aigc_jax.core import parallel, tree
+
+    arrays, sharded = {}, {}
+
+    def keep(model, case, state, metrics):
+        for name, leaf in tree.flatten({'state': state, 'metrics': metrics}).items():
+            arrays[f'{model}|{case}|{name}'] = np.asarray(parallel.fetch(leaf))
+        # Leaves of which a device holds a part.
+        split = [name for name, leaf in tree.flatten(state).items() if leaf.sharding.shard_shape(leaf.shape) != leaf.shape]
+        sharded[f'{model}|{case}'] = split
+
+    for model in MODELS:
+        for case in CASES_OF[model]:
+            devices, layout, fields = CASES[case]
+            keep(model, case, *train(experiment_of(model, devices, layout, fields)))
+    for case, arguments in TOY_CASES.items():
+        keep('toy', case, *train_toy(*arguments))
+    np.savez(folder / 'arrays.npz', **arrays)
+    (folder / 'sharded.json').write_text(json.dumps(sharded))
+
+
+if __name__ == '__main__':
+    program(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,166 @@
+"""A run that is killed, terminated or interrupted, and started again by the same command, is the run that never stopped.
+
+AIGC_JAX_KILLS=20 kills twenty times at random moments, VAE and GAN in turn, instead of twice.
+"""
+
+import json
+import os
+import random
+import signal
+import time
+
+import pytest
+
+KILLS = int(os.environ.get('AIGC_JAX_KILLS', '2'))
+# Many short phases, so that a random moment falls into a call, an evaluation, a picture or a save.
+FIELDS = dict(
+    total_steps=60, steps_per_call=5, log_every_steps=5, eval_every_steps=20, checkpoint_every_steps=10,
+    eval__num_samples=64, eval__num_shown=4,
+)  # fmt: skip
+# alpha=1: a constant schedule, so that a run that grows equals one that was long from the start.
+OF_MODEL = {
+    'vae': {'optim__model__schedule__alpha': 1.0, 'eval__best_mode': 'max'},
+    'gan': {'optim__generator__schedule__alpha': 1.0, 'optim__discriminator__schedule__alpha': 1.0},
+}
+MODELS = list(OF_MODEL)
+
+
+@pytest.fixture(scope='module')
+def command(command_line):
+    """command(model) -> the (config, fields) of its run; the same command starts it and goes on with it."""
+    return lambda model, **more: (f'{model}:smoke', {**FIELDS, **OF_MODEL[model], **more})
+
+
+@pytest.fixture(scope='module')
+def whole(command_line, command, tmp_path_factory):
+    """whole(model) -> (folder, seconds) of the uninterrupted run."""
+    runs = {}
+
+    def trained(model):
+        if model not in runs:
+            folder = tmp_path_factory.mktemp('whole') / model
+            config, fields = command(model)
+            began = time.monotonic()
+            command_line.run(config, folder, **fields)
+            seconds = time.monotonic() - began
+            # What compiling took is found in the cache the next time.
+            events = [json.loads(line) for line in (folder / 'timing.jsonl').read_text().splitlines()]
+            evaluations = [event['seconds'] for event in events if event['event'] == 'evaluation']
+            runs[model] = folder, seconds - events[0]['seconds']['compile'] - (evaluations[0] - evaluations[-1])
+        return runs[model]
+
+    return trained
+
+
+@pytest.fixture(scope='module')
+def assert_same_run(leaves, assert_same_bits):
+    """Every leaf of every checkpoint bit for bit, metrics.jsonl and evaluation.json byte for byte."""
+
+    def check(ours, theirs):
+        assert steps(ours) == steps(theirs)
+        for step in (steps(ours)[0], steps(ours)[-1]):
+            assert_same_bits(leaves(ours, step), leaves(theirs, step))
+        for name in ('metrics.jsonl', 'evaluation.json'):
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+    return check
+
+
+def steps(workdir) -> list[int]:
+    """The steps of the checkpoints that are whole."""
+    folder = workdir / 'checkpoints'
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+def rows(workdir) -> list[str]:
+    path = workdir / 'metrics.jsonl'
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def left(workdir) -> str:
+    """What a kill left behind, for a person."""
+    folder = workdir / 'checkpoints'
+    partial = [path.name for path in folder.glob('*') if not path.name.isdigit()]
+    return f'checkpoints {steps(workdir)}, partial {partial}, {len(rows(workdir))} rows'
+
+
+def stop(process, ready, number) -> int:
+    """Sends the signal as soon as `ready()`; the exit code, or 0 where the process was done before."""
+    try:
+        while not ready() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode in (0, -9, 130, 143), error
+        return process.returncode
+    finally:
+        process.kill()
+
+
+def test_the_newest_and_the_best_checkpoints_stay(whole):
+    folder, _ = whole('vae')
+    evaluations = [row for row in map(json.loads, rows(folder)) if row['split'] == 'eval']
+    assert [row['step'] for row in evaluations] == [20, 40, 60]
+    # best_mode=max calls the worst one the best, which is the first and not among the newest three.
+    assert max(evaluations, key=lambda row: row['model/nll'])['step'] == 20
+    assert steps(folder) == [20, 40, 50, 60]
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_killed_at_any_moment_and_resumed_is_uninterrupted(
+    command_line, command, whole, assert_same_run, tmp_path, model
+):
+    reference, seconds = whole(model)
+    config, fields = command(model)
+    wanted = max(1, KILLS // len(MODELS) + (model == 'vae') * (KILLS % len(MODELS)))
+    seed = random.SystemRandom().randrange(2**32)
+    chance, kills, number = random.Random(seed), 0, 0
+    print(f'{wanted} kills of {model}, random.Random({seed})')
+
+    def killed(workdir, ready) -> bool:
+        code = stop(command_line.start(config, workdir, **fields), ready, signal.SIGKILL)
+        print(f'run {number}: exit code {code}; {left(workdir)}')
+        assert code in (0, -9)
+        return code == -9
+
+    while kills < wanted:
+        number += 1
+        workdir = tmp_path / str(number)
+        # First before there is any checkpoint, then at random moments, until one finds the run done.
+        assert killed(workdir, (workdir / 'config.json').exists) and not steps(workdir)
+        alive = True
+        while alive and kills < wanted:
+            end = time.monotonic() + chance.uniform(0.1, 1) * seconds
+            alive = killed(workdir, lambda: time.monotonic() > end)  # noqa: B023 (called before `end` changes)
+            kills += alive
+        if alive:
+            command_line.run(config, workdir, **fields)
+        assert_same_run(workdir, reference)
+
+
+def test_terminated_and_interrupted_after_saving(command_line, command, whole, assert_same_run, tmp_path):
+    reference, _ = whole('gan')
+    config, fields = command('gan')
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = len(rows(tmp_path))
+        process = command_line.start(config, tmp_path, **fields)
+        assert stop(process, lambda: len(rows(tmp_path)) > before, number) == code
+        assert json.loads(rows(tmp_path)[-1])['step'] == steps(tmp_path)[-1] < 60
+    command_line.run(config, tmp_path, **fields)
+    assert_same_run(tmp_path, reference)
+
+
+def test_grown_is_as_if_long_from_the_start_and_a_finished_run_stays(
+    command_line, command, whole, assert_same_run, tmp_path
+):
+    reference, _ = whole('vae')
+    config, fields = command('vae', total_steps=20)
+    command_line.run(config, tmp_path, **fields)
+    assert steps(tmp_path) == [10, 20] and '"final"' in rows(tmp_path)[-1]
+    config, fields = command('vae')
+    command_line.run(config, tmp_path, **fields)
+    assert_same_run(tmp_path, reference)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*') if path.is_file()}
+    command_line.run(config, tmp_path, **fields)
+    assert_same_run(tmp_path, reference)
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / 'checkpoints').rglob('*') if path.is_file()}
