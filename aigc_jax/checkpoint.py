@@ -1,11 +1,12 @@
 """Checkpoints by Orbax, each beside a record of what was saved, so that what is restored is what was saved.
 
     checkpoints/STEP/arrays/           what Orbax writes
-    checkpoints/STEP/checkpoint.json   the metrics, shape, dtype and sha256 of every leaf, sha256 of every file
+    checkpoints/STEP/checkpoint.json   metrics; shape, dtype and sha256 of every leaf; sha256 of every file
 
-A step is written under another name and renamed when it is whole. Orbax loads a flipped byte without an error,
-passes over missing keys in some cases, casts dtypes in silence, and fills the screen where a file is cut short;
-here the files are compared before Orbax reads them and the leaves after it, and whatever does not fit is named.
+A step is written under another name and renamed when it is whole. Orbax loads a flipped byte without an
+error, passes over missing keys in some cases, casts dtypes in silence, and fills the screen where a file is
+cut short; here the files are compared before Orbax reads them and the leaves after it, and what does not fit
+is named.
 """
 
 import contextlib
@@ -61,7 +62,7 @@ class Checkpoints:
         if step == 'best':
             best = self._best()
             if best is None:
-                raise UserError(f'--step=best: no checkpoint has a value of eval.best_metric ({self._best_metric!r}); '
+                raise UserError(f'--step=best: no checkpoint has a value of {self._best_metric!r}; '
                                 f'name a step: {self.steps()}')  # fmt: skip
             return best
         if not str(step).isdecimal():
@@ -85,8 +86,9 @@ class Checkpoints:
                 shutil.rmtree(unfinished, ignore_errors=True)
             good = self._good_before(step)
             raise RunError(
-                f'{self._directory}/{step}: the checkpoint could not be written: {_one_line(error)}\nThe last good one '
-                f'is {"none" if good is None else f"that of step {good}"}; make room and give the same command again.'
+                f'{self._directory}/{step}: the checkpoint could not be written: {_one_line(error)}\n'
+                f'The last good one is {"none" if good is None else f"that of step {good}"}; '
+                'make room and give the same command again.'
             ) from None
         if first:
             self._delete_old()
@@ -101,7 +103,9 @@ class Checkpoints:
         """{player: parameters} of `step`, on the host, whatever else it holds: for `init_from`."""
         leaves = self._checked_record(step)['leaves']
         template = {'params': template}
-        self._compare(step, {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}, template)
+        self._compare(
+            step, {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}, template
+        )
         return self._read(step, template, leaves)['params']
 
     def close(self) -> None:
@@ -136,23 +140,33 @@ class Checkpoints:
     def _compare(self, step: int, saved: dict[str, list], template: Tree) -> None:
         wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
         first = lambda name: (not name.startswith('params/'), name)  # noqa: E731  the optimizer's follow from them
-        missing, extra = (sorted(names, key=first) for names in (wanted.keys() - saved.keys(), saved.keys() - wanted.keys()))
+        missing, extra = (
+            sorted(names, key=first) for names in (wanted.keys() - saved.keys(), saved.keys() - wanted.keys())
+        )
         other = [
             f'{name} is {saved[name][1]}{saved[name][0]}, the model has {wanted[name][1]}{wanted[name][0]}'
             for name in sorted(wanted.keys() & saved.keys(), key=first)
             if saved[name][:2] != wanted[name]
         ]
-        lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(extra)
+        lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(
+            extra
+        )
         lines += [_few(other)] * bool(other)
         if lines:
-            raise UserError(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
+            raise UserError(
+                f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}'
+            )
 
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names; those without a sharding as arrays on the host."""
 
         def argument(leaf):
             sharding = getattr(leaf, 'sharding', None)
-            return ocp.ArrayRestoreArgs(sharding=sharding) if sharding else ocp.RestoreArgs(restore_type=np.ndarray)
+            return (
+                ocp.ArrayRestoreArgs(sharding=sharding)
+                if sharding
+                else ocp.RestoreArgs(restore_type=np.ndarray)
+            )
 
         arguments = ocp.args.PyTreeRestore(
             item=template, restore_args=jax.tree.map(argument, template), partial_restore=True
@@ -168,7 +182,11 @@ class Checkpoints:
 
     def _corrupt(self, step: int, why: str) -> UserError:
         good = self._good_before(step)
-        mend = f'delete that folder to go on from step {good}' if good is not None else 'delete that folder to start anew'
+        mend = (
+            f'delete that folder to go on from step {good}'
+            if good is not None
+            else 'delete that folder to start anew'
+        )
         return UserError(f'{self._directory}/{step}: the checkpoint is corrupt: {why}\nTo mend it, {mend}.')
 
     def _good_before(self, step: int) -> int | None:
@@ -177,7 +195,11 @@ class Checkpoints:
     def _best(self) -> int | None:
         """The step with the best finite value of the metric, the newest of equals. Raises UserError."""
         values = {step: self._record(step)['metrics'].get(self._best_metric) for step in self.steps()}
-        values = {step: self._sign * value for step, value in values.items() if value is not None and math.isfinite(value)}
+        values = {
+            step: self._sign * value
+            for step, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
         return max(values, key=lambda step: (values[step], step), default=None)
 
     def _delete_old(self) -> None:
@@ -218,7 +240,9 @@ def _write_record(folder: pathlib.Path, record: dict) -> None:
     """checkpoint.json: the record with the digest of every file that lies there, and a digest of itself."""
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     record['files'] = {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in files}
-    atomic_write(folder / _RECORD, json.dumps({'sha256': _digest(json.dumps(record).encode()), 'record': record}))
+    atomic_write(
+        folder / _RECORD, json.dumps({'sha256': _digest(json.dumps(record).encode()), 'record': record})
+    )
 
 
 def _digest(data: bytes) -> str:

@@ -43,7 +43,7 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     with _errors_of(path):
         config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, ConfigDict):
-        raise UserError(f'--config: get_config of {path} returns {type(config).__name__}; it must return its ConfigDict')
+        raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
     if arg:
         with _errors_of(path):
             known = flatten(module.get_config())

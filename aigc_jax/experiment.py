@@ -6,17 +6,19 @@ import pathlib
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
 from aigc_jax import data, tasks
 from aigc_jax.checkpoint import Checkpoints
-from aigc_jax.core import parallel
-from aigc_jax.core.errors import UserError
+from aigc_jax.core import parallel, rng
+from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
 from aigc_jax.data import batching
+from aigc_jax.evals.mixture import perfect_sampler
 
 
 class Experiment:
@@ -38,6 +40,25 @@ class Experiment:
         self.task = tasks.make(config, self.dataset)
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
+        best = config.eval.best_metric
+        if best and best not in (known := self._metrics()):
+            raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
+
+    def _metrics(self) -> list[str]:
+        """What an evaluation reports; nothing is computed."""
+        names = []
+        if self.task.evaluate:
+            example = self.dataset.splits[self.config.eval.split][np.arange(1)]
+
+            def evaluate():
+                ctx = rng.context(0, 'eval', 0, jnp.arange(1))
+                params, extra = self.task.init(rng.stream(0, 'init'))
+                return self.task.evaluate(params, extra, self.preprocess(example, ctx), ctx)
+
+            names += jax.eval_shape(evaluate)
+        if self.dataset.density is not None:
+            names += [f'samples/{name}' for name in perfect_sampler(self.dataset.density, 1)]
+        return names
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -159,6 +180,8 @@ def initial_params(experiment: Experiment) -> Tree | None:
     if not experiment.config.init_from:
         return None
     folder = pathlib.Path(experiment.config.init_from).expanduser()
+    if not folder.is_dir():
+        raise UserError(f'init_from: there is no folder {folder}; name the folder of a run')
     theirs = config_lib.from_json(folder / 'config.json')
     if theirs.num_seeds > 1:
         raise UserError(f'init_from: {folder} holds {theirs.num_seeds} replicas; train from a run of one seed')

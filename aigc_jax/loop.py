@@ -271,8 +271,9 @@ class _Silent:
 
 def _check_workdir(config, workdir: pathlib.Path) -> bool:
     """True where a run of this very config is there. Raises UserError where another is."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f'--workdir: {workdir} is a file')
+    for place in (workdir, *workdir.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f'--workdir: {place} is a file')
     if not (workdir / 'config.json').exists():
         if (workdir / 'checkpoints').exists():
             raise UserError(f'--workdir: {workdir} holds checkpoints but no config.json; name another folder')

@@ -394,7 +394,7 @@ def main() -> None:
     workloads = args.only.split(',')
     if unknown := set(workloads) - set(WORKLOADS):
         parser.error(f'--only: there is no {", ".join(unknown)}; the workloads are {", ".join(WORKLOADS)}')
-    installed = {str(d.metadata['Name']): d.version for d in importlib.metadata.distributions()}
+    installed = {str(d.metadata['Name']).replace('_', '-'): d.version for d in importlib.metadata.distributions()}
     packages = ('jax', 'flax', 'optax', 'torch', 'keras', 'tensorflow', 'tensorflow-cpu')
     versions = ', '.join(f'{package} {installed[package]}' for package in packages if package in installed)
     results = {'setting': (

@@ -36,7 +36,9 @@ def template(state):
 def assert_equal(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        assert (
+            a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        )
 
 
 @pytest.fixture
@@ -47,7 +49,9 @@ def folder(tmp_path):
 def saved(folder, values: dict, **options) -> Checkpoints:
     checkpoints = Checkpoints(folder, **options)
     for step, value in values.items():
-        checkpoints.save(step, make_state(step), None if value is None else {'nll': value, 'other': -float(step)})
+        checkpoints.save(
+            step, make_state(step), None if value is None else {'nll': value, 'other': -float(step)}
+        )
     return checkpoints
 
 
@@ -86,7 +90,9 @@ def test_keeps_the_best(folder, mode, best, kept):
     assert reopened.resolve('best') == best
     reopened.save(7, make_state(7), {'nll': 2.0})
     assert reopened.steps() == [best, 6, 7]
-    assert Checkpoints(folder, read_only=True, best_metric='other', best_mode='max').resolve('best') == (1 if mode == 'max' else 3)
+    assert Checkpoints(folder, read_only=True, best_metric='other', best_mode='max').resolve('best') == (
+        1 if mode == 'max' else 3
+    )
 
 
 def test_the_newest_of_equals_is_best(folder):
@@ -106,12 +112,18 @@ def test_what_does_not_fit_is_named(folder):
     checkpoints = saved(folder, {1: None})
     fits = lambda state: message(lambda: checkpoints.restore(1, template(state)))  # noqa: E731
     assert 'it lacks params/model/extra, opt/model/1/0/mu/extra' in fits(make_state(1, extra=jnp.zeros(2)))
-    assert 'params/model/dense/kernel is float32[3, 4], the model has float32[3, 5]' in fits(make_state(1, width=5))
-    assert 'params/model/dense/kernel is float32[3, 4], the model has bfloat16[3, 4]' in fits(make_state(1, dtype=jnp.bfloat16))
+    assert 'params/model/dense/kernel is float32[3, 4], the model has float32[3, 5]' in fits(
+        make_state(1, width=5)
+    )
+    assert 'params/model/dense/kernel is float32[3, 4], the model has bfloat16[3, 4]' in fits(
+        make_state(1, dtype=jnp.bfloat16)
+    )
     without = make_state(1)
     del without.params['model']['dense']['bias']
     assert 'it has params/model/dense/bias besides' in fits(without)
-    assert 'no checkpoint of step 7; there are [1]' in message(lambda: checkpoints.restore(7, template(make_state(1))))
+    assert 'no checkpoint of step 7; there are [1]' in message(
+        lambda: checkpoints.restore(7, template(make_state(1)))
+    )
 
 
 def test_parameters_alone(folder):
@@ -173,7 +185,9 @@ except RunError as error:
     root = pathlib.Path(__file__).parent.parent
     done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == '', done.stderr
-    assert f'{folder}/2: the checkpoint could not be written' in done.stdout and 'that of step 1' in done.stdout
+    assert (
+        f'{folder}/2: the checkpoint could not be written' in done.stdout and 'that of step 1' in done.stdout
+    )
     assert len(done.stdout.splitlines()) <= 3
     assert [path.name for path in folder.iterdir()] == ['1']
     state = {'x': jnp.arange(10)}
@@ -241,7 +255,7 @@ print(len(files), dict(counts))
 def test_damage(command_line, smoke, tmp_path):
     """Bytes flipped, files cut, emptied, lengthened, deleted: all of a real checkpoint's, each in turn."""
     run = shutil.copytree(smoke('vae'), tmp_path / 'run')
-    done = command_line.python('-c', DAMAGE, run, '4')
+    done = command_line.python('-c', DAMAGE, run, '2')
     assert done.returncode == 0, done.stderr[-2000:]
     count, counts = done.stdout.split(' ', 1)
     counts = eval(counts)
@@ -252,9 +266,11 @@ def test_damage(command_line, smoke, tmp_path):
 
 
 def test_damage_is_told_in_three_lines(command_line, smoke, tmp_path):
-    """By the command line too, where Orbax and its threads might print more; and the mend that it names mends."""
+    """By the command line too, where the threads of Orbax might print more; and the mend named mends."""
     run = shutil.copytree(smoke('vae'), tmp_path / 'run')
-    largest = max((run / 'checkpoints' / '40').rglob('*'), key=lambda path: path.is_file() and path.stat().st_size)
+    largest = max(
+        (run / 'checkpoints' / '40').rglob('*'), key=lambda path: path.is_file() and path.stat().st_size
+    )
     os.truncate(largest, 1000)
     for mode, config, flags in (('evaluate', None, {}), ('train', 'vae:smoke', {'total_steps': 60})):
         done = command_line.run(config, run, f'--mode={mode}', returns=2, **flags)
@@ -266,7 +282,7 @@ def test_damage_is_told_in_three_lines(command_line, smoke, tmp_path):
 
 
 def test_killed_while_saving(folder):
-    """SIGKILL at any moment: every step that is there afterwards is whole, and the last one before is there."""
+    """SIGKILL at any moment: every step that is there afterwards is whole, the last one before among them."""
     code = f"""
 import pathlib, sys
 import jax.numpy as jnp
@@ -296,21 +312,31 @@ def test_best_of_a_run(command_line, tmp_path):
     run = tmp_path / 'run'
     # The weight presses the KL down, so that by 'max' the oldest is the best.
     best_is = dict(eval__best_metric='model/kl', eval__best_mode='max', task__beta=10.0)
-    command_line.run('vae:smoke', run, total_steps=60, keep_checkpoints=1, **best_is)
+    command_line.run('vae:smoke', run, keep_checkpoints=1, **best_is)
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     values = {row['step']: row['model/kl'] for row in rows if row['split'] == 'eval'}
     best = max(values, key=values.get)
-    assert best < 60 and {int(path.name) for path in (run / 'checkpoints').iterdir()} == {best, 60}
-    for step in ('best', best):
-        assert f'step {best}, digits' in command_line.run(None, run, '--mode=evaluate', f'--step={step}').stdout
+    assert best == 20 and {int(path.name) for path in (run / 'checkpoints').iterdir()} == {20, 40}
+    assert 'step 20, digits' in command_line.run(None, run, '--mode=evaluate', '--step=best').stdout
 
 
-def test_init_from_another_topology(command_line, tmp_path, leaves, assert_same_bits):
-    """A run on eight devices gives its parameters to one on a single device, with another optimizer."""
-    eight = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-    mesh = dict(parallel__mesh__fsdp=4, parallel__rules="(('kernel', 'fsdp'),)")
-    command_line.run('vae:smoke', tmp_path / 'a', env=eight, total_steps=20, **mesh)
-    frozen = dict(optim__model__freeze='coder')
-    command_line.run('vae:smoke', tmp_path / 'b', total_steps=20, init_from=tmp_path / 'a', **frozen)
-    one, other = ({n: x for n, x in leaves(tmp_path / r).items() if n.startswith('params/')} for r in 'ab')
-    assert_same_bits(one, other)
+def test_other_devices(folder):
+    """What eight devices saved, one restores: the parameters alone, and the whole."""
+    code = f"""
+import pathlib
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from aigc_jax.checkpoint import Checkpoints
+mesh = jax.make_mesh((8,), ('data',))
+put = lambda x, *axes: jax.device_put(np.asarray(x, np.float32), NamedSharding(mesh, PartitionSpec(*axes)))
+params = dict(model=dict(kernel=put(np.arange(64).reshape(4, 16), None, 'data'), bias=put(np.arange(3))))
+Checkpoints(pathlib.Path({str(folder)!r})).save(1, dict(params=params, opt=put(np.ones(8), 'data')))
+"""
+    root = pathlib.Path(__file__).parent.parent
+    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    subprocess.run([sys.executable, '-c', code], cwd=root, env=env, check=True, timeout=120)
+    params = {'model': {'kernel': jnp.arange(64.0).reshape(4, 16), 'bias': jnp.arange(3.0)}}
+    checkpoints = Checkpoints(folder, read_only=True)
+    assert_equal(checkpoints.restore_params(1, params), params)
+    state = {'params': params, 'opt': jnp.ones(8)}
+    assert_equal(checkpoints.restore(1, template(state)), state)

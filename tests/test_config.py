@@ -1,4 +1,4 @@
-"""Configs: loading, overriding, checking and comparing them. What a command line says of mistakes: test_bad_input.py."""
+"""Configs: loaded, overridden, checked, compared. What a command line says of mistakes: test_bad_input.py."""
 
 import json
 import pathlib
@@ -42,7 +42,10 @@ def message(*overrides, path=f'{VAE}:smoke') -> str:
         ('data.name=npz:/a=b.npz', 'npz:/a=b.npz'),
         ('data.dir=3', '3'),
         ('eval.best_metric=', ''),
-        ("optim.model.learning_rate_rules=(('bias', 2.0), ('kernel', 0.5))", (('bias', 2.0), ('kernel', 0.5))),
+        (
+            "optim.model.learning_rate_rules=(('bias', 2.0), ('kernel', 0.5))",
+            (('bias', 2.0), ('kernel', 0.5)),
+        ),
     ],
 )
 def test_override_reads_the_type_that_is_there(override, value):
@@ -65,7 +68,9 @@ def test_a_tuple_of_something_else():
     assert 'model.encoder.features' in message('model.encoder.features=(8, 4.5)')
 
 
-@pytest.mark.parametrize('override', ['model.encoder.features=(8, 0)', 'model.latent_dim=0', 'batch_size=0', 'eval.num_shown=0'])
+@pytest.mark.parametrize(
+    'override', ['model.encoder.features=(8, 0)', 'model.latent_dim=0', 'batch_size=0', 'eval.num_shown=0']
+)
 def test_sizes_are_one_or_more(override):
     assert override.split('=')[0] in (said := message(override)) and '1 or more' in said
 
@@ -81,9 +86,11 @@ def test_a_variant_sets_fields_that_are_there(tmp_path):
     """A misspelt one would do nothing, in silence; an optimizer's option may be new, as optax checks it."""
     text = pathlib.Path(VAE).read_text()
     (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'data.num_exmples': 1000"))
-    assert "data.num_exmples" in (said := message(path=f'{tmp_path}/own.py:smoke'))
+    assert 'data.num_exmples' in (said := message(path=f'{tmp_path}/own.py:smoke'))
     assert 'data.num_examples' in said
-    (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'optim.model.options.eps': 1e-6"))
+    (tmp_path / 'own.py').write_text(
+        text.replace("'data.num_examples': 1000", "'optim.model.options.eps': 1e-6")
+    )
     assert load(path=f'{tmp_path}/own.py:smoke').optim.model.options.eps == 1e-6
 
 
@@ -140,7 +147,10 @@ def test_differing_fields():
     assert config_lib.differing(theirs, ours) == ['total_steps: 40 now, 80 there']
     ours.total_steps, ours.model.latent_dim = 40, 3
     del theirs['seed']
-    assert config_lib.differing(ours, theirs) == ['model.latent_dim: 3 now, 2 there', 'seed: 0 now, None there']
+    assert config_lib.differing(ours, theirs) == [
+        'model.latent_dim: 3 now, 2 there',
+        'seed: 0 now, None there',
+    ]
     assert config_lib.differing(ours, ConfigDict())  # an empty one is no error
 
 

@@ -96,7 +96,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg=''):
-    player = dict(name='sgd', options={}, schedule=dict(name='constant_schedule', value=50.0), clip_norm=0.0,
+    player = dict(name='sgd', options={}, schedule=dict(name='constant_schedule', value=16.0), clip_norm=0.0,
                   weight_decay_regex='', learning_rate_rules=(), freeze='', ema_decay=0.0)
     return ConfigDict(dict(
         seed=0, total_steps=40, batch_size=64, micro_batches=1, steps_per_call=5, log_every_steps=5,

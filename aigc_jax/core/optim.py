@@ -12,7 +12,9 @@ from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Tree
 
 
-_FIELDS = ('name', 'options', 'schedule', 'clip_norm', 'weight_decay_regex', 'learning_rate_rules', 'freeze', 'ema_decay')
+_FIELDS = (
+    'name', 'options', 'schedule', 'clip_norm', 'weight_decay_regex', 'learning_rate_rules', 'freeze', 'ema_decay',
+)  # fmt: skip
 
 
 class AverageState(NamedTuple):

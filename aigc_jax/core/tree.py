@@ -32,6 +32,9 @@ def by_rule(rules: Iterable[tuple[str, object]], tree: Tree, default, what: str)
     """
     rules = tuple(rules)
     names = list(flatten(tree))
+    for rule in rules:
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
+            raise UserError(f'{what}: {rule!r} is no pair of a regular expression and a value')
     for pattern, _ in rules:
         try:
             found = any(re.search(pattern, name) for name in names)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.nn.build import build, compute_dtype
@@ -42,7 +42,9 @@ LOSSES = {f.__name__: f for f in (nonsaturating, hinge, wasserstein, relativisti
 def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds loss, gradient_penalty, r1, r2, n_critic, simultaneous; `model`
     generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
-    model, options, shape, d = config.model, config.task, dataset.shape, config.model.latent_dim
+    model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
+    check_fields(options, ('name', 'loss', 'r1', 'r2', 'gradient_penalty', 'n_critic', 'simultaneous'), 'task')
+    check_fields(model, ('latent_dim', 'conditional', 'generator', 'discriminator'), 'model')
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
     if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.nn.build import build, compute_dtype
@@ -45,14 +45,17 @@ TO_MEAN = {'bernoulli': jax.nn.sigmoid, 'gaussian': lambda mean: mean}  # decode
 def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds likelihood, k, beta, kl_warmup_steps; `model` encoder, decoder,
     latent_dim, conditional. Raises UserError for a field that fits neither these nor the data."""
-    model, options, shape, d = config.model, config.task, dataset.shape, config.model.latent_dim
+    model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
+    check_fields(options, ('name', 'likelihood', 'k', 'beta', 'kl_warmup_steps'), 'task')
+    check_fields(model, ('latent_dim', 'conditional', 'encoder', 'decoder'), 'model')
     if options.likelihood not in LIKELIHOODS:
         raise UserError(f'task.likelihood: {options.likelihood!r}{near(options.likelihood, LIKELIHOODS)}')
     if options.likelihood == 'bernoulli' and (dataset.kind != 'image' or config.data.scale != 'unit'):
         raise UserError('task.likelihood: bernoulli wants images in [0, 1] (data.scale=unit); use gaussian')
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
-    if options.k < 1 or config.eval.k < 1 or config.eval.k % config.eval.k_chunk:
+    k, chunk = config.eval.get('k', 0), config.eval.get('k_chunk', 0)
+    if options.k < 1 or k < 1 or chunk < 1 or k % chunk:
         raise UserError('task.k and eval.k count importance samples: 1 or more, eval.k a multiple of eval.k_chunk')
     dtype = compute_dtype(config.precision)
     encoder = build(Encoder, 'model.encoder', model.encoder, latent_dim=d, dtype=dtype)
