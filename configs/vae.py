@@ -98,9 +98,11 @@ VARIANTS = {
     },
     # Statically binarized MNIST with 784-400-40 (the setting of Rezende & Mohamed 2015 and of Pythae's table).
     'binarized_mnist': {
-        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 150_000, 'model.latent_dim': 40,
-        'model.encoder.features': (400,), 'model.decoder.features': (400,), 'optim.model.ema_decay': 0.999,
-        'eval_every_steps': 10_000, 'checkpoint_every_steps': 10_000, 'log_every_steps': 1000, 'eval.k': 32,
+        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 60_000, 'model.latent_dim': 40,
+        'model.encoder.features': (400,), 'model.encoder.activation': 'gelu',
+        'model.decoder.features': (400,), 'model.decoder.activation': 'gelu',
+        'optim.model.schedule.init_value': 3e-3, 'optim.model.ema_decay': 0.999,
+        'eval_every_steps': 5000, 'checkpoint_every_steps': 5000, 'log_every_steps': 1000, 'eval.k': 32,
     },
     # The article's network.
     'article': {'model.latent_dim': 2, 'model.encoder.features': (128, 64), 'model.decoder.features': (64, 128)},
