@@ -13,7 +13,7 @@ def get_config(arg=''):
     config = ConfigDict(
         dict(
             seed=0,
-            total_steps=20_000,  # optimizer steps
+            total_steps=10_000,  # optimizer steps
             batch_size=128,  # examples of each round, over all devices
             micro_batches=1,  # parts that a batch is cut into, to save memory
             steps_per_call=100,  # steps fused into one compiled call
@@ -70,8 +70,8 @@ def get_config(arg=''):
             task=dict(
                 name='gan',
                 loss='relativistic',  # or 'nonsaturating', 'hinge', 'wasserstein'
-                r1=0.1,  # γ of the gradient penalty on real examples
-                r2=0.1,  # γ of the same on generated ones
+                r1=1.0,  # γ of the gradient penalty on real examples
+                r2=1.0,  # γ of the same on generated ones
                 gradient_penalty=0.0,  # λ of the Wasserstein GAN's penalty
                 n_critic=1,  # discriminator's updates before each of the generator's
                 simultaneous=False,  # both players' gradients at the same parameters
@@ -94,8 +94,8 @@ def get_config(arg=''):
 
 
 _POINTS = {
-    'batch_size': 256, 'model.latent_dim': 2, 'model.generator.features': (128, 128),
-    'model.discriminator.features': (128, 128), 'eval.best_metric': '',
+    'total_steps': 20_000, 'batch_size': 256, 'task.r1': 0.01, 'task.r2': 0.01, 'model.latent_dim': 2,
+    'model.generator.features': (128, 128), 'model.discriminator.features': (128, 128),
 }  # fmt: skip
 
 VARIANTS = {

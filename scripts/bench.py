@@ -17,6 +17,7 @@ To add a workload: an entry of WORKLOADS and OURS, and a function of its name in
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -136,6 +137,7 @@ def pytorch(workload: str, data_file: str, compiled: bool):
 
     data, batch_size = torch.from_numpy(flat(data_file)), WORKLOADS[workload].batch_size
     compile_ = torch.compile if compiled else lambda f: f
+    noise = functools.partial(torch.randn, batch_size, 2)
 
     def mlp(activation, *sizes):
         layers = [[nn.Linear(a, b), activation()] for a, b in zip(sizes, sizes[1:], strict=False)]
@@ -147,7 +149,7 @@ def pytorch(workload: str, data_file: str, compiled: bool):
 
         def update(loss):
             adam.zero_grad()
-            loss.backward(inputs=parameters)
+            loss.backward()
             adam.step()
             return loss.detach()
 
@@ -157,34 +159,34 @@ def pytorch(workload: str, data_file: str, compiled: bool):
         encoder, decoder = mlp(nn.ReLU, 784, 128, 64, 4), mlp(nn.ReLU, 2, 64, 128, 784)
 
         @compile_
-        def negative_elbo(x):
+        def negative_elbo(x, epsilon):  # noise drawn inside a compiled function is slower
             mu, log_var = encoder(x).chunk(2, dim=1)
-            logits = decoder(mu + torch.exp(0.5 * log_var) * torch.randn_like(mu))
+            logits = decoder(mu + torch.exp(0.5 * log_var) * epsilon)
             reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction='sum')
             return (reconstruction + 0.5 * (mu**2 + log_var.exp() - log_var - 1).sum()) / batch_size
 
         update = updater(0.9, encoder, decoder)
-        return (lambda x: update(negative_elbo(x))), encoder, decoder
+        return (lambda x: update(negative_elbo(x, noise()))), encoder, decoder
 
     def gan():
         G, D = mlp(nn.LeakyReLU, 2, 128, 64, 2), mlp(nn.LeakyReLU, 2, 128, 64, 1)
         update_G, update_D = updater(0.5, G), updater(0.5, D)
 
         @compile_
-        def loss_D(x):
+        def loss_D(x, z):
             with torch.no_grad():
-                fake = G(torch.randn(batch_size, 2))
+                fake = G(z)
             real, fake = D(torch.cat([x, fake])).chunk(2)  # one pass is faster than two
             return F.softplus(-real).mean() + F.softplus(fake).mean()
 
         @compile_
-        def loss_G():
-            return F.softplus(-D(G(torch.randn(batch_size, 2)))).mean()
+        def loss_G(z):
+            return F.softplus(-D(G(z))).mean()
 
         def step(x):
-            loss = update_D(loss_D(x))
+            loss = update_D(loss_D(x, noise()))
             D.requires_grad_(False)  # no gradients of D's weights in G's turn
-            update_G(loss_G())
+            update_G(loss_G(noise()))
             D.requires_grad_(True)
             return loss
 
@@ -240,7 +242,8 @@ def keras(workload: str, data_file: str, steps_per_execution: int):
         return step, encoder, decoder
 
     def gan():
-        G, D = mlp('leaky_relu', 2, 128, 64, 2), mlp('leaky_relu', 2, 128, 64, 1)
+        leaky_relu = functools.partial(tf.nn.leaky_relu, alpha=0.01)  # Keras's own slope is 0.2
+        G, D = mlp(leaky_relu, 2, 128, 64, 2), mlp(leaky_relu, 2, 128, 64, 1)
         update_G, update_D = updater(0.5, G), updater(0.5, D)
 
         def step(x):
