@@ -212,7 +212,8 @@ class _Loop:
             own = parallel.fetch(own)
         if jax.process_index() == 0:
             name = name if seed is None else f'{name}_seed{seed}'
-            pictures.draw(self.workdir, name, self.experiment, self.drawer, own, self.experiment.seeds[k], self.log.rows())
+            rows = None if k else self.log.rows()  # plots/ shows the first replica, and the curves of all
+            pictures.draw(self.workdir, name, self.experiment, self.drawer, own, self.experiment.seeds[k], rows)
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)

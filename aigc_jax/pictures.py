@@ -29,18 +29,21 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
 
 
 def draw(
-    folder: pathlib.Path, name: str, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int, rows: list
-) -> None:
+    folder: pathlib.Path, name: str, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int,
+    rows: list | None,
+) -> None:  # fmt: skip
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), reconstructions beside
-    originals, or 2-D points over the score."""
+    originals, or 2-D points over the score. rows: None for the samples alone."""
     from aigc_jax import plots
 
-    plots.curves(rows, folder / 'plots' / 'curves.png')
     config, dataset = experiment.config, experiment.dataset
     n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
     samples = evaluator.sample(state, seed, n)
     labels = np.arange(n) % experiment.task.num_classes if experiment.task.num_classes else None
     save_samples(folder / 'samples' / name, experiment, samples, labels)
+    if rows is None:
+        return
+    plots.curves(rows, folder / 'plots' / 'curves.png')
     pair = evaluator.reconstruct(state, seed, config.eval.split, n)
     if dataset.kind == 'image':
         plots.image_grid(samples, folder / 'plots' / 'samples.png')

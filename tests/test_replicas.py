@@ -9,7 +9,7 @@ import pytest
 
 import aigc_jax
 from aigc_jax import config as config_lib
-from aigc_jax import loop
+from aigc_jax import loop, plots
 from aigc_jax.core.errors import RunError
 from aigc_jax.experiment import open_checkpoints
 
@@ -57,6 +57,8 @@ def run(tmp_path_factory, command_line):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(command_line.root)
+        for picture in ('curves', 'points'):  # that take most of a tiny run
+            patch.setattr(plots, picture, lambda *args, **kwargs: None)
         yield trained
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 from aigc_jax import config as config_lib
@@ -67,6 +68,15 @@ def test_bernoulli_agrees_with_scipy():
     x = (np.random.default_rng(3).random((5, 7)) < 0.5).astype(float)
     expected = scipy.stats.bernoulli.logpmf(x, scipy.special.expit(logits)).sum(-1)
     np.testing.assert_allclose(vae.log_bernoulli(x, logits, None), expected, rtol=1e-5)
+
+
+def test_sum_of_softplus_is_exact_at_both_ends_and_so_is_its_gradient():
+    logits = np.concatenate([np.random.default_rng(8).normal(size=(3, 50)) * 5, [[-1e4] * 50, [1e4] * 50, [0.0] * 50]])
+    for d in (1, 15, 16, 17, 50):
+        part = logits[:, :d]
+        np.testing.assert_allclose(vae.sum_softplus(jnp.asarray(part)), np.logaddexp(0, part).sum(-1), rtol=1e-5, atol=2e-6)
+        gradient = jax.grad(lambda l: vae.sum_softplus(l).sum())(jnp.asarray(part))
+        np.testing.assert_allclose(gradient, scipy.special.expit(part), rtol=1e-5, atol=1e-7)
 
 
 def test_exact_posterior_makes_every_bound_the_likelihood(linear):
