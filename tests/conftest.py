@@ -23,14 +23,14 @@ SECONDS = 300  # that any process of a test may take
 
 
 class CommandLine:
-    """Processes in the repository's root. `workdir`, `config` and `overrides` become the flags of those names.
+    """Processes in the repository's root; `workdir`, `config` and `overrides` become flags.
 
     config: 'vae:smoke'; None leaves the flag out, as the modes other than train want it.
     """
 
     root = ROOT
 
-    def python(self, *arguments, env: dict | None = None, seconds: float = SECONDS) -> subprocess.CompletedProcess:
+    def python(self, *arguments, env: dict | None = None, seconds: float = SECONDS):
         """python ARGUMENTS, to its end."""
         return self._finish(self._start(arguments, env), seconds)
 
@@ -45,15 +45,16 @@ class CommandLine:
         arguments = ['-m', 'aigc_jax.main', f'--workdir={workdir}', *flags]
         if config:
             name, colon, variants = config.partition(':')
-            arguments.append(f'--config={name if name.endswith(".py") else f"configs/{name}.py"}{colon}{variants}')
+            path = name if name.endswith('.py') else f'configs/{name}.py'
+            arguments.append(f'--config={path}{colon}{variants}')
         arguments += [f'--config.{name.replace("__", ".")}={value}' for name, value in overrides.items()]
         return self._start(arguments, env)
 
     def _start(self, arguments, env):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         return subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=ROOT, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
         )  # fmt: skip
 
     def _finish(self, process, seconds):
@@ -86,7 +87,7 @@ def smoke(command_line, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def leaves():
-    """leaves(workdir, step=None) -> {'params/model/…': array} of a checkpoint, everything that the state holds."""
+    """leaves(workdir, step=None) -> {'params/model/…': array} of a checkpoint: its whole state."""
 
     def read(workdir, step=None) -> dict[str, np.ndarray]:
         import aigc_jax
@@ -105,7 +106,7 @@ def assert_same_bits():
     def check(ours: dict, theirs: dict) -> None:
         assert ours.keys() == theirs.keys()
         different = [
-            f'{name}: {a.dtype}{a.shape} {b.dtype}{b.shape}, largest difference {np.max(np.abs(a - b), initial=0)}'
+            f'{name}: {a.dtype}{a.shape} {b.dtype}{b.shape}, up to {np.max(np.abs(a - b), initial=0)}'
             for name, (a, b) in {name: (ours[name], theirs[name]) for name in ours}.items()
             if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes()
         ]

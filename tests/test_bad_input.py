@@ -292,7 +292,7 @@ FIELDS = {
                        ['model.encoder.activation', 'Encoder']),
     'model, unknown': ('vae', 'latent_dim=16,', 'latent_dim=16, latent_din=3,',
                        ['model.latent_din', 'did you mean latent_dim?']),
-    'task, misspelt': ('gan', 'r1=0.1,', 'r3=0.1,', ['task.r3', 'r1']),
+    'task, misspelt': ('gan', 'r1=1.0,', 'r3=1.0,', ['task.r3', 'r1']),
     'task, missing': ('vae', 'beta=1.0,', '', ['task.beta']),
     'optim, misspelt': ('vae', 'ema_decay=0.0,', 'ema=0.0,', ['optim.model.ema', 'did you mean ema_decay?']),
     'optim, missing': ('vae', 'clip_norm=0.0,', '', ['optim.model.clip_norm', 'missing']),

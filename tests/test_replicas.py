@@ -15,8 +15,8 @@ from aigc_jax.experiment import open_checkpoints
 
 SEEDS = [3, 4, 5]
 FIELDS = dict(
-    seed=3, total_steps=20, steps_per_call=5, log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=10,
-    eval__num_samples=100, eval__num_shown=4,
+    seed=SEEDS[0], total_steps=20, steps_per_call=5, log_every_steps=5, eval_every_steps=10,
+    checkpoint_every_steps=10, eval__num_samples=100, eval__num_shown=4,
 )  # fmt: skip
 # Images with a likelihood, and points with a known density: what is evaluated and drawn differs.
 OF_MODEL = {'vae': {}, 'gan': {'data__name': 'ring8'}}
@@ -28,15 +28,17 @@ import pathlib, sys, jax
 from aigc_jax import config, loop
 from aigc_jax.experiment import Experiment
 config = config.load(sys.argv[1], [pair.split('=') for pair in sys.argv[3:]])
-shapes = {(leaf.shape[0], leaf.addressable_shards[0].data.shape[0]) for leaf in jax.tree.leaves(Experiment(config).create_state())}
+leaves = jax.tree.leaves(Experiment(config).create_state())
+shapes = {(leaf.shape[0], leaf.addressable_shards[0].data.shape[0]) for leaf in leaves}
 assert jax.device_count() == 2 and shapes == {(4, 2)}, shapes  # two replicas on each device
 loop.train(config, pathlib.Path(sys.argv[2]), {})
 '''
 
 
 def config_of(model, **fields):
-    named = {name.replace('__', '.'): str(value) for name, value in {**FIELDS, **OF_MODEL[model], **fields}.items()}
-    return f'configs/{model}.py:smoke', list(named.items())
+    fields = {**FIELDS, **OF_MODEL[model], **fields}
+    overrides = [(name.replace('__', '.'), str(value)) for name, value in fields.items()]
+    return f'configs/{model}.py:smoke', overrides
 
 
 def train(model, workdir, **fields):
@@ -97,12 +99,13 @@ def poison(folder, replicas):
     config, _, state = aigc_jax.load(folder, 10)
 
     def spoil(leaf):
-        return np.where(np.isin(np.arange(len(leaf)), replicas).reshape(-1, *[1] * (leaf.ndim - 1)), np.nan, leaf)
+        spoilt = np.array(leaf)
+        spoilt[replicas] = np.nan
+        return jax.numpy.asarray(spoilt)
 
-    params = jax.tree.map(lambda leaf: spoil(np.asarray(leaf)).astype(leaf.dtype), state.params)
     shutil.rmtree(folder / 'checkpoints' / '10')
     checkpoints = open_checkpoints(folder, config)
-    checkpoints.save(10, state._replace(params=jax.tree.map(jax.numpy.asarray, params)))
+    checkpoints.save(10, state._replace(params=jax.tree.map(spoil, state.params)))
     checkpoints.close()
 
 
@@ -118,9 +121,8 @@ def test_vmap_is_map_within_rounding(run, leaves, model):
     assert ours.keys() == theirs.keys()
     for name, leaf in theirs.items():
         np.testing.assert_allclose(ours[name], leaf, err_msg=name, **TOLERANCE)
-        assert leaf.size < 20 or len(np.unique(leaf, axis=0)) in (1, 3), name  # the seeds differ, or all are alike
-    kernels = [leaf for name, leaf in theirs.items() if name.startswith('params/') and name.endswith('kernel')]
-    assert kernels and all(len(np.unique(kernel, axis=0)) == 3 for kernel in kernels)
+    kernels = [leaf for name, leaf in theirs.items() if name.endswith('kernel')]
+    assert kernels and all(len(np.unique(kernel, axis=0)) == 3 for kernel in kernels)  # the seeds do differ
 
 
 def test_replicas_over_two_devices_are_their_single_runs(run, command_line, tmp_path, assert_is_single):

@@ -14,7 +14,7 @@ from aigc_jax.core.types import Array
 
 
 def stream(seed: Array | int, name: str) -> Array:
-    """The key of one named stream of a run: 'init', 'train', 'eval', 'sample', 'order'."""
+    """The key of one named stream of a run: 'init', 'train', 'eval', 'sample', 'score'."""
     return named(jax.random.key(seed), name)
 
 
