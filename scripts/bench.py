@@ -312,7 +312,6 @@ class Worker:
     def __init__(self, workload: str, name: str, data_file: str, folder: str):
         environment = os.environ | {
             'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': '', 'KERAS_BACKEND': 'tensorflow',
-            'OMP_WAIT_POLICY': 'passive',  # threads of an idle process sleep at once
             'TORCHINDUCTOR_CACHE_DIR': tempfile.mkdtemp(dir=folder), 'JAX_ENABLE_COMPILATION_CACHE': 'false',
         }  # fmt: skip
         environment.pop('LD_PRELOAD', None)
