@@ -16,6 +16,10 @@ TOLERANCE = dict(rtol=2e-5, atol=1e-6)
 # Optimized code compiles twice as slowly and agrees as well.
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
+# Adam without momentum begins with steps g / |g|, which scale up the rounding of small gradients, and this critic's
+# logits are unbounded. With another data order it agreed within TOLERANCE; why not with this one is open.
+OPEN = pytest.mark.xfail(reason='the Wasserstein critic under pmap differs by more than the tolerance', strict=False)
+
 WHOLE = {'data': -1, 'fsdp': 1, 'tensor': 1}
 FSDP = dict(mesh={'data': 1, 'fsdp': 8, 'tensor': 1}, rules=(('.*', 'fsdp'),))
 # The kernels of the hidden layers and of images: the last one of a discriminator has a single column.
@@ -69,17 +73,13 @@ def found(command_line, tmp_path_factory):
 
 
 @pytest.mark.parametrize('model, case', [
-    (model, case) for model, cases in {**CASES_OF, 'toy': TOY_CASES}.items() for case in cases
-    if case != 'jit x1'
+    pytest.param(model, case, marks=OPEN if model == 'critic of two steps' else ())
+    for model, cases in {**CASES_OF, 'toy': TOY_CASES}.items() for case in cases if case != 'jit x1'
 ])  # fmt: skip
 def test_parameters_optimizer_state_and_metrics_are_those_of_one_device(found, model, case):
     cases, _ = found
     reference, ours = cases[model, 'jit x1'], cases[model, case]
     assert ours.keys() == reference.keys()
-    if model == 'critic of two steps':
-        # Adam without momentum begins with steps g / |g|, which scale up the rounding of small gradients, and this
-        # critic's logits are unbounded. With another data order it agreed within TOLERANCE; why not with this one is open.
-        pytest.xfail('the Wasserstein critic under pmap differs by more than the tolerance: 5e-5 in its first metrics')
     for name, value in reference.items():
         np.testing.assert_allclose(ours[name], value, err_msg=name, **TOLERANCE)
     losses = [value for name, value in reference.items() if name.endswith('/loss')]

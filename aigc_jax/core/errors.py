@@ -16,14 +16,18 @@ class RunError(Exception):
     exit_code = 1
 
 
-def check_fields(config, known, what: str) -> None:
-    """Raises UserError unless the group `config` holds the fields `known`, each of them and no others."""
+def check_fields(config, known, what: str, owner: str = '') -> None:
+    """Raises UserError unless the group `config` holds the fields `known`, each of them and no others.
+
+    what: the group's name; owner: what has the fields, where it is not the group (a module's name).
+    """
+    owner = owner or what
     for name in config:
         if name not in known:
-            raise UserError(f'{what}.{name}: there is no such field{near(name, known)}')
+            raise UserError(f'{what}.{name}: {owner} has no such field{near(name, known)}')
     for name in known:
         if name not in config:
-            raise UserError(f'{what}.{name}: this field is missing; {what} has {", ".join(known)}')
+            raise UserError(f'{what}.{name}: this field is missing; {owner} has {", ".join(known)}')
 
 
 def near(word: str, known) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, check_fields, near
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -13,12 +13,7 @@ PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 def build(module: type, what: str, config: Any, **given):
     """module(**config, **given); a misspelt or missing field is an error that names it, as `what`.FIELD."""
     known = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
-    for name in config:
-        if name not in known:
-            raise UserError(f'{what}.{name}: {module.__name__} has no such field{near(name, known)}')
-    for name in known:
-        if name not in config:
-            raise UserError(f'{what}.{name}: {module.__name__} needs this field')
+    check_fields(config, known, what, module.__name__)
     return module(**config, **given)
 
 
