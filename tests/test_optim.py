@@ -311,6 +311,6 @@ def test_fields_that_are_missing_or_unknown(field):
     del config[field]
     with pytest.raises(UserError, match=rf'optim\.model\.{field}: this field is missing'):
         optim.optimizer(config, PARAMS, TOTAL_STEPS, 'optim.model')
-    assert f'optim.model.{field}s: there is no such field; did you mean {field}' in message(
+    assert f'optim.model.{field}s: optim.model has no such field; did you mean {field}' in message(
         **{f'{field}s': 1}
     )
