@@ -16,10 +16,6 @@ TOLERANCE = dict(rtol=2e-5, atol=1e-6)
 # Optimized code compiles twice as slowly and agrees as well.
 FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
-# Adam without momentum begins with steps g / |g|, which scale up the rounding of small gradients, and this critic's
-# logits are unbounded. With another data order it agreed within TOLERANCE; why not with this one is open.
-OPEN = pytest.mark.xfail(reason='the Wasserstein critic under pmap differs by more than the tolerance', strict=False)
-
 WHOLE = {'data': -1, 'fsdp': 1, 'tensor': 1}
 FSDP = dict(mesh={'data': 1, 'fsdp': 8, 'tensor': 1}, rules=(('.*', 'fsdp'),))
 # The kernels of the hidden layers and of images: the last one of a discriminator has a single column.
@@ -30,8 +26,12 @@ MODELS = {
     'vae': ('vae', {}),
     'gan': ('gan', {}),
     'conditional vae': ('vae', {'model.conditional': True}),
+    # The gradient of a hidden unit's bias is the difference of how many generated and how many real examples it is
+    # active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
+    # plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
     'critic of two steps': (
-        'gan', {'task.n_critic': 2, 'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0}
+        'gan', {'task.n_critic': 2, 'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0,
+                'optim.discriminator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5}}
     ),
 }
 # case: (devices, config.parallel, other fields)
@@ -73,7 +73,7 @@ def found(command_line, tmp_path_factory):
 
 
 @pytest.mark.parametrize('model, case', [
-    pytest.param(model, case, marks=OPEN if model == 'critic of two steps' else ())
+    (model, case)
     for model, cases in {**CASES_OF, 'toy': TOY_CASES}.items() for case in cases if case != 'jit x1'
 ])  # fmt: skip
 def test_parameters_optimizer_state_and_metrics_are_those_of_one_device(found, model, case):
