@@ -10,6 +10,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from refusals import Runner
 
 # Before anything imports jax: tests run on the CPU, and compile each program once for the whole session.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -68,6 +69,22 @@ class CommandLine:
 @pytest.fixture(scope='session')
 def command_line() -> CommandLine:
     return CommandLine()
+
+
+@pytest.fixture(scope='session')
+def runner(command_line):
+    """runner(*arguments) -> (exit code, stdout, stderr) of the command line, in one process for the session."""
+    runner = Runner(command_line.root)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope='session')
+def runner8(command_line):
+    """The same, with eight virtual devices."""
+    runner = Runner(command_line.root, {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'})
+    yield runner
+    runner.close()
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,258 @@
+"""A user's mistake with a run's folder, a run that fails, and the command line as processes of their own."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from refusals import GAN, VAE, assert_refused, snapshot
+
+
+def test_no_workdir(runner):
+    assert_refused(runner(VAE), '--workdir: missing')
+
+
+def test_workdir_is_a_file(runner, tmp_path):
+    path = tmp_path / 'run'
+    path.write_text('mine')
+    for mode in ('train', 'evaluate', 'sample'):
+        arguments = [VAE] if mode == 'train' else []
+        assert_refused(runner(f'--workdir={path}', f'--mode={mode}', *arguments), str(path))
+        assert path.read_text() == 'mine'
+    assert_refused(runner(f'--workdir={path}/below', VAE), str(path))
+
+
+def test_workdir_with_checkpoints_alone(runner, tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    assert_refused(runner(f'--workdir={tmp_path}', VAE), str(tmp_path), 'no config.json')
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'sample'])
+def test_without_a_run(runner, tmp_path, mode):
+    assert_refused(
+        runner(f'--workdir={tmp_path}/run', f'--mode={mode}'), f'{tmp_path}/run', 'config.json', '--config'
+    )
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'config.json').write_text('{"seed": 0')
+    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), f'{tmp_path}/config.json')
+    (tmp_path / 'config.json').write_text('[1]')
+    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), f'{tmp_path}/config.json')
+    (tmp_path / 'config.json').write_text('{}')
+    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), 'seed is missing')
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'sample'])
+def test_without_a_checkpoint(runner, smoke, tmp_path, mode):
+    shutil.copy(smoke('vae') / 'config.json', tmp_path)
+    before = snapshot(tmp_path)
+    assert_refused(
+        runner(f'--workdir={tmp_path}', f'--mode={mode}'), str(tmp_path), 'no checkpoint', '--mode=train'
+    )
+    assert snapshot(tmp_path) == before
+
+
+# On a finished run of configs/vae.py:smoke.
+FINISHED = {
+    'another field': ([VAE, '--config.seed=7', '--config.model.latent_dim=3'],
+                      ['differing', 'seed: 7 now, 0 there', 'model.latent_dim: 3 now, 2 there']),
+    'another config': ([GAN], ['differing', "task.name: 'gan' now, 'vae' there"]),
+    'fewer steps': ([VAE, '--config.total_steps=20'], ['total_steps: 20 now, 40 there', 'may grow']),
+    'step not there': (['--mode=evaluate', '--step=30'], ['no checkpoint of step 30', '[20, 40]']),
+    'step of words': (['--mode=evaluate', '--step=newest'], ['--step=newest', 'best']),
+    'negative step': (['--mode=sample', '--step=-1'], ['--step=-1']),
+    'labels': (['--mode=sample', '--labels=1'], ['--labels', 'unconditional']),
+    'model overridden': (['--mode=evaluate', '--config.model.latent_dim=3'],
+                         ['model.latent_dim', 'data.*', 'eval.*']),
+    'steps overridden': (['--mode=sample', '--config.total_steps=80'], ['total_steps', 'data.*', 'eval.*']),
+    'unknown data field': (['--mode=evaluate', '--config.data.nmae=x'], ['data.nmae', 'did you mean name']),
+    'other data': (['--mode=evaluate', '--config.data.name=ring8'], ['bernoulli']),
+    'split': (['--mode=evaluate', '--config.eval.final_split=tests'], ['tests', 'test']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('arguments, words', FINISHED.values(), ids=FINISHED)
+def test_finished_run(runner, smoke, arguments, words):
+    before = snapshot(smoke('vae'))
+    assert_refused(runner(f'--workdir={smoke("vae")}', *arguments), *words)
+    assert snapshot(smoke('vae')) == before
+
+
+def test_more_steps_are_no_mistake(runner, smoke, tmp_path):
+    folder = shutil.copytree(smoke('vae'), tmp_path / 'run')
+    code, out, err = runner(f'--workdir={folder}', VAE, '--config.total_steps=60')
+    assert code == 0, err
+    assert (folder / 'checkpoints' / '60').is_dir()
+    # The longer run is another one than the shorter, which its config no longer gives.
+    assert_refused(runner(f'--workdir={folder}', VAE), 'total_steps: 40 now, 60 there')
+
+
+def test_labels(runner, tmp_path):
+    code, out, err = runner(
+        f'--workdir={tmp_path}', VAE, '--config.model.conditional=True', '--config.total_steps=20'
+    )
+    assert code == 0, err
+    before = snapshot(tmp_path)
+    for text, words in (
+        ('10', '0 to 9'),
+        ('-1', '0 to 9'),
+        ('a', 'whole numbers'),
+        ('1,,2', 'whole numbers'),
+    ):
+        assert_refused(
+            runner(f'--workdir={tmp_path}', '--mode=sample', f'--labels={text}'), f'--labels={text}', words
+        )
+    assert snapshot(tmp_path) == before
+    code, out, err = runner(f'--workdir={tmp_path}', '--mode=sample', '--labels=3,1', '--num_samples=3')
+    assert code == 0, err
+    assert list(np.load(out.strip())['labels']) == [3, 1, 3]
+
+
+# Sane up to step 45, then absurd.
+EXPLODING = "name='linear_schedule', init_value=1e-4, end_value=1e30, transition_steps=1, transition_begin=45"
+
+
+def test_nan(command_line, runner, leaves, tmp_path):
+    """The run stops and says where; the last good checkpoint and the rows up to it stay."""
+    own = tmp_path / 'own.py'
+    text = (command_line.root / 'configs' / 'vae.py').read_text()
+    own.write_text(re.sub(r'schedule=dict\([^)]*\)', f'schedule=dict({EXPLODING})', text))
+    code, out, err = runner(f'--config={own}:smoke', f'--workdir={tmp_path}/run', '--config.total_steps=80')
+    said = [line for line in err.splitlines() if not line.startswith('step ')]
+    assert len(said) <= 3 and re.match(r'error: step 4[6-9]: model/\w+ is (nan|inf|-inf); ', said[0]), said
+    assert 'last good checkpoint is 40' in said[0] and 'learning rate' in said[0]
+    assert code == 1 and out == ''
+    assert sorted(path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['20', '40']
+    assert all(np.isfinite(leaf).all() for leaf in leaves(tmp_path / 'run').values())
+    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows if row['split'] == 'train'] == [10, 20, 30, 40]
+    code, out, err = runner(f'--workdir={tmp_path}/run', '--mode=evaluate')
+    assert code == 0 and out.startswith('step 40, digits, split test\n'), err
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    done = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)], capture_output=True
+    )
+    if done.returncode:
+        pytest.skip('only root can mount a small disk')
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def files(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+
+
+def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):
+    """Whatever meets the full disk first (config.json, a checkpoint, a picture): one error, nothing torn."""
+    run, fill = small_disk / 'run', small_disk / 'fill'
+    arguments = [VAE, f'--workdir={run}', '--config.eval_every_steps=40']
+    assert runner(*arguments)[0] == 0
+    state, before = leaves(run), files(run)
+    met = []
+    for kilobytes in (0, 8, 60, 180):
+        fill.unlink(missing_ok=True)
+        free = shutil.disk_usage(small_disk).free
+        fill.write_bytes(bytes(free - 1024 * kilobytes))
+        code, out, err = runner(*arguments, '--config.total_steps=80')
+        said = [line for line in err.splitlines() if not line.startswith('step ')]
+        assert code == 1 and out == '' and 1 <= len(said) <= 3, err
+        assert said[0].startswith('error: ') and 'No space left on device' in said[0], err
+        met.append(said[0].split(str(run))[1].split(':')[0])
+        assert_same_bits(leaves(run, 40), state)
+        assert files(run) == before | {name for name in files(run) if name.startswith('tb/')}
+    assert '/checkpoints/60' in met and '/config.json' in met, met
+    fill.unlink()
+    code, out, err = runner(*arguments, '--config.total_steps=80')
+    assert code == 0, err
+    subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+    code, out, err = runner(*arguments, '--config.total_steps=100')
+    assert_refused((code, out, err), 'Read-only file system', str(run), code=1)
+    # A finished run that cannot be written is still evaluated, up to the writing.
+    assert_refused(
+        runner(f'--workdir={run}', '--mode=evaluate'), 'evaluation.json', 'Read-only file system', code=1
+    )
+    assert_refused(runner(VAE, f'--workdir={small_disk}/other'), 'Read-only file system', code=1)
+
+
+def test_as_processes(command_line, tmp_path):
+    """Processes of their own, started by one shell line each: the exit codes and streams are the shell's."""
+    commands = {
+        '--config=configs/vea.py --workdir=run': 'did you mean configs/vae.py',
+        '--config=configs/vae.py:smoke --workdir=run --config.modle.latent_dim=3': 'did you mean model?',
+        '--workdir=run --mode=evaluate': 'config.json',
+        '--config=configs/gan.py:smoke --workdir=run --config.task.loss=hing': 'did you mean hinge?',
+    }
+    shell = '\n'.join(
+        f'{sys.executable} -m aigc_jax.main {line.replace("--workdir=run", f"--workdir={tmp_path}/run")} '
+        f'>{tmp_path}/{n}.out 2>{tmp_path}/{n}.err; echo $?'
+        for n, line in enumerate(commands)
+    )
+    done = subprocess.run(
+        ['sh', '-c', shell], cwd=command_line.root, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.split() == ['2'] * len(commands)
+    for n, word in enumerate(commands.values()):
+        assert_refused((2, (tmp_path / f'{n}.out').read_text(), (tmp_path / f'{n}.err').read_text()), word)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_help(command_line):
+    """Answers at once, for it imports no jax."""
+    code = 'import runpy, sys; sys.argv = ["main", "--help"]\n'
+    code += 'try: runpy.run_module("aigc_jax.main", run_name="__main__")\n'
+    code += 'finally: print(*sys.modules, file=sys.stderr)'
+    done = command_line.python('-c', code, seconds=60)
+    assert done.returncode == 0
+    for flag in (
+        '--config:',
+        '--config.FIELD=VALUE',
+        '--workdir:',
+        '--mode:',
+        '--step:',
+        '--labels:',
+        'num_samples',
+    ):
+        assert flag in done.stdout
+    assert not {'jax', 'numpy', 'flax', 'orbax', 'optax'} & set(done.stderr.split())
+    seconds = []
+    for _ in range(3):  # the machine may be busy: the fastest of three
+        began = time.perf_counter()
+        assert command_line.python('-m', 'aigc_jax.main', '--help').returncode == 0
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 2
+
+
+LATE = {'tensorflow_datasets', 'tensorflow', 'matplotlib', 'sklearn', 'tensorboardX', 'grain', 'scipy.stats'}
+
+
+def test_imports(command_line, tmp_path):
+    """What imports slowly comes when it is needed: none of it to train on points, before an evaluation."""
+    done = command_line.python('-c', 'import sys, aigc_jax.loop; print(*sys.modules)')
+    assert not LATE & set(done.stdout.split())
+    arguments = ['--config=configs/gan.py:smoke', '--config.data.name=ring8', f'--workdir={tmp_path}/run']
+    code = f"""
+import sys
+from absl import app
+from aigc_jax import loop, main
+
+def called(self, *_):
+    print(*sys.modules)
+    raise SystemExit(0)
+
+loop._Loop.called = called
+sys.argv = ['main', *{arguments}]
+app.run(main.main, flags_parser=main.parse)
+"""
+    done = command_line.python('-c', code)
+    assert done.returncode == 0, done.stderr
+    assert 'jax' in done.stdout.split()
+    assert not LATE & set(done.stdout.split())

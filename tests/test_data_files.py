@@ -1,0 +1,211 @@
+"""idx, amat and npz files: what they hold, and that every broken one is named."""
+
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from datafiles import (
+    BITS,
+    BREAKERS,
+    COLOUR,
+    IMAGES,
+    LABELS,
+    POINTS,
+    amat_bytes,
+    arrays,
+    flip_the_middle,
+    idx_bytes,
+    load,
+    remove,
+    sizes,
+    user_error,
+    write,
+    write_amat,
+    write_idx,
+)
+
+from aigc_jax.data import files
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz'])
+def test_idx(tmp_path, suffix):
+    write_idx(tmp_path, suffix)
+    dataset = load(f'idx:{tmp_path}')
+    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (6, 5, 1), 255, 7)
+    assert sizes(dataset) == [16, 4, 10]
+    for split, cut in (('train', slice(0, 16)), ('valid', slice(16, 20)), ('test', slice(20, 30))):
+        np.testing.assert_array_equal(arrays(dataset, split)['x'][..., 0], IMAGES[cut])
+        np.testing.assert_array_equal(arrays(dataset, split)['label'], LABELS[cut])
+    for part in ('train', 't10k'):
+        os.remove(tmp_path / f'{part}-labels-idx1-ubyte{suffix}')
+    bare = load(f'idx:{tmp_path}')
+    assert bare.num_classes == 0 and 'label' not in arrays(bare, 'test')
+    assert bare.fingerprint != dataset.fingerprint
+
+
+def test_a_path_may_be_relative_or_in_the_home(tmp_path, monkeypatch):
+    write_idx(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv('HOME', str(tmp_path.parent))
+    prints = {load(f'idx:{where}').fingerprint for where in (tmp_path, tmp_path.name, f'~/{tmp_path.name}')}
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz', '.xz'])
+def test_amat(tmp_path, suffix):
+    write_amat(tmp_path, suffix)
+    dataset = load(f'amat:{tmp_path}')
+    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (3, 3, 1), 1, 0)
+    assert sizes(dataset) == [20, 4, 6]
+    np.testing.assert_array_equal(arrays(dataset, 'test')['x'].reshape(-1, 9), BITS[24:])
+
+
+@pytest.mark.parametrize('form', [
+    lambda bits: amat_bytes(bits)[:-1],                      # no newline at the end
+    lambda bits: amat_bytes(bits).replace(b'\n', b' \r\n'),  # blanks and carriage returns at line ends
+    lambda bits: amat_bytes(bits).replace(b'1', b'1.0e+00'),
+])
+def test_amat_in_other_spellings_of_0_and_1(tmp_path, form):
+    write_amat(tmp_path, form=form)
+    dataset = load(f'amat:{tmp_path}')
+    assert dataset.levels == 1
+    np.testing.assert_array_equal(arrays(dataset, 'train')['x'].reshape(-1, 9), BITS[:20])
+
+
+def test_amat_of_greys(tmp_path):
+    write_amat(tmp_path, form=lambda bits: amat_bytes(bits).replace(b'1', b'0.25'))
+    dataset = load(f'amat:{tmp_path}')
+    assert dataset.levels == 0 and dataset.kind == 'image'
+    np.testing.assert_array_equal(arrays(dataset, 'train')['x'].reshape(-1, 9), BITS[:20] * np.float32(0.25))
+
+
+@pytest.mark.parametrize('x, kind, shape, levels', [
+    (IMAGES, 'image', (6, 5, 1), 255),
+    (COLOUR, 'image', (4, 4, 3), 255),
+    (BITS, 'image', (3, 3, 1), 1),
+    (BITS.astype(bool), 'image', (3, 3, 1), 1),
+    (IMAGES / 255.0, 'image', (6, 5, 1), 0),
+    (POINTS, 'points', (3,), 0),
+])
+def test_npz(tmp_path, x, kind, shape, levels):
+    train, test = dict(x_train=x[:20], y_train=LABELS[:20]), dict(x_test=x[20:], y_test=LABELS[20:])
+    np.savez_compressed(tmp_path / 'a.npz', **train, **test)
+    dataset = load(f'npz:{tmp_path}/a.npz')
+    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == (kind, shape, levels, 7)
+    assert sizes(dataset) == [16, 4, 10]
+    test = arrays(dataset, 'test')
+    assert test['x'].dtype == (np.uint8 if levels else np.float32)
+    np.testing.assert_allclose(test['x'].reshape(10, -1), x[20:].reshape(10, -1), rtol=1e-6)
+    np.savez(tmp_path / 'b.npz', train=x[:16], valid=x[16:20], test=x[20:])
+    plain = load(f'npz:{tmp_path}/b.npz')
+    np.testing.assert_array_equal(arrays(plain, 'valid')['x'], arrays(dataset, 'valid')['x'])
+    assert plain.num_classes == 0
+
+
+@pytest.mark.parametrize('name, write_set, file', [
+    ('idx', write_idx, 'train-images-idx3-ubyte'),
+    ('idx', lambda folder: write_idx(folder, '.gz'), 'train-images-idx3-ubyte.gz'),
+    ('idx', lambda folder: write_idx(folder, '.gz'), 't10k-labels-idx1-ubyte.gz'),
+    ('amat', write_amat, 'my_train.amat'),
+    ('amat', lambda folder: write_amat(folder, '.gz'), 'my_valid.amat.gz'),
+    ('amat', lambda folder: write_amat(folder, '.xz'), 'my_test.amat.xz'),
+    ('npz', lambda folder: np.savez(folder / 'a.npz', train=IMAGES, test=IMAGES), 'a.npz'),
+    ('npz', lambda folder: np.savez_compressed(folder / 'a.npz', train=IMAGES, test=IMAGES), 'a.npz'),
+])
+@pytest.mark.parametrize('breaker', BREAKERS)
+def test_a_broken_file_is_named(tmp_path, name, write_set, file, breaker):
+    write_set(tmp_path)
+    where = tmp_path / file if name == 'npz' else tmp_path
+    load(f'{name}:{where}')
+    if breaker is flip_the_middle and file.endswith('ubyte'):
+        pytest.skip('a flipped pixel of a plain file is a pixel')
+    breaker(tmp_path / file)
+    missing_amat = name == 'amat' and breaker is remove
+    user_error(f'{name}:{where}', str(tmp_path), '*_' if missing_amat else file.split('.')[0])
+
+
+@pytest.mark.parametrize('file', ['train-images-idx3-ubyte', 't10k-labels-idx1-ubyte'])
+@pytest.mark.parametrize('content', [
+    b'\0\0\x08', b'\0\0\x08\x02' + bytes(60), idx_bytes(IMAGES[:0]), idx_bytes(LABELS[:3]),
+    idx_bytes(IMAGES) + b'x'])
+def test_a_wrong_idx_file_is_named(tmp_path, file, content):
+    write_idx(tmp_path)
+    write(tmp_path / file, content)
+    user_error(f'idx:{tmp_path}', str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read every file')
+def test_an_unreadable_file_is_named(tmp_path):
+    write_idx(tmp_path)
+    os.chmod(tmp_path / 'train-images-idx3-ubyte', 0)
+    user_error(f'idx:{tmp_path}', 'train-images-idx3-ubyte', 'ermission')
+
+
+def test_permission_and_folder_errors_of_the_system_are_user_errors(tmp_path, monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(13, 'Permission denied', path)
+
+    write_idx(tmp_path)
+    monkeypatch.setitem(files._OPEN, '', refuse)
+    user_error(f'idx:{tmp_path}', 'train-images-idx3-ubyte', 'Permission denied')
+
+
+NAN = POINTS.copy()
+NAN[3, 1] = np.nan
+
+
+@pytest.mark.parametrize('content, word', [
+    (dict(train=IMAGES), 'no array test'),
+    (dict(), 'nothing'),
+    (dict(train=IMAGES, test=COLOUR), 'alike'),
+    (dict(train=IMAGES, test=IMAGES / 255.0), 'alike'),
+    (dict(train=IMAGES[:0], test=IMAGES), 'shape (0, 6, 5)'),
+    (dict(train=LABELS, test=LABELS), 'shape (30,)'),
+    (dict(train=BITS[:, :7], test=BITS[:, :7]), 'square'),
+    (dict(train=NAN, test=POINTS), '1 values are NaN'),
+    (dict(train=POINTS * 1e39, test=POINTS), 'infinite'),
+    (dict(train=IMAGES * 1.0, test=IMAGES * 1.0), '[0, 1]'),
+    (dict(train=IMAGES.astype(int), test=IMAGES.astype(int)), 'int64'),
+    (dict(train=COLOUR.transpose(0, 3, 1, 2).repeat(2, -1), test=COLOUR), 'channels first'),
+    (dict(train=np.array([None] * 30), test=IMAGES), 'object'),
+    (dict(x_train=IMAGES, y_train=LABELS[:9], x_test=IMAGES, y_test=LABELS), '(9,)'),
+    (dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES), 'labels for train alone'),
+    (dict(x_train=IMAGES, y_train=LABELS - 1.0, x_test=IMAGES, y_test=LABELS), 'float64'),
+    (dict(x_train=IMAGES, y_train=LABELS.astype(int) - 1, x_test=IMAGES, y_test=LABELS), '-1..5'),
+])
+def test_a_wrong_array_is_named(tmp_path, content, word):
+    np.savez(tmp_path / 'a.npz', **content)
+    user_error(f'npz:{tmp_path}/a.npz', f'{tmp_path}/a.npz', word)
+
+
+def test_other_files_of_numpy_and_pickle_are_refused(tmp_path):
+    np.save(tmp_path / 'a.npy', IMAGES)
+    user_error(f'npz:{tmp_path}/a.npy', 'one .npy array')
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps({'train': IMAGES}))
+    user_error(f'npz:{tmp_path}/a.pkl', 'a.pkl')
+
+
+@pytest.mark.parametrize('form, word', [
+    (lambda bits: amat_bytes(bits[:, :8]), '8 values'),
+    (lambda bits: amat_bytes(bits) + b'1 0\n', 'equally many'),
+    (lambda bits: amat_bytes(bits).replace(b'1', b'nan'), 'NaN'),
+    (lambda bits: amat_bytes(bits).replace(b'1', b'255'), '[0, 1]'),
+])
+def test_a_wrong_amat_is_named(tmp_path, form, word):
+    write_amat(tmp_path, form=form)
+    user_error(f'amat:{tmp_path}', word)
+
+
+def test_two_amat_triples_in_a_folder_are_refused(tmp_path):
+    write_amat(tmp_path)
+    shutil.copy(tmp_path / 'my_train.amat', tmp_path / 'your_train.amat')
+    user_error(f'amat:{tmp_path}', 'my_train.amat, your_train.amat')
+
+
+@pytest.mark.parametrize('valid_examples', [0, -1, 20, 21])
+def test_held_out_examples_leave_both_splits_some(tmp_path, valid_examples):
+    write_idx(tmp_path)
+    user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '1..19',
+               valid_examples=valid_examples)

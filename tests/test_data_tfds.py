@@ -1,0 +1,184 @@
+"""TFDS sets, those of scripts/prepare_data.py among them: read as they were written, named where they are not."""
+
+import io
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from datafiles import (
+    BITS,
+    BREAKERS,
+    IMAGES,
+    LABELS,
+    POINTS,
+    arrays,
+    load,
+    sizes,
+    user_error,
+    write_idx,
+)
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SCRIPT = os.path.join(ROOT, 'scripts', 'prepare_data.py')
+ENV = os.environ | {'PYTHONPATH': ROOT}
+
+
+def prepare(*args):
+    command = [sys.executable, SCRIPT, *args]
+    return subprocess.run(command, text=True, capture_output=True, env=ENV, timeout=60)
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    """A folder with local files, and the same as the TFDS set `mine`."""
+    folder = tmp_path_factory.mktemp('prepared')
+    write_idx(folder)
+    done = prepare(f'--source=idx:{folder}', '--name=mine', f'--data_dir={folder}/sets', '--valid_examples=4')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f'--config.data.name=tfds:mine --config.data.dir={folder}/sets\n'
+    assert os.listdir(folder / 'sets') == ['mine']
+    return folder
+
+
+def test_prepared_files_come_back_equal(prepared):
+    given, read = load(f'idx:{prepared}'), load('tfds:mine', f'{prepared}/sets')
+    for field in ('kind', 'shape', 'levels', 'num_classes', 'licence'):
+        assert getattr(given, field) == getattr(read, field)
+    assert sizes(given) == sizes(read)
+    for split in given.splits:
+        assert not hasattr(read.splits[split], 'arrays')
+        for name, array in arrays(given, split).items():
+            np.testing.assert_array_equal(arrays(read, split)[name], array)
+            assert arrays(read, split)[name].dtype == array.dtype
+    assert read.fingerprint == load('tfds:mine:1.0.0', f'{prepared}/sets').fingerprint != given.fingerprint
+
+
+def test_streams_index_like_arrays(prepared):
+    held = load(f'idx:{prepared}').splits['train']
+    stream = load('tfds:mine', f'{prepared}/sets').splits['train']
+    stream = pickle.loads(pickle.dumps(stream))  # as Grain's worker processes do
+    for index in (0, np.int64(5), -1, np.array([4, 4, 0])):
+        for name in ('x', 'label'):
+            np.testing.assert_array_equal(stream[index][name], held[index][name])
+            assert stream[index][name].shape == held[index][name].shape
+    assert len(list(stream)) == len(held)  # ends by IndexError
+
+
+@pytest.mark.parametrize('x, levels', [(BITS.reshape(30, 3, 3), 1), (POINTS, 0), (IMAGES / 255.0, 0)])
+def test_levels_and_reals_survive_preparing(tmp_path, x, levels):
+    np.savez(tmp_path / 'a.npz', train=x, valid=x, test=x)
+    done = prepare(f'--source=npz:{tmp_path}/a.npz', '--name=mine', f'--data_dir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    given, read = load(f'npz:{tmp_path}/a.npz'), load('tfds:mine', tmp_path)
+    assert (read.kind, read.levels, read.shape) == (given.kind, levels, given.shape)
+    np.testing.assert_array_equal(arrays(read, 'valid')['x'], arrays(given, 'valid')['x'])
+
+
+def test_prepare_refuses_and_leaves_nothing(prepared, tmp_path):
+    again = prepare(f'--source=idx:{prepared}', '--name=mine', f'--data_dir={prepared}/sets',
+                    '--valid_examples=4')
+    assert again.returncode == 2 and 'exists already' in again.stderr and not again.stdout
+    for args in (['--source=idx:nowhere', '--name=a'], [f'--source=idx:{prepared}', '--name=A-b'],
+                 ['--source=tfds:mnist', '--name=a'], ['--source=digits'], ['--sauce=digits']):
+        done = prepare(*args, f'--data_dir={tmp_path}/sets')
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout, done.stderr
+    assert not os.path.exists(tmp_path / 'sets')
+    done = prepare(f'--source=idx:{prepared}', '--name=a', f'--data_dir={prepared}/t10k-images-idx3-ubyte',
+                   '--valid_examples=4')
+    assert done.returncode == 2 and 'cannot be written' in done.stderr
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_prepare_interrupted_leaves_nothing(tmp_path, number, code):
+    np.savez(tmp_path / 'a.npz', **{split: np.zeros((200_000, 1)) for split in ('train', 'valid', 'test')})
+    args = [f'--source=npz:{tmp_path}/a.npz', '--name=mine', f'--data_dir={tmp_path}/sets']
+    run = subprocess.Popen([sys.executable, SCRIPT, *args], env=ENV, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE)
+    for line in run.stderr:
+        if b'Generating' in line:
+            run.send_signal(number)
+            break
+    stdout, _ = run.communicate(timeout=60)
+    assert (run.returncode, stdout, os.listdir(tmp_path / 'sets')) == (code, b'', [])
+
+
+def build_tfds(folder, splits, features, name='made'):
+    """A set as TFDS's own scripts write them; `splits` is {name: iterable of examples}."""
+    import tensorflow_datasets
+
+    class Made(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tensorflow_datasets.core.Version('1.0.0')
+
+        def _info(self):
+            keys = tensorflow_datasets.features.FeaturesDict(features)
+            return tensorflow_datasets.core.DatasetInfo(builder=self, features=keys, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {split: enumerate(examples) for split, examples in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Made.name = name
+    Made(data_dir=str(folder), file_format='array_record').download_and_prepare()
+
+
+def test_a_set_of_png_images_with_no_valid_split(tmp_path):
+    import tensorflow_datasets
+    from PIL import Image
+
+    def examples(images):
+        for image, label in zip(images, LABELS):
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, 'png')
+            yield {'image': png.getvalue(), 'label': int(label)}
+
+    features = {'image': tensorflow_datasets.features.Image(shape=(6, 5, 1)),
+                'label': tensorflow_datasets.features.ClassLabel(num_classes=7)}
+    build_tfds(tmp_path, {'train': examples(IMAGES), 'test': examples(IMAGES[:3])}, features)
+    dataset = load('tfds:made', tmp_path)
+    assert sizes(dataset) == [26, 4, 3] and dataset.levels == 255 and dataset.num_classes == 7
+    np.testing.assert_array_equal(arrays(dataset, 'valid')['x'][..., 0], IMAGES[26:])
+    np.testing.assert_array_equal(arrays(dataset, 'valid')['label'], LABELS[26:])
+    user_error('tfds:made', 'data.valid_examples=30', '1..29', folder=tmp_path, valid_examples=30)
+    build_tfds(tmp_path, {'train': examples(IMAGES)}, features, 'untested')
+    user_error('tfds:untested', 'no test split', folder=tmp_path)
+
+
+def test_a_set_without_images_is_refused(tmp_path):
+    import tensorflow_datasets
+    text = {'text': tensorflow_datasets.features.Text()}
+    build_tfds(tmp_path, {'train': [{'text': 'a'}], 'test': [{'text': 'b'}]}, text)
+    user_error('tfds:made', 'neither image nor x, only text', folder=tmp_path)
+
+
+@pytest.mark.parametrize('breaker', BREAKERS)
+@pytest.mark.parametrize('file', [
+    'mine-test.array_record-00000-of-00001', 'dataset_info.json', 'features.json'])
+def test_a_damaged_set_is_named(prepared, tmp_path, breaker, file):
+    shutil.copytree(prepared / 'sets', tmp_path, dirs_exist_ok=True)
+    breaker(tmp_path / 'mine' / '1.0.0' / file)
+    user_error('tfds:mine', str(tmp_path), folder=tmp_path)
+
+
+def test_a_set_that_is_not_there(prepared, tmp_path, monkeypatch):
+    def no_network(*_):
+        raise AssertionError('the network was asked')
+
+    monkeypatch.setattr(socket.socket, 'connect', no_network)
+    monkeypatch.setattr(socket, 'getaddrinfo', no_network)
+    user_error('tfds:mnist', 'tfds:mnist: not prepared', 'tfds build mnist --file_format=array_record',
+               f'--data_dir={tmp_path}', 'prepare_data.py', folder=tmp_path)
+    user_error('tfds:mnits', 'did you mean mnist', folder=tmp_path)
+    user_error('tfds:miine', 'did you mean mine', folder=f'{prepared}/sets')
+    user_error('tfds:zzzzzz', f'{tmp_path} holds nothing', folder=tmp_path)
+    user_error('tfds:huggingface:mnist', 'is no name of a set', folder=tmp_path)
+    user_error('tfds:mnist:9.9.9', 'only: 3.0.1', folder=tmp_path)
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
+    user_error('tfds:mnist', 'pip install tensorflow-datasets', folder=tmp_path)
