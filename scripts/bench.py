@@ -12,12 +12,11 @@ The peers come with `pip install -e '.[bench]'`; one that is missing is skipped.
   cores) and no custom allocator.
 - A timed slice is one request: feeding the data, all its steps, and fetching the loss at its end.
 
-To add a workload: an entry of WORKLOADS and OURS, and a function of its name in `pytorch` and in `keras`.
+To add a workload: an entry of WORKLOADS and OURS, and a function of its name in both builders of bench_peers.py.
 """
 
 import argparse
 import dataclasses
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -35,7 +34,10 @@ from collections.abc import Callable
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # what stands beside this file is measured, installed or not
+sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this file is measured, installed or not
+
+import bench_peers  # noqa: E402
+
 CHECK_STEPS, TOLERANCE = 2000, 0.05
 UNIT = 100  # steps; every contender's steps a call divide it
 LEARNING_RATE = 1e-3
@@ -87,12 +89,9 @@ OURS = {  # what differs from configs/WORKLOAD.py
     },
 }  # fmt: skip
 
-# Each library's builder: (workload, its data file, an option) -> run, parameters, steps a call, where
-# run(steps), for a multiple of steps a call, trains that many and returns the last one's loss.
 
-
-def ours(workload: str, data_file: str, steps_per_call: int):
-    """Through config, task and compiled call, as the training loop runs it."""
+def ours(workload: str, data_file: str, batch_size: int, learning_rate: float, steps_per_call: int):
+    """A builder as those of bench_peers: config, task and compiled call, as the training loop runs them."""
     import jax
     from ml_collections import ConfigDict
 
@@ -101,8 +100,7 @@ def ours(workload: str, data_file: str, steps_per_call: int):
 
     config = config_lib.load(str(ROOT / 'configs' / f'{workload}.py'), [])
     for optimizer in config.optim.values():
-        optimizer.schedule = ConfigDict(dict(name='constant_schedule', value=LEARNING_RATE))
-    batch_size = WORKLOADS[workload].batch_size
+        optimizer.schedule = ConfigDict(dict(name='constant_schedule', value=learning_rate))
     common = {'data.name': f'npz:{data_file}', 'batch_size': batch_size, 'steps_per_call': steps_per_call}
     config.update_from_flattened_dict({**common, **OURS[workload]})
     config_lib.check(config)
@@ -123,168 +121,13 @@ def ours(workload: str, data_file: str, steps_per_call: int):
     return run, sum(x.size for x in jax.tree.leaves(state.params)), steps_per_call
 
 
-def flat(data_file: str) -> np.ndarray:
-    """What the peers train on, (N, D) float32: images are scaled to [0, 1] once, not in each step."""
-    x = np.load(data_file)['train']
-    return x.reshape(len(x), -1).astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
-
-
-def pytorch(workload: str, data_file: str, compiled: bool):
-    """A plain loop over a tensor in memory, indexed by a permutation; fused Adam; the losses compiled, or not."""
-    import torch
-    from torch import nn
-    from torch.nn import functional as F
-
-    data, batch_size = torch.from_numpy(flat(data_file)), WORKLOADS[workload].batch_size
-    compile_ = torch.compile if compiled else lambda f: f
-    noise = functools.partial(torch.randn, batch_size, 2)
-
-    def mlp(activation, *sizes):
-        layers = [[nn.Linear(a, b), activation()] for a, b in zip(sizes, sizes[1:], strict=False)]
-        return nn.Sequential(*sum(layers, [])[:-1])
-
-    def updater(b1, *networks):
-        parameters = [p for network in networks for p in network.parameters()]
-        adam = torch.optim.Adam(parameters, LEARNING_RATE, (b1, 0.999), fused=True)
-
-        def update(loss):
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            return loss.detach()
-
-        return update
-
-    def vae():
-        encoder, decoder = mlp(nn.ReLU, 784, 128, 64, 4), mlp(nn.ReLU, 2, 64, 128, 784)
-
-        @compile_
-        def negative_elbo(x, epsilon):  # noise drawn inside a compiled function is slower
-            mu, log_var = encoder(x).chunk(2, dim=1)
-            logits = decoder(mu + torch.exp(0.5 * log_var) * epsilon)
-            reconstruction = F.binary_cross_entropy_with_logits(logits, x, reduction='sum')
-            return (reconstruction + 0.5 * (mu**2 + log_var.exp() - log_var - 1).sum()) / batch_size
-
-        update = updater(0.9, encoder, decoder)
-        return (lambda x: update(negative_elbo(x, noise()))), encoder, decoder
-
-    def gan():
-        G, D = mlp(nn.LeakyReLU, 2, 128, 64, 2), mlp(nn.LeakyReLU, 2, 128, 64, 1)
-        update_G, update_D = updater(0.5, G), updater(0.5, D)
-
-        @compile_
-        def loss_D(x, z):
-            with torch.no_grad():
-                fake = G(z)
-            real, fake = D(torch.cat([x, fake])).chunk(2)  # one pass is faster than two
-            return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-        @compile_
-        def loss_G(z):
-            return F.softplus(-D(G(z))).mean()
-
-        def step(x):
-            loss = update_D(loss_D(x, noise()))
-            D.requires_grad_(False)  # no gradients of D's weights in G's turn
-            update_G(loss_G(noise()))
-            D.requires_grad_(True)
-            return loss
-
-        return step, G, D
-
-    def batches():
-        while True:
-            for index in torch.randperm(len(data)).split(batch_size)[: len(data) // batch_size]:
-                yield data[index]
-
-    (step, *networks), feed = {'vae': vae, 'gan': gan}[workload](), batches()
-
-    def run(steps: int) -> float:
-        for _ in range(steps):
-            loss = step(next(feed))
-        return loss.item()
-
-    return run, sum(p.numel() for network in networks for p in network.parameters()), 1
-
-
-def keras(workload: str, data_file: str, steps_per_execution: int):
-    """`fit` of a Model with its own train_step on a tf.data pipeline in memory, as Keras's guides have it."""
-    import keras
-    import tensorflow as tf
-    from keras import layers
-
-    x, batch_size = flat(data_file), WORKLOADS[workload].batch_size
-
-    def mlp(activation, *sizes):
-        hidden = [layers.Dense(size, activation=activation) for size in sizes[1:-1]]
-        return keras.Sequential([layers.Input((sizes[0],)), *hidden, layers.Dense(sizes[-1])])
-
-    def updater(b1, *networks):
-        variables = [v for network in networks for v in network.trainable_variables]
-        adam = keras.optimizers.Adam(LEARNING_RATE, beta_1=b1, beta_2=0.999)
-        adam.build(variables)
-        return lambda tape, loss: adam.apply(tape.gradient(loss, variables), variables)
-
-    def vae():
-        encoder, decoder = mlp('relu', 784, 128, 64, 4), mlp('relu', 2, 64, 128, 784)
-        update = updater(0.9, encoder, decoder)
-
-        def step(x):
-            with tf.GradientTape() as tape:
-                mu, log_var = tf.split(encoder(x, training=True), 2, axis=1)
-                logits = decoder(mu + tf.exp(0.5 * log_var) * tf.random.normal((batch_size, 2)), training=True)
-                reconstruction = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits))
-                kl = 0.5 * tf.reduce_sum(mu**2 + tf.exp(log_var) - log_var - 1)
-                loss = (reconstruction + kl) / batch_size
-            update(tape, loss)
-            return loss
-
-        return step, encoder, decoder
-
-    def gan():
-        leaky_relu = functools.partial(tf.nn.leaky_relu, alpha=0.01)  # Keras's own slope is 0.2
-        G, D = mlp(leaky_relu, 2, 128, 64, 2), mlp(leaky_relu, 2, 128, 64, 1)
-        update_G, update_D = updater(0.5, G), updater(0.5, D)
-
-        def step(x):
-            fake = G(tf.random.normal((batch_size, 2)))
-            with tf.GradientTape() as tape:
-                real, fake = tf.split(D(tf.concat([x, fake], axis=0), training=True), 2)
-                loss = tf.reduce_mean(tf.nn.softplus(-real)) + tf.reduce_mean(tf.nn.softplus(fake))
-            update_D(tape, loss)
-            with tf.GradientTape() as tape:
-                fake = G(tf.random.normal((batch_size, 2)), training=True)
-                loss_G = tf.reduce_mean(tf.nn.softplus(-D(fake)))
-            update_G(tape, loss_G)
-            return loss
-
-        return step, G, D
-
-    step, *networks = {'vae': vae, 'gan': gan}[workload]()
-
-    class Model(keras.Model):
-        def train_step(self, x):
-            return {'last': step(x)}
-
-    model = Model()
-    model.networks, model.built = networks, True
-    model.compile(steps_per_execution=steps_per_execution)
-    data = tf.data.Dataset.from_tensor_slices(x).shuffle(len(x)).repeat().batch(batch_size, drop_remainder=True)
-    data = data.prefetch(tf.data.AUTOTUNE)
-
-    def run(steps: int) -> float:
-        return float(model.fit(data, epochs=1, steps_per_epoch=steps, verbose=0).history['last'][-1])
-
-    return run, sum(network.count_params() for network in networks), steps_per_execution
-
-
 CONTENDERS = {  # name: (what it imports, builder, its option); 'ours…' are no peers
     'ours': (('jax', 'aigc_jax.experiment'), ours, 100),
     'ours, 1 step a call': (('jax', 'aigc_jax.experiment'), ours, 1),
-    'PyTorch': (('torch',), pytorch, False),
-    'PyTorch, compiled': (('torch',), pytorch, True),
-    'Keras': (('tensorflow', 'keras'), keras, 1),
-    'Keras, 50 steps a call': (('tensorflow', 'keras'), keras, 50),
+    'PyTorch': (('torch',), bench_peers.pytorch, False),
+    'PyTorch, compiled': (('torch',), bench_peers.pytorch, True),
+    'Keras': (('tensorflow', 'keras'), bench_peers.keras, 1),
+    'Keras, 50 steps a call': (('tensorflow', 'keras'), bench_peers.keras, 50),
 }
 
 
@@ -297,7 +140,7 @@ def serve(workload: str, name: str, data_file: str) -> None:
     for module in imports:
         importlib.import_module(module)
     imported = time.perf_counter()
-    run, parameters, steps_per_call = build(workload, data_file, option)
+    run, parameters, steps_per_call = build(workload, data_file, WORKLOADS[workload].batch_size, LEARNING_RATE, option)
     run(steps_per_call)
     facts = {'import_s': imported - began, 'first_s': time.perf_counter() - imported, 'parameters': parameters}
     print(json.dumps(facts), file=replies, flush=True)

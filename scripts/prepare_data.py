@@ -14,8 +14,7 @@ import signal
 import sys
 import tempfile
 
-from absl import app
-from absl import flags
+from absl import app, flags
 from ml_collections import config_dict
 
 from aigc_jax.core.errors import RunError, UserError
