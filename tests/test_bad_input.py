@@ -73,6 +73,8 @@ CONFIGS = {
     'no width': ([VAE, '--config.model.encoder.features=(0,)'], ['model.encoder.features', '0']),
     'width of words': ([VAE, "--config.model.encoder.features=('a',)"], ['model.encoder.features', "'a'"]),
     'no latent': ([VAE, '--config.model.latent_dim=0'], ['model.latent_dim', '0']),
+    'penalty schedule': ([GAN, '--config.task.penalty_schedule.name=exp_decay'],
+                         ['task.penalty_schedule.name', 'did you mean exponential_decay']),
     'n_critic': ([GAN, '--config.task.n_critic=0'], ['task.n_critic']),
     'binarize': ([VAE, '--config.data.binarize=dynamc'], ['data.binarize', 'dynamic']),
     'binarize points': ([VAE, '--config.data.name=ring8', '--config.data.binarize=static',

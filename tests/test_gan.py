@@ -84,6 +84,18 @@ def test_penalties_of_a_linear_discriminator():
     assert 'r1' not in losses(plain, params, batch)['discriminator'][1][0]
 
 
+def test_penalties_are_annealed():
+    """By 1e-2 over 40 steps: a tenth of R1 = 25 is left after 20."""
+    common = {'task__loss': 'wasserstein', 'model__discriminator__features': '()', 'task__r2': 0.0}
+    batch = {'x': jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)}
+    plain = make('ring8,smoke', task__r1=0.0, **common)
+    annealed = make('ring8,smoke', task__r1=0.2, task__penalty_schedule__decay_rate=1e-2, **common)
+    params = linear_discriminator(plain, [3.0, 4.0])
+    for step, factor in ((0, 1), (20, 0.1), (40, 0.01)):
+        base, value = (float(losses(e, params, batch, step)['discriminator'][0]) for e in (plain, annealed))
+        assert value - base == pytest.approx(0.1 * 25 * factor, rel=1e-3)
+
+
 def test_r1_is_taken_at_the_data_and_r2_at_the_samples():
     """Against the gradient by central differences, for a discriminator that bends."""
     experiment = make('ring8,smoke', task__r1=1.0, task__r2=1.0, model__discriminator__activation='tanh')

@@ -6,7 +6,7 @@ D(x) below is the logit, so that σ(D(x)) is the probability that x is real.
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core import rng
+from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
@@ -40,10 +40,11 @@ LOSSES = {f.__name__: f for f in (nonsaturating, hinge, wasserstein, relativisti
 
 
 def make(config, dataset: Dataset) -> Task:
-    """The task of a config whose `task` holds loss, gradient_penalty, r1, r2, n_critic, simultaneous; `model`
-    generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
+    """The task of a config whose `task` holds loss, gradient_penalty, r1, r2, penalty_schedule, n_critic, simultaneous;
+    `model` generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
-    check_fields(options, ('name', 'loss', 'r1', 'r2', 'gradient_penalty', 'n_critic', 'simultaneous'), 'task')
+    fields = ('name', 'loss', 'r1', 'r2', 'penalty_schedule', 'gradient_penalty', 'n_critic', 'simultaneous')
+    check_fields(options, fields, 'task')
     check_fields(model, ('latent_dim', 'conditional', 'generator', 'discriminator'), 'model')
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
@@ -53,6 +54,7 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError('data.scale: the generator ends in tanh, so images lie in [−1, 1]: set it to symmetric')
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
+    anneal = optim.schedule(options.penalty_schedule, config.total_steps, 'task.penalty_schedule')
     dtype = compute_dtype(config.precision)
     generator = build(
         Generator, 'model.generator', model.generator, shape=shape, bounded=dataset.kind == 'image', dtype=dtype
@@ -83,10 +85,11 @@ def make(config, dataset: Dataset) -> Task:
         fake, r2 = _logits_and_penalty(D, fake_x, options.r2)
         value = jnp.mean(loss(real, fake)[0])
         metrics = {'real_logit': jnp.mean(real), 'fake_logit': jnp.mean(fake), 'adversarial': value}
-        if options.r1:  # γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9)
-            metrics['r1'], value = r1, value + options.r1 / 2 * r1
+        half = anneal(ctx.step) / 2
+        if options.r1:  # γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9), γ annealed as in Huang et al. 2024
+            metrics['r1'], value = r1, value + options.r1 * half * r1
         if options.r2:  # the same on generated examples
-            metrics['r2'], value = r2, value + options.r2 / 2 * r2
+            metrics['r2'], value = r2, value + options.r2 * half * r2
         if options.gradient_penalty:  # λ E(‖∇D(x̂)‖ − 1)², x̂ between real and generated (Gulrajani et al. 2017, eq. 3)
             u = ctx.uniform('interpolate').reshape(-1, *[1] * len(shape))
             norm = jnp.sqrt(_squared_gradient(D, u * x + (1 - u) * fake_x)[1] + 1e-12)
