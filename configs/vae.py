@@ -98,9 +98,10 @@ VARIANTS = {
     },
     # Statically binarized MNIST with 784-400-40 (the setting of Rezende & Mohamed 2015 and of Pythae's table).
     'binarized_mnist': {
-        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 60_000, 'model.latent_dim': 40,
+        'data.name': 'amat:binarized_mnist', 'batch_size': 100, 'total_steps': 80_000, 'model.latent_dim': 40,
         'model.encoder.features': (400,), 'model.encoder.activation': 'gelu',
         'model.decoder.features': (400,), 'model.decoder.activation': 'gelu',
+        'optim.model.name': 'adamw', 'optim.model.options.weight_decay': 0.05,
         'optim.model.schedule.init_value': 3e-3, 'optim.model.ema_decay': 0.999,
         'eval_every_steps': 5000, 'checkpoint_every_steps': 5000, 'log_every_steps': 1000, 'eval.k': 32,
     },

@@ -1,6 +1,7 @@
 """The one training step: order of turns, draws, golden values, micro-batches, a task added by one file."""
 
 import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from aigc_jax import config as config_lib
 from aigc_jax.core import rng
-from aigc_jax.core.step import create_state, fuse, make_step
+from aigc_jax.core.step import NORMS, create_state, fuse, make_step
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.data.batching import gather_streamed
 from aigc_jax.experiment import Experiment
@@ -71,6 +72,17 @@ def test_a_draw_depends_on_seed_step_name_and_example_alone():
     assert not (rng.context(3, 'train', 5, jnp.arange(8)).normal('y', (4,)) == whole).any()
 
 
+def test_draws_are_those_of_jax_random():
+    index = jnp.arange(5, 12, dtype=jnp.int32)
+    ctx = rng.context(3, 'train', 5, index)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), zlib.crc32(b'train')), 5)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, zlib.crc32(b'z')), index)
+    for shape in ((), (1,), (7,), (3, 5)):
+        for ours, theirs in ((ctx.normal, jax.random.normal), (ctx.uniform, jax.random.uniform)):
+            expected = jax.vmap(lambda key: theirs(key, shape))(keys)  # noqa: B023
+            np.testing.assert_array_equal(ours('z', shape), expected)
+
+
 def test_draws_have_their_distribution():
     ctx = rng.context(0, 'train', 0, jnp.arange(20_000))
     normal, uniform, integers = ctx.normal('n', (2,)), ctx.uniform('u'), ctx.integers('i', 5)
@@ -123,6 +135,8 @@ def test_one_call_of_many_steps_is_the_loop_over_steps():
     for k in range(6):
         state, single = one(state, jnp.int32(0), {}, {'x': images[k : k + 1]})
         np.testing.assert_allclose(single['model/loss'][0], metrics['model/loss'][k], rtol=1e-5)
+    for name in NORMS:  # of the last step
+        np.testing.assert_allclose(metrics[f'model/{name}'], np.full(6, single[f'model/{name}'][0]), rtol=1e-4)
     for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

@@ -141,7 +141,7 @@ def make(config, dataset: Dataset) -> Task:
         """log 1/k Σ w, (n,): a lower bound of log p(x) that tightens with k; in chunks, so that memory does not."""
 
         def more(log_sum, j):
-            part = rng.Context(jax.random.fold_in(ctx.key, j), ctx.index, ctx.step)
+            part = rng.Context(rng.fold_in(ctx.key, j), ctx.index, ctx.step)
             log_w = log_weights(theta, batch, part, chunk, 1.0)
             return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_w, axis=1)), None
 
