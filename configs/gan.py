@@ -98,7 +98,7 @@ def get_config(arg=''):
 
 
 _POINTS = {
-    'total_steps': 30_000, 'batch_size': 256, 'model.latent_dim': 2, 'task.r1': 0.01, 'task.r2': 0.01,
+    'total_steps': 40_000, 'batch_size': 256, 'model.latent_dim': 2, 'task.r1': 0.01, 'task.r2': 0.01,
     'task.penalty_schedule.decay_rate': 1e-3,  # weak at the end, or the discriminator does not resolve a mode
     'model.generator.features': (128, 128), 'model.generator.activation': 'relu',
     'model.discriminator.features': (128, 128), 'model.discriminator.activation': 'relu',
@@ -115,7 +115,7 @@ VARIANTS = {
     },
     # 2-D mixtures with known density (Srivastava et al. 2017).
     'ring8': {**_POINTS, 'data.name': 'ring8'},
-    'grid25': {**_POINTS, 'data.name': 'grid25'},
+    'grid25': {**_POINTS, 'data.name': 'grid25', 'task.r1': 1.0, 'task.r2': 1.0},
     # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
     'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,
                 'task.n_critic': 5, 'optim.discriminator.options.b2': 0.9, 'optim.generator.options.b2': 0.9},
