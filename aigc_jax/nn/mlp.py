@@ -17,9 +17,10 @@ from aigc_jax.core.types import Array
 ACTIVATIONS = ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid')
 
 
-def activation(name: str) -> Callable[[Array], Array]:
+def activation(name: str, what: str = 'activation') -> Callable[[Array], Array]:
+    """jax.nn.NAME. Raises UserError, as `what`, for another name."""
     if name not in ACTIVATIONS:
-        raise UserError(f'activation: {name!r}{near(name, ACTIVATIONS)}')
+        raise UserError(f'{what}: {name!r}{near(str(name), ACTIVATIONS)}')
     return getattr(jax.nn, name)
 
 
