@@ -171,12 +171,14 @@ class _Loop:
     def _check_finite(self, step: int, metrics: dict[str, np.ndarray], seed: int | None) -> None:
         if seed in self.diverged:
             return
-        found = [(int(np.argmin(np.isfinite(v))), name) for name, v in metrics.items() if not np.isfinite(v).all()]
+        # Counted from the call's last step, which every metric has.
+        found = [
+            (int(np.argmin(np.isfinite(v))) - len(v), name) for name, v in metrics.items() if not np.isfinite(v).all()
+        ]
         if not found:
             return
         offset, name = min(found)
-        at = step - self.config.steps_per_call + offset + 1
-        value = metrics[name][offset]
+        at, value = step + offset + 1, metrics[name][offset]
         if seed is None:
             raise RunError(
                 f'step {at}: {name} is {value}; training stopped. The last good checkpoint is '

@@ -128,10 +128,11 @@ def _apply(player: str, optimizer: optax.GradientTransformation, state: TrainSta
 
 
 def fuse(step, gather: Callable[[Tree, Tree], Batch], steps_per_call: int):
-    """call(state, seed, data, feed) -> (state, metrics (steps_per_call,) each), steps_per_call steps of one program.
+    """call(state, seed, data, feed) -> (state, metrics), steps_per_call steps of one program.
 
     gather(data, feed of one step) -> batch: resident data looked up by index, or the streamed batch itself.
-    Every leaf of feed has the axes (steps_per_call, rounds, examples, …). The metrics NORMS are those of the last step.
+    Every leaf of feed has the axes (steps_per_call, rounds, examples, …).
+    metrics: (steps_per_call,) each; NORMS (1,), of the last step.
     """
 
     def call(state: TrainState, seed: Array, data: Tree, feed: Tree):
@@ -144,8 +145,7 @@ def fuse(step, gather: Callable[[Tree, Tree], Batch], steps_per_call: int):
             return step(state, seed, gather(data, feed), last)
 
         state, metrics = jax.lax.scan(one, state, (feed, jnp.arange(steps_per_call) == steps_per_call - 1))
-        of_last = lambda x: jnp.broadcast_to(x[-1], x.shape)  # noqa: E731
-        return state, {name: of_last(x) if name.endswith(NORMS) else x for name, x in metrics.items()}
+        return state, {name: x[-1:] if name.endswith(NORMS) else x for name, x in metrics.items()}
 
     return call
 
