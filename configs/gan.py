@@ -72,7 +72,7 @@ def get_config(arg=''):
                 loss='relativistic',  # or 'nonsaturating', 'hinge', 'wasserstein'
                 r1=1.0,  # γ of the gradient penalty on real examples
                 r2=1.0,  # γ of the same on generated ones
-                # the factor on both as training goes on, any of optax's schedules; a decay_rate of 1 leaves them as they are
+                # factor on both as training goes on, any of optax's schedules; a decay_rate of 1 leaves them alone
                 penalty_schedule=dict(
                     name='exponential_decay', init_value=1.0, transition_percent=100.0, decay_rate=1.0
                 ),

@@ -119,7 +119,7 @@ def test_the_carry_is_sharded_under_jit_and_has_a_row_for_each_example(found):
 
 
 def train(experiment, steps: int = STEPS):
-    """(final state, {metric: (steps,)}); each call is waited for, as virtual devices deadlock otherwise."""
+    """(final state, {metric: (steps,), NORMS (calls,)}); each call is waited for, or virtual devices deadlock."""
     import jax
 
     from aigc_jax.core import parallel
