@@ -79,7 +79,7 @@ def _prepare(dataset: Dataset, name: str, folder: str) -> None:
 
         def _split_generators(self, dl_manager):
             names = {'train': 'train', 'validation': 'valid', 'test': 'test'}
-            return {ours: examples(dataset.splits[split]) for ours, split in names.items()}
+            return {ours: examples(dataset.splits[split]) for ours, split in names.items() if split in dataset.splits}
 
         def _generate_examples(self):
             raise NotImplementedError('_split_generators gives the examples')

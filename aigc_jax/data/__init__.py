@@ -4,7 +4,7 @@ import os
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import embedded, files, tfds
-from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize
+from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
 
 __all__ = ['SOURCES', 'Arrays', 'Dataset', 'Source', 'load', 'materialize']
 
@@ -27,7 +27,8 @@ def load(cfg) -> Dataset:
     Args:
       cfg: has `name` (a key of SOURCES, with its place after the colon), `dir` (of TFDS sets, '' for TFDS's
         own default), `num_examples` (training examples of the mixtures) and `valid_examples` (how many of the
-        last training examples to hold out where a set has no valid split).
+        last training examples to hold out where a set has no valid split; 0: the valid split of any set is
+        trained on, and there is none).
 
     Raises:
       UserError: if the name is unknown, or what it names cannot be read.
@@ -37,8 +38,9 @@ def load(cfg) -> Dataset:
         mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in SOURCES else near(prefix + colon, SOURCES)
         raise UserError(f'data.name={cfg.name}: no such data{mend}')
     loader = SOURCES[prefix + colon]
-    if not colon:
-        return loader(cfg)
-    if not where:
+    if colon and not where:
         raise UserError(f'data.name={cfg.name}: what comes after the colon is missing')
-    return loader(cfg, where if prefix == 'tfds' else os.path.abspath(os.path.expanduser(where)))
+    if prefix == 'tfds':
+        return loader(cfg, where)
+    dataset = loader(cfg, os.path.abspath(os.path.expanduser(where))) if colon else loader(cfg)
+    return dataset if cfg.valid_examples else train_on_valid(dataset)

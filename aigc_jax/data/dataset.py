@@ -53,7 +53,7 @@ class Dataset:
     """Splits of one data set.
 
     Attributes:
-      splits: 'train', 'valid' and 'test', each a Source.
+      splits: 'train', 'test' and, unless it is trained on, 'valid', each a Source.
       kind: 'image' or 'points'.
       shape: of one example, (H, W, C) or (D,).
       levels: integer examples lie in 0..levels (digits 16, images 255, binary 1); 0: real numbers.
@@ -92,15 +92,25 @@ def materialize(source: Source) -> Arrays:
 
 
 def num_held_out(valid_examples: int, train_examples: int, where: str) -> int:
-    """How many of the last training examples become the valid split of a set that has none.
+    """How many of the last training examples become the valid split of a set that has none; 0: it gets none.
 
     Raises:
-      UserError: if that leaves either split empty.
+      UserError: if that leaves no training example.
     """
-    if not 0 < valid_examples < train_examples:
+    if not 0 <= valid_examples < train_examples:
         raise UserError(f'data.valid_examples={valid_examples}: {where} has no valid split, so this many of '
-                        f'its {train_examples} training examples are taken; choose 1..{train_examples - 1}')
+                        f'its {train_examples} training examples are taken; choose 0..{train_examples - 1}')
     return valid_examples
+
+
+def train_on_valid(dataset: Dataset) -> Dataset:
+    """The same set in memory with its valid split, if it has one, behind the training examples instead."""
+    splits = dict(dataset.splits)
+    if 'valid' not in splits:
+        return dataset
+    parts = [splits['train'].arrays, splits.pop('valid').arrays]
+    splits['train'] = Arrays(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return dataclasses.replace(dataset, splits=splits, fingerprint=_fingerprint(splits))
 
 
 def _fingerprint(splits: Mapping[str, Arrays]) -> str:

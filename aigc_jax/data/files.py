@@ -101,15 +101,15 @@ def _assemble(cfg, parts: dict, where: str) -> Dataset:
     labelled = [split for split in parts if parts[split][1] is not None]
     if labelled and len(labelled) < len(parts):
         raise UserError(f'{where}: labels for {", ".join(labelled)} alone; give every split labels, or none')
-    if 'valid' not in parts:
-        cut = len(x) - num_held_out(cfg.valid_examples, len(x), where)
+    if 'valid' not in parts and (held_out := num_held_out(cfg.valid_examples, len(x), where)):
+        cut = len(x) - held_out
         parts['train'] = (x[:cut], None if label is None else label[:cut])
         parts['valid'] = (x[cut:], None if label is None else label[cut:])
     levels = 0
     if x.dtype == np.uint8:
         levels = 1 if max(part.max() for part, _ in parts.values()) <= 1 else 255
     classes = 1 + max(int(label.max()) for _, label in parts.values()) if labelled else 0
-    splits = {split: Arrays(*parts[split]) for split in ('train', 'valid', 'test')}
+    splits = {split: Arrays(*part) for split, part in parts.items()}
     return from_arrays(splits, levels=levels, num_classes=classes, licence=_LICENCE)
 
 

@@ -139,9 +139,13 @@ def _split_names(cfg, info, name: str) -> dict[str, str]:
         raise UserError(f'data.name=tfds:{name}: has no {missing[0]} split, only {", ".join(info.splits)}; '
                         f'divide it yourself into an .npz and use npz:FILE')
     valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
+    if valid and not cfg.valid_examples:
+        return {'train': f'train+{valid}', 'test': 'test'}
     if valid:
         return {'train': 'train', 'valid': valid, 'test': 'test'}
     held_out = num_held_out(cfg.valid_examples, info.splits['train'].num_examples, f'tfds:{name}')
+    if not held_out:
+        return {'train': 'train', 'test': 'test'}
     return {'train': f'train[:-{held_out}]', 'valid': f'train[-{held_out}:]', 'test': 'test'}
 
 
