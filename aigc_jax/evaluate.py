@@ -39,19 +39,28 @@ class Evaluator:
 
             return jax.jit(call, out_shardings=plan.replicated) if plan.mode == 'jit' else jax.jit(call)
 
-        def on_batch(function):
-            return lambda params, extra, batch, ctx: function(params, extra, experiment.preprocess(batch, ctx), ctx)
+        to_model, to_data, preprocess = experiment.scaling.to_model, experiment.scaling.to_data, experiment.preprocess
+
+        def evaluate(params, extra, batch, ctx):
+            return task.evaluate(params, extra, preprocess(batch, ctx), ctx)
+
+        def sample(params, extra, labels, ctx):
+            return to_data(task.sample(params, extra, ctx, labels))
 
         def originals(params, extra, batch, ctx):
-            x = batch['x']
-            return (x + 1) / 2 if experiment.config.data.scale == 'symmetric' and experiment.dataset.levels else x
+            return to_data(preprocess(batch, ctx)['x'])
 
-        swap = lambda function: lambda params, extra, x, ctx: function(params, extra, ctx, x)  # noqa: E731
-        self._evaluate = compiled(on_batch(task.evaluate), 'eval') if task.evaluate else None
-        self._sample = compiled(swap(task.sample), 'sample')
-        self._originals = compiled(on_batch(originals), 'eval')
-        self._reconstruct = compiled(on_batch(task.reconstruct), 'eval') if task.reconstruct else None
-        self._score = compiled(task.score[1], 'score') if task.score else None
+        def reconstruct(params, extra, batch, ctx):
+            return to_data(task.reconstruct(params, extra, preprocess(batch, ctx), ctx))
+
+        def score(params, extra, x, ctx):
+            return task.score[1](params, extra, to_model(x), ctx)
+
+        self._evaluate = compiled(evaluate, 'eval') if task.evaluate else None
+        self._sample = compiled(sample, 'sample')
+        self._originals = compiled(originals, 'eval')
+        self._reconstruct = compiled(reconstruct, 'eval') if task.reconstruct else None
+        self._score = compiled(score, 'score') if task.score else None
 
     def evaluate(self, state: TrainState, seed: int, split: str) -> Results:
         """Means over a split with their 95 % intervals; metrics of samples where the data's density is known."""

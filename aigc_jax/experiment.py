@@ -36,7 +36,8 @@ class Experiment:
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
                 raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
-        self.preprocess = batching.make_preprocess(self.dataset, config.data.binarize, config.data.scale)
+        self.scaling = batching.make_scaling(self.dataset, config.data.scale)
+        self.preprocess = batching.make_preprocess(self.dataset, config.data.binarize, self.scaling)
         self.task = tasks.make(config, self.dataset)
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.seeds = [config.seed + k for k in range(config.num_seeds)]

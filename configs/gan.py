@@ -56,7 +56,7 @@ def get_config(arg=''):
                 name='digits',
                 dir='',  # where TFDS keeps its sets; '': its default
                 num_examples=100_000,  # of the 2-D sets' training split
-                valid_examples=10_000,  # held out where the data have no valid split; 0: no valid split, all is trained on
+                valid_examples=10_000,  # held out if the data have no valid split; 0: there is none, all is trained on
                 binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
                 scale='symmetric',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric')
                 stream=False,  # read by Grain while training, instead of resident on the device
@@ -115,7 +115,12 @@ VARIANTS = {
     },
     # 2-D mixtures with known density (Srivastava et al. 2017).
     'ring8': {**_POINTS, 'data.name': 'ring8'},
-    'grid25': {**_POINTS, 'data.name': 'grid25', 'task.r1': 1.0, 'task.r2': 1.0},
+    'grid25': {
+        **_POINTS, 'data.name': 'grid25', 'data.scale': 'standard', 'task.r1': 0.1, 'task.r2': 0.1,
+        'task.penalty_schedule.decay_rate': 1e-5, 'total_steps': 90_000,
+        'optim.discriminator.schedule.init_value': 4e-3, 'optim.generator.schedule.init_value': 4e-3,
+        'eval_every_steps': 10_000, 'checkpoint_every_steps': 10_000,
+    },
     # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
     'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,
                 'task.n_critic': 5, 'optim.discriminator.options.b2': 0.9, 'optim.generator.options.b2': 0.9},

@@ -56,7 +56,8 @@ def test_streamed_by_grain_equals_resident(digits, seeds, rows):
 
 
 def preprocess(dataset, x, binarize='none', scale='unit', step=0):
-    return batching.make_preprocess(dataset, binarize, scale)({'x': x}, rng.context(0, 'train', step, jnp.arange(len(x))))['x']
+    scaling = batching.make_scaling(dataset, scale)
+    return batching.make_preprocess(dataset, binarize, scaling)({'x': x}, rng.context(0, 'train', step, jnp.arange(len(x))))['x']
 
 
 def test_scales(digits):
@@ -68,6 +69,16 @@ def test_scales(digits):
     points = data.load(ConfigDict({'name': 'ring8', 'dir': '', 'num_examples': 100, 'valid_examples': 0}))
     x = points.splits['train'].arrays['x']
     np.testing.assert_array_equal(preprocess(points, x, scale='symmetric'), x)
+
+
+def test_standard_points_keep_their_shape_and_come_back():
+    points = data.load(ConfigDict({'name': 'grid25', 'dir': '', 'num_examples': 5000, 'valid_examples': 100}))
+    x = points.splits['train'].arrays['x']
+    standard = np.asarray(preprocess(points, x, scale='standard'), np.float64)
+    np.testing.assert_allclose(standard.mean(0), 0, atol=1e-6)
+    assert standard.var() == pytest.approx(1, abs=1e-6)
+    assert np.ptp(standard[:, 0]) / np.ptp(standard[:, 1]) == pytest.approx(np.ptp(x[:, 0]) / np.ptp(x[:, 1]), rel=1e-5)
+    np.testing.assert_allclose(batching.make_scaling(points, 'standard').to_data(standard), x, atol=1e-6)
 
 
 def test_dynamic_binarization_draws_anew_with_the_right_mean(digits):
@@ -96,4 +107,4 @@ def test_threshold(digits):
 @pytest.mark.parametrize('fields, message', [({'binarize': 'dynamics'}, 'dynamic'), ({'scale': 'units'}, 'unit')])
 def test_unknown_names_list_the_near_ones(digits, fields, message):
     with pytest.raises(UserError, match=f'did you mean.*{message}'):
-        batching.make_preprocess(digits, **{'binarize': 'none', 'scale': 'unit', **fields})
+        preprocess(digits, digits.splits['train'].arrays['x'][:1], **fields)

@@ -204,8 +204,19 @@ def test_two_amat_triples_in_a_folder_are_refused(tmp_path):
     user_error(f'amat:{tmp_path}', 'my_train.amat, your_train.amat')
 
 
-@pytest.mark.parametrize('valid_examples', [0, -1, 20, 21])
-def test_held_out_examples_leave_both_splits_some(tmp_path, valid_examples):
+@pytest.mark.parametrize('valid_examples', [-1, 20, 21])
+def test_held_out_examples_leave_some_to_train_on(tmp_path, valid_examples):
     write_idx(tmp_path)
-    user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '1..19',
+    user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '0..19',
                valid_examples=valid_examples)
+
+
+@pytest.mark.parametrize('prefix, write', [('idx', write_idx), ('amat', write_amat)])
+def test_with_none_held_out_the_valid_split_is_trained_on(tmp_path, prefix, write):
+    write(tmp_path)
+    apart, joined = load(f'{prefix}:{tmp_path}'), load(f'{prefix}:{tmp_path}', valid_examples=0)
+    assert sorted(joined.splits) == ['test', 'train'] and joined.fingerprint != apart.fingerprint
+    for name, array in arrays(joined, 'train').items():
+        parts = [arrays(apart, split)[name] for split in ('train', 'valid')]
+        np.testing.assert_array_equal(array, np.concatenate(parts))
+    np.testing.assert_array_equal(arrays(joined, 'test')['x'], arrays(apart, 'test')['x'])

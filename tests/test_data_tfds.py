@@ -59,6 +59,14 @@ def test_prepared_files_come_back_equal(prepared):
     assert read.fingerprint == load('tfds:mine:1.0.0', f'{prepared}/sets').fingerprint != given.fingerprint
 
 
+def test_with_none_held_out_the_valid_split_is_trained_on(prepared):
+    joined = load('tfds:mine', f'{prepared}/sets', valid_examples=0)
+    assert sorted(joined.splits) == ['test', 'train']
+    held = load(f'idx:{prepared}', valid_examples=0)
+    for split, source in held.splits.items():
+        np.testing.assert_array_equal(arrays(joined, split)['x'], source.arrays['x'])
+
+
 def test_streams_index_like_arrays(prepared):
     held = load(f'idx:{prepared}').splits['train']
     stream = load('tfds:mine', f'{prepared}/sets').splits['train']
@@ -146,7 +154,10 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
     assert sizes(dataset) == [26, 4, 3] and dataset.levels == 255 and dataset.num_classes == 7
     np.testing.assert_array_equal(arrays(dataset, 'valid')['x'][..., 0], IMAGES[26:])
     np.testing.assert_array_equal(arrays(dataset, 'valid')['label'], LABELS[26:])
-    user_error('tfds:made', 'data.valid_examples=30', '1..29', folder=tmp_path, valid_examples=30)
+    user_error('tfds:made', 'data.valid_examples=30', '0..29', folder=tmp_path, valid_examples=30)
+    joined = load('tfds:made', tmp_path, valid_examples=0)
+    assert sorted(joined.splits) == ['test', 'train']
+    np.testing.assert_array_equal(arrays(joined, 'train')['x'][..., 0], IMAGES)
     build_tfds(tmp_path, {'train': examples(IMAGES)}, features, 'untested')
     user_error('tfds:untested', 'no test split', folder=tmp_path)
 

@@ -11,6 +11,7 @@ import pytest
 from aigc_jax import config as config_lib
 from aigc_jax.core import rng
 from aigc_jax.core.types import Extra
+from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
 from aigc_jax.tasks import gan
 
@@ -148,10 +149,25 @@ def test_images_are_bounded_and_points_are_not():
     images = make()
     big = jax.tree.map(lambda p: 100 * p, images.create_state().params)
     samples = images.task.sample(big, EXTRA, ctx, None)
-    assert samples.shape == (50, 8, 8, 1) and samples.min() >= 0 and samples.max() <= 1
+    assert samples.shape == (50, 8, 8, 1) and samples.min() >= -1 and samples.max() <= 1
     points = make('ring8,smoke')
     big = jax.tree.map(lambda p: 100 * p, points.create_state().params)
     assert np.abs(points.task.sample(big, EXTRA, ctx, None)).max() > 10
+
+
+def test_samples_and_surface_are_in_data_units():
+    images = make()
+    state = images.create_state()
+    pixels = Evaluator(images).sample(state._replace(params=jax.tree.map(lambda p: 100 * p, state.params)), 0, 50)
+    assert 0 <= pixels.min() < 0.1 and 0.9 < pixels.max() <= 1
+    unit, standard = (make('grid25,smoke', data__scale=scale, optim__generator__ema_decay=0.0) for scale in ('unit', 'standard'))
+    state, offset, factor = unit.create_state(), *standard.scaling
+    model_units = Evaluator(unit).sample(state, 0, 50)
+    np.testing.assert_allclose(Evaluator(standard).sample(state, 0, 50), model_units * factor + offset, rtol=1e-5, atol=1e-6)
+    xs, ys, values, _ = Evaluator(standard).surface(state, 0, (-4.0, 4.0, -2.0, 2.0))
+    at = (np.array([[xs[7], ys[90]]]) - offset) / factor
+    want = standard.task.score[1](state.params, EXTRA, jnp.asarray(at, jnp.float32), rng.context(0, 'score', 0, jnp.arange(1)))
+    np.testing.assert_allclose(values[90, 7], want[0], rtol=1e-4)
 
 
 def test_class_conditional():

@@ -57,6 +57,8 @@ class Turn:
 class Task:
     """A model with its objective, as pure functions. The loop never learns how many players there are.
 
+    Every x, in and out, is as the model sees it (data.scale); the evaluation converts.
+
     init(key) -> (params {player: tree}, Extra)
     rounds: turns inside a round see the same parameters and the same batch; rounds run in order, each on a
         batch of its own, so that five critic steps see five batches.

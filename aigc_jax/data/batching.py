@@ -7,6 +7,7 @@ epochs, each a permutation of the training split, and step s takes places s·R·
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,10 @@ import numpy as np
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch, Tree
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.dataset import Dataset, materialize
 
 BINARIZE = ('none', 'static', 'dynamic', 'threshold')
-SCALES = ('unit', 'symmetric')
+SCALES = ('unit', 'symmetric', 'standard')
 PREFETCHED_CALLS = 2
 
 
@@ -116,24 +117,45 @@ def streamed_feed(
         yield batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def make_preprocess(dataset: Dataset, binarize: str, scale: str) -> Callable[[Batch, rng.Context], Batch]:
-    """preprocess(batch, ctx) -> batch with x float32, on the device.
+class Scaling(NamedTuple):
+    """Between data units and what a model sees, (data − offset) / factor. Integer levels lie in [0, 1] as data."""
+
+    offset: np.ndarray | float = 0.0
+    factor: np.ndarray | float = 1.0
+
+    def to_model(self, x: Array) -> Array:
+        return (x - self.offset) / self.factor
+
+    def to_data(self, x: Array) -> Array:
+        return x * self.factor + self.offset
+
+
+def make_scaling(dataset: Dataset, scale: str) -> Scaling:
+    """'unit': as the data are, images in [0, 1]; 'symmetric': images in [−1, 1]; 'standard', for points: zero mean
+    and, over all coordinates together so that shapes stay, unit variance of the training split."""
+    if scale not in SCALES:
+        raise UserError(f'data.scale: {scale!r}{near(scale, SCALES)}')
+    if scale == 'standard':
+        if dataset.kind == 'image':
+            raise UserError('data.scale: standard is for points; images have unit and symmetric')
+        x = materialize(dataset.splits['train']).arrays['x'].astype(np.float64)
+        mean = x.mean(axis=0)
+        deviation = np.sqrt(np.square(x - mean).mean())
+        return Scaling(mean.astype(np.float32), np.float32(deviation or 1.0))
+    return Scaling(0.5, 0.5) if scale == 'symmetric' and dataset.kind == 'image' else Scaling()
+
+
+def make_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callable[[Batch, rng.Context], Batch]:
+    """preprocess(batch, ctx) -> batch with x float32 as the model sees it, on the device.
 
     binarize: 'none'; 'threshold': x > ½; 'static': each pixel drawn once for the whole run and every seed,
         a function of the pixel's own image (see `binarize_static`); 'dynamic': drawn anew whenever it is seen
         (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5).
-    scale: integer levels to [0, 1] ('unit') or [−1, 1] ('symmetric'); real numbers stay as they are.
     """
     if binarize not in BINARIZE:
         raise UserError(f'data.binarize: {binarize!r}{near(binarize, BINARIZE)}')
-    if scale not in SCALES:
-        raise UserError(f'data.scale: {scale!r}{near(scale, SCALES)}')
     if binarize != 'none' and dataset.kind != 'image':
         raise UserError(f'data.binarize: {binarize} is for images; these data are {dataset.kind}: set it to none')
-    if dataset.levels == 0 and dataset.kind == 'image' and scale == 'symmetric':
-        offset = True
-    else:
-        offset = scale == 'symmetric' and dataset.levels > 0
 
     def preprocess(batch: Batch, ctx: rng.Context) -> Batch:
         x = batch['x'].astype(jnp.float32)
@@ -143,7 +165,7 @@ def make_preprocess(dataset: Dataset, binarize: str, scale: str) -> Callable[[Ba
             x = (ctx.uniform('binarize', x.shape[1:]) < x).astype(jnp.float32)
         if binarize == 'threshold':
             x = (x > 0.5).astype(jnp.float32)
-        return {**batch, 'x': 2 * x - 1 if offset else x}
+        return {**batch, 'x': scaling.to_model(x)}
 
     return preprocess
 

@@ -109,8 +109,7 @@ def make(config, dataset: Dataset) -> Task:
         return {'discriminator/real_logit': D(batch['x']), 'discriminator/fake_logit': D(G(params, ctx, c))}
 
     def sample(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-        x = G(params, ctx, one_hot(labels))
-        return (x + 1) / 2 if dataset.kind == 'image' else x
+        return G(params, ctx, one_hot(labels))
 
     def score(params, extra, x: Array, ctx: rng.Context) -> Array:
         return critic(params, None)(x)

@@ -72,6 +72,8 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'task.likelihood: {options.likelihood!r}{near(options.likelihood, LIKELIHOODS)}')
     if options.likelihood == 'bernoulli' and (dataset.kind != 'image' or config.data.scale != 'unit'):
         raise UserError('task.likelihood: bernoulli wants images in [0, 1] (data.scale=unit); use gaussian')
+    if config.data.scale == 'standard':
+        raise UserError('data.scale: standard would change the units of the likelihood, which learns its scale; use unit')
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     k, chunk = config.eval.get('k', 0), config.eval.get('k_chunk', 0)
