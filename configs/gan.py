@@ -64,8 +64,8 @@ def get_config(arg=''):
             model=dict(
                 latent_dim=32,
                 conditional=False,  # on the class
-                generator=dict(features=(256, 256), activation='leaky_relu'),
-                discriminator=dict(features=(256, 256), activation='leaky_relu'),
+                generator=dict(features=(256, 256), activation='leaky_relu', bias_init='zeros'),
+                discriminator=dict(features=(256, 256), activation='leaky_relu', bias_init='zeros'),
             ),
             task=dict(
                 name='gan',
@@ -117,7 +117,8 @@ VARIANTS = {
     'ring8': {**_POINTS, 'data.name': 'ring8'},
     'grid25': {
         **_POINTS, 'data.name': 'grid25', 'data.scale': 'standard', 'task.r1': 0.1, 'task.r2': 0.1,
-        'task.penalty_schedule.decay_rate': 1e-5, 'total_steps': 90_000,
+        'task.penalty_schedule.decay_rate': 1e-5, 'total_steps': 60_000,
+        'model.generator.bias_init': 'uniform', 'model.discriminator.bias_init': 'uniform',
         'optim.discriminator.schedule.init_value': 4e-3, 'optim.generator.schedule.init_value': 4e-3,
         'eval_every_steps': 10_000, 'checkpoint_every_steps': 10_000,
     },

@@ -54,8 +54,8 @@ def get_config(arg=''):
             model=dict(
                 latent_dim=16,
                 conditional=False,  # on the class
-                encoder=dict(features=(256, 128), activation='relu'),
-                decoder=dict(features=(128, 256), activation='relu'),
+                encoder=dict(features=(256, 128), activation='relu', bias_init='zeros'),
+                decoder=dict(features=(128, 256), activation='relu', bias_init='zeros'),
             ),
             task=dict(
                 name='vae',

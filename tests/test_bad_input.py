@@ -69,6 +69,7 @@ CONFIGS = {
     'loss': ([GAN, '--config.task.loss=hing'], ['task.loss', "'hing'", 'did you mean hinge?']),
     'likelihood': ([VAE, '--config.task.likelihood=gausian'], ['task.likelihood', 'did you mean gaussian?']),
     'activation': ([VAE, '--config.model.encoder.activation=relo'], ['model.encoder.activation', "'relo'", 'relu']),
+    'bias': ([GAN, '--config.model.generator.bias_init=zero'], ['model.generator.bias_init', "'zero'", 'zeros']),
     'precision': ([VAE, '--config.precision=float16'], ['precision', "'float16'", 'bfloat16']),
     'no width': ([VAE, '--config.model.encoder.features=(0,)'], ['model.encoder.features', '0']),
     'width of words': ([VAE, "--config.model.encoder.features=('a',)"], ['model.encoder.features', "'a'"]),
@@ -190,7 +191,7 @@ def test_own_config_file(runner, tmp_path, text, words):
 FIELDS = {
     'model, misspelt': ('vae', 'encoder=dict(features', 'encoder=dict(featurs',
                         ['model.encoder.featurs', 'Encoder', 'did you mean features?']),
-    'model, missing': ('vae', "encoder=dict(features=(256, 128), activation='relu')",
+    'model, missing': ('vae', "encoder=dict(features=(256, 128), activation='relu', bias_init='zeros')",
                        'encoder=dict(features=(8,))',
                        ['model.encoder.activation', 'Encoder']),
     'model, unknown': ('vae', 'latent_dim=16,', 'latent_dim=16, latent_din=3,',

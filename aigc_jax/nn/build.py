@@ -6,17 +6,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.nn.mlp import activation
+from aigc_jax.nn.mlp import activation, bias_init
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def build(module: type, what: str, config: Any, **given):
-    """module(**config, **given); a misspelt or missing field, or an unknown activation, is named as `what`.FIELD."""
+    """module(**config, **given); a misspelt or missing field, or an unknown name in one, is named as `what`.FIELD."""
     known = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
     check_fields(config, known, what, module.__name__)
-    if 'activation' in config:
-        activation(config.activation, f'{what}.activation')
+    for field, find in (('activation', activation), ('bias_init', bias_init)):
+        if field in config:
+            find(config[field], f'{what}.{field}')
     return module(**config, **given)
 
 

@@ -24,6 +24,23 @@ def activation(name: str, what: str = 'activation') -> Callable[[Array], Array]:
     return getattr(jax.nn, name)
 
 
+def _uniform_bias(fan_in: int) -> Callable[..., Array]:
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+# Of the hidden layers. 'uniform': U(±1/√fan_in), as torch.nn.Linear's; with 'zeros' the kinks of a first layer of ReLUs
+# all begin in the origin, from where they take long to spread over data of two dimensions.
+BIASES = {'zeros': lambda fan_in: nn.initializers.zeros, 'uniform': _uniform_bias}
+
+
+def bias_init(name: str, what: str = 'bias_init') -> Callable[[int], Callable[..., Array]]:
+    """fan_in -> initializer. Raises UserError, as `what`, for an unknown name."""
+    if name not in BIASES:
+        raise UserError(f'{what}: {name!r}{near(str(name), BIASES)}')
+    return BIASES[name]
+
+
 def flat_dim(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
@@ -34,6 +51,7 @@ class MLP(nn.Module):
     features: Sequence[int]
     out_dim: int
     activation: str
+    bias_init: str
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -42,7 +60,8 @@ class MLP(nn.Module):
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         for features in self.features:
-            x = activation(self.activation)(nn.Dense(features, dtype=self.dtype)(x))
+            initializer = bias_init(self.bias_init)(x.shape[-1])
+            x = activation(self.activation)(nn.Dense(features, dtype=self.dtype, bias_init=initializer)(x))
         return nn.Dense(self.out_dim, dtype=self.dtype)(x).astype(jnp.float32)
 
 
@@ -52,11 +71,12 @@ class Encoder(nn.Module):
     features: Sequence[int]
     latent_dim: int
     activation: str
+    bias_init: str
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
-        out = MLP(self.features, 2 * self.latent_dim, self.activation, self.dtype, name='mlp')(x, condition)
+        out = MLP(self.features, 2 * self.latent_dim, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)
         return out[:, : self.latent_dim], out[:, self.latent_dim :]
 
 
@@ -69,11 +89,12 @@ class Decoder(nn.Module):
     features: Sequence[int]
     shape: Sequence[int]
     activation: str
+    bias_init: str
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None) -> Array:
-        out = MLP(self.features, flat_dim(self.shape), self.activation, self.dtype, name='mlp')(z, condition)
+        out = MLP(self.features, flat_dim(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(z, condition)
         return out.reshape(-1, *self.shape)
 
 
@@ -83,12 +104,13 @@ class Generator(nn.Module):
     features: Sequence[int]
     shape: Sequence[int]
     activation: str
+    bias_init: str
     bounded: bool
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None) -> Array:
-        x = Decoder(self.features, self.shape, self.activation, self.dtype, name='decoder')(z, condition)
+        x = Decoder(self.features, self.shape, self.activation, self.bias_init, self.dtype, name='decoder')(z, condition)
         return jnp.tanh(x) if self.bounded else x
 
 
@@ -97,8 +119,9 @@ class Discriminator(nn.Module):
 
     features: Sequence[int]
     activation: str
+    bias_init: str
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
-        return MLP(self.features, 1, self.activation, self.dtype, name='mlp')(x, condition)[:, 0]
+        return MLP(self.features, 1, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)[:, 0]
