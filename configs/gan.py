@@ -117,10 +117,10 @@ VARIANTS = {
     'ring8': {**_POINTS, 'data.name': 'ring8'},
     'grid25': {
         **_POINTS, 'data.name': 'grid25', 'data.scale': 'standard', 'task.r1': 0.1, 'task.r2': 0.1,
-        'task.penalty_schedule.decay_rate': 1e-5, 'total_steps': 60_000,
+        'task.penalty_schedule.decay_rate': 1e-5, 'total_steps': 48_000,
         'model.generator.bias_init': 'uniform', 'model.discriminator.bias_init': 'uniform',
         'optim.discriminator.schedule.init_value': 4e-3, 'optim.generator.schedule.init_value': 4e-3,
-        'eval_every_steps': 10_000, 'checkpoint_every_steps': 10_000,
+        'eval_every_steps': 6000, 'checkpoint_every_steps': 6000,
     },
     # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
     'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,
