@@ -70,13 +70,16 @@ def test_bernoulli_agrees_with_scipy():
     np.testing.assert_allclose(vae.log_bernoulli(x, logits, None), expected, rtol=1e-5)
 
 
-def test_sum_of_softplus_is_exact_at_both_ends_and_so_is_its_gradient():
+def test_bernoulli_is_exact_at_both_ends_and_so_are_its_gradients():
     logits = np.concatenate([np.random.default_rng(8).normal(size=(3, 50)) * 5, [[-1e4] * 50, [1e4] * 50, [0.0] * 50]])
+    x = np.random.default_rng(9).random((6, 50))
     for d in (1, 15, 16, 17, 50):
-        part = logits[:, :d]
-        np.testing.assert_allclose(vae.sum_softplus(jnp.asarray(part)), np.logaddexp(0, part).sum(-1), rtol=1e-5, atol=2e-6)
-        gradient = jax.grad(lambda l: vae.sum_softplus(l).sum())(jnp.asarray(part))
-        np.testing.assert_allclose(gradient, scipy.special.expit(part), rtol=1e-5, atol=1e-7)
+        l, ours = logits[:, :d], x[:, :d]
+        expected = (ours * l - np.logaddexp(0, l)).sum(-1)
+        np.testing.assert_allclose(vae.log_bernoulli(ours, jnp.asarray(l), None), expected, rtol=1e-5, atol=2e-6)
+        gradients = jax.grad(lambda x, l: vae.log_bernoulli(x, l, None).sum(), (0, 1))(jnp.asarray(ours), jnp.asarray(l))
+        np.testing.assert_allclose(gradients[0], l, rtol=1e-6)
+        np.testing.assert_allclose(gradients[1], ours - scipy.special.expit(l), rtol=1e-5, atol=1e-6)
 
 
 def test_exact_posterior_makes_every_bound_the_likelihood(linear):
