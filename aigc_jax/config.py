@@ -14,16 +14,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, check_type, near
 
-# What the loop reads; the rest belongs to the task, which checks it.
-FIELDS = (
-    'seed', 'total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
-    'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'replicas', 'init_from', 'precision', 'parallel.mode',
-    'parallel.mesh', 'parallel.rules', 'optim', 'data.name', 'data.dir', 'data.num_examples', 'data.valid_examples',
-    'data.binarize', 'data.scale', 'data.stream', 'model', 'task.name', 'eval.split', 'eval.final_split',
-    'eval.batch_size', 'eval.num_samples', 'eval.num_shown', 'eval.best_metric', 'eval.best_mode', 'eval.patience',
-)  # fmt: skip
+# What the loop reads, each with its type; the rest belongs to the task, which checks it.
+FIELDS = {
+    **dict.fromkeys(
+        ('seed', 'total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
+         'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'data.num_examples', 'data.valid_examples',
+         'eval.batch_size', 'eval.num_samples', 'eval.num_shown', 'eval.patience'), int),
+    **dict.fromkeys(
+        ('replicas', 'init_from', 'precision', 'parallel.mode', 'data.name', 'data.dir', 'data.binarize', 'data.scale',
+         'task.name', 'eval.split', 'eval.final_split', 'eval.best_metric', 'eval.best_mode'), str),
+    **dict.fromkeys(('parallel.mesh', 'optim', 'model'), dict),
+    'parallel.rules': tuple,
+    'data.stream': bool,
+}  # fmt: skip
 POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
             'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_samples',
             'eval.num_shown')  # fmt: skip
@@ -135,9 +140,11 @@ def _read(name: str, text: str, present: Any) -> Any:
 def check(config: ConfigDict) -> None:
     """Raises UserError for a field that is missing or that does not fit the others."""
     flat = flatten(config)
-    for name in FIELDS:
-        if name not in flat and not any(key.startswith(name + '.') for key in flat):
+    for name, kind in FIELDS.items():
+        group = any(key.startswith(name + '.') for key in flat)
+        if name not in flat and not group:
             raise UserError(f'config: the field {name} is missing; every config has it')
+        check_type(name, {} if group else flat[name], kind)
     for name, value in flat.items():
         sizes = value if name.endswith(SIZES) and isinstance(value, tuple) else (value,)
         if (name in POSITIVE or name.endswith(SIZES)) and any(type(size) is not int or size < 1 for size in sizes):

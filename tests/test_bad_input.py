@@ -213,6 +213,17 @@ FIELDS = {
     'data, missing': ('vae', "binarize='none',", '', ['data.binarize', 'missing']),
     'eval, missing': ('vae', 'patience=0,', '', ['eval.patience', 'missing']),
     'eval of the task, missing': ('vae', 'k_chunk=8,', '', ['k_chunk']),
+    'task, a text for a number': ('gan', 'r1=1.0,', "r1='x',", ["task.r1: 'x'", 'a number']),
+    'model, a number for a text': ('gan', "activation='leaky_relu', bias_init='zeros'),\n                disc",
+                                   "activation=3, bias_init='zeros'),\n                disc",
+                                   ['model.generator.activation: 3', 'a text']),
+    'model, one number for a tuple': ('vae', 'features=(256, 128)', 'features=256',
+                                      ['model.encoder.features: 256', 'a tuple']),
+    'optim, a text for a number': ('vae', 'clip_norm=0.0', "clip_norm='1'", ['optim.model.clip_norm', 'a number']),
+    'loop, a number for a whole one': ('vae', 'seed=0', 'seed=0.5', ['seed: 0.5', 'a whole number']),
+    'loop, a number for True or False': ('vae', 'stream=False', 'stream=0', ['data.stream: 0', 'True or False']),
+    'group, a number': ('vae', "parallel=dict(\n                mode='jit',", "parallel=dict(\n                mode=1,",
+                        ['parallel.mode: 1', 'a text']),
     'variant, misspelt': ('vae', "'eval.k': 4", "'eval.kk': 4", ['own.py', 'eval.kk', 'eval.k']),
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """The two ways in which a command ends badly, each with its exit code."""
 
+from collections.abc import Mapping
+
 
 class UserError(Exception):
     """The user's mistake: a flag, a config field, a file, a checkpoint. Exit code 2.
@@ -16,18 +18,37 @@ class RunError(Exception):
     exit_code = 1
 
 
-def check_fields(config, known, what: str, owner: str = '') -> None:
-    """Raises UserError unless the group `config` holds the fields `known`, each of them and no others.
+def check_fields(config, fields: Mapping[str, type], what: str, owner: str = '') -> None:
+    """Raises UserError unless the group `config` holds `fields`, {name: type}, each of them, of its type, no others.
 
     what: the group's name; owner: what has the fields, where it is not the group (a module's name).
     """
     owner = owner or what
     for name in config:
-        if name not in known:
-            raise UserError(f'{what}.{name}: {owner} has no such field{near(name, known)}')
-    for name in known:
+        if name not in fields:
+            raise UserError(f'{what}.{name}: {owner} has no such field{near(name, fields)}')
+    for name, kind in fields.items():
         if name not in config:
-            raise UserError(f'{what}.{name}: this field is missing; {owner} has {", ".join(known)}')
+            raise UserError(f'{what}.{name}: this field is missing; {owner} has {", ".join(fields)}')
+        check_type(f'{what}.{name}', config[name], kind)
+
+
+def check_type(name: str, value, kind: type) -> None:
+    """Raises UserError unless `value`, of the field `name`, is a `kind`; a whole number serves as a float."""
+    if kind is dict:
+        fits = hasattr(value, 'items')  # a ConfigDict is no Mapping
+    else:
+        fits = isinstance(value, {float: (float, int), tuple: (tuple, list)}.get(kind, kind))
+    if not fits or (isinstance(value, bool) and kind in (int, float)):
+        raise UserError(f'{name}: {value!r} is {_words(type(value))}; it holds {_words(kind)}')
+
+
+def _words(kind: type) -> str:
+    words = {
+        int: 'a whole number', float: 'a number', str: 'a text', bool: 'True or False', tuple: 'a tuple',
+        dict: 'a group of fields',
+    }  # fmt: skip
+    return words.get(kind, kind.__name__)
 
 
 def near(word: str, known) -> str:

@@ -12,8 +12,9 @@ from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Tree
 
 
-_FIELDS = (
-    'name', 'options', 'schedule', 'clip_norm', 'weight_decay_regex', 'learning_rate_rules', 'freeze', 'ema_decay',
+_FIELDS = dict(
+    name=str, options=dict, schedule=dict, clip_norm=float, weight_decay_regex=str, learning_rate_rules=tuple,
+    freeze=str, ema_decay=float,
 )  # fmt: skip
 
 

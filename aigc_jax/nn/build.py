@@ -1,6 +1,7 @@
 """From config fields to modules."""
 
 import inspect
+import typing
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,8 +14,10 @@ PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 def build(module: type, what: str, config: Any, **given):
     """module(**config, **given); a misspelt or missing field, or an unknown name in one, is named as `what`.FIELD."""
-    known = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
-    check_fields(config, known, what, module.__name__)
+    hints = typing.get_type_hints(module)
+    names = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
+    kinds = {name: hints[name] if isinstance(hints[name], type) else tuple for name in names}  # Sequence[int]: tuple
+    check_fields(config, kinds, what, module.__name__)
     for field, find in (('activation', activation), ('bias_init', bias_init)):
         if field in config:
             find(config[field], f'{what}.{field}')

@@ -43,9 +43,13 @@ def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds loss, gradient_penalty, r1, r2, penalty_schedule, n_critic, simultaneous;
     `model` generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
-    fields = ('name', 'loss', 'r1', 'r2', 'penalty_schedule', 'gradient_penalty', 'n_critic', 'simultaneous')
-    check_fields(options, fields, 'task')
-    check_fields(model, ('latent_dim', 'conditional', 'generator', 'discriminator'), 'model')
+    check_fields(
+        options,
+        dict(name=str, loss=str, r1=float, r2=float, penalty_schedule=dict, gradient_penalty=float, n_critic=int,
+             simultaneous=bool),
+        'task',
+    )  # fmt: skip
+    check_fields(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict), 'model')
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
     if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):

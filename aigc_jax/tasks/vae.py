@@ -4,7 +4,6 @@ One player, 'model': {encoder, decoder, and log_scale where the likelihood is Ga
 """
 
 import math
-
 import jax
 import jax.numpy as jnp
 
@@ -65,8 +64,8 @@ def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds likelihood, k, beta, kl_warmup_steps; `model` encoder, decoder,
     latent_dim, conditional. Raises UserError for a field that fits neither these nor the data."""
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
-    check_fields(options, ('name', 'likelihood', 'k', 'beta', 'kl_warmup_steps'), 'task')
-    check_fields(model, ('latent_dim', 'conditional', 'encoder', 'decoder'), 'model')
+    check_fields(options, dict(name=str, likelihood=str, k=int, beta=float, kl_warmup_steps=int), 'task')
+    check_fields(model, dict(latent_dim=int, conditional=bool, encoder=dict, decoder=dict), 'model')
     if options.likelihood not in LIKELIHOODS:
         raise UserError(f'task.likelihood: {options.likelihood!r}{near(options.likelihood, LIKELIHOODS)}')
     if options.likelihood == 'bernoulli' and (dataset.kind != 'image' or config.data.scale != 'unit'):
