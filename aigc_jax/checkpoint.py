@@ -103,9 +103,7 @@ class Checkpoints:
         """{player: parameters} of `step`, on the host, whatever else it holds: for `init_from`."""
         leaves = self._checked_record(step)['leaves']
         template = {'params': template}
-        self._compare(
-            step, {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}, template
-        )
+        self._compare(step, {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}, template)
         return self._read(step, template, leaves)['params']
 
     def close(self) -> None:
@@ -139,7 +137,7 @@ class Checkpoints:
 
     def _compare(self, step: int, saved: dict[str, list], template: Tree) -> None:
         wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
-        first = lambda name: (not name.startswith('params/'), name)  # noqa: E731  the optimizer's follow from them
+        first = lambda name: (not name.startswith('params/'), name)  # the optimizer's follow from them
         missing, extra = (
             sorted(names, key=first) for names in (wanted.keys() - saved.keys(), saved.keys() - wanted.keys())
         )
@@ -148,25 +146,17 @@ class Checkpoints:
             for name in sorted(wanted.keys() & saved.keys(), key=first)
             if saved[name][:2] != wanted[name]
         ]
-        lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(
-            extra
-        )
+        lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(extra)
         lines += [_few(other)] * bool(other)
         if lines:
-            raise UserError(
-                f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}'
-            )
+            raise UserError(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
 
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names; those without a sharding as arrays on the host."""
 
         def argument(leaf):
             sharding = getattr(leaf, 'sharding', None)
-            return (
-                ocp.ArrayRestoreArgs(sharding=sharding)
-                if sharding
-                else ocp.RestoreArgs(restore_type=np.ndarray)
-            )
+            return ocp.ArrayRestoreArgs(sharding=sharding) if sharding else ocp.RestoreArgs(restore_type=np.ndarray)
 
         arguments = ocp.args.PyTreeRestore(
             item=template, restore_args=jax.tree.map(argument, template), partial_restore=True
@@ -183,9 +173,7 @@ class Checkpoints:
     def _corrupt(self, step: int, why: str) -> UserError:
         good = self._good_before(step)
         mend = (
-            f'delete that folder to go on from step {good}'
-            if good is not None
-            else 'delete that folder to start anew'
+            f'delete that folder to go on from step {good}' if good is not None else 'delete that folder to start anew'
         )
         return UserError(f'{self._directory}/{step}: the checkpoint is corrupt: {why}\nTo mend it, {mend}.')
 
@@ -196,9 +184,7 @@ class Checkpoints:
         """The step with the best finite value of the metric, the newest of equals. Raises UserError."""
         values = {step: self._record(step)['metrics'].get(self._best_metric) for step in self.steps()}
         values = {
-            step: self._sign * value
-            for step, value in values.items()
-            if value is not None and math.isfinite(value)
+            step: self._sign * value for step, value in values.items() if value is not None and math.isfinite(value)
         }
         return max(values, key=lambda step: (values[step], step), default=None)
 
@@ -240,9 +226,7 @@ def _write_record(folder: pathlib.Path, record: dict) -> None:
     """checkpoint.json: the record with the digest of every file that lies there, and a digest of itself."""
     files = sorted(path for path in folder.rglob('*') if path.is_file())
     record['files'] = {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in files}
-    atomic_write(
-        folder / _RECORD, json.dumps({'sha256': _digest(json.dumps(record).encode()), 'record': record})
-    )
+    atomic_write(folder / _RECORD, json.dumps({'sha256': _digest(json.dumps(record).encode()), 'record': record}))
 
 
 def _digest(data: bytes) -> str:

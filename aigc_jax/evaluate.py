@@ -108,7 +108,7 @@ class Evaluator:
         xs = np.linspace(extent[0], extent[1], _SURFACE_POINTS)
         ys = np.linspace(extent[2], extent[3], _SURFACE_POINTS)
         points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
-        one = lambda index: self._score(state, np.int32(seed), index, points[index])  # noqa: E731
+        one = lambda index: self._score(state, np.int32(seed), index, points[index])
         values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
         return xs, ys, values, self._experiment.task.score[0]
 
@@ -144,7 +144,11 @@ def across(by_seed: dict[int, Results]) -> Results:
     for name, first in next(iter(by_seed.values())).items():
         values = {str(seed): results[name]['value'] for seed, results in by_seed.items()}
         alive = np.array([value for value in values.values() if math.isfinite(value)])
-        ci = student.ppf(0.975, len(alive) - 1) * alive.std(ddof=1) / math.sqrt(len(alive)) if len(alive) > 1 else math.nan
+        ci = (
+            student.ppf(0.975, len(alive) - 1) * alive.std(ddof=1) / math.sqrt(len(alive))
+            if len(alive) > 1
+            else math.nan
+        )
         mean = float(alive.mean()) if len(alive) else math.nan
         joined[name] = {**first, 'value': mean, 'ci': float(ci), 'seeds': len(alive), 'values': values}
     return joined

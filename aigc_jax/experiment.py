@@ -67,7 +67,7 @@ class Experiment:
         state = jax.eval_shape(lambda: create_state(self.task, self.optimizers, 0))
         if self.plan.replicas:
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.plan.replicas, *x.shape), x.dtype), state)
-        placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+        placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         return jax.tree.map(placed, state, self.plan.state_sharding(state))
 
     def create_state(self, params: Tree | None = None) -> TrainState:
@@ -90,9 +90,7 @@ class Experiment:
 
     def train_call(self):
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
-        step = make_step(
-            self.task, self.optimizers, self.preprocess, self.config.micro_batches, self.plan.axis_name
-        )
+        step = make_step(self.task, self.optimizers, self.preprocess, self.config.micro_batches, self.plan.axis_name)
         gather = batching.gather_streamed if self.config.data.stream else batching.gather_resident
         return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
 
@@ -118,7 +116,7 @@ class Experiment:
         """The examples at these places of a split, as they are stored, {name: (n, …)}."""
         return self._split(split)[index]
 
-    @functools.lru_cache(maxsize=8)
+    @functools.lru_cache(maxsize=8)  # noqa: B019  an experiment lives as long as its process
     def _split(self, split: str):
         source = self.dataset.splits[split]
         source = source if hasattr(source, 'arrays') else data.materialize(source)
@@ -138,7 +136,7 @@ class Experiment:
 
     @functools.cached_property
     def _take(self):
-        take = lambda state, k: jax.tree.map(lambda x: x[k], state)  # noqa: E731
+        take = lambda state, k: jax.tree.map(lambda x: x[k], state)
         return jax.jit(take, out_shardings=self.plan.replicated)
 
     def alone(self) -> 'Experiment':
@@ -194,4 +192,3 @@ def initial_params(experiment: Experiment) -> Tree | None:
         return checkpoints.restore_params(checkpoints.latest(), template)
     finally:
         checkpoints.close()
-

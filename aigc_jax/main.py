@@ -15,7 +15,7 @@ from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
 MODES = ('train', 'evaluate', 'sample')
 FLAGS = flags.FLAGS
 flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two read the config of the workdir')
-flags.DEFINE_string('workdir', None, 'the run\'s folder; the same command again resumes the run in it')
+flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
 flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws')

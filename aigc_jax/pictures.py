@@ -24,7 +24,9 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
     if dataset.kind == 'image':
         plots.image_grid(samples, path.with_suffix('.png'))
     elif dataset.shape == (2,):
-        real = experiment.examples(experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split])))
+        real = experiment.examples(
+            experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split]))
+        )
         plots.points(path.with_suffix('.png'), real['x'][:_POINTS_SHOWN], samples, density=dataset.density)
 
 

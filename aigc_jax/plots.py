@@ -46,7 +46,7 @@ def reconstructions(original, reconstruction, path) -> None:
     columns = min(len(upper), max(1, 800 // (upper.shape[2] + _GAP)))
     strips = []
     for start in range(0, len(upper), columns):
-        strips += [_grid(tiles[start:start + columns], columns) for tiles in (upper, lower)]
+        strips += [_grid(tiles[start : start + columns], columns) for tiles in (upper, lower)]
     tall, wide = strips[0].shape[:2]
     between, margin = 12, 130  # pixels between pairs of rows, and left of them for the labels
     height = len(strips) * tall + (len(strips) // 2 + 1) * between
@@ -55,8 +55,14 @@ def reconstructions(original, reconstruction, path) -> None:
         top = between + index * tall + index // 2 * between
         # figimage copies pixel for pixel; imshow would resample.
         figure.figimage(strip, margin, height - top - tall, origin='upper')
-        figure.text((margin - 8) / (margin + wide + between), 1 - (top + tall / 2) / height,
-                    ('original', 'reconstruction')[index % 2], ha='right', va='center', fontsize=9)
+        figure.text(
+            (margin - 8) / (margin + wide + between),
+            1 - (top + tall / 2) / height,
+            ('original', 'reconstruction')[index % 2],
+            ha='right',
+            va='center',
+            fontsize=9,
+        )
     _save(figure, path)
 
 
@@ -79,8 +85,12 @@ def curves(rows: list[dict], path) -> None:
         axes = figure.add_subplot(lines, columns, index + 1)
         axes.set_title(metric, fontsize=10, loc='left')
         log = metric in _LOG_SCALE
-        drawn = [_draw(axes, by_seed, split, colours[player], log)
-                 for split in _STYLE for (player, s), by_seed in series.items() if s == split]
+        drawn = [
+            _draw(axes, by_seed, split, colours[player], log)
+            for split in _STYLE
+            for (player, s), by_seed in series.items()
+            if s == split
+        ]
         if not any(drawn):
             axes.text(0.5, 0.5, 'no finite value', ha='center', va='center', color='0.5')
             axes.set_axis_off()
@@ -166,7 +176,7 @@ def _grid(tiles: np.ndarray, columns: int) -> np.ndarray:
     picture = np.full((lines * tall + _GAP, columns * wide + _GAP, 3), 255, np.uint8)
     for index, tile in enumerate(tiles):
         top, left = _GAP + index // columns * tall, _GAP + index % columns * wide
-        picture[top:top + height, left:left + width] = tile
+        picture[top : top + height, left : left + width] = tile
     return picture
 
 
@@ -248,8 +258,7 @@ def _rings(axes, means, std, zorder, label=False):
     for mean in means:
         for sigmas in (1, 2, 3):
             width = 0.9 if label else 0.5
-            axes.add_patch(Circle(mean, sigmas * std, fill=False, edgecolor='0.25', linewidth=width,
-                                  zorder=zorder))
+            axes.add_patch(Circle(mean, sigmas * std, fill=False, edgecolor='0.25', linewidth=width, zorder=zorder))
             if label:
                 axes.annotate(f'{sigmas}σ', (0, sigmas), ha='center', va='bottom', fontsize=8, zorder=zorder)
 

@@ -91,7 +91,7 @@ def _append(file, row: dict) -> None:
     line = json.dumps(row, allow_nan=False).encode() + b'\n'
     with disk_errors(file.name):
         while line:  # a disk that fills up takes a part first and refuses the rest
-            line = line[file.write(line):]
+            line = line[file.write(line) :]
 
 
 def _cut_back(path: pathlib.Path, keep) -> None:
@@ -129,8 +129,9 @@ class Progress:
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total_steps, initial=start_step, file=self._stream, unit=' steps',
-                             dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total_steps, initial=start_step, file=self._stream, unit=' steps', dynamic_ncols=True
+            )
 
     def update(self, step: int) -> None:
         """Says that `step` steps are done; cheap enough for every call of the step function."""

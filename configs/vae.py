@@ -96,8 +96,8 @@ VARIANTS = {
         'data.name': 'ring8', 'task.likelihood': 'gaussian', 'model.latent_dim': 2,
         'model.encoder.features': (128, 128), 'model.decoder.features': (128, 128), 'batch_size': 256,
     },
-    # Statically binarized MNIST with 784-400-40 (the setting of Rezende & Mohamed 2015 and of Pythae's table). All 60,000
-    # images are trained on, so there are none to choose a checkpoint by: the last one is the result.
+    # Statically binarized MNIST with 784-400-40 (the setting of Rezende & Mohamed 2015 and of Pythae's table). All
+    # 60,000 images are trained on, so there are none to choose a checkpoint by: the last one is the result.
     'binarized_mnist': {
         'data.name': 'amat:binarized_mnist', 'data.valid_examples': 0, 'eval.split': 'test', 'eval.best_metric': '',
         'batch_size': 100, 'total_steps': 240_000, 'model.latent_dim': 40,

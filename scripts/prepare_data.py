@@ -23,8 +23,11 @@ from aigc_jax.data import Dataset, load
 _SOURCE = flags.DEFINE_string('source', None, 'What to read: idx:DIR, npz:FILE or amat:DIR.', required=True)
 _NAME = flags.DEFINE_string('name', None, 'Name of the new set: a-z, 0-9 and _.', required=True)
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of TFDS sets to put it in.', required=True)
-_VALID = flags.DEFINE_integer('valid_examples', 10_000, 'How many of the last training examples to hold out '
-                              'for validation where the source has no valid split.')
+_VALID = flags.DEFINE_integer(
+    'valid_examples',
+    10_000,
+    'How many of the last training examples to hold out for validation where the source has no valid split.',
+)
 
 
 def write(dataset: Dataset, name: str, data_dir: str) -> str:
@@ -74,8 +77,12 @@ def _prepare(dataset: Dataset, name: str, folder: str) -> None:
 
         def _info(self):
             return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), license=dataset.licence,
-                metadata=tfds.core.MetadataDict(levels=dataset.levels), disable_shuffling=True)
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                license=dataset.licence,
+                metadata=tfds.core.MetadataDict(levels=dataset.levels),
+                disable_shuffling=True,
+            )
 
         def _split_generators(self, dl_manager):
             names = {'train': 'train', 'validation': 'valid', 'test': 'test'}
@@ -88,7 +95,8 @@ def _prepare(dataset: Dataset, name: str, folder: str) -> None:
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(sys.stderr):  # TFDS prints its progress
         LocalFiles(data_dir=folder, file_format='array_record').download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -99,8 +107,9 @@ def main(argv: list[str]) -> None:
         if _SOURCE.value.startswith('tfds:'):
             raise UserError(f'--source={_SOURCE.value}: is a TFDS set already')
         data_dir = os.path.abspath(os.path.expanduser(_DATA_DIR.value))
-        dataset = load(config_dict.ConfigDict(
-            dict(name=_SOURCE.value, dir='', num_examples=0, valid_examples=_VALID.value)))
+        dataset = load(
+            config_dict.ConfigDict(dict(name=_SOURCE.value, dir='', num_examples=0, valid_examples=_VALID.value))
+        )
         write(dataset, _NAME.value, data_dir)
     except (UserError, RunError) as e:
         print(f'prepare_data: {e}', file=sys.stderr)

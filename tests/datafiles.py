@@ -19,8 +19,11 @@ POINTS = RNG.standard_normal((30, 3))
 
 
 def load(name, folder='', num_examples=1500, valid_examples=4):
-    return data.load(config_dict.ConfigDict(
-        dict(name=name, dir=str(folder), num_examples=num_examples, valid_examples=valid_examples)))
+    return data.load(
+        config_dict.ConfigDict(
+            dict(name=name, dir=str(folder), num_examples=num_examples, valid_examples=valid_examples)
+        )
+    )
 
 
 def user_error(name, *words, **kwargs):
@@ -67,13 +70,13 @@ def write_amat(folder, suffix='', form=amat_bytes):
 
 
 def cut_in_half(path):
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2 - 3])  # inside a line of text
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 3])  # inside a line of text
 
 
 def flip_the_middle(path):
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
-    content[middle:middle + 8] = bytes(byte ^ 0xff for byte in content[middle:middle + 8])
+    content[middle : middle + 8] = bytes(byte ^ 0xFF for byte in content[middle : middle + 8])
     path.write_bytes(content)
 
 

@@ -70,9 +70,7 @@ def assert_refused(answer, *words, code=2):
 
 
 def snapshot(folder: pathlib.Path) -> dict:
-    return {
-        path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob('*')
-    }
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob('*')}
 
 
 def own_config(folder, old: str, new: str, name: str = 'vae') -> str:

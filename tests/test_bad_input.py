@@ -137,9 +137,7 @@ def places(tmp_path_factory):
     np.savez(folder / 'train.npz', train=x)
     (folder / 'amat').mkdir()
     for split in ('train', 'valid', 'test'):
-        (folder / 'amat' / f'some_{split}.amat').write_text(
-            '0 1 1 0\n' * 5 + ('0 1' if split == 'train' else '')
-        )
+        (folder / 'amat' / f'some_{split}.amat').write_text('0 1 1 0\n' * 5 + ('0 1' if split == 'train' else ''))
     (folder / 'idx').mkdir()
     head = bytes([0, 0, 8, 3]) + np.array([20, 4, 4], '>u4').tobytes()
     for part in ('train', 't10k'):
@@ -182,9 +180,7 @@ def test_own_config_file(runner, tmp_path, text, words):
     (tmp_path / 'own.py').write_text(text)
     before = snapshot(tmp_path)
     assert_refused(runner(f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run'), *words)
-    assert {
-        path: held for path, held in snapshot(tmp_path).items() if '__pycache__' not in path.parts
-    } == before
+    assert {path: held for path, held in snapshot(tmp_path).items() if '__pycache__' not in path.parts} == before
 
 
 # Of a researcher's own config: (of which, what is replaced, by what, the words in the message).

@@ -34,9 +34,7 @@ def test_workdir_with_checkpoints_alone(runner, tmp_path):
 
 @pytest.mark.parametrize('mode', ['evaluate', 'sample'])
 def test_without_a_run(runner, tmp_path, mode):
-    assert_refused(
-        runner(f'--workdir={tmp_path}/run', f'--mode={mode}'), f'{tmp_path}/run', 'config.json', '--config'
-    )
+    assert_refused(runner(f'--workdir={tmp_path}/run', f'--mode={mode}'), f'{tmp_path}/run', 'config.json', '--config')
     assert not list(tmp_path.iterdir())
     (tmp_path / 'config.json').write_text('{"seed": 0')
     assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), f'{tmp_path}/config.json')
@@ -50,9 +48,7 @@ def test_without_a_run(runner, tmp_path, mode):
 def test_without_a_checkpoint(runner, smoke, tmp_path, mode):
     shutil.copy(smoke('vae') / 'config.json', tmp_path)
     before = snapshot(tmp_path)
-    assert_refused(
-        runner(f'--workdir={tmp_path}', f'--mode={mode}'), str(tmp_path), 'no checkpoint', '--mode=train'
-    )
+    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), str(tmp_path), 'no checkpoint', '--mode=train')
     assert snapshot(tmp_path) == before
 
 
@@ -92,9 +88,7 @@ def test_more_steps_are_no_mistake(runner, smoke, tmp_path):
 
 
 def test_labels(runner, tmp_path):
-    code, out, err = runner(
-        f'--workdir={tmp_path}', VAE, '--config.model.conditional=True', '--config.total_steps=20'
-    )
+    code, out, err = runner(f'--workdir={tmp_path}', VAE, '--config.model.conditional=True', '--config.total_steps=20')
     assert code == 0, err
     before = snapshot(tmp_path)
     for text, words in (
@@ -103,9 +97,7 @@ def test_labels(runner, tmp_path):
         ('a', 'whole numbers'),
         ('1,,2', 'whole numbers'),
     ):
-        assert_refused(
-            runner(f'--workdir={tmp_path}', '--mode=sample', f'--labels={text}'), f'--labels={text}', words
-        )
+        assert_refused(runner(f'--workdir={tmp_path}', '--mode=sample', f'--labels={text}'), f'--labels={text}', words)
     assert snapshot(tmp_path) == before
     code, out, err = runner(f'--workdir={tmp_path}', '--mode=sample', '--labels=3,1', '--num_samples=3')
     assert code == 0, err
@@ -138,9 +130,7 @@ def test_nan(command_line, runner, leaves, tmp_path):
 def small_disk(tmp_path):
     folder = tmp_path / 'disk'
     folder.mkdir()
-    done = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)], capture_output=True
-    )
+    done = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', str(folder)], capture_output=True)
     if done.returncode:
         pytest.skip('only root can mount a small disk')
     yield folder
@@ -177,9 +167,7 @@ def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):
     code, out, err = runner(*arguments, '--config.total_steps=100')
     assert_refused((code, out, err), 'Read-only file system', str(run), code=1)
     # A finished run that cannot be written is still evaluated, up to the writing.
-    assert_refused(
-        runner(f'--workdir={run}', '--mode=evaluate'), 'evaluation.json', 'Read-only file system', code=1
-    )
+    assert_refused(runner(f'--workdir={run}', '--mode=evaluate'), 'evaluation.json', 'Read-only file system', code=1)
     assert_refused(runner(VAE, f'--workdir={small_disk}/other'), 'Read-only file system', code=1)
 
 
@@ -196,9 +184,7 @@ def test_as_processes(command_line, tmp_path):
         f'>{tmp_path}/{n}.out 2>{tmp_path}/{n}.err; echo $?'
         for n, line in enumerate(commands)
     )
-    done = subprocess.run(
-        ['sh', '-c', shell], cwd=command_line.root, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run(['sh', '-c', shell], cwd=command_line.root, capture_output=True, text=True, timeout=200)
     assert done.stdout.split() == ['2'] * len(commands)
     for n, word in enumerate(commands.values()):
         assert_refused((2, (tmp_path / f'{n}.out').read_text(), (tmp_path / f'{n}.err').read_text()), word)

@@ -57,7 +57,9 @@ def test_streamed_by_grain_equals_resident(digits, seeds, rows):
 
 def preprocess(dataset, x, binarize='none', scale='unit', step=0):
     scaling = batching.make_scaling(dataset, scale)
-    return batching.make_preprocess(dataset, binarize, scaling)({'x': x}, rng.context(0, 'train', step, jnp.arange(len(x))))['x']
+    return batching.make_preprocess(dataset, binarize, scaling)(
+        {'x': x}, rng.context(0, 'train', step, jnp.arange(len(x)))
+    )['x']
 
 
 def test_scales(digits):

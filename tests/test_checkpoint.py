@@ -36,9 +36,7 @@ def template(state):
 def assert_equal(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert (
-            a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-        )
+        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.fixture
@@ -49,9 +47,7 @@ def folder(tmp_path):
 def saved(folder, values: dict, **options) -> Checkpoints:
     checkpoints = Checkpoints(folder, **options)
     for step, value in values.items():
-        checkpoints.save(
-            step, make_state(step), None if value is None else {'nll': value, 'other': -float(step)}
-        )
+        checkpoints.save(step, make_state(step), None if value is None else {'nll': value, 'other': -float(step)})
     return checkpoints
 
 
@@ -110,20 +106,16 @@ def test_no_best(folder):
 
 def test_what_does_not_fit_is_named(folder):
     checkpoints = saved(folder, {1: None})
-    fits = lambda state: message(lambda: checkpoints.restore(1, template(state)))  # noqa: E731
+    fits = lambda state: message(lambda: checkpoints.restore(1, template(state)))
     assert 'it lacks params/model/extra, opt/model/1/0/mu/extra' in fits(make_state(1, extra=jnp.zeros(2)))
-    assert 'params/model/dense/kernel is float32[3, 4], the model has float32[3, 5]' in fits(
-        make_state(1, width=5)
-    )
+    assert 'params/model/dense/kernel is float32[3, 4], the model has float32[3, 5]' in fits(make_state(1, width=5))
     assert 'params/model/dense/kernel is float32[3, 4], the model has bfloat16[3, 4]' in fits(
         make_state(1, dtype=jnp.bfloat16)
     )
     without = make_state(1)
     del without.params['model']['dense']['bias']
     assert 'it has params/model/dense/bias besides' in fits(without)
-    assert 'no checkpoint of step 7; there are [1]' in message(
-        lambda: checkpoints.restore(7, template(make_state(1)))
-    )
+    assert 'no checkpoint of step 7; there are [1]' in message(lambda: checkpoints.restore(7, template(make_state(1))))
 
 
 def test_parameters_alone(folder):
@@ -185,9 +177,7 @@ except RunError as error:
     root = pathlib.Path(__file__).parent.parent
     done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == '', done.stderr
-    assert (
-        f'{folder}/2: the checkpoint could not be written' in done.stdout and 'that of step 1' in done.stdout
-    )
+    assert f'{folder}/2: the checkpoint could not be written' in done.stdout and 'that of step 1' in done.stdout
     assert len(done.stdout.splitlines()) <= 3
     assert [path.name for path in folder.iterdir()] == ['1']
     state = {'x': jnp.arange(10)}
@@ -268,9 +258,7 @@ def test_damage(command_line, smoke, tmp_path):
 def test_damage_is_told_in_three_lines(command_line, smoke, tmp_path):
     """By the command line too, where the threads of Orbax might print more; and the mend named mends."""
     run = shutil.copytree(smoke('vae'), tmp_path / 'run')
-    largest = max(
-        (run / 'checkpoints' / '40').rglob('*'), key=lambda path: path.is_file() and path.stat().st_size
-    )
+    largest = max((run / 'checkpoints' / '40').rglob('*'), key=lambda path: path.is_file() and path.stat().st_size)
     os.truncate(largest, 1000)
     for mode, config, flags in (('evaluate', None, {}), ('train', 'vae:smoke', {'total_steps': 60})):
         done = command_line.run(config, run, f'--mode={mode}', returns=2, **flags)

@@ -88,9 +88,7 @@ def test_a_variant_sets_fields_that_are_there(tmp_path):
     (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'data.num_exmples': 1000"))
     assert 'data.num_exmples' in (said := message(path=f'{tmp_path}/own.py:smoke'))
     assert 'data.num_examples' in said
-    (tmp_path / 'own.py').write_text(
-        text.replace("'data.num_examples': 1000", "'optim.model.options.eps': 1e-6")
-    )
+    (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'optim.model.options.eps': 1e-6"))
     assert load(path=f'{tmp_path}/own.py:smoke').optim.model.options.eps == 1e-6
 
 

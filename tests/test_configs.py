@@ -30,7 +30,9 @@ def needs_files(config):
     return config.data.name.partition(':')[0] in ('idx', 'npz', 'amat', 'tfds')
 
 
-@pytest.mark.parametrize('path, variant', [(p, v) for p in FILES for v in variants(p)], ids=lambda x: getattr(x, 'name', x))
+@pytest.mark.parametrize(
+    'path, variant', [(p, v) for p in FILES for v in variants(p)], ids=lambda x: getattr(x, 'name', x)
+)
 def test_every_variant_makes_a_task(path, variant):
     config = config_lib.load(f'{path}:{variant}', [])
     if needs_files(config):
@@ -104,7 +106,8 @@ def get_config(arg=''):
         init_from='', precision='float32',
         parallel=dict(mode='jit', mesh=dict(data=-1, fsdp=1, tensor=1), rules=()),
         optim=dict(mean=player),
-        data=dict(name='digits', dir='', num_examples=0, valid_examples=100, binarize='none', scale='unit', stream=False),
+        data=dict(name='digits', dir='', num_examples=0, valid_examples=100, binarize='none',
+                  scale='unit', stream=False),
         model=dict(), task=dict(name='toy'),
         eval=dict(split='valid', final_split='test', batch_size=100, num_samples=100, num_shown=9, best_metric='',
                   best_mode='min', patience=0),

@@ -62,11 +62,14 @@ def test_amat(tmp_path, suffix):
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'].reshape(-1, 9), BITS[24:])
 
 
-@pytest.mark.parametrize('form', [
-    lambda bits: amat_bytes(bits)[:-1],                      # no newline at the end
-    lambda bits: amat_bytes(bits).replace(b'\n', b' \r\n'),  # blanks and carriage returns at line ends
-    lambda bits: amat_bytes(bits).replace(b'1', b'1.0e+00'),
-])
+@pytest.mark.parametrize(
+    'form',
+    [
+        lambda bits: amat_bytes(bits)[:-1],  # no newline at the end
+        lambda bits: amat_bytes(bits).replace(b'\n', b' \r\n'),  # blanks and carriage returns at line ends
+        lambda bits: amat_bytes(bits).replace(b'1', b'1.0e+00'),
+    ],
+)
 def test_amat_in_other_spellings_of_0_and_1(tmp_path, form):
     write_amat(tmp_path, form=form)
     dataset = load(f'amat:{tmp_path}')
@@ -81,14 +84,17 @@ def test_amat_of_greys(tmp_path):
     np.testing.assert_array_equal(arrays(dataset, 'train')['x'].reshape(-1, 9), BITS[:20] * np.float32(0.25))
 
 
-@pytest.mark.parametrize('x, kind, shape, levels', [
-    (IMAGES, 'image', (6, 5, 1), 255),
-    (COLOUR, 'image', (4, 4, 3), 255),
-    (BITS, 'image', (3, 3, 1), 1),
-    (BITS.astype(bool), 'image', (3, 3, 1), 1),
-    (IMAGES / 255.0, 'image', (6, 5, 1), 0),
-    (POINTS, 'points', (3,), 0),
-])
+@pytest.mark.parametrize(
+    'x, kind, shape, levels',
+    [
+        (IMAGES, 'image', (6, 5, 1), 255),
+        (COLOUR, 'image', (4, 4, 3), 255),
+        (BITS, 'image', (3, 3, 1), 1),
+        (BITS.astype(bool), 'image', (3, 3, 1), 1),
+        (IMAGES / 255.0, 'image', (6, 5, 1), 0),
+        (POINTS, 'points', (3,), 0),
+    ],
+)
 def test_npz(tmp_path, x, kind, shape, levels):
     train, test = dict(x_train=x[:20], y_train=LABELS[:20]), dict(x_test=x[20:], y_test=LABELS[20:])
     np.savez_compressed(tmp_path / 'a.npz', **train, **test)
@@ -104,16 +110,19 @@ def test_npz(tmp_path, x, kind, shape, levels):
     assert plain.num_classes == 0
 
 
-@pytest.mark.parametrize('name, write_set, file', [
-    ('idx', write_idx, 'train-images-idx3-ubyte'),
-    ('idx', lambda folder: write_idx(folder, '.gz'), 'train-images-idx3-ubyte.gz'),
-    ('idx', lambda folder: write_idx(folder, '.gz'), 't10k-labels-idx1-ubyte.gz'),
-    ('amat', write_amat, 'my_train.amat'),
-    ('amat', lambda folder: write_amat(folder, '.gz'), 'my_valid.amat.gz'),
-    ('amat', lambda folder: write_amat(folder, '.xz'), 'my_test.amat.xz'),
-    ('npz', lambda folder: np.savez(folder / 'a.npz', train=IMAGES, test=IMAGES), 'a.npz'),
-    ('npz', lambda folder: np.savez_compressed(folder / 'a.npz', train=IMAGES, test=IMAGES), 'a.npz'),
-])
+@pytest.mark.parametrize(
+    'name, write_set, file',
+    [
+        ('idx', write_idx, 'train-images-idx3-ubyte'),
+        ('idx', lambda folder: write_idx(folder, '.gz'), 'train-images-idx3-ubyte.gz'),
+        ('idx', lambda folder: write_idx(folder, '.gz'), 't10k-labels-idx1-ubyte.gz'),
+        ('amat', write_amat, 'my_train.amat'),
+        ('amat', lambda folder: write_amat(folder, '.gz'), 'my_valid.amat.gz'),
+        ('amat', lambda folder: write_amat(folder, '.xz'), 'my_test.amat.xz'),
+        ('npz', lambda folder: np.savez(folder / 'a.npz', train=IMAGES, test=IMAGES), 'a.npz'),
+        ('npz', lambda folder: np.savez_compressed(folder / 'a.npz', train=IMAGES, test=IMAGES), 'a.npz'),
+    ],
+)
 @pytest.mark.parametrize('breaker', BREAKERS)
 def test_a_broken_file_is_named(tmp_path, name, write_set, file, breaker):
     write_set(tmp_path)
@@ -127,9 +136,10 @@ def test_a_broken_file_is_named(tmp_path, name, write_set, file, breaker):
 
 
 @pytest.mark.parametrize('file', ['train-images-idx3-ubyte', 't10k-labels-idx1-ubyte'])
-@pytest.mark.parametrize('content', [
-    b'\0\0\x08', b'\0\0\x08\x02' + bytes(60), idx_bytes(IMAGES[:0]), idx_bytes(LABELS[:3]),
-    idx_bytes(IMAGES) + b'x'])
+@pytest.mark.parametrize(
+    'content',
+    [b'\0\0\x08', b'\0\0\x08\x02' + bytes(60), idx_bytes(IMAGES[:0]), idx_bytes(LABELS[:3]), idx_bytes(IMAGES) + b'x'],
+)
 def test_a_wrong_idx_file_is_named(tmp_path, file, content):
     write_idx(tmp_path)
     write(tmp_path / file, content)
@@ -156,25 +166,28 @@ NAN = POINTS.copy()
 NAN[3, 1] = np.nan
 
 
-@pytest.mark.parametrize('content, word', [
-    (dict(train=IMAGES), 'no array test'),
-    (dict(), 'nothing'),
-    (dict(train=IMAGES, test=COLOUR), 'alike'),
-    (dict(train=IMAGES, test=IMAGES / 255.0), 'alike'),
-    (dict(train=IMAGES[:0], test=IMAGES), 'shape (0, 6, 5)'),
-    (dict(train=LABELS, test=LABELS), 'shape (30,)'),
-    (dict(train=BITS[:, :7], test=BITS[:, :7]), 'square'),
-    (dict(train=NAN, test=POINTS), '1 values are NaN'),
-    (dict(train=POINTS * 1e39, test=POINTS), 'infinite'),
-    (dict(train=IMAGES * 1.0, test=IMAGES * 1.0), '[0, 1]'),
-    (dict(train=IMAGES.astype(int), test=IMAGES.astype(int)), 'int64'),
-    (dict(train=COLOUR.transpose(0, 3, 1, 2).repeat(2, -1), test=COLOUR), 'channels first'),
-    (dict(train=np.array([None] * 30), test=IMAGES), 'object'),
-    (dict(x_train=IMAGES, y_train=LABELS[:9], x_test=IMAGES, y_test=LABELS), '(9,)'),
-    (dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES), 'labels for train alone'),
-    (dict(x_train=IMAGES, y_train=LABELS - 1.0, x_test=IMAGES, y_test=LABELS), 'float64'),
-    (dict(x_train=IMAGES, y_train=LABELS.astype(int) - 1, x_test=IMAGES, y_test=LABELS), '-1..5'),
-])
+@pytest.mark.parametrize(
+    'content, word',
+    [
+        (dict(train=IMAGES), 'no array test'),
+        (dict(), 'nothing'),
+        (dict(train=IMAGES, test=COLOUR), 'alike'),
+        (dict(train=IMAGES, test=IMAGES / 255.0), 'alike'),
+        (dict(train=IMAGES[:0], test=IMAGES), 'shape (0, 6, 5)'),
+        (dict(train=LABELS, test=LABELS), 'shape (30,)'),
+        (dict(train=BITS[:, :7], test=BITS[:, :7]), 'square'),
+        (dict(train=NAN, test=POINTS), '1 values are NaN'),
+        (dict(train=POINTS * 1e39, test=POINTS), 'infinite'),
+        (dict(train=IMAGES * 1.0, test=IMAGES * 1.0), '[0, 1]'),
+        (dict(train=IMAGES.astype(int), test=IMAGES.astype(int)), 'int64'),
+        (dict(train=COLOUR.transpose(0, 3, 1, 2).repeat(2, -1), test=COLOUR), 'channels first'),
+        (dict(train=np.array([None] * 30), test=IMAGES), 'object'),
+        (dict(x_train=IMAGES, y_train=LABELS[:9], x_test=IMAGES, y_test=LABELS), '(9,)'),
+        (dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES), 'labels for train alone'),
+        (dict(x_train=IMAGES, y_train=LABELS - 1.0, x_test=IMAGES, y_test=LABELS), 'float64'),
+        (dict(x_train=IMAGES, y_train=LABELS.astype(int) - 1, x_test=IMAGES, y_test=LABELS), '-1..5'),
+    ],
+)
 def test_a_wrong_array_is_named(tmp_path, content, word):
     np.savez(tmp_path / 'a.npz', **content)
     user_error(f'npz:{tmp_path}/a.npz', f'{tmp_path}/a.npz', word)
@@ -187,12 +200,15 @@ def test_other_files_of_numpy_and_pickle_are_refused(tmp_path):
     user_error(f'npz:{tmp_path}/a.pkl', 'a.pkl')
 
 
-@pytest.mark.parametrize('form, word', [
-    (lambda bits: amat_bytes(bits[:, :8]), '8 values'),
-    (lambda bits: amat_bytes(bits) + b'1 0\n', 'equally many'),
-    (lambda bits: amat_bytes(bits).replace(b'1', b'nan'), 'NaN'),
-    (lambda bits: amat_bytes(bits).replace(b'1', b'255'), '[0, 1]'),
-])
+@pytest.mark.parametrize(
+    'form, word',
+    [
+        (lambda bits: amat_bytes(bits[:, :8]), '8 values'),
+        (lambda bits: amat_bytes(bits) + b'1 0\n', 'equally many'),
+        (lambda bits: amat_bytes(bits).replace(b'1', b'nan'), 'NaN'),
+        (lambda bits: amat_bytes(bits).replace(b'1', b'255'), '[0, 1]'),
+    ],
+)
 def test_a_wrong_amat_is_named(tmp_path, form, word):
     write_amat(tmp_path, form=form)
     user_error(f'amat:{tmp_path}', word)
@@ -207,8 +223,7 @@ def test_two_amat_triples_in_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize('valid_examples', [-1, 20, 21])
 def test_held_out_examples_leave_some_to_train_on(tmp_path, valid_examples):
     write_idx(tmp_path)
-    user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '0..19',
-               valid_examples=valid_examples)
+    user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '0..19', valid_examples=valid_examples)
 
 
 @pytest.mark.parametrize('prefix, write', [('idx', write_idx), ('amat', write_amat)])

@@ -12,12 +12,17 @@ from aigc_jax.data.mixture import MIXTURES
 
 def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
+
     dataset = load('digits')
     assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (8, 8, 1), 16, 10)
     assert sizes(dataset) == [1437, 180, 180]
     bunch = load_digits()
-    held = np.concatenate([np.column_stack([arrays(dataset, split)['x'].reshape(-1, 64),
-                                            arrays(dataset, split)['label']]) for split in dataset.splits])
+    held = np.concatenate(
+        [
+            np.column_stack([arrays(dataset, split)['x'].reshape(-1, 64), arrays(dataset, split)['label']])
+            for split in dataset.splits
+        ]
+    )
     given = np.column_stack([bunch.data, bunch.target])
     assert sorted(map(tuple, held)) == sorted(map(tuple, given))
     assert np.bincount(arrays(dataset, 'test')['label'], minlength=10).min() > 5
@@ -76,25 +81,35 @@ def test_mixture_density_integrates_to_one(name):
     np.testing.assert_allclose(total, 1, rtol=1e-6)
     x, _ = density.sample(np.random.default_rng(0), 20_000)
     # Modes lie far apart, so the entropy is that of one mode plus log K.
-    entropy = np.log(len(density.means)) + 1 + np.log(2 * np.pi * density.std ** 2)
+    entropy = np.log(len(density.means)) + 1 + np.log(2 * np.pi * density.std**2)
     np.testing.assert_allclose(-density.log_prob(x).mean(), entropy, atol=0.03)
 
 
 def test_log_prob_of_known_points():
     assert MIXTURES['gaussian2d']().log_prob(np.zeros(2)) == pytest.approx(-np.log(2 * np.pi))
     far = MIXTURES['ring8']().log_prob(np.array([[100.0, 0.0]]))  # the density itself underflows to 0
-    assert far == pytest.approx(-0.5 * (99 / 0.01) ** 2 - np.log(8 * 2 * np.pi * 0.01 ** 2), rel=1e-9)
+    assert far == pytest.approx(-0.5 * (99 / 0.01) ** 2 - np.log(8 * 2 * np.pi * 0.01**2), rel=1e-9)
 
 
-@pytest.mark.parametrize('name, words', [
-    ('digit', ['did you mean digits']), ('mnist', ['known: amat:', 'tfds:']), ('idx', ['did you mean idx:']),
-    ('idx:', ['missing']), ('ring8:x', ['ring8']), ('', ['known'])])
+@pytest.mark.parametrize(
+    'name, words',
+    [
+        ('digit', ['did you mean digits']),
+        ('mnist', ['known: amat:', 'tfds:']),
+        ('idx', ['did you mean idx:']),
+        ('idx:', ['missing']),
+        ('ring8:x', ['ring8']),
+        ('', ['known']),
+    ],
+)
 def test_unknown_names_list_near_ones(name, words):
     user_error(name, *words)
 
 
-@pytest.mark.parametrize('name, levels, mean', [('idx:mnist', 255, 33.31), ('idx:fashion_mnist', 255, 72.94),
-                                                ('amat:binarized_mnist', 1, 0.1306)])
+@pytest.mark.parametrize(
+    'name, levels, mean',
+    [('idx:mnist', 255, 33.31), ('idx:fashion_mnist', 255, 72.94), ('amat:binarized_mnist', 1, 0.1306)],
+)
 def test_real_sets(name, levels, mean):
     folder = os.environ.get('AIGC_JAX_DATA')
     prefix, _, file = name.partition(':')

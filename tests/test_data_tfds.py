@@ -89,16 +89,21 @@ def test_levels_and_reals_survive_preparing(tmp_path, x, levels):
 
 
 def test_prepare_refuses_and_leaves_nothing(prepared, tmp_path):
-    again = prepare(f'--source=idx:{prepared}', '--name=mine', f'--data_dir={prepared}/sets',
-                    '--valid_examples=4')
+    again = prepare(f'--source=idx:{prepared}', '--name=mine', f'--data_dir={prepared}/sets', '--valid_examples=4')
     assert again.returncode == 2 and 'exists already' in again.stderr and not again.stdout
-    for args in (['--source=idx:nowhere', '--name=a'], [f'--source=idx:{prepared}', '--name=A-b'],
-                 ['--source=tfds:mnist', '--name=a'], ['--source=digits'], ['--sauce=digits']):
+    for args in (
+        ['--source=idx:nowhere', '--name=a'],
+        [f'--source=idx:{prepared}', '--name=A-b'],
+        ['--source=tfds:mnist', '--name=a'],
+        ['--source=digits'],
+        ['--sauce=digits'],
+    ):
         done = prepare(*args, f'--data_dir={tmp_path}/sets')
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout, done.stderr
     assert not os.path.exists(tmp_path / 'sets')
-    done = prepare(f'--source=idx:{prepared}', '--name=a', f'--data_dir={prepared}/t10k-images-idx3-ubyte',
-                   '--valid_examples=4')
+    done = prepare(
+        f'--source=idx:{prepared}', '--name=a', f'--data_dir={prepared}/t10k-images-idx3-ubyte', '--valid_examples=4'
+    )
     assert done.returncode == 2 and 'cannot be written' in done.stderr
 
 
@@ -106,8 +111,7 @@ def test_prepare_refuses_and_leaves_nothing(prepared, tmp_path):
 def test_prepare_interrupted_leaves_nothing(tmp_path, number, code):
     np.savez(tmp_path / 'a.npz', **{split: np.zeros((200_000, 1)) for split in ('train', 'valid', 'test')})
     args = [f'--source=npz:{tmp_path}/a.npz', '--name=mine', f'--data_dir={tmp_path}/sets']
-    run = subprocess.Popen([sys.executable, SCRIPT, *args], env=ENV, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE)
+    run = subprocess.Popen([sys.executable, SCRIPT, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for line in run.stderr:
         if b'Generating' in line:
             run.send_signal(number)
@@ -142,13 +146,15 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
     from PIL import Image
 
     def examples(images):
-        for image, label in zip(images, LABELS):
+        for image, label in zip(images, LABELS, strict=True):
             png = io.BytesIO()
             Image.fromarray(image).save(png, 'png')
             yield {'image': png.getvalue(), 'label': int(label)}
 
-    features = {'image': tensorflow_datasets.features.Image(shape=(6, 5, 1)),
-                'label': tensorflow_datasets.features.ClassLabel(num_classes=7)}
+    features = {
+        'image': tensorflow_datasets.features.Image(shape=(6, 5, 1)),
+        'label': tensorflow_datasets.features.ClassLabel(num_classes=7),
+    }
     build_tfds(tmp_path, {'train': examples(IMAGES), 'test': examples(IMAGES[:3])}, features)
     dataset = load('tfds:made', tmp_path)
     assert sizes(dataset) == [26, 4, 3] and dataset.levels == 255 and dataset.num_classes == 7
@@ -164,14 +170,14 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
 
 def test_a_set_without_images_is_refused(tmp_path):
     import tensorflow_datasets
+
     text = {'text': tensorflow_datasets.features.Text()}
     build_tfds(tmp_path, {'train': [{'text': 'a'}], 'test': [{'text': 'b'}]}, text)
     user_error('tfds:made', 'neither image nor x, only text', folder=tmp_path)
 
 
 @pytest.mark.parametrize('breaker', BREAKERS)
-@pytest.mark.parametrize('file', [
-    'mine-test.array_record-00000-of-00001', 'dataset_info.json', 'features.json'])
+@pytest.mark.parametrize('file', ['mine-test.array_record-00000-of-00001', 'dataset_info.json', 'features.json'])
 def test_a_damaged_set_is_named(prepared, tmp_path, breaker, file):
     shutil.copytree(prepared / 'sets', tmp_path, dirs_exist_ok=True)
     breaker(tmp_path / 'mine' / '1.0.0' / file)
@@ -184,8 +190,14 @@ def test_a_set_that_is_not_there(prepared, tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket.socket, 'connect', no_network)
     monkeypatch.setattr(socket, 'getaddrinfo', no_network)
-    user_error('tfds:mnist', 'tfds:mnist: not prepared', 'tfds build mnist --file_format=array_record',
-               f'--data_dir={tmp_path}', 'prepare_data.py', folder=tmp_path)
+    user_error(
+        'tfds:mnist',
+        'tfds:mnist: not prepared',
+        'tfds build mnist --file_format=array_record',
+        f'--data_dir={tmp_path}',
+        'prepare_data.py',
+        folder=tmp_path,
+    )
     user_error('tfds:mnits', 'did you mean mnist', folder=tmp_path)
     user_error('tfds:miine', 'did you mean mine', folder=f'{prepared}/sets')
     user_error('tfds:zzzzzz', f'{tmp_path} holds nothing', folder=tmp_path)

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'aigc_jax'
@@ -63,3 +65,8 @@ def test_the_top_level_holds_what_it_should():
     made = {'build', 'dist', 'runs'}
     found = {p.name for p in ROOT.iterdir() if not p.name.startswith('.') and not p.name.endswith('.egg-info')}
     assert found - made <= allowed
+
+
+def test_ruff_finds_nothing():
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '-q', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,9 @@ def make(arg='smoke', **overrides):
 def linear_discriminator(experiment, weight):
     """D(x) = w · x, exactly."""
     params = jax.device_get(experiment.create_state().params)
-    params['discriminator'] = {'mlp': {'Dense_0': {'kernel': np.float32(weight)[:, None], 'bias': np.zeros(1, np.float32)}}}
+    params['discriminator'] = {
+        'mlp': {'Dense_0': {'kernel': np.float32(weight)[:, None], 'bias': np.zeros(1, np.float32)}}
+    }
     return params
 
 
@@ -43,7 +45,7 @@ def test_one_discriminator_two_log_two_at_one_half():
     np.testing.assert_allclose(d, 2 * math.log(2), rtol=1e-6)
     np.testing.assert_allclose(g, math.log(2), rtol=1e-6)
     real, fake = jnp.array([1.5]), jnp.array([-0.5])
-    sigma = lambda l: 1 / (1 + math.exp(-l))  # noqa: E731
+    sigma = lambda l: 1 / (1 + math.exp(-l))
     assert gan.nonsaturating(real, fake)[0][0] == pytest.approx(-math.log(sigma(1.5)) - math.log(1 - sigma(-0.5)))
 
 
@@ -103,7 +105,7 @@ def test_r1_is_taken_at_the_data_and_r2_at_the_samples():
     params = experiment.create_state().params
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)), jnp.float32)
     metrics = losses(experiment, params, {'x': x})['discriminator'][1][0]
-    D = lambda x: np.asarray(experiment.task.score[1](params, EXTRA, x, None), np.float64)  # noqa: E731
+    D = lambda x: np.asarray(experiment.task.score[1](params, EXTRA, x, None), np.float64)
     ctx = rng.context(0, 'train', 0, jnp.arange(4))
     fake = experiment.task.sample(params, EXTRA, ctx, None)
     for name, at in (('r1', x), ('r2', fake)):
@@ -160,13 +162,19 @@ def test_samples_and_surface_are_in_data_units():
     state = images.create_state()
     pixels = Evaluator(images).sample(state._replace(params=jax.tree.map(lambda p: 100 * p, state.params)), 0, 50)
     assert 0 <= pixels.min() < 0.1 and 0.9 < pixels.max() <= 1
-    unit, standard = (make('grid25,smoke', data__scale=scale, optim__generator__ema_decay=0.0) for scale in ('unit', 'standard'))
+    unit, standard = (
+        make('grid25,smoke', data__scale=scale, optim__generator__ema_decay=0.0) for scale in ('unit', 'standard')
+    )
     state, offset, factor = unit.create_state(), *standard.scaling
     model_units = Evaluator(unit).sample(state, 0, 50)
-    np.testing.assert_allclose(Evaluator(standard).sample(state, 0, 50), model_units * factor + offset, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        Evaluator(standard).sample(state, 0, 50), model_units * factor + offset, rtol=1e-5, atol=1e-6
+    )
     xs, ys, values, _ = Evaluator(standard).surface(state, 0, (-4.0, 4.0, -2.0, 2.0))
     at = (np.array([[xs[7], ys[90]]]) - offset) / factor
-    want = standard.task.score[1](state.params, EXTRA, jnp.asarray(at, jnp.float32), rng.context(0, 'score', 0, jnp.arange(1)))
+    want = standard.task.score[1](
+        state.params, EXTRA, jnp.asarray(at, jnp.float32), rng.context(0, 'score', 0, jnp.arange(1))
+    )
     np.testing.assert_allclose(values[90, 7], want[0], rtol=1e-4)
 
 

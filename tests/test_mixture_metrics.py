@@ -82,10 +82,15 @@ def test_no_good_sample_at_all():
     assert math.isnan(got['variance_ratio_mean']) and math.isnan(got['variance_ratio_max'])
 
 
-@pytest.mark.parametrize('bad, says', [
-    (np.zeros((5, 3)), r'\(N, 2\)'), (np.zeros((0, 2)), 'N > 0'), (np.zeros(2), r'\(N, 2\)'),
-    ([[0, 0], [np.nan, 0], [0, np.inf]], '2 of 3 samples are not finite'),
-])
+@pytest.mark.parametrize(
+    'bad, says',
+    [
+        (np.zeros((5, 3)), r'\(N, 2\)'),
+        (np.zeros((0, 2)), 'N > 0'),
+        (np.zeros(2), r'\(N, 2\)'),
+        ([[0, 0], [np.nan, 0], [0, np.inf]], '2 of 3 samples are not finite'),
+    ],
+)
 def test_refuses(bad, says):
     with pytest.raises(ValueError, match=says):
         mixture_metrics(bad, RING)

@@ -13,7 +13,7 @@ SECONDS = 150  # that two processes may take together
 # Reductions over two processes round otherwise than over one: 4e-7 of a value was measured.
 TOLERANCE = dict(rtol=2e-5, atol=1e-6)
 # Loaded by Python at its start: which files of the workdir the process opens for writing.
-AUDIT = '''
+AUDIT = """
 import os, sys
 log = open(os.environ['OPENED'], 'a', buffering=1)
 def hook(event, arguments):
@@ -21,7 +21,7 @@ def hook(event, arguments):
         if arguments[2] & (os.O_WRONLY | os.O_RDWR) and os.environ['WORKDIR'] in arguments[0]:
             print(arguments[0], file=log)
 sys.addaudithook(hook)
-'''
+"""
 
 
 class Pair:

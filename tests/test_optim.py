@@ -15,9 +15,7 @@ from aigc_jax.core.errors import UserError
 
 TOTAL_STEPS = 200
 PARAMS = {
-    'encoder': {
-        'dense': {'kernel': jnp.arange(6.0).reshape(2, 3) / 3 - 0.7, 'bias': jnp.array([0.3, -0.2, 0.1])}
-    },
+    'encoder': {'dense': {'kernel': jnp.arange(6.0).reshape(2, 3) / 3 - 0.7, 'bias': jnp.array([0.3, -0.2, 0.1])}},
     'decoder': {'dense': {'kernel': jnp.linspace(-1, 1, 6).reshape(3, 2), 'bias': jnp.array([0.5, 0.25])}},
     'log_scale': jnp.array(0.4),
 }
@@ -42,9 +40,7 @@ def make(**fields) -> ConfigDict:
 def gradient(step: int):
     """Something else at every step, and of another size for each leaf."""
     draw = np.random.default_rng(step).normal
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(draw(size=leaf.shape) * (1 + leaf.size), jnp.float32), PARAMS
-    )
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(size=leaf.shape) * (1 + leaf.size), jnp.float32), PARAMS)
 
 
 def steps(config, number: int):
@@ -108,15 +104,10 @@ def test_options():
 
 @pytest.mark.filterwarnings('ignore:optax.dpsgd')
 def test_what_is_no_optimizer():
-    assert (
-        "optim.model.name: optax has no 'adma'; did you mean" in (said := message(name='adma'))
-        and 'adam' in said
-    )
+    assert "optim.model.name: optax has no 'adma'; did you mean" in (said := message(name='adma')) and 'adam' in said
     for name in ('apply_updates', '_src', 'Schedule', 'chain', 'constant_schedule', ''):
         assert f'optim.model.name: optax has no {name!r}' in message(name=name)
-    assert 'optim.model.options.beta1: optax.adam has no such option' in message(
-        name='adam', options=dict(beta1=0.9)
-    )
+    assert 'optim.model.options.beta1: optax.adam has no such option' in message(name='adam', options=dict(beta1=0.9))
     for option in ('mask', 'learning_rate'):
         assert f'optim.model.options.{option}' in message(name='adamw', options={option: 1})
     assert 'optim.model.options' in message(name='adam', options=dict(mu_dtype='flaot32'))
@@ -164,15 +155,11 @@ def test_schedules(schedule, values):
 
 
 def test_the_schedule_is_followed():
-    schedule = dict(
-        name='linear_schedule', init_value=1.0, end_value=0.0, transition_percent=1.0
-    )  # 2 of 200 steps
+    schedule = dict(name='linear_schedule', init_value=1.0, end_value=0.0, transition_percent=1.0)  # 2 of 200 steps
     trail = [named(params) for params, _ in steps(make(schedule=schedule), 3)]
     for step, rate in enumerate((1.0, 0.5, 0.0)):
         for name, g in named(gradient(step)).items():
-            np.testing.assert_allclose(
-                trail[step + 1][name], trail[step][name] - rate * g, rtol=1e-5, atol=1e-6
-            )
+            np.testing.assert_allclose(trail[step + 1][name], trail[step][name] - rate * g, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_no_schedule():
@@ -182,9 +169,7 @@ def test_what_is_no_schedule():
         and 'cosine_decay_schedule' in said
     )
     assert 'decay_steps' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0))
-    assert 'alfa' in message(
-        schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=50.0, alfa=0.1)
-    )
+    assert 'alfa' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=50.0, alfa=0.1))
     assert 'optim.model.schedule' in message(
         schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=-5.0)
     )
@@ -196,7 +181,7 @@ def test_clip_norm():
     for clip in (norm / 4, norm * 4):
         (before, _), (after, _) = steps(make(clip_norm=clip), 1)
         scale = min(1.0, clip / norm)
-        assert_close(after, jax.tree.map(lambda p, g: p - 0.1 * scale * g, before, gradient(0)))  # noqa: B023
+        assert_close(after, jax.tree.map(lambda p, g: p - 0.1 * scale * g, before, gradient(0)))
     for clip in (-1.0, math.nan):
         assert 'optim.model.clip_norm' in message(clip_norm=clip)
 
@@ -205,9 +190,7 @@ def test_weight_decay_by_regex():
     """AdamW (Loshchilov & Hutter 2019, algorithm 2) by hand; the decay on the matching parameters alone."""
     rate, b1, b2, eps, decay = 0.1, 0.8, 0.9, 1e-8, 0.25
     regex = 'encoder.*kernel|log_scale'
-    config = make(
-        name='adamw', options=dict(b1=b1, b2=b2, eps=eps, weight_decay=decay), weight_decay_regex=regex
-    )
+    config = make(name='adamw', options=dict(b1=b1, b2=b2, eps=eps, weight_decay=decay), weight_decay_regex=regex)
     params, m, v = named(PARAMS), {}, {}
     for t in range(1, 4):
         for name, g in named(gradient(t - 1)).items():
@@ -231,16 +214,13 @@ def test_learning_rate_rules():
     factors = {'encoder/dense/bias': 0.5, 'decoder/dense/bias': 3.0, 'log_scale': 0.0}
     before, after = named(before), named(after)
     for name, g in named(gradient(0)).items():
-        np.testing.assert_allclose(
-            after[name], before[name] - 0.1 * factors.get(name, 1.0) * g, rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(after[name], before[name] - 0.1 * factors.get(name, 1.0) * g, rtol=1e-5, atol=1e-6)
 
 
 def test_rules_that_do_nothing_are_mistakes():
     for rules in (((('bais'), 2.0),), (('bias', 2.0), ('gamma', 1.0))):
         assert (
-            'optim.model.learning_rate_rules' in (said := message(learning_rate_rules=rules))
-            and 'matches no' in said
+            'optim.model.learning_rate_rules' in (said := message(learning_rate_rules=rules)) and 'matches no' in said
         )
         assert 'encoder/dense/bias' in said
     for rules in ((('bias', 'x'),), ('bias', 2.0), (('bias',),), (('bias', 1.0, 2.0),), ((2.0, 'bias'),)):
@@ -311,6 +291,4 @@ def test_fields_that_are_missing_or_unknown(field):
     del config[field]
     with pytest.raises(UserError, match=rf'optim\.model\.{field}: this field is missing'):
         optim.optimizer(config, PARAMS, TOTAL_STEPS, 'optim.model')
-    assert f'optim.model.{field}s: optim.model has no such field; did you mean {field}' in message(
-        **{f'{field}s': 1}
-    )
+    assert f'optim.model.{field}s: optim.model has no such field; did you mean {field}' in message(**{f'{field}s': 1})

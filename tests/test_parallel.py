@@ -30,8 +30,13 @@ MODELS = {
     # active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
     # plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
     'critic of two steps': (
-        'gan', {'task.n_critic': 2, 'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0,
-                'optim.discriminator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5}}
+        'gan',
+        {
+            'task.n_critic': 2,
+            'task.loss': 'wasserstein',
+            'task.gradient_penalty': 10.0,
+            'optim.discriminator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5},
+        },
     ),
 }
 # case: (devices, config.parallel, other fields)
@@ -202,7 +207,7 @@ def program(folder: pathlib.Path) -> None:
     def keep(model, case, state, metrics):
         for name, leaf in tree.flatten({'state': state, 'metrics': metrics}).items():
             arrays[f'{model}|{case}|{name}'] = np.asarray(parallel.fetch(leaf))
-        is_whole = lambda leaf: leaf.sharding.shard_shape(leaf.shape) == leaf.shape  # noqa: E731
+        is_whole = lambda leaf: leaf.sharding.shard_shape(leaf.shape) == leaf.shape
         sharded[f'{model}|{case}'] = [n for n, leaf in tree.flatten(state).items() if not is_whole(leaf)]
 
     for model in MODELS:

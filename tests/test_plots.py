@@ -45,7 +45,7 @@ def test_image_grid_is_exact(tmp_path, channels):
     want = np.rint(255 * np.clip(x.astype(np.float32), 0, 1))
     for i in range(5):
         top, left = 2 + i // 3 * 50, 2 + i % 3 * 50
-        tile = picture[top:top + 48, left:left + 48]
+        tile = picture[top : top + 48, left : left + 48]
         for dy, dx in ((0, 0), (5, 5), (2, 3)):  # every pixel became a square of one colour
             np.testing.assert_array_equal(tile[dy::6, dx::6], np.broadcast_to(want[i], (8, 8, 3)))
     assert (picture[:, :2] == 255).all() and (picture[52:, 102:] == 255).all()
@@ -72,7 +72,7 @@ def test_reconstructions_lie_below_their_originals(tmp_path, figure):
 
     def tile(row, column):
         top = 12 + 2 + row * 52 + row // 2 * 12
-        return picture[top:top + 48:6, 130 + 2 + 50 * column:130 + 50 * column + 50:6, 0]
+        return picture[top : top + 48 : 6, 130 + 2 + 50 * column : 130 + 50 * column + 50 : 6, 0]
 
     for index in (0, 15, 16, 19):  # 16 to a row
         row, column = 2 * (index // 16), index % 16
@@ -83,22 +83,32 @@ def test_reconstructions_lie_below_their_originals(tmp_path, figure):
 
 
 def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):
-    rows = [{'step': s, 'split': split, 'disc/loss': s, 'gen/loss': 2 * s, 'gen/grad_norm': s, 'gen/acc': 1}
-            for s in (1, 2, 3) for split in ('train', 'eval')]
+    rows = [
+        {'step': s, 'split': split, 'disc/loss': s, 'gen/loss': 2 * s, 'gen/grad_norm': s, 'gen/acc': 1}
+        for s in (1, 2, 3)
+        for split in ('train', 'eval')
+    ]
     plots.curves(rows, tmp_path / 'c.png')
     panels = {axes.get_title(loc='left'): axes for axes in figure[0].axes}
     assert list(panels) == ['loss', 'acc', 'grad_norm']
     assert [panels[name].get_yscale() for name in panels] == ['linear', 'linear', 'log']
     drawn = {(line.get_color(), line.get_marker()): list(line.get_ydata()) for line in panels['loss'].lines}
-    assert drawn == {(plots.BLUE, 'None'): [1, 2, 3], (plots.BLUE, 'o'): [1, 2, 3],
-                     (plots.ORANGE, 'None'): [2, 4, 6], (plots.ORANGE, 'o'): [2, 4, 6]}
+    assert drawn == {
+        (plots.BLUE, 'None'): [1, 2, 3],
+        (plots.BLUE, 'o'): [1, 2, 3],
+        (plots.ORANGE, 'None'): [2, 4, 6],
+        (plots.ORANGE, 'o'): [2, 4, 6],
+    }
     labels = [text.get_text() for text in figure[0].legends[0].get_texts()]
     assert labels == ['disc', 'gen', 'train', 'eval']
 
 
 def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
-    rows = [{'step': s, 'split': 'train', 'seed': seed, 'm/loss': value}
-            for s in (1, 2) for seed, value in ((0, 1.0), (1, 5.0), (2, 6.0 if s == 1 else None))]
+    rows = [
+        {'step': s, 'split': 'train', 'seed': seed, 'm/loss': value}
+        for s in (1, 2)
+        for seed, value in ((0, 1.0), (1, 5.0), (2, 6.0 if s == 1 else None))
+    ]
     plots.curves(rows, tmp_path / 'c.png')
     lines = figure[0].axes[0].lines
     assert len(lines) == 4
@@ -106,9 +116,17 @@ def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
     assert lines[-1].get_linewidth() > 3 * max(line.get_linewidth() for line in lines[:-1])
 
 
-@pytest.mark.parametrize('values', [
-    [math.nan, None, math.inf], [None], [2.0], [math.nan, 3.0, math.nan], [0.0, -1.0], [1.0, math.nan, 2.0],
-])
+@pytest.mark.parametrize(
+    'values',
+    [
+        [math.nan, None, math.inf],
+        [None],
+        [2.0],
+        [math.nan, 3.0, math.nan],
+        [0.0, -1.0],
+        [1.0, math.nan, 2.0],
+    ],
+)
 def test_curves_of_few_or_bad_values_draw_without_a_warning(tmp_path, figure, values):
     rows = [{'step': 10 * i, 'split': 'train', 'm/loss': v, 'm/grad_norm': v} for i, v in enumerate(values)]
     plots.curves(rows, tmp_path / 'c.png')
@@ -143,8 +161,14 @@ def test_points_shows_and_counts(tmp_path, figure):
     np.testing.assert_allclose(near.get_offsets(), [[1, 0]] * 3, atol=1e-9)  # one std right of each mode
 
 
-@pytest.mark.parametrize('surface', [None, (np.arange(3.0), np.arange(4.0), np.ones((4, 3)), 'D(x)'),
-                                     (np.arange(3.0), np.arange(4.0), np.full((4, 3), np.nan), 'D(x)')])
+@pytest.mark.parametrize(
+    'surface',
+    [
+        None,
+        (np.arange(3.0), np.arange(4.0), np.ones((4, 3)), 'D(x)'),
+        (np.arange(3.0), np.arange(4.0), np.full((4, 3), np.nan), 'D(x)'),
+    ],
+)
 def test_points_without_modes_and_on_a_flat_surface(tmp_path, figure, surface):
     x = np.random.default_rng(0).normal(size=(50, 2))
     for density in (None, SimpleNamespace(means=np.zeros((1, 2)), std=1.0)):
@@ -168,6 +192,8 @@ def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
 
 
 def test_import_brings_neither_matplotlib_nor_tensorboard():
-    code = ('import sys, aigc_jax.plots, aigc_jax.writer\n'
-            'print([m for m in ("matplotlib", "tensorboardX") if m in sys.modules])')
+    code = (
+        'import sys, aigc_jax.plots, aigc_jax.writer\n'
+        'print([m for m in ("matplotlib", "tensorboardX") if m in sys.modules])'
+    )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'

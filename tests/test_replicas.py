@@ -23,7 +23,7 @@ OF_MODEL = {'vae': {}, 'gan': {'data__name': 'ring8'}}
 MAPPED = dict(num_seeds=3, replicas='map')
 # Measured for vmap after 20 steps: 3e-7 of a value.
 TOLERANCE = dict(rtol=1e-5, atol=1e-6)
-PROGRAM = '''
+PROGRAM = """
 import pathlib, sys, jax
 from aigc_jax import config, loop
 from aigc_jax.experiment import Experiment
@@ -32,7 +32,7 @@ leaves = jax.tree.leaves(Experiment(config).create_state())
 shapes = {(leaf.shape[0], leaf.addressable_shards[0].data.shape[0]) for leaf in leaves}
 assert jax.device_count() == 2 and shapes == {(4, 2)}, shapes  # two replicas on each device
 loop.train(config, pathlib.Path(sys.argv[2]), {})
-'''
+"""
 
 
 def config_of(model, **fields):

@@ -129,7 +129,7 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(
         beginning, alive = time.monotonic() - began, True
         while alive and kills < wanted:
             end = time.monotonic() + chance.uniform(0.1, length) * beginning
-            alive = killed(workdir, lambda: time.monotonic() > end)  # noqa: B023
+            alive = killed(workdir, lambda: time.monotonic() > end)
             kills += alive
         if alive:
             command_line.run(config, workdir, **fields)

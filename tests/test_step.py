@@ -25,7 +25,7 @@ def game(rounds):
         'a': Turn('a', lambda p, e, b, c: (0.5 * (p['a'] - jax.lax.stop_gradient(p['b']) - 1) ** 2, ({}, e))),
         'b': Turn('b', lambda p, e, b, c: (0.5 * (p['b'] - jax.lax.stop_gradient(2 * p['a'])) ** 2, ({}, e))),
     }
-    init = lambda key: ({'a': jnp.float32(0), 'b': jnp.float32(0)}, Extra({}, {}))  # noqa: E731
+    init = lambda key: ({'a': jnp.float32(0), 'b': jnp.float32(0)}, Extra({}, {}))
     return Task(init, tuple(tuple(turns[p] for p in players) for players in rounds), sample=None)
 
 
@@ -79,7 +79,7 @@ def test_draws_are_those_of_jax_random():
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, zlib.crc32(b'z')), index)
     for shape in ((), (1,), (7,), (3, 5)):
         for ours, theirs in ((ctx.normal, jax.random.normal), (ctx.uniform, jax.random.uniform)):
-            expected = jax.vmap(lambda key: theirs(key, shape))(keys)  # noqa: B023
+            expected = jax.vmap(lambda key: theirs(key, shape))(keys)
             np.testing.assert_array_equal(ours('z', shape), expected)
 
 

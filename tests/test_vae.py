@@ -44,7 +44,11 @@ def linear_gaussian(weight: float, scale: float, experiment):
 @pytest.fixture(scope='module')
 def linear():
     return make(
-        'points,smoke', data__name='gaussian2d', model__encoder__features='()', model__decoder__features='()', eval__k=64
+        'points,smoke',
+        data__name='gaussian2d',
+        model__encoder__features='()',
+        model__decoder__features='()',
+        eval__k=64,
     )
 
 
@@ -77,7 +81,9 @@ def test_bernoulli_is_exact_at_both_ends_and_so_are_its_gradients():
         l, ours = logits[:, :d], x[:, :d]
         expected = (ours * l - np.logaddexp(0, l)).sum(-1)
         np.testing.assert_allclose(vae.log_bernoulli(ours, jnp.asarray(l), None), expected, rtol=1e-5, atol=2e-6)
-        gradients = jax.grad(lambda x, l: vae.log_bernoulli(x, l, None).sum(), (0, 1))(jnp.asarray(ours), jnp.asarray(l))
+        gradients = jax.grad(lambda x, l: vae.log_bernoulli(x, l, None).sum(), (0, 1))(
+            jnp.asarray(ours), jnp.asarray(l)
+        )
         np.testing.assert_allclose(gradients[0], l, rtol=1e-6)
         np.testing.assert_allclose(gradients[1], ours - scipy.special.expit(l), rtol=1e-5, atol=1e-6)
 
@@ -160,7 +166,9 @@ def test_no_model_of_a_standard_normal_goes_below_its_entropy(linear):
 
 def test_the_likelihood_must_fit_the_data():
     """Cross-entropy on data outside [0, 1] is unbounded below; the config that asks for it is refused."""
-    unbounded = [float(vae.log_bernoulli(jnp.full((1, 1), 2.0), jnp.full((1, 1), l), None)[0]) for l in (1.0, 10.0, 100.0)]
+    unbounded = [
+        float(vae.log_bernoulli(jnp.full((1, 1), 2.0), jnp.full((1, 1), l), None)[0]) for l in (1.0, 10.0, 100.0)
+    ]
     assert unbounded[0] < unbounded[1] < unbounded[2] and unbounded[2] > 50
     with pytest.raises(Exception, match='task.likelihood: bernoulli wants images'):
         make('points,smoke', task__likelihood='bernoulli')
@@ -201,7 +209,9 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
     state = experiment.abstract_state
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {'float32'}
     batch = {'x': jnp.ones((3, 8, 8, 1))}
-    loss = lambda p: experiment.task.rounds[0][0].loss(p, Extra({}, {}), batch, rng.context(0, 't', 0, jnp.arange(3)))[0]
+    loss = lambda p: experiment.task.rounds[0][0].loss(p, Extra({}, {}), batch, rng.context(0, 't', 0, jnp.arange(3)))[
+        0
+    ]
     products = [line for line in str(jax.make_jaxpr(loss)(state.params)).splitlines() if 'dot_general' in line]
     assert products and all('bf16[' in line for line in products)
     assert jax.eval_shape(loss, state.params).dtype == jnp.float32

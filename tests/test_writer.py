@@ -32,8 +32,10 @@ def test_a_row_has_all_digits_and_no_nan(tmp_path):
     writer.metrics(3, 'train', values, seed=2)
     line = (tmp_path / 'metrics.jsonl').read_text()  # there before any flush
     writer.flush()
-    assert line == ('{"step": 3, "split": "train", "seed": 2, "a/i": null, "a/k": 8.0, "a/n": null, '
-                    '"a/y": 0.3333333333333333, "b/x": 0.10000000149011612}\n')
+    assert line == (
+        '{"step": 3, "split": "train", "seed": 2, "a/i": null, "a/k": 8.0, "a/n": null, '
+        '"a/y": 0.3333333333333333, "b/x": 0.10000000149011612}\n'
+    )
     assert writer.rows() == [json.loads(line)]
     assert np.float32(writer.rows()[0]['b/x']) == value
     writer.close()
@@ -92,7 +94,7 @@ class FullDisk:
         self.name, self.room, self.data = path, room, b''
 
     def write(self, data):
-        taken = data[:self.room - len(self.data)]
+        taken = data[: self.room - len(self.data)]
         if not taken:
             raise OSError(errno.ENOSPC, 'No space left on device')
         self.data += taken
@@ -128,10 +130,11 @@ def test_tensorboard_has_the_finite_values_and_hides_repeated_steps(tmp_path):
     data, events = file.read_bytes(), []
     while data:  # TFRecord: length (8 bytes), its CRC (4), the record, its CRC (4)
         size = int.from_bytes(data[:8], 'little')
-        events.append(Event.FromString(data[12:12 + size]))
-        data = data[16 + size:]
-    scalars = {(e.summary.value[0].tag, e.step): e.summary.value[0].simple_value
-               for e in events if e.HasField('summary')}
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    scalars = {
+        (e.summary.value[0].tag, e.step): e.summary.value[0].simple_value for e in events if e.HasField('summary')
+    }
     assert scalars == {('train/m/loss/seed3', 5): 1.5, ('eval/m/loss', 5): 2.5}
     assert [e.step for e in events if e.HasField('session_log')] == [5]
 

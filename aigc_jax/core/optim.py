@@ -11,7 +11,6 @@ from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Tree
 
-
 _FIELDS = dict(
     name=str, options=dict, schedule=dict, clip_norm=float, weight_decay_regex=str, learning_rate_rules=tuple,
     freeze=str, ema_decay=float,
@@ -50,7 +49,7 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
     """{player: parameters to evaluate and sample with}: their moving average where one is kept."""
 
     def one(player):
-        is_average = lambda node: isinstance(node, AverageState)  # noqa: E731
+        is_average = lambda node: isinstance(node, AverageState)
         found = [s for s in jax.tree.leaves(opt[player], is_leaf=is_average) if is_average(s)]
         return found[0].average if found else params[player]
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.step import replicate
-from aigc_jax.core.types import Tree, TrainState
+from aigc_jax.core.types import TrainState, Tree
 
 AXES = ('data', 'fsdp', 'tensor')
 WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
@@ -168,7 +168,7 @@ def _on_its_share(call, axis_name: str):
             return jax.lax.dynamic_slice_in_dim(leaf, i * rows, rows)
 
         state, metrics = call(state._replace(carry=jax.tree.map(own, state.carry)), seed, data, feed)
-        whole = lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True)  # noqa: E731
+        whole = lambda leaf: jax.lax.all_gather(leaf, axis_name, tiled=True)
         return state._replace(carry=jax.tree.map(whole, state.carry)), metrics
 
     return shared
@@ -234,9 +234,10 @@ def make_plan(
         raise UserError('parallel.mode: pmap serves the data axis of one process; use jit for fsdp, tensor or more')
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % (shards * micro_batches):
+        parts = shards * micro_batches
         raise UserError(
             f'batch_size: {batch_size} does not divide over {shards} devices (data × fsdp) × {micro_batches} '
-            f'micro_batches; the next that does is {math.ceil(batch_size / (shards * micro_batches)) * shards * micro_batches}'
+            f'micro_batches; the next that does is {math.ceil(batch_size / parts) * parts}'
         )
     return plan
 
@@ -261,4 +262,3 @@ def _checked(placement, name: str, shape: tuple[int, ...], mesh: Mesh):
         if axis is not None and (axis not in AXES or size % mesh.shape[axis]):
             raise UserError(f'parallel.rules: {placement!r} does not divide {name} {shape} over {dict(mesh.shape)}')
     return placement
-

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,13 +73,21 @@ class Dataset:
     fingerprint: str
 
 
-def from_arrays(splits: Mapping[str, Arrays], *, levels: int, licence: str, num_classes: int = 0,
-                density: Mixture | None = None) -> Dataset:
+def from_arrays(
+    splits: Mapping[str, Arrays], *, levels: int, licence: str, num_classes: int = 0, density: Mixture | None = None
+) -> Dataset:
     """A Dataset held in memory; examples of rank 3 are images, of rank 1 points."""
     shape = splits['train'].arrays['x'].shape[1:]
-    return Dataset(splits=dict(splits), kind='image' if len(shape) == 3 else 'points', shape=shape,
-                   levels=levels, num_classes=num_classes, density=density, licence=licence,
-                   fingerprint=_fingerprint(splits))
+    return Dataset(
+        splits=dict(splits),
+        kind='image' if len(shape) == 3 else 'points',
+        shape=shape,
+        levels=levels,
+        num_classes=num_classes,
+        density=density,
+        licence=licence,
+        fingerprint=_fingerprint(splits),
+    )
 
 
 def materialize(source: Source) -> Arrays:
@@ -98,8 +106,10 @@ def num_held_out(valid_examples: int, train_examples: int, where: str) -> int:
       UserError: if that leaves no training example.
     """
     if not 0 <= valid_examples < train_examples:
-        raise UserError(f'data.valid_examples={valid_examples}: {where} has no valid split, so this many of '
-                        f'its {train_examples} training examples are taken; choose 0..{train_examples - 1}')
+        raise UserError(
+            f'data.valid_examples={valid_examples}: {where} has no valid split, so this many of '
+            f'its {train_examples} training examples are taken; choose 0..{train_examples - 1}'
+        )
     return valid_examples
 
 

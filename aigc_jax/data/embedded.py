@@ -9,7 +9,7 @@ from aigc_jax.data.dataset import Arrays, Dataset, from_arrays
 from aigc_jax.data.mixture import MIXTURES, Mixture
 
 _EVAL_EXAMPLES = 10_000  # of a mixture's valid and test splits
-_BLOCK = 1000            # examples drawn at once from a mixture
+_BLOCK = 1000  # examples drawn at once from a mixture
 
 
 def digits(cfg) -> Dataset:
@@ -20,15 +20,19 @@ def digits(cfg) -> Dataset:
     """
     del cfg
     from sklearn.datasets import load_digits
+
     bunch = load_digits()
     x = bunch.images.astype(np.uint8)[..., None]
     # RandomState, for its stream is frozen for good (NEP 19); a Generator's may change with numpy.
     order = np.random.RandomState(0).permutation(len(x))
-    parts = zip(('train', 'valid', 'test'), np.split(order, [1437, 1617]))
+    parts = zip(('train', 'valid', 'test'), np.split(order, [1437, 1617]), strict=True)
     return from_arrays(
-        {split: Arrays(x[index], bunch.target[index]) for split, index in parts}, levels=16, num_classes=10,
+        {split: Arrays(x[index], bunch.target[index]) for split, index in parts},
+        levels=16,
+        num_classes=10,
         licence='CC BY 4.0: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI '
-                'Machine Learning Repository; its test part, as scikit-learn ships it')
+        'Machine Learning Repository; its test part, as scikit-learn ships it',
+    )
 
 
 def mixture(cfg) -> Dataset:
@@ -46,13 +50,12 @@ def mixture(cfg) -> Dataset:
     sizes = {'train': cfg.num_examples, 'valid': _EVAL_EXAMPLES, 'test': _EVAL_EXAMPLES}
     splits = {split: _draw(density, f'{cfg.name}/{split}', n) for split, n in sizes.items()}
     classes = len(density.means) if len(density.means) > 1 else 0
-    return from_arrays(splits, levels=0, num_classes=classes, density=density,
-                       licence='none needed: drawn at random')
+    return from_arrays(splits, levels=0, num_classes=classes, density=density, licence='none needed: drawn at random')
 
 
 def _draw(density: Mixture, stream: str, n: int) -> Arrays:
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(stream.encode())))
     # In blocks of one size, so that the first n draws do not depend on n.
-    x, component = zip(*(density.sample(rng, _BLOCK) for _ in range(-(-n // _BLOCK))))
+    x, component = zip(*(density.sample(rng, _BLOCK) for _ in range(-(-n // _BLOCK))), strict=True)
     label = np.concatenate(component)[:n] if len(density.means) > 1 else None
     return Arrays(np.concatenate(x)[:n], label)

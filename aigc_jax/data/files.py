@@ -62,8 +62,10 @@ def npz(cfg, where: str) -> Dataset:
                     parts[split] = (archive[key], archive.get(f'y_{split}'))
                 elif split != 'valid':
                     names = ', '.join(archive) or 'nothing'
-                    raise UserError(f'{where}: has no array {split} or x_{split}, only {names}; write it '
-                                    f'with np.savez(file, train=..., test=...)')
+                    raise UserError(
+                        f'{where}: has no array {split} or x_{split}, only {names}; write it '
+                        f'with np.savez(file, train=..., test=...)'
+                    )
     except _BROKEN as e:
         raise _unreadable(where, e, 'an .npz of plain arrays (no objects), as np.savez writes it') from e
     return _assemble(cfg, parts, where)
@@ -80,24 +82,35 @@ def amat(cfg, where: str) -> Dataset:
     """
     parts = {}
     for split in ('train', 'valid', 'test'):
-        found = sorted({os.path.splitext(f)[0] if f.endswith(('.gz', '.xz')) else f
-                        for suffix in _OPEN for f in glob.glob(f'*_{split}.amat{suffix}', root_dir=where)})
+        found = sorted(
+            {
+                os.path.splitext(f)[0] if f.endswith(('.gz', '.xz')) else f
+                for suffix in _OPEN
+                for f in glob.glob(f'*_{split}.amat{suffix}', root_dir=where)
+            }
+        )
         if len(found) != 1:
-            raise UserError(f'{where}: holds {", ".join(found) or "no"} *_{split}.amat (plain, .xz or .gz); '
-                            f'data.name=amat:DIR needs a folder with exactly one')
+            raise UserError(
+                f'{where}: holds {", ".join(found) or "no"} *_{split}.amat (plain, .xz or .gz); '
+                f'data.name=amat:DIR needs a folder with exactly one'
+            )
         parts[split] = (_read_amat(os.path.join(where, found[0])), None)
     return _assemble(cfg, parts, where)
 
 
 def _assemble(cfg, parts: dict, where: str) -> Dataset:
     """Checks (x, label) by split, makes images of them, holds out the valid split where there is none."""
-    parts = {split: (_examples(x, f'{where}: {split}'), _labels(label, len(x), f'{where}: y_{split}'))
-             for split, (x, label) in parts.items()}
+    parts = {
+        split: (_examples(x, f'{where}: {split}'), _labels(label, len(x), f'{where}: y_{split}'))
+        for split, (x, label) in parts.items()
+    }
     x, label = parts['train']
     for split, (other, _) in parts.items():
         if (other.shape[1:], other.dtype) != (x.shape[1:], x.dtype):
-            raise UserError(f'{where}: {split} examples are {other.dtype} {other.shape[1:]}, train examples '
-                            f'{x.dtype} {x.shape[1:]}; all splits must be alike')
+            raise UserError(
+                f'{where}: {split} examples are {other.dtype} {other.shape[1:]}, train examples '
+                f'{x.dtype} {x.shape[1:]}; all splits must be alike'
+            )
     labelled = [split for split in parts if parts[split][1] is not None]
     if labelled and len(labelled) < len(parts):
         raise UserError(f'{where}: labels for {", ".join(labelled)} alone; give every split labels, or none')
@@ -118,16 +131,15 @@ def _examples(x: np.ndarray, what: str) -> np.ndarray:
     if x.dtype == bool:
         x = x.astype(np.uint8)
     if not x.size or x.ndim not in (2, 3, 4):
-        raise UserError(f'{what}: has shape {x.shape}; images are (N, H, W) or (N, H, W, C), points (N, D), '
-                        f'nothing of it 0')
+        raise UserError(
+            f'{what}: has shape {x.shape}; images are (N, H, W) or (N, H, W, C), points (N, D), nothing of it 0'
+        )
     if x.ndim == 4 and x.shape[-1] > 4 and x.shape[1] <= 4:
-        raise UserError(f'{what}: has shape {x.shape}, channels first; it must be (N, H, W, C): '
-                        f'transpose(0, 2, 3, 1)')
+        raise UserError(f'{what}: has shape {x.shape}, channels first; it must be (N, H, W, C): transpose(0, 2, 3, 1)')
     if x.dtype == np.uint8:
         side = math.isqrt(x.shape[1])
-        if x.ndim == 2 and side ** 2 != x.shape[1]:
-            raise UserError(f'{what}: {x.shape[1]} values make no square image; store (N, H, W), or points '
-                            f'as floats')
+        if x.ndim == 2 and side**2 != x.shape[1]:
+            raise UserError(f'{what}: {x.shape[1]} values make no square image; store (N, H, W), or points as floats')
         x = x.reshape(len(x), side, side, 1) if x.ndim == 2 else x
     elif np.issubdtype(x.dtype, np.floating):
         with np.errstate(over='ignore'):
@@ -136,11 +148,12 @@ def _examples(x: np.ndarray, what: str) -> np.ndarray:
             bad = np.count_nonzero(~np.isfinite(x))
             raise UserError(f'{what}: {bad} values are NaN or infinite in float32; remove them')
         if x.ndim > 2 and (x.min() < 0 or x.max() > 1):
-            raise UserError(f'{what}: float images lie in [{x.min():g}, {x.max():g}]; scale them to [0, 1], '
-                            f'or store 0..255 as uint8')
+            raise UserError(
+                f'{what}: float images lie in [{x.min():g}, {x.max():g}]; scale them to [0, 1], '
+                f'or store 0..255 as uint8'
+            )
     else:
-        raise UserError(f'{what}: is {x.dtype}; store images as uint8, bool or floats in [0, 1], and points '
-                        f'as floats')
+        raise UserError(f'{what}: is {x.dtype}; store images as uint8, bool or floats in [0, 1], and points as floats')
     return x[..., None] if x.ndim == 3 else x
 
 
@@ -179,12 +192,16 @@ def _read_idx(path: str, rank: int) -> np.ndarray:
     path, data = _read(path)
     head = 4 + 4 * rank
     if len(data) < head or data[:4] != bytes([0, 0, 8, rank]):
-        raise UserError(f'{path}: is no idx{rank}-ubyte file: it begins with {data[:4].hex() or "nothing"}, '
-                        f'not with {bytes([0, 0, 8, rank]).hex()}; fetch it again')
+        raise UserError(
+            f'{path}: is no idx{rank}-ubyte file: it begins with {data[:4].hex() or "nothing"}, '
+            f'not with {bytes([0, 0, 8, rank]).hex()}; fetch it again'
+        )
     shape = tuple(int(n) for n in np.frombuffer(data, '>u4', rank, 4))
     if len(data) - head != math.prod(shape):
-        raise UserError(f'{path}: holds {len(data) - head} bytes after its header, which promises {shape} = '
-                        f'{math.prod(shape)}; it is truncated or damaged: fetch it again')
+        raise UserError(
+            f'{path}: holds {len(data) - head} bytes after its header, which promises {shape} = '
+            f'{math.prod(shape)}; it is truncated or damaged: fetch it again'
+        )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
 
@@ -200,7 +217,7 @@ def _read_amat(path: str) -> np.ndarray:
         if np.isin(x, (0, 1)).all():
             x = x.astype(np.uint8)
     side = math.isqrt(x.shape[1])
-    if not x.size or side ** 2 != x.shape[1]:
+    if not x.size or side**2 != x.shape[1]:
         raise UserError(f'{path}: {len(x)} lines of {x.shape[1]} values; each line must be one square image')
     return x.reshape(len(x), side, side)
 

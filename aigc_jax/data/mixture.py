@@ -24,10 +24,10 @@ class Mixture:
         count, dim = self.means.shape
         # Differences before squares: with a small std, |x|^2 - 2 x.m + |m|^2 would cancel.
         square = np.stack([np.square(x - mean).sum(-1) for mean in self.means], -1)  # (..., K)
-        exponent = -0.5 * square / self.std ** 2
+        exponent = -0.5 * square / self.std**2
         top = exponent.max(-1)
         log_sum = top + np.log(np.exp(exponent - top[..., None]).sum(-1))
-        return log_sum - np.log(count) - 0.5 * dim * np.log(2 * np.pi * self.std ** 2)
+        return log_sum - np.log(count) - 0.5 * dim * np.log(2 * np.pi * self.std**2)
 
 
 def gaussian2d() -> Mixture:

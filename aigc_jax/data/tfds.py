@@ -13,7 +13,7 @@ from aigc_jax.data.dataset import Dataset, num_held_out
 
 _NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
 _HASHED_BYTES = 1 << 30  # the fingerprint reads the files of sets up to this size; of larger ones their sizes
-_PEEK = 256              # training images that tell 0/1 from 0..255, where the set itself does not say
+_PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself does not say
 
 
 class Stream:
@@ -58,8 +58,10 @@ def tfds(cfg, where: str) -> Dataset:
     key, shape, dtype, classes = _features(info, where)
     names = _split_names(cfg, info, where)
     try:
-        streams = {split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0)
-                   for split, name in names.items()}
+        streams = {
+            split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0)
+            for split, name in names.items()
+        }
         for stream in streams.values():
             stream[len(stream) - 1]  # the one read that shows a file missing or cut short
         levels = 0
@@ -69,34 +71,47 @@ def tfds(cfg, where: str) -> Dataset:
     except RunError as e:
         raise UserError(f'{e}; {builder.data_dir} is damaged: prepare it again') from e
     licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
-    return Dataset(splits=streams, kind='image' if len(shape) == 3 else 'points', shape=shape,
-                   levels=levels, num_classes=classes, density=None, licence=licence,
-                   fingerprint=_fingerprint(info, streams))
+    return Dataset(
+        splits=streams,
+        kind='image' if len(shape) == 3 else 'points',
+        shape=shape,
+        levels=levels,
+        num_classes=classes,
+        density=None,
+        licence=licence,
+        fingerprint=_fingerprint(info, streams),
+    )
 
 
 def _builder(name: str, folder: str):
     """TFDS's builder of a set that lies in `folder` as array_record."""
     match = _NAME.fullmatch(name)
     if not match:  # also TFDS's namespaces (huggingface:NAME), which would go to the network
-        raise UserError(f'data.name=tfds:{name}: is no name of a set; write tfds:NAME, tfds:NAME/CONFIG or '
-                        f'tfds:NAME:1.0.0')
+        raise UserError(
+            f'data.name=tfds:{name}: is no name of a set; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0'
+        )
     try:
         import tensorflow_datasets
+
         builder = tensorflow_datasets.builder(name, data_dir=folder, try_gcs=False)
         if builder.info.splits:
             builder.as_data_source()
             return builder
         prepared_as = ''
     except ImportError as e:
-        raise UserError(f'data.name=tfds:{name}: needs the package {e.name}: pip install tensorflow-datasets '
-                        f'array_record importlib_resources pillow') from e
+        raise UserError(
+            f'data.name=tfds:{name}: needs the package {e.name}: pip install tensorflow-datasets '
+            f'array_record importlib_resources pillow'
+        ) from e
     except NotImplementedError:  # TFDS's answer for files of another format
         prepared_as = f' (there it is {builder.info.file_format.value})'
     except tensorflow_datasets.core.DatasetNotFoundError as e:
         raise UserError(_unknown(name, folder, tensorflow_datasets)) from e
     except Exception as e:  # a damaged folder: TFDS raises whatever its parsers do
-        raise UserError(f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
-                        f'version, or prepare it again:\n  {_first_line(e)}') from e
+        raise UserError(
+            f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
+            f'version, or prepare it again:\n  {_first_line(e)}'
+        ) from e
     place = shlex.quote(folder)
     overwrite = ' --overwrite' if prepared_as else ''
     raise UserError(
@@ -106,7 +121,8 @@ def _builder(name: str, folder: str):
         f'{overwrite}\n'
         f'and copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
         f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME '
-        f'--data_dir={place}')
+        f'--data_dir={place}'
+    )
 
 
 def _unknown(name: str, folder: str, tensorflow_datasets) -> str:
@@ -122,12 +138,16 @@ def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
     features = info.features
     key = next((key for key in ('image', 'x') if key in features), '')
     if not key:
-        raise UserError(f'data.name=tfds:{name}: has neither image nor x, only {", ".join(features)}; choose '
-                        f'a set of images or points')
+        raise UserError(
+            f'data.name=tfds:{name}: has neither image nor x, only {", ".join(features)}; choose '
+            f'a set of images or points'
+        )
     shape, dtype = features[key].shape, features[key].np_dtype
     if None in shape or (len(shape), dtype) not in ((3, np.uint8), (3, np.float32), (1, np.float32)):
-        raise UserError(f'data.name=tfds:{name}: {key} is {np.dtype(dtype)} {shape}, not uint8 or float32 of '
-                        f'a fixed shape; resize it into an .npz and use npz:FILE')
+        raise UserError(
+            f'data.name=tfds:{name}: {key} is {np.dtype(dtype)} {shape}, not uint8 or float32 of '
+            f'a fixed shape; resize it into an .npz and use npz:FILE'
+        )
     classes = getattr(features['label'], 'num_classes', None) if 'label' in features else None
     return key, shape, dtype, classes or 0
 
@@ -136,8 +156,10 @@ def _split_names(cfg, info, name: str) -> dict[str, str]:
     """TFDS's name (or slice) for train, valid and test."""
     missing = [split for split in ('train', 'test') if split not in info.splits]
     if missing:
-        raise UserError(f'data.name=tfds:{name}: has no {missing[0]} split, only {", ".join(info.splits)}; '
-                        f'divide it yourself into an .npz and use npz:FILE')
+        raise UserError(
+            f'data.name=tfds:{name}: has no {missing[0]} split, only {", ".join(info.splits)}; '
+            f'divide it yourself into an .npz and use npz:FILE'
+        )
     valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
     if valid and not cfg.valid_examples:
         return {'train': f'train+{valid}', 'test': 'test'}
@@ -154,7 +176,7 @@ def _fingerprint(info, streams: dict[str, Stream]) -> str:
     digest = hashlib.sha256(f'{info.full_name} {[(s, len(x)) for s, x in streams.items()]}\n'.encode())
     paths = sorted({str(path) for split in info.splits.values() for path in split.filepaths})
     sizes = [os.path.getsize(path) for path in paths]
-    for path, size in zip(paths, sizes):
+    for path, size in zip(paths, sizes, strict=True):
         digest.update(f'{os.path.basename(path)} {size}\n'.encode())
         if sum(sizes) <= _HASHED_BYTES:
             with open(path, 'rb') as file:

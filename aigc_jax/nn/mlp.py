@@ -76,7 +76,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
-        out = MLP(self.features, 2 * self.latent_dim, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)
+        out = MLP(self.features, 2 * self.latent_dim, self.activation, self.bias_init, self.dtype, name='mlp')(
+            x, condition
+        )
         return out[:, : self.latent_dim], out[:, self.latent_dim :]
 
 
@@ -94,7 +96,9 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None) -> Array:
-        out = MLP(self.features, flat_dim(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(z, condition)
+        out = MLP(self.features, flat_dim(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(
+            z, condition
+        )
         return out.reshape(-1, *self.shape)
 
 
@@ -110,7 +114,9 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None) -> Array:
-        x = Decoder(self.features, self.shape, self.activation, self.bias_init, self.dtype, name='decoder')(z, condition)
+        x = Decoder(self.features, self.shape, self.activation, self.bias_init, self.dtype, name='decoder')(
+            z, condition
+        )
         return jnp.tanh(x) if self.bounded else x
 
 

@@ -4,6 +4,7 @@ One player, 'model': {encoder, decoder, and log_scale where the likelihood is Ga
 """
 
 import math
+
 import jax
 import jax.numpy as jnp
 
@@ -71,7 +72,9 @@ def make(config, dataset: Dataset) -> Task:
     if options.likelihood == 'bernoulli' and (dataset.kind != 'image' or config.data.scale != 'unit'):
         raise UserError('task.likelihood: bernoulli wants images in [0, 1] (data.scale=unit); use gaussian')
     if config.data.scale == 'standard':
-        raise UserError('data.scale: standard would change the units of the likelihood, which learns its scale; use unit')
+        raise UserError(
+            'data.scale: standard would change the units of the likelihood, which learns its scale; use unit'
+        )
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     k, chunk = config.eval.get('k', 0), config.eval.get('k_chunk', 0)
