@@ -20,18 +20,18 @@ from aigc_jax.core.errors import UserError, check_type, near
 FIELDS = {
     **dict.fromkeys(
         ('seed', 'total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
-         'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'data.num_examples', 'data.valid_examples',
-         'eval.batch_size', 'eval.num_samples', 'eval.num_shown', 'eval.patience'), int),
+         'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_shown',
+         'eval.patience'), int),
     **dict.fromkeys(
-        ('replicas', 'init_from', 'precision', 'parallel.mode', 'data.name', 'data.dir', 'data.binarize', 'data.scale',
-         'task.name', 'eval.split', 'eval.final_split', 'eval.best_metric', 'eval.best_mode'), str),
+        ('replicas', 'init_from', 'precision', 'parallel.mode', 'data.name', 'task.name', 'eval.split',
+         'eval.final_split', 'eval.best_metric', 'eval.best_mode'), str),
     **dict.fromkeys(('parallel.mesh', 'optim', 'model'), dict),
     'parallel.rules': tuple,
     'data.stream': bool,
 }  # fmt: skip
 POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
-            'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_samples',
-            'eval.num_shown')  # fmt: skip
+            'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_shown',
+            'eval.num_samples', 'eval.sample_tokens')  # fmt: skip
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run

@@ -68,9 +68,10 @@ class Evaluator:
         if self._evaluate:
             n = len(self._experiment.dataset.splits[split])
             for name, values in self._over_split(self._evaluate, state, seed, split, n).items():
-                values = values.astype(np.float64)
-                ci = _NORMAL_95 * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-                results[name] = {'value': float(values.mean()), 'ci': float(ci), 'n': n}
+                results[name] = _ratio(*values) if isinstance(values, tuple) else _ratio(values, np.ones(n))
+            if self._experiment.task.derive:
+                more = self._experiment.task.derive({name: found['value'] for name, found in results.items()})
+                results |= {name: {'value': value, 'n': n} for name, value in more.items()}
         density = self._experiment.dataset.density
         if density is not None:
             n = self._experiment.config.eval.num_samples
@@ -127,6 +128,14 @@ class Evaluator:
             index = np.minimum(np.arange(start, start + chunk, dtype=np.int32), n - 1)
             parts.append(parallel.fetch(one(index)))
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> dict[str, float]:
+    """R = Σ total / Σ count over n examples, with its 95 % interval: Cochran 1977, eq. 6.13, of a large population."""
+    total, count, n = total.astype(np.float64), count.astype(np.float64), len(total)
+    value = total.sum() / count.sum()
+    error = (total - value * count).std(ddof=1) / (math.sqrt(n) * count.mean()) if n > 1 else math.nan
+    return {'value': float(value), 'ci': float(_NORMAL_95 * error), 'n': n}
 
 
 def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:

@@ -17,7 +17,7 @@ from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
-from aigc_jax.data import batching
+from aigc_jax.data import Tokenizer, batching, tokenizers
 from aigc_jax.evals.mixture import perfect_sampler
 
 
@@ -27,17 +27,17 @@ class Experiment:
     seeds: (replicas,) ints, or one; a state has a leading axis of replicas where there are several.
     """
 
-    def __init__(self, config: ConfigDict, devices: list | None = None):
+    def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
         self.config = config
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
-        self.dataset = data.load(config.data)
+        self.dataset = data.load(config.data, tokenizer)
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
                 raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
-        self.scaling = batching.make_scaling(self.dataset, config.data.scale)
-        self.preprocess = batching.make_preprocess(self.dataset, config.data.binarize, self.scaling)
+        self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
+        self.preprocess = batching.make_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
         self.task = tasks.make(config, self.dataset)
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
@@ -57,6 +57,7 @@ class Experiment:
                 return self.task.evaluate(params, extra, self.preprocess(example, ctx), ctx)
 
             names += jax.eval_shape(evaluate)
+            names += self.task.derive(dict.fromkeys(names, 0.0)) if self.task.derive else ()
         if self.dataset.density is not None:
             names += [f'samples/{name}' for name in perfect_sampler(self.dataset.density, 1)]
         return names
@@ -91,19 +92,22 @@ class Experiment:
     def train_call(self):
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
         step = make_step(self.task, self.optimizers, self.preprocess, self.config.micro_batches, self.plan.axis_name)
-        gather = batching.gather_streamed if self.config.data.stream else batching.gather_resident
+        gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
         return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
 
     def resident_data(self) -> Tree:
         """The training split on the devices; nothing where it is streamed."""
         if self.config.data.stream:
             return {}
-        return parallel.put(dict(self._split('train').arrays), self.plan.replicated)
+        return parallel.put(self._split('train').resident, self.plan.replicated)
 
     def feeds(self, step: int) -> Iterator[Tree]:
         """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
         config, source = self.config, self.dataset.splits['train']
-        streams = [batching.IndexStream(len(source), seed) for seed in self.seeds]
+        if self.dataset.contiguous:
+            streams = [batching.ContiguousStream(len(source), config.batch_size)] * len(self.seeds)
+        else:
+            streams = [batching.IndexStream(len(source), seed) for seed in self.seeds]
         rows = self.plan.local_rows(config.batch_size)
         shape = (config.steps_per_call, len(self.task.rounds), config.batch_size, rows)
         if config.data.stream:
@@ -118,16 +122,15 @@ class Experiment:
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  an experiment lives as long as its process
     def _split(self, split: str):
-        source = self.dataset.splits[split]
-        source = source if hasattr(source, 'arrays') else data.materialize(source)
-        if self.config.data.binarize != 'static':
+        source = data.materialize(self.dataset.splits[split])
+        if self.config.data.get('binarize') != 'static':
             return source
         arrays = dict(source.arrays)
         return data.Arrays(**{**arrays, 'x': batching.binarize_static(arrays['x'], self.dataset.levels, split)})
 
     def _stream_source(self):
         # Static binarization draws a split as a whole, so it is streamed from memory.
-        in_memory = self.config.data.binarize == 'static' or hasattr(self.dataset.splits['train'], 'arrays')
+        in_memory = self.config.data.get('binarize') == 'static' or hasattr(self.dataset.splits['train'], 'gather')
         return self._split('train') if in_memory else self.dataset.splits['train']
 
     def replica(self, state: TrainState, k: int) -> TrainState:
@@ -158,7 +161,7 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
     config_lib.check(config)
     # A finished run is looked at on one device, whatever it was trained on.
     config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
-    experiment = Experiment(config, devices=jax.local_devices()[:1])
+    experiment = Experiment(config, jax.local_devices()[:1], saved_tokenizer(workdir))
     checkpoints = open_checkpoints(workdir, config, read_only=True)
     try:
         if checkpoints.latest() is None:
@@ -166,6 +169,15 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
         return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
     finally:
         checkpoints.close()
+
+
+def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer of a run's folder; None where it has none. Raises UserError."""
+    path = workdir / 'tokenizer.json'
+    try:
+        return tokenizers.from_json(path.read_text()) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: cannot be read as a tokenizer: {error}') from None
 
 
 def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool = False) -> Checkpoints:

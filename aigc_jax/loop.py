@@ -15,7 +15,7 @@ from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
-from aigc_jax.experiment import Experiment, initial_params, open_checkpoints
+from aigc_jax.experiment import Experiment, initial_params, open_checkpoints, saved_tokenizer
 from aigc_jax.writer import Progress, Writer
 
 
@@ -40,7 +40,7 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
         nonlocal began
         clock[name], began = time.perf_counter() - began, time.perf_counter()
 
-    experiment = Experiment(config)
+    experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else None)
     lap('data')
     params = None if resumes else initial_params(experiment)
     checkpoints = open_checkpoints(workdir, config) if resumes else None
@@ -63,6 +63,8 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
     first = jax.process_index() == 0
     parallel.barrier('workdir checked')  # no process may meet what another has written since
     if first:
+        if experiment.dataset.tokenizer:
+            atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
         atomic_write(workdir / 'config.json', config_lib.to_json(config))
         manifest.write(workdir / 'manifest.json', experiment, start)
     checkpoints = checkpoints or open_checkpoints(workdir, config)

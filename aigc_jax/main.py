@@ -1,5 +1,6 @@
 """The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -20,8 +21,26 @@ flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a numb
 flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws')
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or 0,1,2 (repeated in turn)')
+flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
+flags.DEFINE_string(
+    'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
+)
+flags.DEFINE_integer('max_new_tokens', 200, 'sample, language models: the most tokens to write', lower_bound=1)
+flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
+flags.DEFINE_float('temperature', 1.0, 'sample, language models: 0 takes the likeliest token each time')
+flags.DEFINE_integer('top_k', 0, 'sample, language models: draw from so many of the likeliest tokens; 0: from all')
+flags.DEFINE_float('top_p', 1.0, 'sample, language models: draw from the fewest tokens whose probability reaches this')
+flags.DEFINE_float('min_p', 0.0, "sample, language models: least probability, as a share of the likeliest token's")
+flags.DEFINE_float('repetition_penalty', 1.0, 'sample, language models: of tokens that stand already; 1: none')
+flags.DEFINE_integer('beam_size', 1, 'sample, language models: more than 1 searches for the likeliest text')
+flags.DEFINE_float('length_penalty', 0.0, "sample, language models: a beam search's exponent of the length")
 # Documentation alone: `config_lib.split_arguments` takes these off the command line before absl reads it.
 flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=VALUE to set single fields')
+
+TEXT_FLAGS = (
+    'prompt', 'prompt_file', 'max_new_tokens', 'stop', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty',
+    'beam_size', 'length_penalty',
+)  # fmt: skip
 
 _given: dict = {}
 
@@ -100,6 +119,10 @@ def _sample(workdir: pathlib.Path) -> None:
     from aigc_jax.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
+    if experiment.task.language:
+        return _generate(workdir, experiment, state)
+    if given := [name for name in TEXT_FLAGS if FLAGS[name].present]:
+        raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
     n, classes = FLAGS.num_samples, experiment.task.num_classes
     labels = evaluate.parse_labels(FLAGS.labels, n, classes)
     evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
@@ -109,6 +132,26 @@ def _sample(workdir: pathlib.Path) -> None:
         path = workdir / 'samples' / name
         pictures.save_samples(path, experiment, samples, labels)
         print(path.with_suffix('.npz'))
+
+
+def _generate(workdir: pathlib.Path, experiment, state) -> None:
+    """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
+    from aigc_jax import generate, pictures
+    from aigc_jax.decoding import Sampling
+
+    if FLAGS.labels:
+        raise UserError('--labels: a language model has no classes; give it a --prompt')
+    prompts = generate.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    how = Sampling(**{name: FLAGS[name].value for name in names})
+    writer = generate.Generator(experiment, how, FLAGS.max_new_tokens, FLAGS.stop)
+    for k, seed in enumerate(experiment.seeds):
+        texts = writer.generate(experiment.replica(state, k), prompts, FLAGS.num_samples, FLAGS.seed)
+        step = int(experiment.replica(state, k).step)
+        name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
+        generate.save(workdir / 'samples' / name, texts)
+        print(pictures.join_texts([text.prompt + text.text for text in texts]), end='')
+        print(generate.summary(texts), file=sys.stderr)
 
 
 def _set_up_jax() -> None:

@@ -14,20 +14,27 @@ _POINTS_SHOWN = 2000
 
 
 def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray, labels: np.ndarray | None) -> None:
-    """`path`.npz with key samples (n, *shape) (and labels), and `path`.png beside it."""
+    """`path`.npz with key samples (n, *shape) (and labels), and `path`.png, or .txt, beside it."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, samples=samples, **({} if labels is None else {'labels': labels}))
     atomic_write(path.with_suffix('.npz'), buffer.getvalue())
     from aigc_jax import plots
 
     dataset = experiment.dataset
-    if dataset.kind == 'image':
+    if dataset.kind == 'text':
+        atomic_write(path.with_suffix('.txt'), join_texts([dataset.tokenizer.decode(tokens) for tokens in samples]))
+    elif dataset.kind == 'image':
         plots.image_grid(samples, path.with_suffix('.png'))
     elif dataset.shape == (2,):
         real = experiment.examples(
             experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split]))
         )
         plots.points(path.with_suffix('.png'), real['x'][:_POINTS_SHOWN], samples, density=dataset.density)
+
+
+def join_texts(texts: list[str]) -> str:
+    """Texts one after the other, a line between each two."""
+    return ('\n' + 40 * '─' + '\n').join(texts) + '\n'
 
 
 def draw(

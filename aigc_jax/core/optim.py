@@ -17,6 +17,10 @@ _FIELDS = dict(
 )  # fmt: skip
 
 
+_MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
+_MATRICES = 'muon_weight_dimension_numbers'
+
+
 class AverageState(NamedTuple):
     """Exponential moving average of the parameters; `average` has their shape."""
 
@@ -59,7 +63,8 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
 def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.GradientTransformation:
     """The transformation that config.optim.PLAYER describes; `what` is that field's name, for messages.
 
-    name, options: optax.NAME or optax.contrib.NAME and its keyword arguments.
+    name, options: optax.NAME or optax.contrib.NAME and its keyword arguments. Of muon, muon_weight_dimension_numbers is
+        a regex: the matrices that it orthogonalizes, (in, out) each; the rest is left to its Adam.
     schedule: {name, arguments of optax.NAME}; an argument `X_percent` means X_steps, in percent of total_steps.
     clip_norm: the global norm that a gradient is cut to; 0: not cut.
     weight_decay_regex: which parameters an optimizer with weight decay decays.
@@ -75,12 +80,18 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
     known = inspect.signature(factory).parameters
     for name in options:
-        if name not in known or name in ('learning_rate', 'mask'):
+        if name not in known or name in ('learning_rate', *_MASKS):
             raise UserError(f'{what}.options.{name}: optax.{config.name} has no such option{near(name, known)}')
-    if options.get('weight_decay') and 'mask' in known:
-        options['mask'] = tree.by_rule(
-            ((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex'
-        )
+    for mask in _MASKS:
+        if options.get('weight_decay') and mask in known:
+            options[mask] = tree.by_rule(
+                ((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex'
+            )
+    if _MATRICES in options:
+        if not isinstance(options[_MATRICES], str):
+            raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
+        rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers()),)
+        options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     learning_rate = schedule(config.schedule, total_steps, f'{what}.schedule')
     try:

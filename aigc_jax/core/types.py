@@ -64,10 +64,13 @@ class Task:
         batch of its own, so that five critic steps see five batches.
     sample(params, extra, ctx, labels) -> (n, *shape): one sample for each of the n indices of ctx;
         labels: (n,) int32, or None where the model is unconditional.
-    evaluate(params, extra, batch, ctx) -> {metric: (n,)}: one value an example; None: nothing to say.
+    evaluate(params, extra, batch, ctx) -> {metric: (n,)}: one value an example, of which the mean is reported; or
+        {metric: ((n,), (n,))}: sums and what they are over, of which the ratio is. None: nothing to say.
+    derive({metric: value}) -> more of them, on the host: functions of the others; None: there are none.
     reconstruct(params, extra, batch, ctx) -> (n, *shape), or None.
     score: (label, function(params, extra, x (n, *shape), ctx) -> (n,)): a field over data space to draw
         beneath 2-D points, such as the discriminator's logit; or None.
+    language: a decoding.Language, of a model that text can be generated from with a prompt; or None.
     num_classes: of the labels that `sample` wants; 0: unconditional.
     """
 
@@ -75,8 +78,10 @@ class Task:
     rounds: tuple[tuple[Turn, ...], ...]
     sample: Callable[..., Array]
     evaluate: Callable[..., Metrics] | None = None
+    derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     reconstruct: Callable[..., Array] | None = None
     score: tuple[str, Callable[..., Array]] | None = None
+    language: Any = None
     num_classes: int = 0
 
     @property

@@ -2,11 +2,12 @@
 
 import os
 
-from aigc_jax.core.errors import UserError, near
-from aigc_jax.data import embedded, files, tfds
+from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.data import embedded, files, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
+from aigc_jax.data.tokenizers import Tokenizer
 
-__all__ = ['SOURCES', 'Arrays', 'Dataset', 'Source', 'load', 'materialize']
+__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'load', 'materialize']
 
 # A name that ends in a colon is followed by a place: loader(cfg, where); any other stands alone: loader(cfg).
 SOURCES = {
@@ -19,28 +20,50 @@ SOURCES = {
     'amat:': files.amat,
     'tfds:': tfds.tfds,
 }
+TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
+    'pydoc': text.pydoc,
+    'python-stdlib': text.python_stdlib,
+    'text:': text.text_files,
+    'code:': text.code,
+    'jsonl:': text.jsonl,
+}
+FIELDS = dict(name=str, dir=str, num_examples=int, valid_examples=int, binarize=str, scale=str, stream=bool)
+TEXT_FIELDS = dict(
+    name=str, tokenizer=str, vocab_size=int, order=str, valid_percent=float, test_percent=float, block=int,
+    eval_block=int, eval_stride=int, stream=bool,
+)  # fmt: skip
 
 
-def load(cfg) -> Dataset:
+def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """The data set that `cfg`, the config's `data`, names.
 
     Args:
-      cfg: has `name` (a key of SOURCES, with its place after the colon), `dir` (of TFDS sets, '' for TFDS's
-        own default), `num_examples` (training examples of the mixtures) and `valid_examples` (how many of the
-        last training examples to hold out where a set has no valid split; 0: the valid split of any set is
-        trained on, and there is none).
+      cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon). Of images and points besides: `dir`
+        (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of the mixtures) and
+        `valid_examples` (how many of the last training examples to hold out where a set has no valid split; 0: the
+        valid split of any set is trained on, and there is none). Of text: see `text.load`.
+      tokenizer: of the run that is gone on with; None: of the data.
 
     Raises:
       UserError: if the name is unknown, or what it names cannot be read.
     """
     prefix, colon, where = cfg.name.partition(':')
-    if prefix + colon not in SOURCES:
-        mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in SOURCES else near(prefix + colon, SOURCES)
+    known = SOURCES | TEXTS
+    if prefix + colon not in known:
+        mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in known else near(prefix + colon, known)
         raise UserError(f'data.name={cfg.name}: no such data{mend}')
-    loader = SOURCES[prefix + colon]
     if colon and not where:
         raise UserError(f'data.name={cfg.name}: what comes after the colon is missing')
+    is_text = prefix + colon in TEXTS
+    for wanted, marks, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
+        if wanted and marks in cfg:
+            raise UserError(f'data.name={cfg.name}: this config has fields {kind}; take the config of another model')
+    check_fields(cfg, TEXT_FIELDS if is_text else FIELDS, 'data')
+    loader = known[prefix + colon]
     if prefix == 'tfds':
         return loader(cfg, where)
-    dataset = loader(cfg, os.path.abspath(os.path.expanduser(where))) if colon else loader(cfg)
+    place = [os.path.abspath(os.path.expanduser(where))] if colon else []
+    if is_text:
+        return loader(cfg, *place, tokenizer)
+    dataset = loader(cfg, *place)
     return dataset if cfg.valid_examples else train_on_valid(dataset)

@@ -47,6 +47,24 @@ class IndexStream:
         return indices
 
 
+class ContiguousStream:
+    """Places -> indices such that row b of a batch reads on where row b of the batch before ended.
+
+    Row b has the windows b · L … (b + 1) · L − 1, L = num_windows // batch_size, and begins anew after them.
+    """
+
+    def __init__(self, num_windows: int, batch_size: int):
+        if num_windows < batch_size:
+            raise UserError(
+                f'batch_size: {batch_size} rows, but the training text has {num_windows} windows of data.block tokens'
+            )
+        self.length, self._batch_size = num_windows // batch_size, batch_size
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        turn, row = np.divmod(places, self._batch_size)
+        return (row * self.length + turn % self.length).astype(np.int32)
+
+
 def places(step: int, steps: int, rounds: int, batch_size: int, rows: range) -> np.ndarray:
     """(steps, rounds, len(rows)) int64: the places that these rows of each round take from `step` on."""
     first = np.arange(step * rounds, (step + steps) * rounds).reshape(steps, rounds, 1) * batch_size
@@ -60,16 +78,6 @@ def resident_feed(streams, step: int, steps_per_call: int, rounds: int, batch_si
         indices = [stream[where] for stream in streams]
         yield indices[0] if len(indices) == 1 else np.stack(indices)
         step += steps_per_call
-
-
-def gather_resident(data: Batch, index: Array) -> Batch:
-    """data {name: (N, …)}, index (R, B) -> {name: (R, B, …)}, inside the compiled step."""
-
-    def rows(value):  # a gather of flat rows is faster on a CPU
-        flat = value.reshape(value.shape[0], -1).at[index].get(mode='promise_in_bounds')
-        return flat.reshape(*index.shape, *value.shape[1:])
-
-    return {name: rows(value) for name, value in data.items()}
 
 
 def gather_streamed(data: Tree, batch: Batch) -> Batch:
@@ -121,18 +129,20 @@ class Scaling(NamedTuple):
     """Between data units and what a model sees, (data − offset) / factor. Integer levels lie in [0, 1] as data."""
 
     offset: np.ndarray | float = 0.0
-    factor: np.ndarray | float = 1.0
+    factor: np.ndarray | float | None = None  # None: as they are
 
     def to_model(self, x: Array) -> Array:
-        return (x - self.offset) / self.factor
+        return x if self.factor is None else (x - self.offset) / self.factor
 
     def to_data(self, x: Array) -> Array:
-        return x * self.factor + self.offset
+        return x if self.factor is None else x * self.factor + self.offset
 
 
 def make_scaling(dataset: Dataset, scale: str) -> Scaling:
     """'unit': as the data are, images in [0, 1]; 'symmetric': images in [−1, 1]; 'standard', for points: zero mean
     and, over all coordinates together so that shapes stay, unit variance of the training split."""
+    if dataset.kind == 'text':
+        return Scaling()
     if scale not in SCALES:
         raise UserError(f'data.scale: {scale!r}{near(scale, SCALES)}')
     if scale == 'standard':
@@ -152,6 +162,8 @@ def make_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callab
         a function of the pixel's own image (see `binarize_static`); 'dynamic': drawn anew whenever it is seen
         (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5).
     """
+    if dataset.kind == 'text':
+        return lambda batch, ctx: batch
     if binarize not in BINARIZE:
         raise UserError(f'data.binarize: {binarize!r}{near(binarize, BINARIZE)}')
     if binarize != 'none' and dataset.kind != 'image':

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Array, Batch
 from aigc_jax.data.mixture import Mixture
+from aigc_jax.data.tokenizers import Tokenizer
 
 _CHUNK = 1000  # examples that `materialize` reads at once
 
@@ -19,7 +21,10 @@ class Source(Protocol):
     """One split. `source[i]` takes an int or an array of ints (shape S) and returns a dict of numpy arrays.
 
     `x`: shape S + dataset.shape, images uint8 (H, W, C) or float32 in [0, 1], points float32 (D,);
-    `label`: int32, shape S, only where the set has labels. Out of range: IndexError.
+    `label`: int32, shape S, only where the set has labels. Text: see data/text.py. Out of range: IndexError.
+
+    A split in memory has besides `resident`, {name: array} to keep on the device, and gather(resident, index), which
+    makes source[index] of it inside a compiled step.
     """
 
     def __len__(self) -> int: ...
@@ -47,6 +52,19 @@ class Arrays:
     def __getitem__(self, index) -> dict[str, Any]:
         return {name: array[index] for name, array in self.arrays.items()}
 
+    @property
+    def resident(self) -> dict[str, np.ndarray]:
+        return dict(self.arrays)
+
+    def gather(self, data: Batch, index: Array) -> Batch:
+        """index (R, B) -> {name: (R, B, …)}."""
+
+        def rows(value):  # a gather of flat rows is faster on a CPU
+            flat = value.reshape(value.shape[0], -1).at[index].get(mode='promise_in_bounds')
+            return flat.reshape(*index.shape, *value.shape[1:])
+
+        return {name: rows(value) for name, value in data.items()}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -54,13 +72,15 @@ class Dataset:
 
     Attributes:
       splits: 'train', 'test' and, unless it is trained on, 'valid', each a Source.
-      kind: 'image' or 'points'.
-      shape: of one example, (H, W, C) or (D,).
+      kind: 'image', 'points' or 'text'.
+      shape: of one example, (H, W, C), (D,) or (tokens of a training window,).
       levels: integer examples lie in 0..levels (digits 16, images 255, binary 1); 0: real numbers.
       num_classes: labels lie in 0..num_classes-1; 0: no labels.
       density: the true density, where it is known.
       licence: as its source states it.
       fingerprint: sha256 (hex) over what the splits hold.
+      tokenizer: of text.
+      contiguous: each row of a batch reads on where the row of the batch before ended, instead of in shuffled order.
     """
 
     splits: Mapping[str, Source]
@@ -71,6 +91,8 @@ class Dataset:
     density: Mixture | None
     licence: str
     fingerprint: str
+    tokenizer: Tokenizer | None = None
+    contiguous: bool = False
 
 
 def from_arrays(
@@ -90,9 +112,9 @@ def from_arrays(
     )
 
 
-def materialize(source: Source) -> Arrays:
+def materialize(source: Source) -> Source:
     """Reads a whole split into memory; one that is there already is returned as it is."""
-    if isinstance(source, Arrays):
+    if hasattr(source, 'gather'):
         return source
     starts = range(0, len(source), _CHUNK)
     chunks = [source[np.arange(i, min(i + _CHUNK, len(source)))] for i in starts]

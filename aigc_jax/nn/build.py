@@ -7,20 +7,22 @@ from typing import Any
 import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.nn.mlp import activation, bias_init
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def build(module: type, what: str, config: Any, **given):
-    """module(**config, **given); a misspelt or missing field, or an unknown name in one, is named as `what`.FIELD."""
+    """module(**config, **given); a misspelt or missing field, or an unknown name in one, is named as `what`.FIELD.
+
+    Which names a field can hold stands in CHOICES of the module's file.
+    """
     hints = typing.get_type_hints(module)
     names = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
     kinds = {name: hints[name] if isinstance(hints[name], type) else tuple for name in names}  # Sequence[int]: tuple
     check_fields(config, kinds, what, module.__name__)
-    for field, find in (('activation', activation), ('bias_init', bias_init)):
-        if field in config:
-            find(config[field], f'{what}.{field}')
+    for field, choices in inspect.getmodule(module).CHOICES.items():
+        if field in config and config[field] not in choices:
+            raise UserError(f'{what}.{field}: {config[field]!r}{near(config[field], choices)}')
     return module(**config, **given)
 
 

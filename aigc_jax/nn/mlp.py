@@ -11,17 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array
-
-ACTIVATIONS = ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid')
-
-
-def activation(name: str, what: str = 'activation') -> Callable[[Array], Array]:
-    """jax.nn.NAME. Raises UserError, as `what`, for another name."""
-    if name not in ACTIVATIONS:
-        raise UserError(f'{what}: {name!r}{near(str(name), ACTIVATIONS)}')
-    return getattr(jax.nn, name)
 
 
 def _uniform_bias(fan_in: int) -> Callable[..., Array]:
@@ -32,13 +22,10 @@ def _uniform_bias(fan_in: int) -> Callable[..., Array]:
 # Of the hidden layers. 'uniform': U(±1/√fan_in), as torch.nn.Linear's; with 'zeros' the kinks of a first layer of ReLUs
 # all begin in the origin, from where they take long to spread over data of two dimensions.
 BIASES = {'zeros': lambda fan_in: nn.initializers.zeros, 'uniform': _uniform_bias}
-
-
-def bias_init(name: str, what: str = 'bias_init') -> Callable[[int], Callable[..., Array]]:
-    """fan_in -> initializer. Raises UserError, as `what`, for an unknown name."""
-    if name not in BIASES:
-        raise UserError(f'{what}: {name!r}{near(str(name), BIASES)}')
-    return BIASES[name]
+CHOICES = {
+    'activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid'),  # of jax.nn
+    'bias_init': tuple(BIASES),
+}
 
 
 def flat_dim(shape: Sequence[int]) -> int:
@@ -60,8 +47,8 @@ class MLP(nn.Module):
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         for features in self.features:
-            initializer = bias_init(self.bias_init)(x.shape[-1])
-            x = activation(self.activation)(nn.Dense(features, dtype=self.dtype, bias_init=initializer)(x))
+            initializer = BIASES[self.bias_init](x.shape[-1])
+            x = getattr(jax.nn, self.activation)(nn.Dense(features, dtype=self.dtype, bias_init=initializer)(x))
         return nn.Dense(self.out_dim, dtype=self.dtype)(x).astype(jnp.float32)
 
 

@@ -3,11 +3,12 @@
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Task
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.tasks import gan, vae
+from aigc_jax.tasks import gan, lm, vae
 
 TASKS = {
     'vae': vae.make,
     'gan': gan.make,
+    'lm': lm.make,
 }
 
 

@@ -1,0 +1,191 @@
+"""Text and source code as rows of tokens: embedded corpora, files, folders; windows of them as examples."""
+
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import sysconfig
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.types import Array, Batch
+from aigc_jax.data import tokenizers
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.tokenizers import Tokenizer
+
+ORDERS = ('shuffled', 'contiguous')
+SPLITS = ('train', 'valid', 'test')
+_PSF = 'PSF-2.0: part of the Python distribution'
+_OWN = "the files' own"
+
+
+class Windows:
+    """One split: windows of `block` + 1 tokens of a row of tokens, the inputs and, one further on, the targets.
+
+    Window i begins at i · stride; with `cover` the last one is moved back so that it ends with the row. `source[i]` is
+    {'tokens': S + (block + 1,) int32, 'counted': S int32}, S the shape of i: how many of the last targets no window
+    before has had, so that what is summed over them is summed over the row, each token once.
+    """
+
+    def __init__(self, tokens: np.ndarray, block: int, stride: int, cover: bool):
+        self.tokens, self._block, self._stride = tokens, block, stride
+        self._last = len(tokens) - 1 - block  # where the last window can begin
+        self._cover = cover
+
+    def __len__(self) -> int:
+        return self._last // self._stride + 1 + (self._cover and self._last % self._stride > 0)
+
+    def __getitem__(self, index) -> dict[str, np.ndarray]:
+        index = np.asarray(index)
+        if ((index < 0) | (index >= len(self))).any():
+            raise IndexError(index)
+        start = np.minimum(index * self._stride, self._last)
+        before = np.minimum((index - 1) * self._stride, self._last)
+        counted = np.where(index == 0, self._block, start - before).astype(np.int32)
+        tokens = self.tokens[start[..., None] + np.arange(self._block + 1)]
+        return {'tokens': tokens.astype(np.int32), 'counted': counted}
+
+    @property
+    def resident(self) -> dict[str, np.ndarray]:
+        return {'tokens': self.tokens}
+
+    def gather(self, data: Batch, index: Array) -> Batch:
+        """{'tokens': index.shape + (block + 1,) int32}, inside the compiled step."""
+        import jax.numpy as jnp
+
+        where = index[..., None] * self._stride + jnp.arange(self._block + 1)
+        return {'tokens': data['tokens'].at[where].get(mode='promise_in_bounds').astype(jnp.int32)}
+
+
+def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -> Dataset:
+    """Documents, cut into splits and tokens as `cfg`, the config's `data`, says.
+
+    One document is cut by place: its first part is trained on, the last valid_percent and test_percent are held out.
+    Several are told apart by the hash of what they hold, so that a document stays in its split whatever stands beside.
+
+    tokenizer: of the run that is gone on with; None: one is made. Raises UserError.
+    """
+    if cfg.order not in ORDERS:
+        raise UserError(f'data.order: {cfg.order!r}{near(cfg.order, ORDERS)}')
+    if cfg.valid_percent < 0 or cfg.test_percent < 0 or cfg.valid_percent + cfg.test_percent >= 100:
+        raise UserError('data.valid_percent, data.test_percent: 0 or more, and together less than 100')
+    by_split = _cut(documents, cfg.valid_percent, cfg.test_percent)
+    if not by_split['train']:
+        raise UserError(f'data.name={cfg.name}: holds no text to train on')
+    tokenizer = tokenizer or tokenizers.train(cfg.tokenizer, documents, by_split['train'], cfg.vocab_size)
+    if tokenizer.kind != cfg.tokenizer:
+        raise UserError(f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}')
+    for name in ('block', 'eval_stride'):
+        if cfg[name] < 1:
+            raise UserError(f'data.{name}: {cfg[name]}; it counts tokens, 1 or more')
+    eval_block = cfg.eval_block or cfg.block
+    if cfg.eval_stride > eval_block:
+        raise UserError(f'data.eval_stride: {cfg.eval_stride} passes over tokens; at most the {eval_block} of a window')
+    splits = {}
+    for split, texts in by_split.items():
+        if not texts:
+            continue
+        tokens, training = _tokens(tokenizer, texts), split == 'train'
+        block = cfg.block if training else eval_block
+        if len(tokens) < block + 1:
+            raise UserError(
+                f'data.name={cfg.name}: the {split} split has {len(tokens)} tokens, less than a window of {block} and '
+                'the token after it; take a longer text, or a smaller data.block or data.eval_block'
+            )
+        stride = (1 if cfg.order == 'shuffled' else block) if training else cfg.eval_stride
+        splits[split] = Windows(tokens, block, stride, cover=not training)
+    digest = hashlib.sha256(tokenizer.to_json().encode())
+    for split, windows in splits.items():
+        digest.update(f'{split} {len(windows.tokens)}\n'.encode() + windows.tokens.tobytes())
+    return Dataset(
+        splits=splits, kind='text', shape=(cfg.block,), levels=0, num_classes=0, density=None, licence=licence,
+        fingerprint=digest.hexdigest(), tokenizer=tokenizer, contiguous=cfg.order == 'contiguous',
+    )  # fmt: skip
+
+
+def _cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
+    if len(documents) == 1:
+        (text,) = documents
+        n = len(text)
+        first, second = (round(n * (100 - percent) / 100) for percent in (valid_percent + test_percent, test_percent))
+        parts = text[:first], text[first:second], text[second:]
+        return {split: [part] if part else [] for split, part in zip(SPLITS, parts, strict=True)}
+    by_split = {split: [] for split in SPLITS}
+    for text in documents:
+        place = int.from_bytes(_digest(text)[:8], 'big') / 2**64 * 100
+        held_out = 'test' if place < test_percent else 'valid' if place < test_percent + valid_percent else 'train'
+        by_split[held_out].append(text)
+    return by_split
+
+
+def _tokens(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
+    dtype = np.uint8 if tokenizer.vocab_size <= 2**8 else np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    end = [] if tokenizer.end is None else [np.array([tokenizer.end], dtype)]
+    return np.concatenate([part for text in documents for part in (*end, tokenizer.encode(text).astype(dtype))])
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors='surrogateescape')).digest()
+
+
+def distinct(documents: list[str]) -> list[str]:
+    """The documents that are not empty, each once, in the order of their hashes, which no file system decides."""
+    return [text for _, text in sorted({_digest(text): text for text in documents if text}.items())]
+
+
+def pydoc(cfg, tokenizer) -> Dataset:
+    """The language reference as Python's own help() shows it: some 80 topics, 465,000 characters of English prose."""
+    from pydoc_data.topics import topics
+
+    return load(cfg, distinct(list(topics.values())), _PSF, tokenizer)
+
+
+def python_stdlib(cfg, tokenizer) -> Dataset:
+    """The source code of the running interpreter's standard library without its tests: some 12 MB in 700 files."""
+    root = pathlib.Path(sysconfig.get_paths()['stdlib'])
+    left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3'}
+    paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
+    return load(cfg, distinct([_read(path) for path in paths]), _PSF, tokenizer)
+
+
+def text_files(cfg, where: str, tokenizer) -> Dataset:
+    """text:FILE, one document, or text:GLOB, each file one."""
+    paths = sorted(glob.glob(where, recursive=True)) if glob.has_magic(where) else [where]
+    if not paths:
+        raise UserError(f'data.name={cfg.name}: no file matches {where}')
+    documents = [_read(pathlib.Path(path)) for path in paths if len(paths) == 1 or os.path.isfile(path)]
+    return load(cfg, documents if len(documents) == 1 else distinct(documents), _OWN, tokenizer)
+
+
+def code(cfg, where: str, tokenizer) -> Dataset:
+    """code:DIR: the Python files below a folder, each one document."""
+    root = pathlib.Path(where)
+    if not root.is_dir():
+        raise UserError(f'data.name={cfg.name}: there is no folder {root}')
+    documents = distinct([_read(path) for path in root.rglob('*.py')])
+    if not documents:
+        raise UserError(f'data.name={cfg.name}: no .py file lies below {root}')
+    return load(cfg, documents, _OWN, tokenizer)
+
+
+def jsonl(cfg, where: str, tokenizer) -> Dataset:
+    """jsonl:FILE: one object a line, its field 'text' a document."""
+    documents = []
+    for number, line in enumerate(_read(pathlib.Path(where)).splitlines(), 1):
+        try:
+            text = json.loads(line)['text']
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f'data.name={cfg.name}: line {number} is no JSON object with a field "text"')
+        documents.append(text)
+    return load(cfg, distinct(documents), _OWN, tokenizer)
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_bytes().decode(errors='surrogateescape')
+    except OSError as error:
+        raise UserError(f'data.name: {path} cannot be read: {error.strerror or error}') from None

@@ -1,0 +1,45 @@
+"""What language models share: the state that decoding carries, dropout, and the layer from features to logits."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from aigc_jax.core.types import Array, Tree
+
+# draw(name, shape) -> (n, *shape) uniforms of each example (rng.Context.uniform); None: no dropout, as in evaluation.
+Draw = Callable[[str, tuple[int, ...]], Array] | None
+
+
+class State(NamedTuple):
+    """What a language model has read.
+
+    column: () int32, how many columns; layers: keys and values, or recurrent states, (n, …) each;
+    start: (n,) int32, the column where each text begins, so that texts of unequal length end in one column.
+    """
+
+    column: Array
+    layers: Tree
+    start: Array
+
+
+def dropout(x: Array, rate: float, draw: Draw, name: str) -> Array:
+    """Srivastava et al. 2014, scaled while training; the draw of an example is its own, whatever device it is on."""
+    if not rate or draw is None:
+        return x
+    return jnp.where(draw(f'dropout/{name}', x.shape[1:]) < rate, 0, x / (1 - rate)).astype(x.dtype)
+
+
+def logits(x: Array, embed: nn.Embed, tied: bool, zero_init: bool, softcap: float, dtype: Any) -> Array:
+    """(…, width) -> (…, vocab) float32; to be called inside a compact method, whose layer 'head' it makes.
+
+    softcap: c tanh(l / c), Gemma Team 2024, section 2 (Gemma 2); 0: none.
+    """
+    if tied:
+        out = embed.attend(x)
+    else:
+        initializer = nn.initializers.zeros if zero_init else nn.initializers.normal(0.02)
+        out = nn.Dense(embed.num_embeddings, use_bias=False, kernel_init=initializer, dtype=dtype, name='head')(x)
+    out = out.astype(jnp.float32)
+    return softcap * jnp.tanh(out / softcap) if softcap else out

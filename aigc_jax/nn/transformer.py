@@ -1,0 +1,199 @@
+"""A decoder-only Transformer: GPT-2's block (Radford et al. 2019), or today's, by its fields.
+
+Shapes: n texts, L tokens, S keys, H heads of d features, K of them with keys and values of their own.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core.types import Array
+from aigc_jax.nn.language import Draw, State, dropout, logits
+
+CHOICES = {
+    'position': ('learned', 'rope', 'none'),
+    'norm': ('layernorm', 'rmsnorm'),
+    'activation': ('gelu', 'relu2', 'swiglu'),
+    'attention': ('einsum', 'xla', 'cudnn'),
+}
+
+
+def rope(x: Array, position: Array) -> Array:
+    """Rotary position embedding (Su et al. 2021, eq. 34): x (n, h, L, d), position (n or 1, L)."""
+    half = x.shape[-1] // 2
+    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position[:, None, :, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def rms_norm(x: Array) -> Array:
+    """x / rms(x) without a learned scale, float32 inside (Zhang & Sennrich 2019, eq. 4)."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    index: int
+    layers: int
+    heads: int
+    kv_heads: int
+    width: int
+    mlp_width: int
+    position: str
+    norm: str
+    activation: str
+    qk_norm: bool
+    bias: bool
+    zero_init: bool
+    dropout: float
+    attention: str
+    dtype: Any
+
+    def _dense(self, features: int, name: str, residual: bool = False):
+        # GPT-2 scales what goes into the residual stream by 1/√(2 layers); zeros: each block begins as the identity.
+        std = 0.02 / math.sqrt(2 * self.layers) if residual else 0.02
+        zero = residual and self.zero_init
+        initializer = nn.initializers.zeros if zero else nn.initializers.normal(std)
+        return nn.Dense(features, use_bias=self.bias, kernel_init=initializer, dtype=self.dtype, name=name)
+
+    def _norm(self, name: str):
+        if self.norm == 'rmsnorm':
+            return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+        return nn.LayerNorm(epsilon=1e-5, use_bias=self.bias, dtype=self.dtype, name=name)
+
+    @nn.compact
+    def __call__(self, x: Array, position: Array, mask: Array, cache: dict | None, column: Array, draw: Draw):
+        """x (n, L, width) -> the same, and the cache with these keys and values put in from `column` on."""
+        x_in = x
+        n, length, _ = x.shape
+        d = self.width // self.heads
+        x = self._norm('attention_norm')(x)
+
+        def heads(count, name):
+            return self._dense(count * d, name)(x).reshape(n, length, count, d).transpose(0, 2, 1, 3)
+
+        q, k, v = heads(self.heads, 'query'), heads(self.kv_heads, 'key'), heads(self.kv_heads, 'value')
+        if self.qk_norm:  # Henry et al. 2020, with RMSNorm
+            q, k = rms_norm(q), rms_norm(k)
+        if self.position == 'rope':
+            q, k = rope(q, position), rope(k, position)
+        if cache is not None:
+            put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), column, 2)
+            cache = {'k': put(cache['k'], k), 'v': put(cache['v'], v)}
+            k, v = cache['k'], cache['v']
+        mixed = self._attend(q, k, v, mask, draw).transpose(0, 2, 1, 3).reshape(n, length, self.width)
+        x = x_in + self._dropped(self._dense(self.width, 'out', residual=True)(mixed), draw, 'attention')
+        h = self._norm('mlp_norm')(x)
+        if self.activation == 'swiglu':  # Shazeer 2020, eq. 6
+            h = jax.nn.silu(self._dense(self.mlp_width, 'gate')(h)) * self._dense(self.mlp_width, 'up')(h)
+        else:
+            h = self._dense(self.mlp_width, 'up')(h)
+            # relu²: So et al. 2021 (Primer); GPT-2's gelu is the tanh approximation.
+            h = jnp.square(jax.nn.relu(h)) if self.activation == 'relu2' else jax.nn.gelu(h)
+        return x + self._dropped(self._dense(self.width, 'down', residual=True)(h), draw, 'mlp'), cache
+
+    def _dropped(self, x: Array, draw: Draw, name: str) -> Array:
+        return dropout(x, self.dropout, draw, f'{self.index}/{name}')
+
+    def _attend(self, q: Array, k: Array, v: Array, mask: Array, draw: Draw) -> Array:
+        """softmax(q kᵀ / √d) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look."""
+        n, h, length, d = q.shape
+        if self.attention != 'einsum':
+            swap = lambda x: x.transpose(0, 2, 1, 3)
+            out = jax.nn.dot_product_attention(
+                swap(q), swap(k), swap(v), mask=mask[:, None], implementation=self.attention
+            )
+            return swap(out)
+        q = q.reshape(n, self.kv_heads, h // self.kv_heads, length, d) * d**-0.5
+        scores = jnp.einsum('nkgld,nksd->nkgls', q, k).astype(jnp.float32)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
+        if self.dropout and draw is not None:
+            weights = dropout(weights, self.dropout, draw, f'{self.index}/weights')
+        return jnp.einsum('nkgls,nksd->nkgld', weights.astype(v.dtype), v).reshape(n, h, length, d)
+
+
+class Transformer(nn.Module):
+    """tokens (n, L) int32 -> logits of the token after each, (n, L, vocab) float32, and the state after them.
+
+    context: the most tokens that it sees; window: how many of the last ones a token looks at, 0: all of them.
+    end: the token that begins a document, where attention stops at it; None: it does not.
+    """
+
+    vocab_size: int
+    context: int
+    end: int | None
+    layers: int
+    heads: int
+    kv_heads: int
+    width: int
+    mlp_width: int
+    position: str
+    norm: str
+    activation: str
+    qk_norm: bool
+    bias: bool
+    zero_init: bool
+    tied: bool
+    softcap: float
+    window: int
+    dropout: float
+    attention: str
+    remat: bool
+    dtype: Any = jnp.float32
+
+    def initial_state(self, n: int, columns: int) -> State:
+        """For texts that fill at most `columns` columns; State.start is to be set."""
+        shape = (n, self.kv_heads, columns, self.width // self.heads)
+        layers = [{'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)} for _ in range(self.layers)]
+        return State(jnp.int32(0), layers, jnp.zeros((n,), jnp.int32))
+
+    @nn.compact
+    def __call__(self, tokens: Array, state: State | None = None, draw: Draw = None) -> tuple[Array, State | None]:
+        n, length = tokens.shape
+        embed = nn.Embed(
+            self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name='embed'
+        )
+        first = jnp.int32(0) if state is None else state.column
+        column = first + jnp.arange(length)
+        if state is None:
+            keys, position, mask = column, column[None], jnp.ones((1, length, length), bool)
+        else:
+            keys = jnp.arange(state.layers[0]['k'].shape[2])
+            position = jnp.maximum(column[None] - state.start[:, None], 0)
+            mask = jnp.broadcast_to((keys >= state.start[:, None])[:, None], (n, length, len(keys)))
+        mask = mask & (keys <= column[:, None])
+        if self.window:
+            mask = mask & (keys > column[:, None] - self.window)
+        if self.end is not None and state is None:
+            document = jnp.cumsum(tokens == self.end, axis=1)
+            mask = mask & (document[:, :, None] == document[:, None, :])
+        x = embed(tokens)
+        if self.position == 'learned':
+            table = nn.Embed(
+                self.context, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name='position'
+            )
+            x = x + table(position)
+        x = dropout(x, self.dropout, draw, 'embed')
+        block = nn.remat(Block, static_argnums=(6,)) if self.remat and state is None else Block
+        layers = []
+        for i in range(self.layers):
+            layer = block(
+                i, self.layers, self.heads, self.kv_heads, self.width, self.mlp_width, self.position, self.norm,
+                self.activation, self.qk_norm, self.bias, self.zero_init, self.dropout, self.attention, self.dtype,
+                name=f'block_{i}',
+            )  # fmt: skip
+            x, cache = layer(x, position, mask, None if state is None else state.layers[i], first, draw)
+            layers.append(cache)
+        if self.norm == 'rmsnorm':
+            x = nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
+        else:
+            x = nn.LayerNorm(epsilon=1e-5, use_bias=self.bias, dtype=self.dtype, name='norm')(x)
+        out = logits(x, embed, self.tied, self.zero_init, self.softcap, self.dtype)
+        return out, None if state is None else State(first + length, layers, state.start)

@@ -1,0 +1,146 @@
+"""Autoregressive language models, p(x) = Π p(x_t given x_<t), by maximum likelihood; recurrent or self-attention.
+
+One player, 'model'. A recurrent model on contiguous data carries its state from block to block (truncated
+back-propagation through time, Mikolov et al. 2010), in TrainState.carry.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.types import Array, Batch, Extra, Task, Turn
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.decoding import Language, Sampling, sample
+from aigc_jax.nn import recurrent, transformer
+from aigc_jax.nn.build import build, compute_dtype
+
+MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurrent}
+
+
+def make(config, dataset: Dataset) -> Task:
+    """The task of a config whose `task` holds z_loss, separate_documents; `model` kind and the fields of that module.
+    Raises UserError for a field that fits neither these nor the data."""
+    options, tokenizer = config.task, dataset.tokenizer
+    check_fields(options, dict(name=str, z_loss=float, separate_documents=bool), 'task')
+    if dataset.kind != 'text':
+        raise UserError(f'task.name: lm reads text; {config.data.name} is {dataset.kind}')
+    module, block = _build(config, tokenizer), config.data.block
+    is_recurrent = isinstance(module, recurrent.Recurrent)
+    if dataset.contiguous and not is_recurrent:
+        raise UserError('data.order: a transformer carries no state from block to block; set it to shuffled')
+    if not is_recurrent and max(block, config.data.eval_block) > module.context:
+        raise UserError(f'data.block, data.eval_block: at most the {module.context} tokens of model.context')
+    if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
+        raise UserError('eval.sample_tokens: 1 or more, and less than model.context')
+    num_bytes = jnp.asarray(tokenizer.num_bytes)
+    # The first token of a text that has no prompt: the end of another document, or what begins a line.
+    first = tokenizer.end if tokenizer.end is not None else _newline(tokenizer)
+    rows = len(dataset.splits['train']) // config.batch_size if dataset.contiguous else 0
+
+    def init(key: Array):
+        # Eight tokens: no shape of the parameters depends on how many.
+        params = module.init(rng.named(key, 'model'), jnp.zeros((1, 8), jnp.int32))['params']
+        carry = module.initial_state(config.batch_size).layers if dataset.contiguous else {}
+        return {'model': params}, Extra({}, carry)
+
+    def forward(params, tokens: Array, state=None, draw=None):
+        return module.apply({'params': params['model']}, tokens, state, draw)
+
+    def nats(params, tokens: Array, state=None, draw=None):
+        """tokens (n, L + 1) -> −log p of the last L, (n, L), log Z of their logits, and the state after them."""
+        logits, state = forward(params, tokens[:, :-1], state, draw)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+        return log_z - chosen, log_z, state
+
+    def loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
+        state = None
+        if dataset.contiguous:
+            state = module.initial_state(batch['tokens'].shape[0])
+            going_on = jnp.where(ctx.step % rows == 0, 0.0, 1.0)  # the rows begin anew together
+            state = state._replace(layers=jax.tree.map(lambda x: x * going_on, extra.carry))
+        draw = ctx.uniform if module.dropout else None
+        per_token, log_z, state = nats(params, batch['tokens'], state, draw)
+        value = jnp.mean(per_token)
+        metrics = {'nats_per_token': value}
+        if options.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
+            value = value + options.z_loss * jnp.mean(log_z**2)
+        return value, (metrics, extra._replace(carry=state.layers) if dataset.contiguous else extra)
+
+    def evaluate(params, extra, batch: Batch, ctx: rng.Context):
+        """Sums over the counted targets of each window, with how many tokens or bytes they are."""
+        tokens = batch['tokens']
+        per_token = nats(params, tokens)[0]
+        length = per_token.shape[1]
+        counted = jnp.arange(length) >= length - batch['counted'][:, None]
+        total = jnp.sum(jnp.where(counted, per_token, 0), axis=1)
+        sizes = jnp.sum(jnp.where(counted, num_bytes[tokens[:, 1:]], 0), axis=1)
+        return {
+            'model/nats_per_token': (total, batch['counted']),
+            'model/bits_per_byte': (total / math.log(2), sizes),
+            'model/nats_per_token_window': jnp.mean(per_token, axis=1),
+        }
+
+    def derive(values: dict[str, float]) -> dict[str, float]:
+        return {'model/perplexity': math.exp(min(values['model/nats_per_token'], 700.0))}
+
+    def apply(params, extra, tokens: Array, state):
+        return forward(params, tokens, state)
+
+    def draw_sample(params, extra, ctx: rng.Context, labels) -> Array:
+        """(n, eval.sample_tokens) tokens drawn from the model itself, 0 behind the end of a text."""
+        n = ctx.index.shape[0]
+        state = module.initial_state(n, config.eval.sample_tokens + 1)
+        start = jnp.full((n, 1), first, jnp.int32)
+        call = lambda tokens, state: forward(params, tokens, state)
+        most = config.eval.sample_tokens
+        return sample(call, state, start, ctx.key, ctx.index, Sampling(), most, tokenizer.end).tokens
+
+    return Task(
+        init=init,
+        rounds=((Turn('model', loss),),),
+        sample=draw_sample,
+        evaluate=evaluate,
+        derive=derive,
+        language=Language(
+            apply=apply,
+            fresh=module.initial_state,
+            context=0 if is_recurrent else module.context,
+            vocab_size=tokenizer.vocab_size,
+            end=tokenizer.end,
+            first=first,
+        ),
+    )
+
+
+def _build(config, tokenizer):
+    model = config.model.copy_and_resolve_references()
+    kind = model.get('kind')
+    if kind not in MODELS:
+        raise UserError(f'model.kind: {kind!r}{near(str(kind), MODELS)}')
+    del model['kind']
+    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width', 'context', 'features'):
+        if isinstance(model.get(name), int) and model[name] < 1:
+            raise UserError(f'model.{name}: {model[name]}; 1 or more')
+    if not 0 <= model.get('dropout', 0) < 1:
+        raise UserError(f'model.dropout: {model.dropout}; it lies in [0, 1)')
+    end = tokenizer.end if config.task.separate_documents else None
+    dtype = compute_dtype(config.precision)
+    module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype)
+    if kind == 'transformer':
+        if module.width % module.heads or module.heads % module.kv_heads:
+            raise UserError('model.heads: it divides model.width, and model.kv_heads divides it')
+        if module.position == 'rope' and module.width // module.heads % 2:
+            raise UserError('model.position: rope turns pairs of features; model.width / model.heads is odd')
+        if module.attention != 'einsum' and module.dropout:
+            raise UserError('model.dropout: of attention weights, needs model.attention=einsum')
+    return module
+
+
+def _newline(tokenizer) -> int:
+    if tokenizer.kind == 'byte':
+        return ord('\n')
+    return tokenizer.pieces.index('\n') if '\n' in tokenizer.pieces else 0
