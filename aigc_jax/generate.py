@@ -43,7 +43,7 @@ class Generator:
         self._chunk = experiment.config.eval.batch_size
 
     def generate(self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int) -> list[Text]:
-        """num_samples texts for each prompt; sample i of all is a function of (seed, i), whatever is written beside it."""
+        """num_samples texts for each prompt; text i of all is a function of (seed, i), whatever stands beside it."""
         language = self._language
         encoded = [self._encode(prompt, '--prompt') for prompt in prompts]
         room = language.context - self._most
@@ -114,7 +114,7 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
 
 
 def save(path: pathlib.Path, texts: list[Text]) -> None:
-    """`path`.txt for a person; `path`.npz with samples (n, most tokens) int32, −1 behind the last, nats and length (n,)."""
+    """`path`.txt to read; `path`.npz with samples (n, tokens) int32, −1 behind the last, nats and length (n,)."""
     most = max(len(text.tokens) for text in texts)
     samples = np.full((len(texts), most), -1, np.int32)
     for row, text in zip(samples, texts, strict=True):
