@@ -32,6 +32,7 @@ class Experiment:
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
+        data.check(config.data)
         self.dataset = data.load(config.data, tokenizer)
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:

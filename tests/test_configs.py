@@ -27,7 +27,7 @@ def variants(path):
 
 
 def needs_files(config):
-    return config.data.name.partition(':')[0] in ('idx', 'npz', 'amat', 'tfds')
+    return config.data.name.partition(':')[0] in ('idx', 'npz', 'amat', 'tfds', 'text')
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,18 @@ def needs_files(config):
 )
 def test_every_variant_makes_a_task(path, variant):
     config = config_lib.load(f'{path}:{variant}', [])
-    if needs_files(config):
-        config.data.name = 'digits'  # the variant's files belong to the user; its model and schedule do not
+    if needs_files(config):  # the variant's files belong to the user; its model and schedule do not
+        config.data.name = 'pydoc' if config.task.name == 'lm' else 'digits'
     experiment = Experiment(config)
     assert experiment.abstract_state.params.keys() == set(experiment.task.players)
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
-@pytest.mark.parametrize('overrides', [[], [('model.conditional', 'True')]], ids=['plain', 'conditional'])
+@pytest.mark.parametrize(
+    'path, overrides',
+    [(path, []) for path in FILES]
+    + [(path, [('model.conditional', 'True')]) for path in FILES if path.stem in ('vae', 'gan')],
+    ids=lambda x: x.name if isinstance(x, pathlib.Path) else 'conditional' if x else 'plain',
+)
 def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     config = config_lib.load(f'{path}:smoke', overrides)
     loop.train(config, tmp_path, {})
@@ -58,14 +62,19 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     for name, result in found.items():
         assert result['value'] == pytest.approx(written[name]['value'], rel=1e-6) and result['n'] > 0
     samples = evaluator.sample(state, 0, 30)
-    assert samples.shape == (30, *experiment.dataset.shape) and np.isfinite(samples).all()
+    is_text = experiment.dataset.kind == 'text'
+    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.shape
+    assert samples.shape == (30, *shape) and np.isfinite(samples).all()
     np.testing.assert_array_equal(samples[:7], evaluator.sample(state, 0, 7))  # sample i depends on (seed, i) alone
     assert (samples != evaluator.sample(state, 1, 30)).any()
     for step in (20, 40):
         stored = np.load(tmp_path / 'samples' / f'{step:08d}.npz')['samples']
-        assert stored.shape[1:] == experiment.dataset.shape
-    for picture in ('samples/00000040.png', 'plots/curves.png'):
-        assert (tmp_path / picture).stat().st_size > 500
+        assert stored.shape[1:] == shape
+    pictures = ['plots/curves.png'] + ['samples/00000040.png'] * (not is_text)
+    assert all((tmp_path / picture).stat().st_size > 500 for picture in pictures)
+    if is_text:
+        texts = (tmp_path / 'samples/00000040.txt').read_text()
+        assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
 
 
 def test_bfloat16_and_2d_train(tmp_path):

@@ -146,7 +146,7 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
     from PIL import Image
 
     def examples(images):
-        for image, label in zip(images, LABELS, strict=True):
+        for image, label in zip(images, LABELS, strict=False):
             png = io.BytesIO()
             Image.fromarray(image).save(png, 'png')
             yield {'image': png.getvalue(), 'label': int(label)}

@@ -27,11 +27,21 @@ TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone 
     'code:': text.code,
     'jsonl:': text.jsonl,
 }
+KNOWN = SOURCES | TEXTS
 FIELDS = dict(name=str, dir=str, num_examples=int, valid_examples=int, binarize=str, scale=str, stream=bool)
 TEXT_FIELDS = dict(
     name=str, tokenizer=str, vocab_size=int, order=str, valid_percent=float, test_percent=float, block=int,
     eval_block=int, eval_stride=int, stream=bool,
 )  # fmt: skip
+
+
+def check(cfg) -> None:
+    """Raises UserError unless `cfg` has the fields of its kind of data, and no others."""
+    is_text = _parts(cfg.name)[0] in TEXTS
+    for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
+        if wanted and mark in cfg:
+            raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
+    check_fields(cfg, TEXT_FIELDS if is_text else FIELDS, 'data')
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -47,23 +57,23 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     Raises:
       UserError: if the name is unknown, or what it names cannot be read.
     """
-    prefix, colon, where = cfg.name.partition(':')
-    known = SOURCES | TEXTS
-    if prefix + colon not in known:
-        mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in known else near(prefix + colon, known)
-        raise UserError(f'data.name={cfg.name}: no such data{mend}')
-    if colon and not where:
-        raise UserError(f'data.name={cfg.name}: what comes after the colon is missing')
-    is_text = prefix + colon in TEXTS
-    for wanted, marks, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
-        if wanted and marks in cfg:
-            raise UserError(f'data.name={cfg.name}: this config has fields {kind}; take the config of another model')
-    check_fields(cfg, TEXT_FIELDS if is_text else FIELDS, 'data')
-    loader = known[prefix + colon]
-    if prefix == 'tfds':
+    key, where = _parts(cfg.name)
+    loader = KNOWN[key]
+    if key == 'tfds:':
         return loader(cfg, where)
-    place = [os.path.abspath(os.path.expanduser(where))] if colon else []
-    if is_text:
+    place = [os.path.abspath(os.path.expanduser(where))] if where else []
+    if key in TEXTS:
         return loader(cfg, *place, tokenizer)
     dataset = loader(cfg, *place)
     return dataset if cfg.valid_examples else train_on_valid(dataset)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """'idx:DIR' -> ('idx:', 'DIR'). Raises UserError for data that there are not."""
+    prefix, colon, where = name.partition(':')
+    if prefix + colon not in KNOWN:
+        mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in KNOWN else near(prefix + colon, KNOWN)
+        raise UserError(f'data.name={name}: no such data{mend}')
+    if colon and not where:
+        raise UserError(f'data.name={name}: what comes after the colon is missing')
+    return prefix + colon, where

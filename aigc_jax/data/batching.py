@@ -72,7 +72,7 @@ def places(step: int, steps: int, rounds: int, batch_size: int, rows: range) -> 
 
 
 def resident_feed(streams, step: int, steps_per_call: int, rounds: int, batch_size: int, rows: range) -> Iterator[Tree]:
-    """Endless feeds of indices for `gather_resident`: (K, R, rows) int32, a leading axis where there are replicas."""
+    """Endless feeds of indices for `Source.gather`: (K, R, rows) int32, a leading axis where there are replicas."""
     while True:
         where = places(step, steps_per_call, rounds, batch_size, rows)
         indices = [stream[where] for stream in streams]
