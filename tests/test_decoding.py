@@ -1,0 +1,223 @@
+"""Decoding: distributions against exact ones, the same text in any batch, beam search against enumeration, the flags."""
+
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from aigc_jax import decoding, generate
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.decoding import Sampling
+from aigc_jax.experiment import open_run
+from aigc_jax.nn.language import State
+
+V = 5
+LOGITS = np.random.default_rng(0).normal(0, 1.5, (V, V)).astype(np.float32)  # of the next token, by the last one
+KEY = rng.stream(0, 'test')
+
+
+def toy(tokens, state):
+    """A Markov chain that, so that the cache is used, also looks at how many columns it has read."""
+    column = state.column + jnp.arange(tokens.shape[1])
+    layers = state.layers + tokens.shape[1]
+    return jnp.asarray(LOGITS)[tokens] + 0.1 * (column % 3)[:, None] * jnp.arange(V), State(
+        state.column + tokens.shape[1], layers, state.start
+    )
+
+
+def fresh(n):
+    return State(jnp.int32(0), jnp.zeros((n,), jnp.int32), jnp.zeros((n,), jnp.int32))
+
+
+def draw(how, n=20_000, steps=1, prompt=2, **more):
+    tokens = jnp.full((n, 1), prompt, jnp.int32)
+    call = jax.jit(lambda: decoding.sample(toy, fresh(n), tokens, KEY, jnp.arange(n), how, steps, **more))
+    return jax.device_get(call())
+
+
+def expected(how, prompt=2):
+    """The distribution of the first token, written out."""
+    logits = LOGITS[prompt].astype(np.float64)
+    if how.repetition_penalty != 1:
+        logits[prompt] *= how.repetition_penalty if logits[prompt] < 0 else 1 / how.repetition_penalty
+    logits = logits / how.temperature
+    p = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-p)
+    kept = set(order[: how.top_k or V])
+    p = np.where([i in kept for i in range(V)], p, 0)
+    p = p / p.sum()
+    nucleus, total = set(), 0.0
+    for i in order:
+        if total < how.top_p:
+            nucleus.add(i)
+        total += p[i]
+    p = np.where([i in nucleus for i in range(V)], p, 0)
+    p = np.where(p >= how.min_p * p.max(), p, 0)
+    return p / p.sum()
+
+
+@pytest.mark.parametrize('how', [
+    Sampling(), Sampling(temperature=0.6), Sampling(top_k=2), Sampling(top_p=0.8), Sampling(min_p=0.3),
+    Sampling(repetition_penalty=2.0), Sampling(temperature=1.5, top_k=4, top_p=0.9, min_p=0.1),
+], ids=str)  # fmt: skip
+def test_draws_follow_the_exact_distribution(how):
+    found = np.bincount(draw(how).tokens[:, 0], minlength=V)
+    p = expected(how)
+    assert (found[p == 0] == 0).all()
+    kept = p > 0
+    assert kept.sum() == 1 or scipy.stats.chisquare(found[kept], p[kept] * found.sum()).pvalue > 1e-3
+    assert (how == Sampling()) == kept.all() or how.temperature != 1 or how.repetition_penalty != 1
+
+
+def test_zero_temperature_takes_the_likeliest_and_the_likelihood_is_the_models_own():
+    found = draw(Sampling(temperature=0.0), n=3, steps=4)
+    token, log_p, written = 2, 0.0, []
+    for t in range(4):
+        logits = LOGITS[token] + 0.1 * (t % 3) * np.arange(V)
+        token = int(np.argmax(logits))
+        written.append(token)
+        log_p += float(jax.nn.log_softmax(logits)[token])
+    assert found.tokens.tolist() == [written] * 3 and found.length.tolist() == [4] * 3
+    np.testing.assert_allclose(found.log_prob, log_p, rtol=1e-5)
+
+
+def test_a_text_is_the_same_in_any_batch():
+    whole = draw(Sampling(), n=32, steps=10).tokens
+    for i in (0, 7, 31):
+        call = decoding.sample(toy, fresh(1), jnp.full((1, 1), 2), KEY, jnp.array([i]), Sampling(), 10)
+        np.testing.assert_array_equal(call.tokens[0], whole[i])
+    assert len({tuple(row) for row in whole.tolist()}) > 20
+
+
+def test_texts_end_where_they_should():
+    found = draw(Sampling(), n=500, steps=12, end=4)
+    for row, length in zip(found.tokens, found.length, strict=True):
+        ends = np.flatnonzero(row == 4)
+        assert length == (ends[0] + 1 if len(ends) else 12) and (row[length:] == 0).all()
+    assert 0 < (found.length == 12).sum() < 500
+    stopped = draw(Sampling(), n=500, steps=12, stop=(1, 3))
+    for row, length in zip(stopped.tokens.tolist(), stopped.length, strict=True):
+        pairs = [i for i in range(11) if row[i : i + 2] == [1, 3]]
+        assert length == (pairs[0] + 2 if pairs else 12)
+
+
+@pytest.mark.parametrize('end, alpha', [(None, 0.0), (4, 0.0), (4, 1.0)])
+def test_a_full_beam_finds_the_best_of_all_texts(end, alpha):
+    steps, beam = 3, V**2  # every prefix of the last but one step has its place
+    how = Sampling(beam_size=beam, length_penalty=alpha)
+    prompts = jnp.array([[0], [2]], jnp.int32)
+    found = decoding.beam_search(toy, fresh(2), prompts, how, steps, end)
+
+    def score(prompt, text):
+        token, total = prompt, 0.0
+        for t, following in enumerate(text):
+            total += float(jax.nn.log_softmax(LOGITS[token] + 0.1 * (t % 3) * np.arange(V))[following])
+            token = following
+            if token == end:
+                return total, text[: t + 1]
+        return total, text
+
+    for row, prompt in enumerate((0, 2)):
+        texts = dict((text, total) for total, text in (score(prompt, t) for t in itertools.product(range(V), repeat=3)))
+        best = max(texts, key=lambda text: texts[text] / ((5 + len(text)) / 6) ** alpha)
+        assert tuple(found.tokens[row, : found.length[row]].tolist()) == best
+        assert float(found.log_prob[row]) == pytest.approx(texts[best], rel=1e-5)
+
+
+def test_flags_that_contradict_or_leave_their_range():
+    for how, word in (
+        (Sampling(temperature=-1.0), '--temperature=-1.0'), (Sampling(top_k=9), '--top_k=9'),
+        (Sampling(top_p=0.0), '--top_p=0.0'), (Sampling(min_p=2.0), '--min_p=2.0'),
+        (Sampling(repetition_penalty=0.0), '--repetition_penalty'), (Sampling(beam_size=0), '--beam_size=0'),
+        (Sampling(beam_size=2, top_k=2), '--beam_size'), (Sampling(temperature=0.0, top_p=0.5), '--temperature=0'),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=word):
+            how.check(V)
+
+
+@pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
+def test_texts_of_a_trained_model(smoke, model):
+    """Prompts of unequal length, one batch or many, cached or not: the same texts, and the likelihood of a forward."""
+    experiment, state = open_run(smoke(model))
+    prompts = ['The', 'An import statement', '']
+    how = Sampling(temperature=0.8)
+    texts = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
+    assert [text.prompt for text in texts] == [p for p in prompts for _ in range(3)]
+    experiment.config.eval.batch_size = 2
+    again = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
+    assert [text.text for text in texts] == [text.text for text in again]
+    language, tokenizer = experiment.task.language, experiment.dataset.tokenizer
+    for text in texts:
+        read = np.concatenate([[language.first], tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
+        logits, _ = language.apply(state.params, None, jnp.asarray(read[None, :-1]), None)
+        log_p = np.asarray(jax.nn.log_softmax(logits[0], axis=-1))[np.arange(len(read) - 1), read[1:]]
+        assert text.nats == pytest.approx(-log_p[-len(text.tokens) :].sum(), rel=1e-3)
+
+
+def test_the_command_line_writes(runner, smoke, tmp_path):
+    import shutil
+
+    folder = tmp_path / 'run'
+    shutil.copytree(smoke('gpt'), folder)
+    (tmp_path / 'prompts').write_text('The\n"An\\nimport"\n')
+    code, out, err = runner('--mode=sample', f'--workdir={folder}', f'--prompt_file={tmp_path}/prompts',
+                            '--num_samples=2', '--max_new_tokens=12', '--temperature=0.7', '--top_p=0.9')  # fmt: skip
+    assert code == 0 and out.count('The') == 2 and out.count('An\nimport') == 2
+    assert '4 texts' in err and 'nats a token' in err
+    stored = np.load(folder / 'samples/00000040_sample0.npz')
+    assert stored['samples'].shape == (4, stored['length'].max()) and (stored['nats'] > 0).all()
+    assert (folder / 'samples/00000040_sample0.txt').read_text() == out
+    code, beam, _ = runner('--mode=sample', f'--workdir={folder}', '--prompt=The', '--num_samples=1', '--beam_size=4',
+                           '--max_new_tokens=12')  # fmt: skip
+    assert code == 0 and beam.startswith('The')
+
+
+MISTAKES = {
+    'long prompt': (['--prompt=' + 'x' * 40], ["'xxxx", '41 tokens', '48 of the model']),
+    'no UTF-8': (['--prompt_file={}/latin1'], ['latin1', 'byte 1', 'UTF-8']),
+    'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
+    'empty prompt file': (['--prompt_file={}/empty'], ['--prompt_file', 'no line']),
+    'two prompts': (['--prompt=a', '--prompt_file={}/empty'], ['--prompt and --prompt_file']),
+    'range': (['--top_p=2'], ['--top_p=2.0']),
+    'contradiction': (['--beam_size=3', '--top_k=5'], ['--beam_size']),
+    'labels': (['--labels=3'], ['--labels', 'no classes']),
+    'no number': (['--temperature=warm'], ['temperature']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('arguments, words', MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_on_the_command_line(runner, smoke, tmp_path, arguments, words):
+    (tmp_path / 'latin1').write_bytes('é'.encode('latin1').join([b'a', b'b']))
+    (tmp_path / 'empty').write_text('')
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    before = sorted(smoke('gpt').rglob('*'))
+    code, out, err = runner('--mode=sample', f'--workdir={smoke("gpt")}', '--max_new_tokens=20', *arguments)
+    assert code == 2 and not out and len(err.splitlines()) <= 3 and all(word in err for word in words), err
+    assert sorted(smoke('gpt').rglob('*')) == before
+
+
+def test_an_image_model_writes_no_text(runner, smoke):
+    code, _, err = runner('--mode=sample', f'--workdir={smoke("vae")}', '--prompt=a')
+    assert code == 2 and '--prompt' in err
+
+
+def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused(runner, smoke, tmp_path):
+    import shutil
+
+    folder = tmp_path / 'run'
+    shutil.copytree(smoke('gpt'), folder)
+    fields = json.loads((folder / 'tokenizer.json').read_text())
+    for broken, word in ((json.dumps({**fields, 'has_end': False}), 'another model'), ('{', 'tokenizer.json')):
+        (folder / 'tokenizer.json').write_text(broken)
+        code, _, err = runner('--mode=sample', f'--workdir={folder}', '--max_new_tokens=20')
+        assert code == 2 and word in err and len(err.splitlines()) <= 3, err
+
+
+def test_gumbel_draws_are_finite():
+    assert math.isfinite(float(-jnp.log(-jnp.log(jnp.maximum(jnp.float32(0), 1e-30)))))

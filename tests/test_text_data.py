@@ -1,0 +1,154 @@
+"""Text: tokenizers there and back, corpora, splits, windows, and the rows of contiguous batches."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from aigc_jax import data
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import text, tokenizers
+from aigc_jax.data.batching import ContiguousStream, places
+
+LINES = ['to be, or not to be: that is the question.\n', 'être – ou ne pas être ☕\n', 'a  b\n\n\tc\n']
+
+
+def make(name='pydoc', **fields):
+    defaults = dict(
+        tokenizer='byte', vocab_size=300, order='shuffled', valid_percent=10.0, test_percent=10.0, block=16,
+        eval_block=0, eval_stride=8, stream=False,
+    )  # fmt: skip
+    return ConfigDict({'name': name, **defaults, **fields})
+
+
+def message(name='pydoc', **fields) -> str:
+    with pytest.raises(UserError) as error:
+        data.load(make(name, **fields))
+    return str(error.value)
+
+
+@pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
+def test_tokens_become_the_text_again_and_stand_for_its_bytes(kind):
+    tokenizer = tokenizers.train(kind, LINES, LINES[:2], 300)
+    assert tokenizer.end == tokenizer.vocab_size - 1
+    for line in LINES:
+        tokens = tokenizer.encode(line)
+        assert tokens.max() < tokenizer.end and tokenizer.decode(tokens) == line
+        assert tokenizer.num_bytes[tokens].sum() == len(line.encode())
+    both = [*tokenizer.encode(LINES[0]), tokenizer.end, *tokenizer.encode(LINES[1])]
+    assert tokenizer.decode(both) == LINES[0] + tokenizers.END + LINES[1]
+    assert tokenizer.num_bytes[tokenizer.end] == 0 and len(tokenizer.num_bytes) == tokenizer.vocab_size
+    again = tokenizers.from_json(tokenizer.to_json())
+    assert again == tokenizer and again.decode(again.encode(LINES[1])) == LINES[1]
+
+
+def test_words_are_the_most_frequent_and_the_rest_is_unknown():
+    tokenizer = tokenizers.train('word', ['b a b c\n', 'd'], ['b a b c\n'], 5)
+    assert tokenizer.pieces == ('<unk>', 'b', '\n', 'a') and tokenizer.end == 4
+    assert tokenizer.encode('a b d\n').tolist() == [3, 1, 0, 2]
+    assert tokenizer.decode([3, 1, 2, 1]) == 'a b\nb'
+
+
+def test_bpe_merges_what_is_frequent():
+    words = ['hello hello hello world'] * 3
+    tokenizer = tokenizers.train('bpe', words, words, 256 + 12)
+    assert len(tokenizer.encode('hello')) < 5 and tokenizer.vocab_size <= 268
+    assert tokenizer.decode(tokenizer.encode('☕ x')) == '☕ x'  # bytes that were never seen
+
+
+def test_bytes_that_are_no_utf8_survive(tmp_path):
+    raw = bytes(range(256)) * 4
+    (tmp_path / 'raw').write_bytes(raw)
+    dataset = data.load(make(f'text:{tmp_path}/raw'))
+    joined = np.concatenate([dataset.splits[split].tokens for split in ('train', 'valid', 'test')])
+    assert joined.astype(np.uint8).tobytes() == raw
+
+
+def test_one_document_is_cut_by_place_and_several_by_what_they_hold(tmp_path):
+    (tmp_path / 'a.txt').write_text('x' * 800 + 'y' * 100 + 'z' * 100)
+    dataset = data.load(make(f'text:{tmp_path}/a.txt'))
+    assert {s: len(w.tokens) for s, w in dataset.splits.items()} == {'train': 800, 'valid': 100, 'test': 100}
+    assert set(dataset.splits['valid'].tokens.tolist()) == {ord('y')} and dataset.tokenizer.end is None
+    documents = [f'document {i} ' * 9 for i in range(200)]
+
+    def held_by(split, texts):
+        path = tmp_path / 'documents.jsonl'
+        path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
+        loaded = data.load(make(f'jsonl:{path}'))
+        return set(loaded.tokenizer.decode(loaded.splits[split].tokens).split(tokenizers.END))
+
+    all_of_them = {split: held_by(split, documents) for split in ('train', 'valid', 'test')}
+    assert 5 < len(all_of_them['valid']) < 40
+    for split, texts in all_of_them.items():
+        fewer = held_by(split, documents[:150] + documents[:50])
+        assert fewer - {''} == texts & set(documents[:150])  # none changed its split, none is there twice
+
+
+def test_windows_count_each_token_once():
+    tokens = np.arange(100, dtype=np.uint8)
+    for block, stride in ((16, 8), (16, 16), (7, 3), (99, 5)):
+        windows = text.Windows(tokens, block, stride, cover=True)
+        every = windows[np.arange(len(windows))]
+        counted = [t for row, n in zip(every['tokens'], every['counted'], strict=True) for t in row[len(row) - n :]]
+        assert counted == list(range(1, 100)), (block, stride)
+        assert every['tokens'].dtype == np.int32 and every['tokens'].shape[1] == block + 1
+    with pytest.raises(IndexError):
+        windows[len(windows)]
+
+
+def test_gathered_windows_are_those_that_are_read():
+    windows = text.Windows(np.random.default_rng(0).integers(0, 256, 500).astype(np.uint8), 16, 3, cover=False)
+    index = np.array([[0, 5, len(windows) - 1]])
+    np.testing.assert_array_equal(
+        windows.gather(jax.tree.map(jnp.asarray, windows.resident), jnp.asarray(index))['tokens'],
+        windows[index]['tokens'],
+    )
+
+
+def test_rows_of_contiguous_batches_read_on():
+    windows = text.Windows(np.arange(4 * 50 + 1), 4, 4, cover=False)
+    stream, batch_size = ContiguousStream(len(windows), 5), 5
+    assert stream.length == 10
+    rows = [windows[stream[places(step, 1, 1, batch_size, range(5))[0, 0]]]['tokens'] for step in range(11)]
+    for before, after in zip(rows[:9], rows[1:10], strict=True):
+        np.testing.assert_array_equal(before[:, -1], after[:, 0])
+    np.testing.assert_array_equal(rows[0], rows[10])
+    assert len(np.unique(np.stack(rows[:10])[..., :-1])) == 200  # each token once
+    with pytest.raises(UserError, match='batch_size: 60 rows'):
+        ContiguousStream(50, 60)
+
+
+def test_embedded_corpora_need_no_file():
+    prose = data.load(make('pydoc'))
+    assert {'train', 'valid', 'test'} == set(prose.splits) and prose.licence.startswith('PSF')
+    assert sum(len(w.tokens) for w in prose.splits.values()) > 300_000
+    assert data.load(make('pydoc')).fingerprint == prose.fingerprint
+    assert data.load(make('pydoc', block=8)).fingerprint == prose.fingerprint
+    code = data.load(make('python-stdlib'))
+    assert sum(len(w.tokens) for w in code.splits.values()) > 3_000_000
+    assert b'def ' in code.splits['valid'].tokens.astype(np.uint8).tobytes()
+
+
+def test_mistakes_are_named(tmp_path):
+    (tmp_path / 'short').write_text('abc')
+    (tmp_path / 'bad.jsonl').write_text('{"text": "a"}\n{"txt": "b"}\n')
+    assert 'no such file' in message(f'text:{tmp_path}/none').lower()
+    assert 'no file matches' in message(f'text:{tmp_path}/*.md')
+    assert 'less than a window of 16' in message(f'text:{tmp_path}/short')
+    (tmp_path / 'empty').write_text('')
+    assert 'no text to train on' in message(f'text:{tmp_path}/empty')
+    assert 'line 2' in message(f'jsonl:{tmp_path}/bad.jsonl')
+    assert 'no .py file' in message(f'code:{tmp_path}') and 'no folder' in message(f'code:{tmp_path}/none')
+    assert "data.tokenizer: 'bite'; did you mean byte" in message(tokenizer='bite')
+    assert 'data.vocab_size: 100' in message(tokenizer='bpe', vocab_size=100)
+    assert "data.order: 'shufled'" in message(order='shufled')
+    assert 'data.eval_stride: 17' in message(eval_stride=17) and 'data.block: 0' in message(block=0)
+    assert 'together less than 100' in message(valid_percent=50.0, test_percent=50.0)
+    characters = tokenizers.train('char', ['ab'], ['ab'], 0)
+    with pytest.raises(UserError, match="the character 'c' is not among the 2"):
+        characters.encode('abc')
+    with pytest.raises(UserError, match='tokenizer of kind char'):
+        data.load(make(), characters)
