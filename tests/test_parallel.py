@@ -26,6 +26,8 @@ MODELS = {
     'vae': ('vae', {}),
     'gan': ('gan', {}),
     'conditional vae': ('vae', {'model.conditional': True}),
+    'gpt': ('gpt', {'model.dropout': 0.1}),
+    'rnn': ('rnn_lm', {}),  # with its state carried from block to block
     # The gradient of a hidden unit's bias is the difference of how many generated and how many real examples it is
     # active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
     # plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
@@ -55,6 +57,8 @@ CASES_OF = {
     'vae': tuple(CASES),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'conditional vae': ('jit x1', 'jit x8'),
+    'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1', 'stream x8'),
+    'rnn': ('jit x1', 'jit x8', 'pmap x8', 'micro x1'),
     'critic of two steps': ('jit x1', 'pmap x8'),
 }
 TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
@@ -115,6 +119,7 @@ def test_rules_shard_a_parameter_and_its_moments(found, model, player, kernel, c
 def test_the_carry_is_sharded_under_jit_and_has_a_row_for_each_example(found):
     cases, sharded = found
     assert sharded['toy', 'jit x8'] == ['carry/h']
+    assert sharded['rnn', 'jit x8'] == [f'carry/{layer}/{part}' for layer in (0, 1) for part in (0, 1)]
     for case in TOY_CASES:
         h = cases['toy', case]['state/carry/h']
         assert len(np.unique(h, axis=0)) == BATCH  # averaging would make rows, or the devices' parts, alike

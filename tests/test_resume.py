@@ -15,13 +15,16 @@ KILLS = int(os.environ.get('AIGC_JAX_KILLS', '2'))
 # Many short phases, so that a random moment falls into a call, an evaluation, a picture or a save.
 FIELDS = dict(
     total_steps=40, steps_per_call=5, log_every_steps=5, eval_every_steps=20, checkpoint_every_steps=10,
-    keep_checkpoints=2, eval__num_samples=64, eval__num_shown=4,
+    keep_checkpoints=2, eval__num_shown=4,
 )  # fmt: skip
-# alpha=1: a constant schedule, so that a run that grows equals one that was long from the start.
+# alpha=1, or an end that is the peak: a constant schedule, so that a run that grows equals one that was long from the start.
 OF_MODEL = {
-    'vae': {'optim__model__schedule__alpha': 1.0, 'eval__best_mode': 'max'},
-    'gan': {'optim__generator__schedule__alpha': 1.0, 'optim__discriminator__schedule__alpha': 1.0},
-}
+    'vae': {'optim__model__schedule__alpha': 1.0, 'eval__best_mode': 'max', 'eval__num_samples': 64},
+    'gan': {
+        'optim__generator__schedule__alpha': 1.0, 'optim__discriminator__schedule__alpha': 1.0, 'eval__num_samples': 64,
+    },
+    'rnn_lm': {'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 3e-3},
+}  # fmt: skip
 MODELS = list(OF_MODEL)
 
 
