@@ -17,7 +17,7 @@ FIELDS = dict(
     total_steps=40, steps_per_call=5, log_every_steps=5, eval_every_steps=20, checkpoint_every_steps=10,
     keep_checkpoints=2, eval__num_shown=4,
 )  # fmt: skip
-# alpha=1, or an end that is the peak: a constant schedule, so that a run that grows equals one that was long from the start.
+# A constant schedule (alpha=1, an end that is the peak), so that a run that grows equals one that was long at first.
 OF_MODEL = {
     'vae': {'optim__model__schedule__alpha': 1.0, 'eval__best_mode': 'max', 'eval__num_samples': 64},
     'gan': {
