@@ -229,12 +229,14 @@ class Language:
     """What a task gives so that text can be generated from it.
 
     apply(params, extra, tokens, State) -> (logits, State); fresh(n, columns) -> State;
+    nats(params, extra, tokens (n, L + 1)) -> −log p of the last L of them, (n, L).
     context: the most columns that State can have; 0: any number. vocab_size, end: of the tokenizer; first: the token
     that a text without a prompt begins with, which is not written.
     """
 
     apply: Callable[..., tuple[Array, Tree]]
     fresh: Callable[[int, int], Tree]
+    nats: Callable[..., Array]
     context: int
     vocab_size: int
     end: int | None

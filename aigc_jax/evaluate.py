@@ -1,5 +1,6 @@
 """Evaluation and sampling of any task, on the state of one replica."""
 
+import functools
 import json
 import math
 import pathlib
@@ -14,6 +15,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
+from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits_per_byte, mixture_nats
 from aigc_jax.experiment import Experiment
 
 Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci' or 'perfect' where there is one}}
@@ -56,6 +58,10 @@ class Evaluator:
         def score(params, extra, x, ctx):
             return task.score[1](params, extra, to_model(x), ctx)
 
+        def nats(params, extra, batch, ctx):
+            return task.language.nats(params, extra, preprocess(batch, ctx)['tokens'])
+
+        self._nats = compiled(nats, 'eval') if task.language else None
         self._evaluate = compiled(evaluate, 'eval') if task.evaluate else None
         self._sample = compiled(sample, 'sample')
         self._originals = compiled(originals, 'eval')
@@ -82,6 +88,39 @@ class Evaluator:
             for name, value in found.items():
                 results[f'samples/{name}'] = {'value': float(value), 'perfect': float(perfect[name]), 'n': n}
         return results
+
+    def baselines(self, state: TrainState, seed: int, split: str) -> Results:
+        """Of text: what an n-gram model, its mixture with this one, and compressors reach with the training text."""
+        dataset, order = self._experiment.dataset, self._experiment.config.eval.get('ngram_order', 0)
+        if not self._nats or not order:
+            return {}
+        windows, tokenizer = dataset.splits[split], dataset.tokenizer
+        every = windows[np.arange(len(windows))]
+        rows = self._over_split(self._nats, state, seed, split, len(windows))
+        ours = [row[len(row) - n :] for row, n in zip(rows, every['counted'], strict=True)]
+        ours, theirs = np.concatenate(ours).astype(np.float64), self._ngram(split, order)
+        # The first token of a split is what the others are given.
+        n, num_bytes = len(ours), int(tokenizer.num_bytes[windows.tokens[1:]].sum())
+        results = {}
+        for name, nats in ((f'{order}-gram', theirs.sum()), ('mixture', mixture_nats(ours, theirs))):
+            results[f'{name}/nats_per_token'] = {'value': float(nats / n), 'n': n}
+            results[f'{name}/bits_per_byte'] = {'value': float(nats / (math.log(2) * num_bytes)), 'n': num_bytes}
+        return results | self._compressors(split)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  an evaluator lives as long as its process
+    def _ngram(self, split: str, order: int) -> np.ndarray:
+        dataset = self._experiment.dataset
+        training, held_out = (np.asarray(dataset.splits[s].tokens, np.int64) for s in ('train', split))
+        return KneserNey(training, order, dataset.tokenizer.vocab_size).nats(held_out)[1:]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def _compressors(self, split: str) -> Results:
+        dataset = self._experiment.dataset
+        training, held_out = (dataset.tokenizer.decode(dataset.splits[s].tokens).encode() for s in ('train', split))
+        return {
+            f'{name}/bits_per_byte': {'value': compressed_bits_per_byte(name, training, held_out), 'n': len(held_out)}
+            for name in COMPRESSORS
+        }
 
     def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""

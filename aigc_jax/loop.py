@@ -137,7 +137,11 @@ class _Loop:
 
     def conclude(self, state: TrainState) -> None:
         """The final evaluation, evaluation.json and the pictures."""
-        by_seed = self._results(state, self.config.eval.final_split)
+        split = self.config.eval.final_split
+        by_seed = self._results(state, split)
+        for k, seed in enumerate(self.seeds):
+            replica = self.experiment.replica(state, k)
+            by_seed[seed] |= self.evaluator.baselines(replica, self.experiment.seeds[k], split)
         for seed, results in by_seed.items():
             self._row('final', {name: found['value'] for name, found in results.items()}, seed)
         if jax.process_index() == 0:

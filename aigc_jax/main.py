@@ -107,7 +107,8 @@ def _evaluate(workdir: pathlib.Path) -> None:
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
     evaluator, by_seed = evaluate.Evaluator(experiment), {}
     for k, seed in enumerate(experiment.seeds):
-        by_seed[seed] = evaluator.evaluate(experiment.replica(state, k), seed, experiment.config.eval.final_split)
+        arguments = experiment.replica(state, k), seed, experiment.config.eval.final_split
+        by_seed[seed] = evaluator.evaluate(*arguments) | evaluator.baselines(*arguments)
     step = int(experiment.replica(state, 0).step)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
     print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')

@@ -97,6 +97,7 @@ def get_config(arg=''):
                 batch_size=64,  # windows
                 num_shown=4,  # samples
                 sample_tokens=200,  # of each sample
+                ngram_order=5,  # of the baseline in the final evaluation, given the training text; 0: no baselines
                 best_metric='model/nats_per_token',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
                 patience=0,  # evaluations without a better value before stopping; 0: never
@@ -120,7 +121,7 @@ _GPT2 = {
 _SHAKESPEARE = {
     'data.name': 'text:input.txt', 'data.tokenizer': 'char', 'data.valid_percent': 10.0, 'data.test_percent': 0.0,
     'data.block': 64, 'data.eval_stride': 32, 'eval.final_split': 'valid', 'eval.best_metric': '', 'batch_size': 12,
-    'total_steps': 2000, 'model.context': 64, 'eval.sample_tokens': 60,
+    'total_steps': 2000, 'model.context': 64, 'eval.sample_tokens': 60, 'eval.ngram_order': 7,
 }  # fmt: skip
 
 VARIANTS = {
@@ -128,7 +129,8 @@ VARIANTS = {
     'smoke': {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
-        'eval.batch_size': 256, 'data.block': 32, 'data.eval_stride': 32, 'model.context': 48, 'model.layers': 2,
+        'eval.ngram_order': 2, 'eval.batch_size': 256, 'data.block': 32, 'data.eval_stride': 32, 'model.context': 48,
+        'model.layers': 2,
         'model.heads': 2, 'model.kv_heads': 1, 'model.width': 16, 'model.mlp_width': 32,
     },
     # Source code: the standard library of the Python that runs.

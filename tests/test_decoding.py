@@ -154,7 +154,9 @@ def test_texts_of_a_trained_model(smoke, model):
     assert [text.text for text in texts] == [text.text for text in again]
     language, tokenizer = experiment.task.language, experiment.dataset.tokenizer
     for text in texts:
-        read = np.concatenate([[language.first], tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
+        read = np.concatenate([tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
+        if not text.prompt:
+            read = np.concatenate([[language.first], read])
         logits, _ = language.apply(state.params, None, jnp.asarray(read[None, :-1]), None)
         log_p = np.asarray(jax.nn.log_softmax(logits[0], axis=-1))[np.arange(len(read) - 1), read[1:]]
         assert text.nats == pytest.approx(-log_p[-len(text.tokens) :].sum(), rel=1e-3)
@@ -177,7 +179,7 @@ def test_the_command_line_writes(runner, smoke, tmp_path):
 
 
 MISTAKES = {
-    'long prompt': (['--prompt=' + 'x' * 40], ["'xxxx", '41 tokens', '48 of the model']),
+    'long prompt': (['--prompt=' + 'x' * 40], ["'xxxx", '40 tokens', '48 of the model']),
     'no UTF-8': (['--prompt_file={}/latin1'], ['latin1', 'byte 1', 'UTF-8']),
     'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
     'empty prompt file': (['--prompt_file={}/empty'], ['--prompt_file', 'no line']),
@@ -209,7 +211,7 @@ def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused(runner, smoke, 
     folder = tmp_path / 'run'
     shutil.copytree(smoke('gpt'), folder)
     fields = json.loads((folder / 'tokenizer.json').read_text())
-    for broken, word in ((json.dumps({**fields, 'has_end': False}), 'another model'), ('{', 'tokenizer.json')):
+    for broken, word in ((json.dumps({**fields, 'has_end': True}), 'another model'), ('{', 'tokenizer.json')):
         (folder / 'tokenizer.json').write_text(broken)
         code, _, err = runner('--mode=sample', f'--workdir={folder}', '--max_new_tokens=20')
         assert code == 2 and word in err and len(err.splitlines()) <= 3, err

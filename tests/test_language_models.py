@@ -1,5 +1,6 @@
 """Transformer and recurrent models: causality, the cache, documents, the state between blocks, what a loss is."""
 
+import json
 import math
 
 import jax
@@ -211,9 +212,11 @@ def test_the_loss_is_the_mean_of_minus_log_p_and_z_loss_is_added():
     assert float(losses['0.1'][1][0]['nats_per_token']) == pytest.approx(nll, rel=1e-5)
 
 
-def test_an_untrained_model_knows_nothing_and_the_evaluation_says_so():
+def test_an_untrained_model_knows_nothing_and_the_evaluation_says_so(tmp_path):
     """Zero-initialized head: every token has 1/257, in nats, bits a byte and perplexity."""
-    experiment = experiment_of('gpt')
+    path = tmp_path / 'documents.jsonl'
+    path.write_text(''.join(json.dumps({'text': f'Document {i} of these. ' * 9}) + '\n' for i in range(100)))
+    experiment = experiment_of('gpt', ('data.name', f'jsonl:{path}'))
     found = Evaluator(experiment).evaluate(experiment.create_state(), 0, 'test')
     assert found['model/nats_per_token']['value'] == pytest.approx(math.log(257), rel=1e-6)
     assert found['model/perplexity']['value'] == pytest.approx(257, rel=1e-4)

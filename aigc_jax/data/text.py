@@ -136,10 +136,20 @@ def distinct(documents: list[str]) -> list[str]:
 
 
 def pydoc(cfg, tokenizer) -> Dataset:
-    """The language reference as Python's own help() shows it: some 80 topics, 465,000 characters of English prose."""
+    """The language reference as Python's own help() shows it, English prose about Python, as one document.
+
+    The topics follow one another in alphabetical order. Many repeat paragraphs of others; each is kept where it first
+    stands, or what is held out would be known from training.
+    """
     from pydoc_data.topics import topics
 
-    return load(cfg, distinct(list(topics.values())), _PSF, tokenizer)
+    seen, kept = set(), []
+    for _, topic in sorted(topics.items()):
+        for paragraph in topic.strip().split('\n\n'):
+            if paragraph not in seen:
+                seen.add(paragraph)
+                kept.append(paragraph)
+    return load(cfg, ['\n\n'.join(kept) + '\n'], _PSF, tokenizer)
 
 
 def python_stdlib(cfg, tokenizer) -> Dataset:

@@ -107,6 +107,7 @@ def make(config, dataset: Dataset) -> Task:
         derive=derive,
         language=Language(
             apply=apply,
+            nats=lambda params, extra, tokens: nats(params, tokens)[0],
             fresh=module.initial_state,
             context=0 if is_recurrent else module.context,
             vocab_size=tokenizer.vocab_size,
