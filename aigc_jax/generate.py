@@ -19,6 +19,9 @@ from aigc_jax.decoding import Sampling, pad_prompts
 from aigc_jax.experiment import Experiment
 
 
+_MOST = 200  # tokens of a text where nothing else is said
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """ended: 'end' (of a document), 'stop' (before the stop text) or 'length' (cut off); nats: −log p of `tokens`."""
@@ -31,9 +34,12 @@ class Text:
 
 
 class Generator:
-    """Writes with one model. Raises UserError for flags that do not fit it or each other."""
+    """Writes with one model. Raises UserError for flags that do not fit it or each other.
 
-    def __init__(self, experiment: Experiment, how: Sampling, max_new_tokens: int, stop: str = ''):
+    max_new_tokens: the most that a text gets; None: what its model has room for, at most _MOST.
+    """
+
+    def __init__(self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = ''):
         self._language, self._tokenizer = experiment.task.language, experiment.dataset.tokenizer
         how.check(self._language.vocab_size)
         if stop and how.beam_size > 1:
@@ -46,15 +52,15 @@ class Generator:
         """num_samples texts for each prompt; text i of all is a function of (seed, i), whatever stands beside it."""
         language = self._language
         encoded = [self._encode(prompt, '--prompt') for prompt in prompts]
-        room = language.context - self._most
+        longest = max(map(len, encoded))  # one shape, so one program, for all chunks
+        most = self._most or (min(_MOST, max(1, language.context - longest)) if language.context else _MOST)
         for prompt, tokens in zip(prompts, encoded, strict=True):
-            if language.context and len(tokens) > room:
+            if language.context and len(tokens) + most > language.context:
                 raise UserError(
-                    f'--prompt: {_shortened(prompt)} has {len(tokens)} tokens, and with --max_new_tokens={self._most} '
-                    f'the {language.context} of the model leave room for {max(room, 0)}'
+                    f'--prompt: {_shortened(prompt)} has {len(tokens)} tokens, and with --max_new_tokens={most} '
+                    f'the {language.context} of the model leave room for {max(language.context - most, 0)}'
                 )
         params, extra = optim.averaged(state.params, state.opt), Extra(state.stats, state.carry)
-        longest = max(map(len, encoded))  # one shape, so one program, for all chunks
         rows = [(prompt, tokens) for prompt, tokens in zip(prompts, encoded, strict=True) for _ in range(num_samples)]
         key, texts = rng.context(seed, 'generate', 0, jnp.arange(1)).key, []
         for begin in range(0, len(rows), self._chunk):
@@ -62,7 +68,7 @@ class Generator:
             tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
             index = jnp.arange(begin, begin + len(part), dtype=jnp.int32)
             found = language.generate(
-                params, extra, tokens[:-1], start[:-1], key, index, self._how, self._most, self._stop_tokens
+                params, extra, tokens[:-1], start[:-1], key, index, self._how, most, self._stop_tokens
             )
             for (prompt, _), written, length, log_prob in zip(part, *map(np.asarray, found), strict=True):
                 texts.append(self._text(prompt, written[:length], float(log_prob)))

@@ -25,7 +25,12 @@ flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on fr
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
 )
-flags.DEFINE_integer('max_new_tokens', 200, 'sample, language models: the most tokens to write', lower_bound=1)
+flags.DEFINE_integer(
+    'max_new_tokens',
+    None,
+    'sample, language models: the most tokens to write (default: 200, or what fits)',
+    lower_bound=1,
+)
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
 flags.DEFINE_float('temperature', 1.0, 'sample, language models: 0 takes the likeliest token each time')
 flags.DEFINE_integer('top_k', 0, 'sample, language models: draw from so many of the likeliest tokens; 0: from all')
@@ -146,13 +151,15 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     names = [field.name for field in dataclasses.fields(Sampling)]
     how = Sampling(**{name: FLAGS[name].value for name in names})
     writer = generate.Generator(experiment, how, FLAGS.max_new_tokens, FLAGS.stop)
+    everything = []
     for k, seed in enumerate(experiment.seeds):
         texts = writer.generate(experiment.replica(state, k), prompts, FLAGS.num_samples, FLAGS.seed)
         step = int(experiment.replica(state, k).step)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         generate.save(workdir / 'samples' / name, texts)
-        print(pictures.join_texts([text.prompt + text.text for text in texts]), end='')
-        print(generate.summary(texts), file=sys.stderr)
+        everything += texts
+    print(pictures.join_texts([text.prompt + text.text for text in everything]), end='')
+    print(generate.summary(everything), file=sys.stderr)
 
 
 def _set_up_jax() -> None:
