@@ -18,7 +18,6 @@ from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.decoding import Sampling, pad_prompts
 from aigc_jax.experiment import Experiment
 
-
 _MOST = 200  # tokens of a text where nothing else is said
 
 

@@ -28,7 +28,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     'max_new_tokens',
     None,
-    'sample, language models: the most tokens to write (default: 200, or what fits)',
+    'sample, language models: the most tokens (default: 200, or what fits)',
     lower_bound=1,
 )
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
