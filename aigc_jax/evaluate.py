@@ -92,7 +92,7 @@ class Evaluator:
     def baselines(self, state: TrainState, seed: int, split: str) -> Results:
         """Of text: what an n-gram model, its mixture with this one, and compressors reach with the training text."""
         dataset, order = self._experiment.dataset, self._experiment.config.eval.get('ngram_order', 0)
-        if not self._nats or not order:
+        if not self._nats or not order:  # an image model has no such field
             return {}
         windows, tokenizer = dataset.splits[split], dataset.tokenizer
         every = windows[np.arange(len(windows))]

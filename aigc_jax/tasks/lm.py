@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.decoding import Language, Sampling, sample
@@ -33,6 +33,12 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError('data.order: a transformer carries no state from block to block; set it to shuffled')
     if not is_recurrent and max(block, config.data.eval_block) > module.context:
         raise UserError(f'data.block, data.eval_block: at most the {module.context} tokens of model.context')
+    for name in ('sample_tokens', 'ngram_order'):
+        if name not in config.eval:
+            raise UserError(f'eval.{name}: this field is missing; a language model needs it')
+        check_type(f'eval.{name}', config.eval[name], int)
+    if config.eval.ngram_order < 0:
+        raise UserError(f'eval.ngram_order: {config.eval.ngram_order}; 1 or more, or 0 for no baselines')
     if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
         raise UserError('eval.sample_tokens: 1 or more, and less than model.context')
     num_bytes = jnp.asarray(tokenizer.num_bytes)
