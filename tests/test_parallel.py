@@ -57,8 +57,8 @@ CASES_OF = {
     'vae': tuple(CASES),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'conditional vae': ('jit x1', 'jit x8'),
-    'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1', 'stream x8'),
-    'rnn': ('jit x1', 'jit x8', 'pmap x8', 'micro x1'),
+    'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
+    'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
 }
 TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
@@ -71,7 +71,7 @@ TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
 def found(command_line, tmp_path_factory):
     """({(model, case): {name: array}}, {(model, case): names of the leaves that no device holds whole})."""
     folder = tmp_path_factory.mktemp('parallel')
-    done = command_line.python(__file__, folder, env={'XLA_FLAGS': FLAGS})
+    done = command_line.python(__file__, folder, env={'XLA_FLAGS': FLAGS}, seconds=900)
     assert done.returncode == 0, done.stderr
     arrays, cases = np.load(folder / 'arrays.npz'), {}
     for key in arrays.files:
