@@ -15,13 +15,13 @@ def get_config(arg=''):
     config = ConfigDict(
         dict(
             seed=0,
-            total_steps=3000,  # optimizer steps
-            batch_size=16,  # windows of data.block tokens, over all devices
+            total_steps=1000,  # optimizer steps
+            batch_size=8,  # windows of data.block tokens, over all devices
             micro_batches=1,  # parts that a batch is cut into, to save memory
             steps_per_call=10,  # steps fused into one compiled call
             log_every_steps=50,
-            eval_every_steps=500,
-            checkpoint_every_steps=500,
+            eval_every_steps=250,
+            checkpoint_every_steps=250,
             keep_checkpoints=3,  # the newest ones; the best one is kept beside them
             num_seeds=1,  # replicas, seeds seed, seed + 1, …, trained as one program
             replicas='vmap',  # 'vmap' for speed, 'map' where a replica must equal its single run bit for bit
@@ -60,14 +60,13 @@ def get_config(arg=''):
                 order='shuffled',  # windows from anywhere, or 'contiguous', for recurrent models
                 valid_percent=5.0,  # of the text, or of its documents
                 test_percent=5.0,
-                block=128,  # tokens of a training window
+                block=256,  # tokens of a training window, and the most that the model sees, prompt and continuation
                 eval_block=0,  # tokens of a window of the evaluation; 0: as while training
-                eval_stride=64,  # tokens from window to window; each is scored with block − stride before it, or more
+                eval_stride=128,  # tokens from window to window; each is scored with block − stride before it, or more
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
                 kind='transformer',
-                context=256,  # tokens that the model sees at most, prompt and continuation together
                 layers=4,
                 heads=4,
                 kv_heads=4,  # fewer than heads: grouped queries (Ainslie et al. 2023)
@@ -121,7 +120,7 @@ _GPT2 = {
 _SHAKESPEARE = {
     'data.name': 'text:input.txt', 'data.tokenizer': 'char', 'data.valid_percent': 10.0, 'data.test_percent': 0.0,
     'data.block': 64, 'data.eval_stride': 32, 'eval.final_split': 'valid', 'eval.best_metric': '', 'batch_size': 12,
-    'total_steps': 2000, 'model.context': 64, 'eval.sample_tokens': 60, 'eval.ngram_order': 7,
+    'total_steps': 2000, 'eval_every_steps': 500, 'checkpoint_every_steps': 500, 'eval.sample_tokens': 60, 'eval.ngram_order': 7,
 }  # fmt: skip
 
 VARIANTS = {
@@ -129,12 +128,12 @@ VARIANTS = {
     'smoke': {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
-        'eval.ngram_order': 2, 'eval.batch_size': 256, 'data.block': 32, 'data.eval_stride': 32, 'model.context': 48,
+        'eval.ngram_order': 2, 'eval.batch_size': 256, 'data.block': 48, 'data.eval_stride': 32,
         'model.layers': 2,
         'model.heads': 2, 'model.kv_heads': 1, 'model.width': 16, 'model.mlp_width': 32,
     },
     # Source code: the standard library of the Python that runs.
-    'code': {'data.name': 'python-stdlib'},
+    'code': {'data.name': 'python-stdlib', 'total_steps': 5000},
     'gpt2': _GPT2,
     # nanoGPT's CPU configuration (its README: 1.88 nats a character after 2000 steps).
     'nanogpt': {**_SHAKESPEARE, **_GPT2, 'model.bias': False},

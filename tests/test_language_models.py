@@ -270,7 +270,7 @@ def test_dropout_is_in_training_alone_and_the_same_for_the_same_example():
     ('gpt', ('model.heads', '3'), ['model.heads']),
     ('gpt', ('model.kv_heads', '0'), ['model.kv_heads: 0']),
     ('gpt', ('model.dropout', '1.0'), ['model.dropout: 1.0']),
-    ('gpt', ('data.block', '200'), ['data.block', '48', 'model.context']),
+    ('gpt', ('data.eval_block', '64'), ['data.eval_block: 64', 'data.block, 48']),
     ('gpt', ('eval.sample_tokens', '48'), ['eval.sample_tokens']),
     ('gpt', ('eval.ngram_order', '-1'), ['eval.ngram_order: -1']),
     ('gpt', ('data.order', 'contiguous'), ['data.order', 'shuffled']),

@@ -31,8 +31,10 @@ def make(config, dataset: Dataset) -> Task:
     is_recurrent = isinstance(module, recurrent.Recurrent)
     if dataset.contiguous and not is_recurrent:
         raise UserError('data.order: a transformer carries no state from block to block; set it to shuffled')
-    if not is_recurrent and max(block, config.data.eval_block) > module.context:
-        raise UserError(f'data.block, data.eval_block: at most the {module.context} tokens of model.context')
+    if not is_recurrent and config.data.eval_block > block:
+        raise UserError(
+            f'data.eval_block: {config.data.eval_block}; a transformer sees no more than data.block, {block}'
+        )
     for name in ('sample_tokens', 'ngram_order'):
         if name not in config.eval:
             raise UserError(f'eval.{name}: this field is missing; a language model needs it')
@@ -40,7 +42,7 @@ def make(config, dataset: Dataset) -> Task:
     if config.eval.ngram_order < 0:
         raise UserError(f'eval.ngram_order: {config.eval.ngram_order}; 1 or more, or 0 for no baselines')
     if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
-        raise UserError('eval.sample_tokens: 1 or more, and less than model.context')
+        raise UserError('eval.sample_tokens: 1 or more, and less than the data.block of a transformer')
     num_bytes = jnp.asarray(tokenizer.num_bytes)
     # The first token of a text that has no prompt: the end of another document, or what begins a line.
     first = tokenizer.end if tokenizer.end is not None else _newline(tokenizer)
@@ -129,14 +131,16 @@ def _build(config, tokenizer):
     if kind not in MODELS:
         raise UserError(f'model.kind: {kind!r}{near(str(kind), MODELS)}')
     del model['kind']
-    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width', 'context', 'features'):
+    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width', 'features'):
         if isinstance(model.get(name), int) and model[name] < 1:
             raise UserError(f'model.{name}: {model[name]}; 1 or more')
     if not 0 <= model.get('dropout', 0) < 1:
         raise UserError(f'model.dropout: {model.dropout}; it lies in [0, 1)')
     end = tokenizer.end if config.task.separate_documents else None
     dtype = compute_dtype(config.precision)
-    module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype)
+    # No position beyond a training window has been trained, so none is read.
+    context = {'context': config.data.block} if kind == 'transformer' else {}
+    module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype, **context)
     if kind == 'transformer':
         if module.width % module.heads or module.heads % module.kv_heads:
             raise UserError('model.heads: it divides model.width, and model.kv_heads divides it')
