@@ -120,7 +120,8 @@ _GPT2 = {
 _SHAKESPEARE = {
     'data.name': 'text:input.txt', 'data.tokenizer': 'char', 'data.valid_percent': 10.0, 'data.test_percent': 0.0,
     'data.block': 64, 'data.eval_stride': 32, 'eval.final_split': 'valid', 'eval.best_metric': '', 'batch_size': 12,
-    'total_steps': 2000, 'eval_every_steps': 500, 'checkpoint_every_steps': 500, 'eval.sample_tokens': 60, 'eval.ngram_order': 7,
+    'total_steps': 2000, 'eval_every_steps': 500, 'checkpoint_every_steps': 500,
+    'eval.sample_tokens': 60, 'eval.ngram_order': 7,
 }  # fmt: skip
 
 VARIANTS = {
