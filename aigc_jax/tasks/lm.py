@@ -131,16 +131,16 @@ def _build(config, tokenizer):
     if kind not in MODELS:
         raise UserError(f'model.kind: {kind!r}{near(str(kind), MODELS)}')
     del model['kind']
-    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width', 'features'):
-        if isinstance(model.get(name), int) and model[name] < 1:
-            raise UserError(f'model.{name}: {model[name]}; 1 or more')
-    if not 0 <= model.get('dropout', 0) < 1:
-        raise UserError(f'model.dropout: {model.dropout}; it lies in [0, 1)')
     end = tokenizer.end if config.task.separate_documents else None
     dtype = compute_dtype(config.precision)
     # No position beyond a training window has been trained, so none is read.
     context = {'context': config.data.block} if kind == 'transformer' else {}
     module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype, **context)
+    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width', 'features'):
+        if name in model and model[name] < 1:
+            raise UserError(f'model.{name}: {model[name]}; 1 or more')
+    if not 0 <= model.dropout < 1:
+        raise UserError(f'model.dropout: {model.dropout}; it lies in [0, 1)')
     if kind == 'transformer':
         if module.width % module.heads or module.heads % module.kv_heads:
             raise UserError('model.heads: it divides model.width, and model.kv_heads divides it')
