@@ -232,6 +232,7 @@ class Language:
     nats(params, extra, tokens (n, L + 1)) -> −log p of the last L of them, (n, L).
     context: the most columns that State can have; 0: any number. vocab_size, end: of the tokenizer; first: the token
     that a text without a prompt begins with, which is not written.
+    attention(params, extra, tokens (n, L)) -> weights (layers, n, heads, L, L); None: the model has none.
     """
 
     apply: Callable[..., tuple[Array, Tree]]
@@ -241,6 +242,7 @@ class Language:
     vocab_size: int
     end: int | None
     first: int
+    attention: Callable[..., Array] | None = None
 
     @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9))
     def generate(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple):

@@ -61,6 +61,10 @@ class Evaluator:
         def nats(params, extra, batch, ctx):
             return task.language.nats(params, extra, preprocess(batch, ctx)['tokens'])
 
+        def attention(params, extra, batch, ctx):
+            return task.language.attention(params, extra, batch['tokens'])
+
+        self._attention = compiled(attention, 'eval') if task.language and task.language.attention else None
         self._nats = compiled(nats, 'eval') if task.language else None
         self._evaluate = compiled(evaluate, 'eval') if task.evaluate else None
         self._sample = compiled(sample, 'sample')
@@ -140,6 +144,13 @@ class Evaluator:
         n = min(n, len(self._experiment.dataset.splits[split]))
         pair = (self._originals, self._reconstruct)
         return tuple(self._over_split(function, state, seed, split, n) for function in pair)
+
+    def attention(self, state: TrainState, tokens: np.ndarray) -> np.ndarray | None:
+        """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last; None where the model has none."""
+        if not self._attention:
+            return None
+        batch = {'tokens': jnp.asarray(tokens, jnp.int32)[None]}
+        return parallel.fetch(self._attention(state, np.int32(0), jnp.zeros(1, jnp.int32), batch))[:, 0]
 
     def surface(self, state: TrainState, seed: int, extent: tuple[float, float, float, float]):
         """(xs, ys, values (len(ys), len(xs)), label) of the task's score over a rectangle; None where it has none."""

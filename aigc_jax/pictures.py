@@ -11,6 +11,7 @@ from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
 
 _POINTS_SHOWN = 2000
+_TOKENS_SHOWN = 32  # of an attention map
 
 
 def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray, labels: np.ndarray | None) -> None:
@@ -22,7 +23,8 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
 
     dataset = experiment.dataset
     if dataset.kind == 'text':
-        atomic_write(path.with_suffix('.txt'), join_texts([dataset.tokenizer.decode(tokens) for tokens in samples]))
+        texts = [dataset.tokenizer.decode(_written(tokens, dataset.tokenizer.end)) for tokens in samples]
+        atomic_write(path.with_suffix('.txt'), join_texts(texts))
     elif dataset.kind == 'image':
         plots.image_grid(samples, path.with_suffix('.png'))
     elif dataset.shape == (2,):
@@ -30,6 +32,12 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
             experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split]))
         )
         plots.points(path.with_suffix('.png'), real['x'][:_POINTS_SHOWN], samples, density=dataset.density)
+
+
+def _written(tokens: np.ndarray, end: int | None) -> np.ndarray:
+    """The tokens up to the first that ends the text, if one does."""
+    ends = np.flatnonzero(tokens == end)
+    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def join_texts(texts: list[str]) -> str:
@@ -42,8 +50,9 @@ def draw(
     rows: list | None,
 ) -> None:  # fmt: skip
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), reconstructions beside
-    originals, or 2-D points over the score. rows: None for the samples alone."""
-    from aigc_jax import plots
+    originals, 2-D points over the score, or of text its loss beside the baselines and attention maps.
+    rows: None for the samples alone."""
+    from aigc_jax import plots, text_plots
 
     config, dataset = experiment.config, experiment.dataset
     n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
@@ -53,6 +62,17 @@ def draw(
     if rows is None:
         return
     plots.curves(rows, folder / 'plots' / 'curves.png')
+    if dataset.kind == 'text':
+        windows = dataset.splits[config.eval.split]
+        read, epoch = config.batch_size * dataset.shape[0], len(dataset.splits['train'].tokens)
+        names = {'eval': config.eval.split, 'final': config.eval.final_split}
+        text_plots.loss_against_tokens(rows, folder / 'plots' / 'loss.png', read, epoch, names)
+        tokens = windows[np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.shape[0])]
+        weights = evaluator.attention(state, tokens)
+        if weights is not None:
+            labels = [dataset.tokenizer.decode([token]) for token in tokens]
+            text_plots.attention(weights, labels, folder / 'plots' / 'attention.png')
+        return
     pair = evaluator.reconstruct(state, seed, config.eval.split, n)
     if dataset.kind == 'image':
         plots.image_grid(samples, folder / 'plots' / 'samples.png')

@@ -50,7 +50,7 @@ def reconstructions(original, reconstruction, path) -> None:
     tall, wide = strips[0].shape[:2]
     between, margin = 12, 130  # pixels between pairs of rows, and left of them for the labels
     height = len(strips) * tall + (len(strips) // 2 + 1) * between
-    figure = _figure((margin + wide + between) / _DPI, height / _DPI)
+    figure = new_figure((margin + wide + between) / _DPI, height / _DPI)
     for index, strip in enumerate(strips):
         top = between + index * tall + index // 2 * between
         # figimage copies pixel for pixel; imshow would resample.
@@ -63,7 +63,7 @@ def reconstructions(original, reconstruction, path) -> None:
             va='center',
             fontsize=9,
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def curves(rows: list[dict], path) -> None:
@@ -75,18 +75,18 @@ def curves(rows: list[dict], path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogFormatter, MaxNLocator
 
-    panels = _series(rows)
+    panels = series_of(rows)
     players = sorted({player for series in panels.values() for player, _ in series})
     colours = {player: _COLOURS[i % len(_COLOURS)] for i, player in enumerate(players)}
     columns = min(4, math.ceil(math.sqrt(len(panels)))) or 1
     lines = math.ceil(len(panels) / columns) or 1
-    figure = _figure(3.3 * columns, 2.4 * lines + 0.45, layout='constrained')
+    figure = new_figure(3.3 * columns, 2.4 * lines + 0.45, layout='constrained')
     for index, (metric, series) in enumerate(panels.items()):
         axes = figure.add_subplot(lines, columns, index + 1)
         axes.set_title(metric, fontsize=10, loc='left')
         log = metric in _LOG_SCALE
         drawn = [
-            _draw(axes, by_seed, split, colours[player], log)
+            draw_series(axes, by_seed, split, colours[player], log)
             for split in _STYLE
             for (player, s), by_seed in series.items()
             if s == split
@@ -118,7 +118,7 @@ def curves(rows: list[dict], path) -> None:
         handles.append(Line2D([], [], color='0.35', linewidth=2, label='median'))
     if handles:
         figure.legend(handles=handles, loc='outside upper left', ncols=3 * columns, fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def points(path, real, generated, reconstructed=None, density=None, surface=None, extent=None) -> None:
@@ -139,7 +139,7 @@ def points(path, real, generated, reconstructed=None, density=None, surface=None
     if extent is None:
         extent = _extent(real, density, surface)
     several = density is not None and len(density.means) > 1
-    figure = _figure(4.6 * (2 + several) + 0.4, 5.3 if reconstructed is None else 5.7, layout='constrained')
+    figure = new_figure(4.6 * (2 + several) + 0.4, 5.3 if reconstructed is None else 5.7, layout='constrained')
     axes = figure.subplots(1, 2 + several)
     if surface is not None:
         _contour(figure, axes[1], surface)
@@ -155,7 +155,7 @@ def points(path, real, generated, reconstructed=None, density=None, surface=None
         recentred = [(name, _recentre(x, density), colour) for name, x, colour in kinds]
         _scatter(axes[2], recentred, (-5, 5, -5, 5))
         axes[2].set_title('all modes, recentred, in units of σ', fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _tiles(x) -> np.ndarray:
@@ -187,7 +187,7 @@ _STYLE = {
 }
 
 
-def _series(rows) -> dict:
+def series_of(rows) -> dict:
     """{metric: {(player, split): {seed: {step: value}}}}; losses first, optimizer's metrics last."""
     panels: dict = {}
     for row in rows:
@@ -202,7 +202,7 @@ def _series(rows) -> dict:
     return {metric: panels[metric] for metric in order}
 
 
-def _draw(axes, by_seed: dict, split: str, colour: str, positive: bool) -> bool:
+def draw_series(axes, by_seed: dict, split: str, colour: str, positive: bool, label: str | None = None) -> bool:
     """Draws one player's split, {seed: {step: value}}; False if no value can be shown."""
     steps = sorted({step for values in by_seed.values() for step in values})
     table = [[values.get(step, math.nan) for step in steps] for values in by_seed.values()]
@@ -219,7 +219,7 @@ def _draw(axes, by_seed: dict, split: str, colour: str, positive: bool) -> bool:
     middle = np.ma.median(table, axis=0)
     if split == 'train' and middle.count() == 1:
         style['marker'] = '.'  # a line through one point shows nothing
-    axes.plot(steps, middle, **style)
+    axes.plot(steps, middle, label=label, **style)
     return True
 
 
@@ -285,7 +285,7 @@ def _scatter(axes, kinds, extent):
     axes.legend(handles=handles, fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.06), frameon=False)
 
 
-def _figure(width: float, height: float, **options):
+def new_figure(width: float, height: float, **options):
     """An Agg figure of width x height inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -295,7 +295,7 @@ def _figure(width: float, height: float, **options):
     return figure
 
 
-def _save(figure, path):
+def save_figure(figure, path):
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=_DPI)
     atomic_write(path, buffer.getvalue())

@@ -215,3 +215,11 @@ def test_a_tokenizer_that_does_not_fit_the_checkpoint_is_refused(runner, smoke, 
         (folder / 'tokenizer.json').write_text(broken)
         code, _, err = runner('--mode=sample', f'--workdir={folder}', '--max_new_tokens=20')
         assert code == 2 and word in err and len(err.splitlines()) <= 3, err
+
+
+def test_a_run_writes_its_pictures_and_a_sample_at_each_evaluation(smoke):
+    for name, drawn in (('gpt', {'curves.png', 'loss.png', 'attention.png'}), ('rnn_lm', {'curves.png', 'loss.png'})):
+        folder = smoke(name)
+        assert {path.name for path in (folder / 'plots').iterdir()} == drawn
+        texts = sorted(path.name for path in (folder / 'samples').glob('*.txt'))
+        assert texts == ['00000020.txt', '00000040.txt']

@@ -58,7 +58,7 @@ def weights(tok: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
         if token == tok.end:
             early[token], late[token] = -2, 8
         elif text in LEXEMES or text in ('[', '{', '(', ',', '"'):
-            early[token], late[token] = 3, 0
+            early[token], late[token] = 2 if text == '"' else 4, 0
         elif text.isalnum():
             early[token] = late[token] = -1 if text.isascii() else -4
         if text in ('\n', ':\n', 'pass\n', 'f(x)\n', ')', ']', '}'):

@@ -26,8 +26,8 @@ def warnings_fail():
 @pytest.fixture
 def figure(monkeypatch):
     """The figure that was saved last, as a list of one."""
-    saved, save = [], plots._save
-    monkeypatch.setattr(plots, '_save', lambda fig, path: (saved.append(fig), save(fig, path)))
+    saved, save = [], plots.save_figure
+    monkeypatch.setattr(plots, 'save_figure', lambda fig, path: (saved.append(fig), save(fig, path)))
     return saved
 
 

@@ -114,6 +114,7 @@ class Block(nn.Module):
         q = q.reshape(n, self.kv_heads, h // self.kv_heads, length, d) * d**-0.5
         scores = jnp.einsum('nkgld,nksd->nkgls', q, k).astype(jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
+        self.sow('intermediates', 'attention', weights)  # nothing, unless that is asked for
         if self.dropout and draw is not None:
             weights = dropout(weights, self.dropout, draw, f'{self.index}/weights')
         return jnp.einsum('nkgls,nksd->nkgld', weights.astype(v.dtype), v).reshape(n, h, length, d)

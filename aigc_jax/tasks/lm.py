@@ -98,6 +98,13 @@ def make(config, dataset: Dataset) -> Task:
     def apply(params, extra, tokens: Array, state):
         return forward(params, tokens, state)
 
+    def attention(params, extra, tokens: Array) -> Array:
+        whole = module.clone(attention='einsum', remat=False)  # what a fused kernel never holds
+        _, found = whole.apply({'params': params['model']}, tokens, mutable='intermediates')
+        n, length = tokens.shape
+        by_layer = [found['intermediates'][f'block_{i}']['attention'][0] for i in range(module.layers)]
+        return jnp.stack(by_layer).reshape(module.layers, n, module.heads, length, length)
+
     def draw_sample(params, extra, ctx: rng.Context, labels) -> Array:
         """(n, eval.sample_tokens) tokens drawn from the model itself, 0 behind the end of a text."""
         n = ctx.index.shape[0]
@@ -121,6 +128,7 @@ def make(config, dataset: Dataset) -> Task:
             vocab_size=tokenizer.vocab_size,
             end=tokenizer.end,
             first=first,
+            attention=None if is_recurrent else attention,
         ),
     )
 
