@@ -199,6 +199,15 @@ def test_tokens_of_several_bytes_are_allowed_by_what_they_spell():
     assert {'def', 'else', 'values'} <= spelled and not {'):\n', ' or', '=', '1', '\n\n\n'} & spelled
 
 
+@pytest.mark.parametrize('kind', ['char', 'bpe'])
+def test_a_text_is_taken_by_its_own_tokens(kind):
+    tok, text = tokenizer(kind), '{"name": "é", "values": [1.5, true]}'
+    matchers = Grammar('json', tok).begin(1)
+    for token in tok.encode(text):
+        matchers.consume(np.array([token]), np.ones(1, bool))
+    assert matchers.finished()[0]
+
+
 def test_own_grammar_from_a_file(tmp_path):
     path = tmp_path / 'roman.lark'
     path.write_text('start: "X"{0,3} (DIGIT | "IX") // no 4\nDIGIT: /VI{0,3}|I{1,3}/\n')

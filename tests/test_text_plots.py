@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from aigc_jax import config, pictures, plots, text_plots
+from aigc_jax.core import rng
 from aigc_jax.core.types import Extra
 from aigc_jax.data import Tokenizer
 from aigc_jax.experiment import Experiment
@@ -98,7 +99,7 @@ def test_the_maps_are_the_weights_by_which_values_are_mixed():
     """One layer, no position, q = k = 0 but for the mask: each query looks at all keys before it alike."""
     overrides = [('model.layers', '1'), ('model.window', '3'), ('model.attention', 'xla'), ('model.remat', 'True')]
     experiment = Experiment(config.load('configs/gpt.py:smoke', overrides))
-    params = experiment.create_state().params
+    params, _ = jax.jit(experiment.task.init)(rng.stream(0, 'init'))
     tokens = jnp.arange(12).reshape(2, 6)
     attention = experiment.task.language.attention
     weights = np.asarray(attention(params, Extra({}, {}), tokens))
