@@ -5,7 +5,7 @@ import io
 import json
 import pathlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,82 +15,195 @@ from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
-from aigc_jax.decoding import Sampling, pad_prompts
+from aigc_jax.decoding import Sampling, draft_table, pad_prompts
 from aigc_jax.experiment import Experiment
+from aigc_jax.grammars import Grammar
 
 _MOST = 200  # tokens of a text where nothing else is said
+_STREAMED = 8  # tokens that are written between two looks at them
+_DRAFT_TOKENS = 2_000_000  # of the training text, that a draft is made of
+
+Stream = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """ended: 'end' (of a document), 'stop' (before the stop text) or 'length' (cut off); nats: −log p of `tokens`."""
+    """What was written between prompt and suffix.
+
+    nats: −log p of `tokens` under the model; ended: 'end' (of a document, or of what a grammar allows), 'stop' (before
+    the stop text) or 'length' (cut off); ruled_out: −log of the probability that a grammar left, summed over tokens;
+    calls: of the model.
+    """
 
     prompt: str
     text: str
     tokens: np.ndarray
     nats: float
     ended: str
+    ruled_out: float
+    calls: int
+    suffix: str
+
+    def __str__(self) -> str:
+        return self.prompt + self.text + self.suffix
 
 
 class Generator:
     """Writes with one model. Raises UserError for flags that do not fit it or each other.
 
-    max_new_tokens: the most that a text gets; None: what its model has room for, at most _MOST.
+    max_new_tokens: the most that a text gets; None: _MOST.
+    stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
+    grammar: of what is written, by name or file (grammars.Grammar). draft: 'ngram' proposes tokens, so that the same
+    text needs fewer calls of the model.
     """
 
-    def __init__(self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = ''):
+    def __init__(
+        self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = '',
+        suffix: str = '', grammar: str = '', draft: str = '',
+    ):  # fmt: skip
         self._language, self._tokenizer = experiment.task.language, experiment.dataset.tokenizer
         how.check(self._language.vocab_size)
-        if stop and how.beam_size > 1:
-            raise UserError('--stop: a beam search ends at the end of a document or after --max_new_tokens')
-        self._how, self._most, self._stop = how, max_new_tokens, stop
+        if how.beam_size > 1 and (
+            given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft)) if v]
+        ):
+            raise UserError(f'--{given[0]}: a beam search has none; leave out one of the two')
+        if draft and draft != 'ngram':
+            raise UserError(f"--draft: {draft!r}; it is 'ngram', or left out")
+        if draft and grammar:
+            raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
+        if draft and not self._language.context:
+            raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
+        if suffix and self._tokenizer.fim is None:
+            raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
+        self._how, self._most, self._stop, self._suffix = how, max_new_tokens or _MOST, stop, suffix
         self._stop_tokens = tuple(self._encode(stop, '--stop').tolist())
+        self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
+        training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
+        self._table = draft_table(training, self._language.vocab_size) if draft else None
         self._chunk = experiment.config.eval.batch_size
 
-    def generate(self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int) -> list[Text]:
-        """num_samples texts for each prompt; text i of all is a function of (seed, i), whatever stands beside it."""
-        language = self._language
-        encoded = [self._encode(prompt, '--prompt') for prompt in prompts]
-        longest = max(map(len, encoded))  # one shape, so one program, for all chunks
-        most = self._most or (min(_MOST, max(1, language.context - longest)) if language.context else _MOST)
+    def generate(
+        self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int, stream: Stream | None = None
+    ) -> list[Text]:
+        """num_samples texts for each prompt; text i of all is a function of (seed, i), whatever stands beside it.
+
+        stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
+        """
+        context, encoded = self._language.context, [self._prompt(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
-            if language.context and len(tokens) + most > language.context:
+            if context and len(tokens) >= context:
                 raise UserError(
-                    f'--prompt: {_shortened(prompt)} has {len(tokens)} tokens, and with --max_new_tokens={most} '
-                    f'the {language.context} of the model leave room for {max(language.context - most, 0)}'
+                    f'--prompt: {_shortened(prompt)} has {len(tokens)} tokens and leaves no room in the {context} of '
+                    'the model; give its last part'
                 )
-        params, extra = optim.averaged(state.params, state.opt), Extra(state.stats, state.carry)
-        rows = [(prompt, tokens) for prompt, tokens in zip(prompts, encoded, strict=True) for _ in range(num_samples)]
-        key, texts = rng.context(seed, 'generate', 0, jnp.arange(1)).key, []
-        for begin in range(0, len(rows), self._chunk):
-            part = rows[begin : begin + self._chunk]
-            tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
-            index = jnp.arange(begin, begin + len(part), dtype=jnp.int32)
-            found = language.generate(
-                params, extra, tokens[:-1], start[:-1], key, index, self._how, most, self._stop_tokens
+        longest = max(map(len, encoded))
+        beyond = bool(context) and longest + self._most > context
+        if beyond and (self._how.beam_size > 1 or self._table is not None):
+            raise UserError(
+                f'--max_new_tokens={self._most}: and {longest} of the prompt are more than the {context} of the model; '
+                f'a beam search or a draft goes no further, {context - longest} fit'
             )
-            for (prompt, _), written, length, log_prob in zip(part, *map(np.asarray, found), strict=True):
-                texts.append(self._text(prompt, written[:length], float(log_prob)))
+        rows = [[(prompt, tokens)] * num_samples for prompt, tokens in zip(prompts, encoded, strict=True)]
+        # What a text beyond the context has forgotten depends on the length of its prompt: so that it does not depend
+        # on the texts beside it, each prompt is then for itself. Else all are together, in one shape, so one program.
+        groups = rows if beyond else [[row for group in rows for row in group]]
+        model = optim.averaged(state.params, state.opt), Extra(state.stats, state.carry)
+        key, texts = rng.context(seed, 'generate', 0, jnp.arange(1)).key, []
+        for group in groups:
+            longest = max(len(tokens) for _, tokens in group)
+            for begin in range(0, len(group), self._chunk):
+                part = group[begin : begin + self._chunk]
+                tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
+                index = len(texts) + jnp.arange(len(part), dtype=jnp.int32)
+                found = self._write(*model, tokens[:-1], start[:-1], key, index, beyond, stream)
+                for (prompt, _), *one in zip(part, *map(np.asarray, found), strict=True):
+                    texts.append(self._text(prompt, *one))
+        if stream:
+            stream(texts[0].text)
         return texts
+
+    def _write(self, params, extra, prompt, start, key, index, beyond, stream):
+        """(tokens, length, log_prob, ruled_out, calls of the model, whether a grammar ended it) of each text."""
+        language, n = self._language, len(prompt)
+        arguments = params, extra, prompt, start, key, index
+        rest = self._how, self._most, self._stop_tokens
+        if self._grammar or beyond or stream:
+            return self._in_parts(*arguments, stream)
+        if self._table is not None:
+            found, calls = language.speculate(*arguments, self._table, *rest)
+        else:
+            found = language.generate(*arguments, *rest)
+            calls = found.length
+        return *found, np.zeros(n), calls, np.zeros(n, bool)
+
+    def _in_parts(self, params, extra, prompt, start, key, index, stream):
+        """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
+        language, most, (n, length) = self._language, self._most, prompt.shape
+        columns = min(language.context or length + most, length + most)
+        read = lambda prompt, start: language.begin(params, extra, prompt, start, self._how, most, columns)
+        progress, full = read(prompt, start), columns - length  # tokens after which no column is left
+        matchers = self._grammar.begin(n) if self._grammar else None
+        ended, t = np.zeros(n, bool), 0
+        while t < most and not bool(progress.done.all()):
+            alive = ~np.asarray(progress.done)
+            until, allowed = min(most, full), None
+            if matchers:
+                allowed = matchers.allowed(alive)
+            elif stream:
+                until = min(until, t + _STREAMED)
+            progress = language.advance(
+                params, extra, progress, key, index, until, self._how, self._stop_tokens, allowed
+            )
+            t = int(progress.t)
+            if matchers:
+                matchers.consume(np.asarray(progress.tokens[:, t - 1]), alive)
+                ended |= alive & (matchers.may_end() if t == most else matchers.finished())
+                progress = progress._replace(done=progress.done | ended)
+            if stream:
+                stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
+            if t == full < most:  # the second half of what the context holds is read again
+                half = language.context // 2
+                everything = np.concatenate([prompt, np.asarray(progress.tokens[:, :t])], axis=1)
+                again = read(everything[:, -half:], np.zeros(n, np.int32))
+                progress = progress._replace(logits=again.logits, state=again.state)
+                full = t + columns - half
+        return progress.tokens, progress.length, progress.log_prob, progress.ruled_out, progress.length, ended
 
     def _encode(self, text: str, flag: str) -> np.ndarray:
         try:
-            tokens = self._tokenizer.encode(text)
+            return self._tokenizer.encode(text)
         except UserError as error:
             raise UserError(f'{flag}: {error}') from None
-        # A prompt that begins a text follows what stands before each document.
-        begins = flag == '--prompt' and (self._tokenizer.end is not None or not len(tokens))
-        return np.concatenate([[self._language.first], tokens]).astype(np.int32) if begins else tokens
 
-    def _text(self, prompt: str, tokens: np.ndarray, log_prob: float) -> Text:
-        ended = 'length'
-        kept = tokens
+    def _prompt(self, text: str) -> np.ndarray:
+        """The tokens to read; a prompt that begins a text follows what stands before each document."""
+        tokens = self._encode(text, '--prompt')
+        if self._suffix:
+            before, between, after = self._tokenizer.fim
+            tokens = [[before], tokens, [between], self._encode(self._suffix, '--suffix'), [after]]
+            tokens = np.concatenate(tokens)
+        if self._tokenizer.end is not None or not len(tokens):
+            tokens = np.concatenate([[self._language.first], tokens])
+        return tokens.astype(np.int32)
+
+    def _certain(self, tokens: np.ndarray) -> str:
+        """The text of a part of the tokens, without what later ones may change."""
+        text = self._tokenizer.decode(tokens[tokens != self._tokenizer.end])
+        if self._stop in text and self._stop:
+            return text[: text.index(self._stop)]
+        kept = text.rstrip('\ufffd')  # a letter of which some bytes are still to come
+        begun = (n for n in range(len(self._stop) - 1, 0, -1) if kept.endswith(self._stop[:n]))
+        return kept[: len(kept) - next(begun, 0)]
+
+    def _text(self, prompt: str, tokens, length, log_prob, ruled_out, calls, grammatical) -> Text:
+        tokens = tokens[:length]
+        ended, kept = 'end' if grammatical else 'length', tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:
             kept, ended = tokens[:-1], 'end'
         text = self._tokenizer.decode(kept)
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
-        return Text(prompt, text, tokens, -log_prob, ended)
+        return Text(prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix)
 
 
 def read_prompts(prompt: str, prompt_file: str) -> list[str]:
@@ -128,17 +241,20 @@ def save(path: pathlib.Path, texts: list[Text]) -> None:
     nats, length = np.array([text.nats for text in texts]), np.array([len(text.tokens) for text in texts])
     np.savez_compressed(buffer, samples=samples, nats=nats, length=length)
     atomic_write(path.with_suffix('.npz'), buffer.getvalue())
-    atomic_write(path.with_suffix('.txt'), pictures.join_texts([text.prompt + text.text for text in texts]))
+    atomic_write(path.with_suffix('.txt'), pictures.join_texts([str(text) for text in texts]))
 
 
 def summary(texts: list[Text]) -> str:
     """How the texts ended and what they cost, in one line."""
-    written = sum(len(text.tokens) for text in texts)
-    nats = sum(text.nats for text in texts)
+    written = max(sum(len(text.tokens) for text in texts), 1)
     counts = Counter(text.ended for text in texts)
-    words = {'end': 'to the end of a document', 'stop': 'to the stop text', 'length': 'cut off by length'}
+    words = {'end': 'to their end', 'stop': 'to the stop text', 'length': 'cut off by length'}
     ends = ', '.join(f'{counts[ended]} {words[ended]}' for ended in words if counts[ended])
-    return f'{len(texts)} texts ({ends}), {written} tokens, {nats / max(written, 1):.4g} nats a token'
+    nats, ruled_out = (sum(getattr(text, name) for text in texts) / written for name in ('nats', 'ruled_out'))
+    cost = f', {ruled_out:.4g} nats a token ruled out by the grammar' if ruled_out else ''
+    calls = sum(text.calls for text in texts)
+    drafted = f', {written / calls:.3g} tokens a call of the model' if calls < written else ''
+    return f'{len(texts)} texts ({ends}), {written} tokens, {nats:.4g} nats a token{cost}{drafted}'
 
 
 def _shortened(text: str) -> str:

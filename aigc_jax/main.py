@@ -32,6 +32,10 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
+flags.DEFINE_string('suffix', '', 'sample, models trained with data.fim_rate: the text behind the one to be filled in')
+flags.DEFINE_string('grammar', '', 'sample, language models: json, arithmetic, python or FILE.lark, to keep to')
+flags.DEFINE_string('draft', '', 'sample, transformers: ngram proposes tokens, for the same texts with fewer calls')
+flags.DEFINE_bool('stream', False, 'sample, language models: show a single text while it is written')
 flags.DEFINE_float('temperature', 1.0, 'sample, language models: 0 takes the likeliest token each time')
 flags.DEFINE_integer('top_k', 0, 'sample, language models: draw from so many of the likeliest tokens; 0: from all')
 flags.DEFINE_float('top_p', 1.0, 'sample, language models: draw from the fewest tokens whose probability reaches this')
@@ -43,8 +47,8 @@ flags.DEFINE_float('length_penalty', 0.0, "sample, language models: a beam searc
 flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=VALUE to set single fields')
 
 TEXT_FLAGS = (
-    'prompt', 'prompt_file', 'max_new_tokens', 'stop', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty',
-    'beam_size', 'length_penalty',
+    'prompt', 'prompt_file', 'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft', 'stream', 'temperature', 'top_k',
+    'top_p', 'min_p', 'repetition_penalty', 'beam_size', 'length_penalty',
 )  # fmt: skip
 
 _given: dict = {}
@@ -150,16 +154,38 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     prompts = generate.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
     names = [field.name for field in dataclasses.fields(Sampling)]
     how = Sampling(**{name: FLAGS[name].value for name in names})
-    writer = generate.Generator(experiment, how, FLAGS.max_new_tokens, FLAGS.stop)
+    writer = generate.Generator(
+        experiment, how, FLAGS.max_new_tokens, FLAGS.stop, FLAGS.suffix, FLAGS.grammar, FLAGS.draft
+    )
+    if FLAGS.stream and len(prompts) * FLAGS.num_samples * len(experiment.seeds) > 1:
+        raise UserError('--stream: shows a single text; add --num_samples=1, one prompt, a run of one seed')
+    if FLAGS.stream and (FLAGS.draft or how.beam_size > 1):
+        raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
     everything = []
     for k, seed in enumerate(experiment.seeds):
-        texts = writer.generate(experiment.replica(state, k), prompts, FLAGS.num_samples, FLAGS.seed)
+        stream = _Terminal(prompts[0]) if FLAGS.stream else None
+        texts = writer.generate(experiment.replica(state, k), prompts, FLAGS.num_samples, FLAGS.seed, stream)
         step = int(experiment.replica(state, k).step)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         generate.save(workdir / 'samples' / name, texts)
         everything += texts
-    print(pictures.join_texts([text.prompt + text.text for text in everything]), end='')
+    if FLAGS.stream:
+        print(everything[0].suffix)
+    else:
+        print(pictures.join_texts([str(text) for text in everything]), end='')
     print(generate.summary(everything), file=sys.stderr)
+
+
+class _Terminal:
+    """Shows a text while it grows."""
+
+    def __init__(self, prompt: str):
+        self._shown = 0
+        print(prompt, end='', flush=True)
+
+    def __call__(self, text: str) -> None:
+        print(text[self._shown :], end='', flush=True)
+        self._shown = len(text)
 
 
 def _set_up_jax() -> None:

@@ -14,6 +14,7 @@ from aigc_jax import decoding, generate
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding import Sampling
+from aigc_jax.decoding.speculation import propose, speculate
 from aigc_jax.experiment import open_run
 from aigc_jax.nn.language import State
 
@@ -29,6 +30,12 @@ def toy(tokens, state):
     return jnp.asarray(LOGITS)[tokens] + 0.1 * (column % 3)[:, None] * jnp.arange(V), State(
         state.column + tokens.shape[1], layers, state.start
     )
+
+
+def toy_1(tokens, state):
+    """toy, with the columns counted by `column` alone, as a cache that can be cut back."""
+    logits, state = toy(tokens, state)
+    return logits, state._replace(layers=jnp.zeros_like(state.layers))
 
 
 def fresh(n):
@@ -130,6 +137,36 @@ def test_a_full_beam_finds_the_best_of_all_texts(end, alpha):
         assert float(found.log_prob[row]) == pytest.approx(texts[best], rel=1e-5)
 
 
+@pytest.mark.parametrize('how', [
+    Sampling(), Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.3),
+], ids=str)  # fmt: skip
+def test_speculative_decoding_writes_what_sampling_writes(how):
+    """The same texts, so the same distribution, which the test of plain draws compares; with fewer calls."""
+    n, steps = 300, 12
+    table = jnp.asarray(decoding.draft_table(draw(how, n=50, steps=steps).tokens.reshape(-1), V))
+    for end, stop in ((None, ()), (4, (1, 3))):
+        plain = draw(how, n=n, steps=steps, end=end, stop=stop)
+
+        def one(index, end=end, stop=stop):
+            prompt = jnp.full((1, 1), 2, jnp.int32)
+            return speculate(toy_1, fresh(1), prompt, KEY, index[None], table, how, steps, end, stop)
+
+        found, calls = jax.device_get(jax.jit(jax.vmap(one))(jnp.arange(n)))
+        np.testing.assert_array_equal(found.length, plain.length)
+        for row, other, length in zip(found.tokens, plain.tokens, plain.length, strict=True):
+            np.testing.assert_array_equal(row[:length], other[:length])
+        np.testing.assert_allclose(found.log_prob, plain.log_prob, rtol=1e-4, atol=1e-5)
+        assert calls.sum() < plain.length.sum() and (calls >= 1).all()
+
+
+def test_a_draft_proposes_what_most_often_followed():
+    text = np.array([0, 1, 2, 3, 0, 1, 2, 4, 0, 1, 2, 4, 3, 3])
+    table = jnp.asarray(decoding.draft_table(text, V))
+    assert propose(table, jnp.array([9, 9, 9, 0, 1])).tolist()[:2] == [2, 4]  # after 0 1 2: 4 twice, 3 once
+    assert propose(table, jnp.array([9, 3, 0, 1, 2])).tolist()[0] == 4  # a longer context knows better
+    assert propose(table, jnp.array([2, 3, 0, 1, 2])).tolist()[0] == 4
+
+
 def test_flags_that_contradict_or_leave_their_range():
     for how, word in (
         (Sampling(temperature=-1.0), '--temperature=-1.0'), (Sampling(top_k=9), '--top_k=9'),
@@ -162,6 +199,61 @@ def test_texts_of_a_trained_model(smoke, model):
         assert text.nats == pytest.approx(-log_p[-len(text.tokens) :].sum(), rel=1e-3)
 
 
+@pytest.mark.parametrize('temperature', [0.0, 0.8])
+def test_a_text_is_the_same_streamed_drafted_or_at_once(smoke, temperature):
+    experiment, state = open_run(smoke('gpt'))
+    how = Sampling(temperature=temperature)
+    write = lambda stream=None, **more: generate.Generator(experiment, how, 30, **more).generate(
+        state, ['The'], 1 if stream else 3, 5, stream
+    )
+    plain, seen = write(), []
+    (streamed,) = write(seen.append)
+    assert streamed.text == plain[0].text == seen[-1]
+    assert len(seen) > 3 and all(late.startswith(early) for early, late in itertools.pairwise(seen))
+    drafted = write(draft='ngram')
+    assert [text.text for text in drafted] == [text.text for text in plain]
+    assert [text.nats for text in drafted] == pytest.approx([text.nats for text in plain], rel=1e-4)
+    assert sum(text.calls for text in drafted) < sum(text.calls for text in plain) == 90
+
+
+def test_texts_beyond_the_context(smoke):
+    """Past 48 tokens the last 24 are read again; what was written before stays, and no other prompt matters."""
+    experiment, state = open_run(smoke('gpt'))
+    write = lambda prompts, most, n=2: generate.Generator(experiment, Sampling(), most).generate(state, prompts, n, 5)
+    long = write(['The', 'An import'], 150)
+    assert [len(text.tokens) for text in long] == [150] * 4 and len({text.text for text in long}) == 4
+    short = write(['The', 'An import'], 30)
+    for a, b in zip(short, long, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens[:30])
+    experiment.config.eval.batch_size = 1
+    assert [text.text for text in write(['The', 'An import'], 150)] == [text.text for text in long]
+    read = np.concatenate([experiment.dataset.tokenizer.encode('The'), long[0].tokens])
+    forward = jax.jit(lambda tokens: experiment.task.language.apply(state.params, None, tokens, None)[0])
+    nats, place = 0.0, 3
+    for first in range(0, len(read), 24):  # what is read at once: 48 tokens, the first 24 of them again
+        window = np.zeros((1, 48), np.int32)
+        window[0, : len(read) - first] = read[first : first + 48]
+        log_p = jax.nn.log_softmax(forward(window)[0])
+        while place < min(first + 48, len(read)):
+            nats -= float(log_p[place - first - 1, read[place]])
+            place += 1
+    assert long[0].nats == pytest.approx(nats, rel=1e-3)
+
+
+@pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
+def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
+    experiment, state = open_run(smoke(model))
+    writer = generate.Generator(experiment, Sampling(), 60, grammar='json')
+    texts = writer.generate(state, ['x = ', ''], 20, seed=1)
+    finished = [text for text in texts if text.ended == 'end']
+    assert len(finished) > 10 and {text.ended for text in texts} <= {'end', 'length'}
+    for text in finished:
+        json.loads(text.text)
+    for text in texts:
+        assert 0 < text.ruled_out < text.nats or not len(text.tokens)
+    assert 'ruled out by the grammar' in generate.summary(texts)
+
+
 def test_the_command_line_writes(runner, smoke, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(smoke('gpt'), folder)
@@ -179,7 +271,14 @@ def test_the_command_line_writes(runner, smoke, tmp_path):
 
 
 MISTAKES = {
-    'long prompt': (['--prompt=' + 'x' * 40], ["'xxxx", '40 tokens', '48 of the model']),
+    'long prompt': (['--prompt=' + 'x' * 60], ["'xxxx", '60 tokens', '48 of the model']),
+    'beam beyond the context': (['--prompt=' + 'x' * 40, '--beam_size=2'], ['--max_new_tokens=20', '8 fit']),
+    'unknown draft': (['--draft=ngrm'], ['--draft', "'ngram'"]),
+    'draft and grammar': (['--draft=ngram', '--grammar=json'], ['--draft', '--grammar']),
+    'grammar of a beam': (['--beam_size=2', '--grammar=json'], ['--grammar', 'beam']),
+    'unknown grammar': (['--grammar=jsn'], ['--grammar', 'json']),
+    'stream of many': (['--stream'], ['--stream', '--num_samples=1']),
+    'no infilling': (['--suffix=x'], ['--suffix', 'data.fim_rate']),
     'no UTF-8': (['--prompt_file={}/latin1'], ['latin1', 'byte 1', 'UTF-8']),
     'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
     'empty prompt file': (['--prompt_file={}/empty'], ['--prompt_file', 'no line']),

@@ -10,7 +10,7 @@ import pytest
 import scipy.special
 
 from aigc_jax import config as config_lib
-from aigc_jax.core import rng
+from aigc_jax.core import optim, rng
 from aigc_jax.core.types import Extra
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
@@ -35,7 +35,7 @@ def module(name, **more):
     return transformer.Transformer(**{
         **dict(vocab_size=VOCAB, context=32, end=None, layers=2, heads=4, kv_heads=4, width=16, mlp_width=32,
                position='rope', norm='rmsnorm', activation='relu2', qk_norm=False, bias=False, zero_init=False,
-               tied=False, softcap=0.0, window=0, dropout=0.0, attention='einsum', remat=False),
+               tied=False, softcap=0.0, window=0, dropout=0.0, attention='einsum', remat=False, scan_layers=False),
         **fields, **more,
     })  # fmt: skip
 
@@ -161,6 +161,45 @@ def test_other_ways_to_compute_the_same(fields):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
     text = str(jax.make_jaxpr(lambda p: module('modern', **fields).apply(p, tokens)[0])(randomized(module('modern'))))
     assert ('remat' in text or 'checkpoint' in text) == ('remat' in fields)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_scanned_layers_are_the_layers(remat):
+    """Logits, gradients, the cache, and Muon's steps: those of the blocks one by one, stacked."""
+    one, scanned = module('modern', remat=remat), module('modern', remat=remat, scan_layers=True)
+    tokens, params = tokens_of(), randomized(one)['params']
+    stack = lambda tree: {
+        **{name: part for name, part in tree.items() if not name.startswith('block_')},
+        'blocks': jax.tree.map(lambda *parts: jnp.stack(parts), *(tree[f'block_{i}'] for i in range(2))),
+    }
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    assert shapes(scanned.init(jax.random.key(0), tokens)['params']) == shapes(stack(params))
+    weights = jax.random.normal(jax.random.key(2), (*tokens.shape, VOCAB))
+    value = lambda model: lambda params: jnp.sum(weights * model.apply({'params': params}, tokens)[0])
+    near = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), a, b)
+    near(value(scanned)(stack(params)), value(one)(params))
+    grads = jax.grad(value(one))(params)
+    near(jax.grad(value(scanned))(stack(params)), stack(grads))
+
+    def read(model, params):
+        state, found = model.initial_state(3, LENGTH), []
+        for part in (tokens[:, :5], tokens[:, 5:6], tokens[:, 6:]):
+            logits, state = model.apply({'params': params}, part, state)
+            found.append(logits)
+        return jnp.concatenate(found, axis=1)
+
+    near(read(scanned, stack(params)), read(one, params))
+    config = config_lib.load('configs/gpt.py:smoke', []).optim.model
+    config.learning_rate_rules = ()
+
+    def step(params, grads):
+        optimizer = optim.optimizer(config, params, 100, 'optim.model')
+        state = optimizer.init(params)
+        for _ in range(2):  # the first learning rate is 0
+            updates, state = optimizer.update(grads, state, params)
+        return updates
+
+    near(step(stack(params), stack(grads)), stack(step(params, grads)))
 
 
 @pytest.mark.parametrize('cell', ['lstm', 'gru'])

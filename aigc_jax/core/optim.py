@@ -64,7 +64,7 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     """The transformation that config.optim.PLAYER describes; `what` is that field's name, for messages.
 
     name, options: optax.NAME or optax.contrib.NAME and its keyword arguments. Of muon, muon_weight_dimension_numbers is
-        a regex: the matrices that it orthogonalizes, (in, out) each; the rest is left to its Adam.
+        a regex: the matrices that it orthogonalizes, (…, in, out) each; the rest is left to its Adam.
     schedule: {name, arguments of optax.NAME}; an argument `X_percent` means X_steps, in percent of total_steps.
     clip_norm: the global norm that a gradient is cut to; 0: not cut.
     weight_decay_regex: which parameters an optimizer with weight decay decays.
@@ -90,7 +90,7 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
-        rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers()),)
+        rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers(-2, -1)),)
         options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     learning_rate = schedule(config.schedule, total_steps, f'{what}.schedule')

@@ -123,6 +123,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """tokens (n, L) int32 -> logits of the token after each, (n, L, vocab) float32, and the state after them.
 
+    scan_layers: the blocks are one, with stacked parameters 'blocks', in a loop: compiled once, however many they are.
     context: the most tokens that it sees; window: how many of the last ones a token looks at, 0: all of them.
     end: the token that begins a document, where attention stops at it; None: it does not.
     """
@@ -147,12 +148,14 @@ class Transformer(nn.Module):
     dropout: float
     attention: str
     remat: bool
+    scan_layers: bool
     dtype: Any = jnp.float32
 
     def initial_state(self, n: int, columns: int) -> State:
         """For texts that fill at most `columns` columns; State.start is to be set."""
         shape = (n, self.kv_heads, columns, self.width // self.heads)
-        layers = [{'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)} for _ in range(self.layers)]
+        empty = lambda *axes: {name: jnp.zeros((*axes, *shape), self.dtype) for name in 'kv'}
+        layers = empty(self.layers) if self.scan_layers else [empty() for _ in range(self.layers)]
         return State(jnp.int32(0), layers, jnp.zeros((n,), jnp.int32))
 
     @nn.compact
@@ -166,7 +169,7 @@ class Transformer(nn.Module):
         if state is None:
             keys, position, mask = column, column[None], jnp.ones((1, length, length), bool)
         else:
-            keys = jnp.arange(state.layers[0]['k'].shape[2])
+            keys = jnp.arange(jax.tree.leaves(state.layers)[0].shape[-2])
             position = jnp.maximum(column[None] - state.start[:, None], 0)
             mask = jnp.broadcast_to((keys >= state.start[:, None])[:, None], (n, length, len(keys)))
         mask = mask & (keys <= column[:, None])
@@ -183,15 +186,27 @@ class Transformer(nn.Module):
             x = x + table(position)
         x = dropout(x, self.dropout, draw, 'embed')
         block = nn.remat(Block, static_argnums=(6,)) if self.remat and state is None else Block
-        layers = []
-        for i in range(self.layers):
-            layer = block(
-                i, self.layers, self.heads, self.kv_heads, self.width, self.mlp_width, self.position, self.norm,
+        layers = None if state is None else state.layers
+
+        def make(block, index, name):
+            return block(
+                index, self.layers, self.heads, self.kv_heads, self.width, self.mlp_width, self.position, self.norm,
                 self.activation, self.qk_norm, self.bias, self.zero_init, self.dropout, self.attention, self.dtype,
-                name=f'block_{i}',
+                name=name,
             )  # fmt: skip
-            x, cache = layer(x, position, mask, None if state is None else state.layers[i], first, draw)
-            layers.append(cache)
+
+        if self.scan_layers:
+            given = nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast
+            block = nn.scan(
+                block, {'params': 0, 'intermediates': 0}, split_rngs={'params': True}, in_axes=given, length=self.layers
+            )
+            x, layers = make(block, 0, 'blocks')(x, position, mask, layers, first, None)
+        else:
+            caches = layers or self.layers * [None]
+            layers = []
+            for i, cache in enumerate(caches):
+                x, cache = make(block, i, f'block_{i}')(x, position, mask, cache, first, draw)
+                layers.append(cache)
         if self.norm == 'rmsnorm':
             x = nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
         else:

@@ -102,8 +102,12 @@ def make(config, dataset: Dataset) -> Task:
         whole = module.clone(attention='einsum', remat=False)  # what a fused kernel never holds
         _, found = whole.apply({'params': params['model']}, tokens, mutable='intermediates')
         n, length = tokens.shape
-        by_layer = [found['intermediates'][f'block_{i}']['attention'][0] for i in range(module.layers)]
-        return jnp.stack(by_layer).reshape(module.layers, n, module.heads, length, length)
+        found = found['intermediates']
+        if module.scan_layers:
+            weights = found['blocks']['attention'][0]
+        else:
+            weights = jnp.stack([found[f'block_{i}']['attention'][0] for i in range(module.layers)])
+        return weights.reshape(module.layers, n, module.heads, length, length)
 
     def draw_sample(params, extra, ctx: rng.Context, labels) -> Array:
         """(n, eval.sample_tokens) tokens drawn from the model itself, 0 behind the end of a text."""
@@ -154,6 +158,8 @@ def _build(config, tokenizer):
             raise UserError('model.heads: it divides model.width, and model.kv_heads divides it')
         if module.position == 'rope' and module.width // module.heads % 2:
             raise UserError('model.position: rope turns pairs of features; model.width / model.heads is odd')
+        if module.scan_layers and module.dropout:
+            raise UserError('model.dropout: with scan_layers all layers would draw the same; set one of them to none')
         if module.attention != 'einsum' and module.dropout:
             raise UserError('model.dropout: of attention weights, needs model.attention=einsum')
     return module

@@ -1,0 +1,72 @@
+"""What a task gives so that text can be generated from it, and the compiled programs that do it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from aigc_jax.core.types import Array, Tree
+from aigc_jax.decoding import sampling, speculation
+from aigc_jax.decoding.beam import beam_search
+from aigc_jax.decoding.sampling import Progress, Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """What a task gives so that text can be generated from it.
+
+    apply(params, extra, tokens, State) -> (logits, State); fresh(n, columns) -> State;
+    nats(params, extra, tokens (n, L + 1)) -> −log p of the last L of them, (n, L).
+    context: the most columns that State can have; 0: any number. vocab_size, end: of the tokenizer; first: the token
+    that a text without a prompt begins with, which is not written.
+    attention(params, extra, tokens (n, L)) -> weights (layers, n, heads, L, L); None: the model has none.
+    """
+
+    apply: Callable[..., tuple[Array, Tree]]
+    fresh: Callable[[int, int], Tree]
+    nats: Callable[..., Array]
+    context: int
+    vocab_size: int
+    end: int | None
+    first: int
+    attention: Callable[..., Array] | None = None
+
+    @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9))
+    def generate(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple):
+        """One compiled program: prompt (n, P) int32 filled on the left, start (n,), index (n,) -> Generated."""
+        apply = lambda tokens, state: self.apply(params, extra, tokens, state)
+        state = self.fresh(prompt.shape[0], prompt.shape[1] + max_new_tokens)._replace(start=start)
+        if how.beam_size > 1:
+            return beam_search(apply, state, prompt, how, max_new_tokens, self.end)
+        return sampling.sample(apply, state, prompt, key, index, how, max_new_tokens, self.end, stop)
+
+    @functools.partial(jax.jit, static_argnums=(0, 8, 9, 10))
+    def speculate(
+        self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens: int, stop: tuple
+    ):
+        """(what `generate` returns, calls of the model (n,)), with speculative decoding."""
+        columns = prompt.shape[1] + max_new_tokens + speculation.LENGTH
+
+        def one(row, start, index):
+            apply = lambda tokens, state: self.apply(params, extra, tokens, state)
+            state = self.fresh(1, columns)._replace(start=start[None])
+            return speculation.speculate(
+                apply, state, row[None], key, index[None], table, how, max_new_tokens, self.end, stop
+            )
+
+        return jax.vmap(one)(prompt, start, index)
+
+    @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+    def begin(self, params, extra, prompt, start, how: Sampling, max_new_tokens: int, columns: int) -> Progress:
+        """Reads the prompt; what follows is written by `advance`, for which there is room in so many columns."""
+        state = self.fresh(prompt.shape[0], columns)._replace(start=start)
+        apply = lambda tokens, state: self.apply(params, extra, tokens, state)
+        return sampling.begin(apply, state, prompt, how, max_new_tokens)
+
+    @functools.partial(jax.jit, static_argnums=(0, 7, 8))
+    def advance(
+        self, params, extra, progress: Progress, key, index, until, how: Sampling, stop: tuple, allowed=None
+    ) -> Progress:
+        apply = lambda tokens, state: self.apply(params, extra, tokens, state)
+        return sampling.advance(apply, progress, key, index, how, until, self.end, stop, allowed)

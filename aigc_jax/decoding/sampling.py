@@ -1,0 +1,207 @@
+"""Generation with a cache: prompts, logits transforms, draws, and the loop that writes.
+
+A model is apply(tokens (n, L), State) -> (logits (n, L, V), State). Prompts of unequal length are filled up on the
+left, so that all of them end in one column; State.start says where each begins.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Array, Tree
+
+Apply = Callable[[Array, Tree], tuple[Array, Tree]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from its logits. The transforms follow one another in the order of the fields.
+
+    repetition_penalty: θ of Keskar et al. 2019, section 4.1: logits of tokens that were read or written are divided by
+        it where positive, multiplied where negative; 1: none.
+    temperature: 0 takes the likeliest token.
+    top_k: of so many of the likeliest (Fan et al. 2018); 0: of all.
+    top_p: of the smallest set of the likeliest whose probability reaches it (Holtzman et al. 2020, eq. 2); 1: of all.
+    min_p: of those with at least this share of the likeliest one's probability (Nguyen et al. 2024); 0: of all.
+    beam_size: 1 samples; more: beam search for the likeliest text, which leaves all of these but the penalty aside.
+    length_penalty: α of Wu et al. 2016, eq. 14, by which beams of unequal length compare.
+    """
+
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    beam_size: int = 1
+    length_penalty: float = 0.0
+
+    def check(self, vocab_size: int) -> None:
+        """Raises UserError for a value out of its range, or for two that contradict each other."""
+        ranges = (
+            ('temperature', self.temperature >= 0, '0 or more'),
+            ('top_k', 0 <= self.top_k <= vocab_size, f'0 to the {vocab_size} tokens of the vocabulary'),
+            ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
+            ('min_p', 0 <= self.min_p <= 1, 'in [0, 1]'),
+            ('repetition_penalty', self.repetition_penalty > 0, 'positive'),
+            ('beam_size', 1 <= self.beam_size <= vocab_size, f'1 to the {vocab_size} tokens of the vocabulary'),
+        )
+        for name, fits, words in ranges:
+            if not fits:
+                raise UserError(f'--{name}={getattr(self, name)}: it is {words}')
+        drawn = self.temperature != 1 or self.top_k or self.top_p < 1 or self.min_p
+        if self.beam_size > 1 and drawn:
+            raise UserError('--beam_size: a beam search draws nothing; leave temperature, top_k, top_p and min_p out')
+        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
+            raise UserError('--temperature=0 takes the likeliest token; leave top_k, top_p and min_p out')
+
+
+class Generated(NamedTuple):
+    """tokens (n, max_new_tokens) int32, of which the first length (n,) were written, the end of the text included;
+    log_prob (n,): of those tokens under the model itself, before any transform."""
+
+    tokens: Array
+    length: Array
+    log_prob: Array
+
+
+def transform(logits: Array, seen: Array, how: Sampling) -> Array:
+    """(n, V) -> (n, V), −inf for what is not to be drawn; seen (n, V) bool: what was read or written."""
+    if how.repetition_penalty != 1:
+        theta = how.repetition_penalty
+        logits = jnp.where(seen, jnp.where(logits > 0, logits / theta, logits * theta), logits)
+    if how.temperature not in (0, 1):
+        logits = logits / how.temperature
+    if how.top_k:
+        logits = jnp.where(logits < jax.lax.top_k(logits, how.top_k)[0][:, -1:], -jnp.inf, logits)
+    if how.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        p = jax.nn.softmax(ordered, axis=-1)
+        # A token stays while the likelier ones before it have not reached top_p: the likeliest always does.
+        last = jnp.sum(jnp.cumsum(p, axis=-1) - p < how.top_p, axis=-1, keepdims=True) - 1
+        logits = jnp.where(logits < jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf, logits)
+    if how.min_p:
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        logits = jnp.where(logits < top + jnp.log(how.min_p), -jnp.inf, logits)
+    return logits
+
+
+def pad_prompts(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of 1 token or more -> (n, longest) int32, filled with 0 on the left, and start (n,)."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = np.zeros((len(prompts), longest), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[longest - len(prompt) :] = prompt
+    return tokens, np.array([longest - len(prompt) for prompt in prompts], np.int32)
+
+
+def seen_tokens(tokens: Array, start: Array, vocab_size: int) -> Array:
+    """(n, vocab_size) bool: which tokens stand in each row from its start on."""
+    real = jnp.arange(tokens.shape[1]) >= start[:, None]
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    return jnp.zeros((tokens.shape[0], vocab_size), bool).at[rows, tokens].max(real)
+
+
+def ends_with(tokens: Array, t: Array, stop: tuple[int, ...]) -> Array:
+    """Whether the tokens written up to and with place t end with `stop`, (n,)."""
+    if not stop:
+        return jnp.zeros(tokens.shape[0], bool)
+    where = t - len(stop) + 1 + jnp.arange(len(stop))
+    window = jnp.take(tokens, jnp.maximum(where, 0), axis=1)
+    return (t + 1 >= len(stop)) & jnp.all(window == jnp.array(stop), axis=1)
+
+
+class Progress(NamedTuple):
+    """Texts that are being written.
+
+    t: () int32 tokens written so far; tokens (n, M) int32; done, length, log_prob, ruled_out (n,); logits (n, V) of the
+    next token; state: of the model; seen (n, V) bool, or (n, 1) where no penalty asks for it.
+    ruled_out: −log of the probability that `allowed` left, summed over the tokens: what a constraint costs.
+    """
+
+    t: Array
+    tokens: Array
+    done: Array
+    length: Array
+    log_prob: Array
+    ruled_out: Array
+    logits: Array
+    state: Tree
+    seen: Array
+
+
+def begin(apply: Apply, state: Tree, prompt: Array, how: Sampling, max_new_tokens: int) -> Progress:
+    """Reads `prompt` (n, P), for which `state` is fresh."""
+    n = prompt.shape[0]
+    logits, state = apply(prompt, state)
+    logits = logits[:, -1]
+    seen = (
+        seen_tokens(prompt, state.start, logits.shape[-1]) if how.repetition_penalty != 1 else jnp.zeros((n, 1), bool)
+    )
+    zeros, nothing = jnp.zeros((n,), jnp.int32), jnp.zeros((n,))
+    tokens = jnp.zeros((n, max_new_tokens), jnp.int32)
+    return Progress(jnp.int32(0), tokens, zeros > 0, zeros, nothing, nothing, logits, state, seen)
+
+
+def choose(logits: Array, seen: Array, key: Array, index: Array, t: Array, how: Sampling) -> Array:
+    """Token t of each text, (n,) int32, from logits (n, V).
+
+    The draw is a function of (key, t, index): it is the same in whatever batch the text is written. Gumbel-max
+    sampling: argmax(logits + G) is a draw from softmax(logits).
+    """
+    found = transform(logits, seen, how)
+    if how.temperature > 0:
+        u = rng.Context(rng.fold_in(key, t), index, t).uniform('token', (logits.shape[-1],))
+        found = found - jnp.log(-jnp.log(jnp.maximum(u, 1e-30)))
+    return jnp.argmax(found, axis=-1).astype(jnp.int32)
+
+
+def advance(
+    apply: Apply, progress: Progress, key: Array, index: Array, how: Sampling, until: Array | int,
+    end: int | None = None, stop: tuple[int, ...] = (), allowed: Array | None = None,
+) -> Progress:  # fmt: skip
+    """Writes on until `until` tokens stand, or each text has come to the token `end` or the tokens `stop`.
+
+    allowed: (n, V) bool, what the next token may be; with it, one token is written.
+    """
+    n = progress.tokens.shape[0]
+
+    def unfinished(loop):
+        return (loop.t < until) & ~jnp.all(loop.done)
+
+    def write(loop):
+        t, done = loop.t, loop.done
+        log_p, ruled_out = jax.nn.log_softmax(loop.logits), jnp.zeros((n,))
+        logits = loop.logits
+        if allowed is not None:
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            ruled_out = -jax.nn.logsumexp(jnp.where(allowed, log_p, -jnp.inf), axis=-1)
+        token = choose(logits, loop.seen, key, index, t, how)
+        tokens = jax.lax.dynamic_update_slice_in_dim(loop.tokens, jnp.where(done, 0, token)[:, None], t, 1)
+        finished = ends_with(tokens, t, stop)
+        if end is not None:
+            finished = finished | (token == end)
+        logits, state = apply(token[:, None], loop.state)
+        seen = loop.seen if loop.seen.shape[1] == 1 else loop.seen.at[jnp.arange(n), token].set(True)
+        log_p = jnp.take_along_axis(log_p, token[:, None], axis=1)[:, 0]
+        return Progress(
+            t + 1, tokens, done | finished, loop.length + ~done, loop.log_prob + jnp.where(done, 0, log_p),
+            loop.ruled_out + jnp.where(done, 0, ruled_out), logits[:, -1], state, seen,
+        )  # fmt: skip
+
+    return write(progress) if allowed is not None else jax.lax.while_loop(unfinished, write, progress)
+
+
+def sample(
+    apply: Apply, state: Tree, prompt: Array, key: Array, index: Array, how: Sampling, max_new_tokens: int,
+    end: int | None = None, stop: tuple[int, ...] = (),
+) -> Generated:  # fmt: skip
+    """Continues `prompt` (n, P), for which `state` is fresh, to `end`, the tokens `stop`, or max_new_tokens."""
+    progress = begin(apply, state, prompt, how, max_new_tokens)
+    found = advance(apply, progress, key, index, how, max_new_tokens, end, stop)
+    return Generated(found.tokens, found.length, found.log_prob)
