@@ -82,6 +82,7 @@ def get_config(arg=''):
                 batch_size=32,  # windows
                 num_shown=4,  # samples
                 sample_tokens=200,  # of each sample
+                num_samples=200,  # of the metrics of samples in the final evaluation, or what the held-out text allows
                 ngram_order=5,  # of the baseline in the final evaluation, given the training text; 0: no baselines
                 best_metric='model/nats_per_token',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
@@ -99,9 +100,8 @@ VARIANTS = {
     'smoke': {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
-        'eval.ngram_order': 2, 'eval.batch_size': 64, 'data.block': 16, 'data.eval_block': 128, 'data.eval_stride': 96,
-        'model.features': 16,
-        'model.layers': 2,
+        'eval.num_samples': 2, 'eval.ngram_order': 2, 'eval.batch_size': 64, 'data.block': 16, 'data.eval_block': 128,
+        'data.eval_stride': 96, 'model.features': 16, 'model.layers': 2,
     },
     'code': {'data.name': 'python-stdlib'},
     'gru': {'model.cell': 'gru'},

@@ -7,7 +7,7 @@ from aigc_jax.data import embedded, files, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
 from aigc_jax.data.tokenizers import Tokenizer
 
-__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'load', 'materialize']
+__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']
 
 # A name that ends in a colon is followed by a place: loader(cfg, where); any other stands alone: loader(cfg).
 SOURCES = {
@@ -27,6 +27,7 @@ TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone 
     'code:': text.code,
     'jsonl:': text.jsonl,
 }
+CODE = ('python-stdlib', 'code:')
 KNOWN = SOURCES | TEXTS
 FIELDS = dict(name=str, dir=str, num_examples=int, valid_examples=int, binarize=str, scale=str, stream=bool)
 TEXT_FIELDS = dict(
@@ -66,6 +67,11 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
         return loader(cfg, *place, tokenizer)
     dataset = loader(cfg, *place)
     return dataset if cfg.valid_examples else train_on_valid(dataset)
+
+
+def is_code(name: str) -> bool:
+    """Whether the data of this name are Python source."""
+    return _parts(name)[0] in CODE
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -67,12 +67,10 @@ class Tokenizer:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text; bytes that are no UTF-8 become U+FFFD, and the end of a document END."""
-        tokens, texts = [int(token) for token in tokens], []
-        while self.end in tokens and self.has_end:
-            at = tokens.index(self.end)
-            texts.append(self._decode(tokens[:at]))
-            tokens = tokens[at + 1 :]
-        return END.join([*texts, self._decode(tokens)])
+        tokens = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens), np.int64)
+        ends = np.flatnonzero(tokens == self.end) if self.has_end else []
+        parts = np.split(tokens, ends)
+        return END.join(self._decode(part[i > 0 :].tolist()) for i, part in enumerate(parts))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self.kind == 'byte':
