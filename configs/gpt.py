@@ -55,14 +55,17 @@ def get_config(arg=''):
             ),
             data=dict(
                 name='pydoc',
+                dir='',  # folder of TFDS sets, for tfds:NAME; '': TFDS's default
                 tokenizer='byte',  # or 'char', 'word', 'bpe'
-                vocab_size=1024,  # tokens of 'word' and 'bpe', the end of a document included
+                vocab_size=1024,  # tokens of 'word' and 'bpe', special ones included
                 order='shuffled',  # windows from anywhere, or 'contiguous', for recurrent models
                 valid_percent=5.0,  # of the text, or of its documents
                 test_percent=5.0,
                 block=256,  # tokens of a training window, and the most that the model sees, prompt and continuation
                 eval_block=0,  # tokens of a window of the evaluation; 0: as while training
                 eval_stride=128,  # tokens from window to window; each is scored with block − stride before it, or more
+                fim_rate=0.0,  # share of training windows whose middle is moved to their end: infilling; 0: none
+                fim_identifiers=0.0,  # share of these whose middle is one identifier
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
@@ -136,6 +139,10 @@ VARIANTS = {
     },
     # Source code: the standard library of the Python that runs.
     'code': {'data.name': 'python-stdlib', 'total_steps': 5000},
+    # The same, half of it as infilling.
+    'infill': {
+        'data.name': 'python-stdlib', 'total_steps': 5000, 'data.fim_rate': 0.5, 'data.fim_identifiers': 0.2,
+    },
     'gpt2': _GPT2,
     # nanoGPT's CPU configuration (its README: 1.88 nats a character after 2000 steps).
     'nanogpt': {**_SHAKESPEARE, **_GPT2, 'model.bias': False},

@@ -53,14 +53,17 @@ def get_config(arg=''):
             ),
             data=dict(
                 name='pydoc',
+                dir='',  # folder of TFDS sets, for tfds:NAME; '': TFDS's default
                 tokenizer='byte',  # or 'char', 'word', 'bpe'
-                vocab_size=1024,  # tokens of 'word' and 'bpe', the end of a document included
+                vocab_size=1024,  # tokens of 'word' and 'bpe', special ones included
                 order='contiguous',  # rows of text read on from block to block, or 'shuffled': blocks from anywhere
                 valid_percent=5.0,  # of the text, or of its documents
                 test_percent=5.0,
                 block=64,  # tokens through which the gradient goes back
                 eval_block=1024,  # tokens of a window of the evaluation; 0: as while training
                 eval_stride=768,  # tokens from window to window; each is scored with block − stride before it, or more
+                fim_rate=0.0,  # share of training windows whose middle is moved to their end: infilling; 0: none
+                fim_identifiers=0.0,  # share of these whose middle is one identifier
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
