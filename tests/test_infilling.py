@@ -197,7 +197,8 @@ def test_contradictions_are_named():
 def small(**more):
     fields = {
         'data.order': 'shuffled', 'data.fim_rate': '0.5', 'data.fim_identifiers': '0.5', 'data.eval_block': '0',
-        'data.eval_stride': '16', 'eval_every_steps': '40', 'model.layers': '1', 'eval.ngram_order': '0', 'eval.sample_tokens': '2',
+        'data.eval_stride': '16', 'eval_every_steps': '40', 'model.layers': '1', 'eval.ngram_order': '0',
+        'eval.sample_tokens': '2',
         'optim.model.schedule.warmup_percent': '0.0', 'optim.model.schedule.end_value': '3e-3',
     }  # fmt: skip
     return config_lib.load(f'{ROOT}/configs/rnn_lm.py:gru,smoke', list({**fields, **more}.items()))
