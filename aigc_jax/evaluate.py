@@ -14,11 +14,13 @@ from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
+from aigc_jax.data import is_code
+from aigc_jax.evals import samples as text_samples
 from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
 from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits_per_byte, mixture_nats
 from aigc_jax.experiment import Experiment
 
-Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci' or 'perfect' where there is one}}
+Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci', 'perfect' or 'held_out' if known}}
 _SURFACE_POINTS = 100  # along each axis
 _NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
 
@@ -119,12 +121,47 @@ class Evaluator:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _compressors(self, split: str) -> Results:
-        dataset = self._experiment.dataset
-        training, held_out = (dataset.tokenizer.decode(dataset.splits[s].tokens).encode() for s in ('train', split))
+        training, held_out = self._text('train'), self._text(split)
         return {
             f'{name}/bits_per_byte': {'value': compressed_bits_per_byte(name, training, held_out), 'n': len(held_out)}
             for name in COMPRESSORS
         }
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def _text(self, split: str) -> bytes:
+        dataset = self._experiment.dataset
+        return dataset.tokenizer.decode(dataset.splits[split].tokens).encode()
+
+    def texts(self, state: TrainState, seed: int, split: str) -> Results:
+        """Metrics of eval.num_samples samples of a language model, and of as much held-out text, cut to their lengths.
+
+        No more samples than the split has pieces of eval.sample_tokens tokens, which overlap otherwise.
+        """
+        config, dataset = self._experiment.config, self._experiment.dataset
+        if dataset.kind != 'text' or 'num_samples' not in config.eval:
+            return {}
+        tokens, end, most = dataset.splits[split].tokens, dataset.tokenizer.end, config.eval.sample_tokens
+        n = min(config.eval.num_samples, max(len(tokens) // most, 1))
+        ours = [text_samples.until_end(row, end) for row in self.sample(state, seed, n)]
+        starts = text_samples.held_out_starts(tokens, end, n)
+        pieces = zip(starts, ours, strict=True)
+        theirs = [text_samples.until_end(tokens[start : start + len(row)], end) for start, row in pieces]
+        both = [[dataset.tokenizer.decode(row) for row in rows] for rows in (ours, theirs)]
+        found, reference = (text_samples.text_metrics(texts, self._text('train')) for texts in both)
+        if is_code(config.data.name):
+            found['parses'] = text_samples.parses_share(both[0], [len(row) == most for row in ours])
+            reference['parses'] = self._parses(split, n, most)
+        return {
+            f'samples/{name}': {'value': value, 'held_out': reference[name], 'n': n} for name, value in found.items()
+        }
+
+    def _parses(self, split: str, n: int, most: int) -> float:
+        """The share of the beginnings of n held-out documents, or of all, that are Python; nan: there are none."""
+        dataset = self._experiment.dataset
+        tokens, end = dataset.splits[split].tokens, dataset.tokenizer.end
+        starts = np.flatnonzero(tokens == end)[:n] + 1 if end is not None else ()
+        rows = [text_samples.until_end(tokens[start : start + most], end) for start in starts]
+        return text_samples.parses_share([dataset.tokenizer.decode(r) for r in rows], [len(r) == most for r in rows])
 
     def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""
@@ -218,9 +255,10 @@ def table(results: Results) -> str:
     lines = []
     for name, found in results.items():
         ci = f' ± {found["ci"]:.4g}' if math.isfinite(found.get('ci', math.nan)) else ''
-        perfect = f'  perfect sampler {found["perfect"]:.5g}' if 'perfect' in found else ''
+        mark = f'  perfect sampler {found["perfect"]:.5g}' if 'perfect' in found else ''
+        mark += f'  held-out text {found["held_out"]:.5g}' if 'held_out' in found else ''
         seeds = f', {found["seeds"]} seeds' if 'seeds' in found else ''
-        lines.append(f'{name:<32} {found["value"]:>12.6g}{ci:<14}{perfect}  (n={found["n"]}{seeds})')
+        lines.append(f'{name:<32} {found["value"]:>12.6g}{ci:<14}{mark}  (n={found["n"]}{seeds})')
     return '\n'.join(lines)
 
 

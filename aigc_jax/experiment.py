@@ -39,6 +39,7 @@ class Experiment:
                 raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
         self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
         self.preprocess = batching.make_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
+        self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.preprocess)
         self.task = tasks.make(config, self.dataset)
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
@@ -92,7 +93,8 @@ class Experiment:
 
     def train_call(self):
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
-        step = make_step(self.task, self.optimizers, self.preprocess, self.config.micro_batches, self.plan.axis_name)
+        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name
+        step = make_step(self.task, self.optimizers, *arguments)
         gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
         return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
 

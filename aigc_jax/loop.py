@@ -141,7 +141,8 @@ class _Loop:
         by_seed = self._results(state, split)
         for k, seed in enumerate(self.seeds):
             replica = self.experiment.replica(state, k)
-            by_seed[seed] |= self.evaluator.baselines(replica, self.experiment.seeds[k], split)
+            arguments = replica, self.experiment.seeds[k], split
+            by_seed[seed] |= self.evaluator.texts(*arguments) | self.evaluator.baselines(*arguments)
         for seed, results in by_seed.items():
             self._row('final', {name: found['value'] for name, found in results.items()}, seed)
         if jax.process_index() == 0:

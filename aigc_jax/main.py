@@ -117,7 +117,8 @@ def _evaluate(workdir: pathlib.Path) -> None:
     evaluator, by_seed = evaluate.Evaluator(experiment), {}
     for k, seed in enumerate(experiment.seeds):
         arguments = experiment.replica(state, k), seed, experiment.config.eval.final_split
-        by_seed[seed] = evaluator.evaluate(*arguments) | evaluator.baselines(*arguments)
+        parts = evaluator.evaluate, evaluator.texts, evaluator.baselines
+        by_seed[seed] = {name: found for part in parts for name, found in part(*arguments).items()}
     step = int(experiment.replica(state, 0).step)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
     print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')

@@ -55,14 +55,17 @@ def get_config(arg=''):
             ),
             data=dict(
                 name='pydoc',
+                dir='',  # folder of TFDS sets, for tfds:NAME; '': TFDS's default
                 tokenizer='byte',  # or 'char', 'word', 'bpe'
-                vocab_size=1024,  # tokens of 'word' and 'bpe', the end of a document included
+                vocab_size=1024,  # tokens of 'word' and 'bpe', special ones included
                 order='shuffled',  # windows from anywhere, or 'contiguous', for recurrent models
                 valid_percent=5.0,  # of the text, or of its documents
                 test_percent=5.0,
                 block=256,  # tokens of a training window, and the most that the model sees, prompt and continuation
                 eval_block=0,  # tokens of a window of the evaluation; 0: as while training
                 eval_stride=128,  # tokens from window to window; each is scored with block − stride before it, or more
+                fim_rate=0.0,  # share of training windows whose middle is moved to their end: infilling; 0: none
+                fim_identifiers=0.0,  # share of these whose middle is one identifier
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
@@ -97,6 +100,7 @@ def get_config(arg=''):
                 batch_size=64,  # windows
                 num_shown=4,  # samples
                 sample_tokens=200,  # of each sample
+                num_samples=200,  # of the metrics of samples in the final evaluation, or what the held-out text allows
                 ngram_order=5,  # of the baseline in the final evaluation, given the training text; 0: no baselines
                 best_metric='model/nats_per_token',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
@@ -130,12 +134,16 @@ VARIANTS = {
     'smoke': {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
-        'eval.ngram_order': 2, 'eval.batch_size': 256, 'data.block': 48, 'data.eval_stride': 32,
+        'eval.num_samples': 2, 'eval.ngram_order': 2, 'eval.batch_size': 256, 'data.block': 48, 'data.eval_stride': 32,
         'model.layers': 2,
         'model.heads': 2, 'model.kv_heads': 1, 'model.width': 16, 'model.mlp_width': 32,
     },
     # Source code: the standard library of the Python that runs.
     'code': {'data.name': 'python-stdlib', 'total_steps': 5000},
+    # The same, half of it as infilling.
+    'infill': {
+        'data.name': 'python-stdlib', 'total_steps': 5000, 'data.fim_rate': 0.5, 'data.fim_identifiers': 0.2,
+    },
     'gpt2': _GPT2,
     # nanoGPT's CPU configuration (its README: 1.88 nats a character after 2000 steps).
     'nanogpt': {**_SHAKESPEARE, **_GPT2, 'model.bias': False},

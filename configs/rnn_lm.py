@@ -53,14 +53,17 @@ def get_config(arg=''):
             ),
             data=dict(
                 name='pydoc',
+                dir='',  # folder of TFDS sets, for tfds:NAME; '': TFDS's default
                 tokenizer='byte',  # or 'char', 'word', 'bpe'
-                vocab_size=1024,  # tokens of 'word' and 'bpe', the end of a document included
+                vocab_size=1024,  # tokens of 'word' and 'bpe', special ones included
                 order='contiguous',  # rows of text read on from block to block, or 'shuffled': blocks from anywhere
                 valid_percent=5.0,  # of the text, or of its documents
                 test_percent=5.0,
                 block=64,  # tokens through which the gradient goes back
                 eval_block=1024,  # tokens of a window of the evaluation; 0: as while training
                 eval_stride=768,  # tokens from window to window; each is scored with block − stride before it, or more
+                fim_rate=0.0,  # share of training windows whose middle is moved to their end: infilling; 0: none
+                fim_identifiers=0.0,  # share of these whose middle is one identifier
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
@@ -82,6 +85,7 @@ def get_config(arg=''):
                 batch_size=32,  # windows
                 num_shown=4,  # samples
                 sample_tokens=200,  # of each sample
+                num_samples=200,  # of the metrics of samples in the final evaluation, or what the held-out text allows
                 ngram_order=5,  # of the baseline in the final evaluation, given the training text; 0: no baselines
                 best_metric='model/nats_per_token',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
@@ -99,9 +103,8 @@ VARIANTS = {
     'smoke': {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
-        'eval.ngram_order': 2, 'eval.batch_size': 64, 'data.block': 16, 'data.eval_block': 128, 'data.eval_stride': 96,
-        'model.features': 16,
-        'model.layers': 2,
+        'eval.num_samples': 2, 'eval.ngram_order': 2, 'eval.batch_size': 64, 'data.block': 16, 'data.eval_block': 128,
+        'data.eval_stride': 96, 'model.features': 16, 'model.layers': 2,
     },
     'code': {'data.name': 'python-stdlib'},
     'gru': {'model.cell': 'gru'},

@@ -1,26 +1,32 @@
 """Writes local files as a TFDS set in array_record, without TensorFlow and without the network.
 
     python scripts/prepare_data.py --source=idx:DIR --name=my_mnist --data_dir=DIR [--valid_examples=N]
+    python scripts/prepare_data.py --source=text:FILE_OR_GLOB --name=my_text --data_dir=DIR [--test_percent=P]
 
-Then `--config.data.name=tfds:my_mnist --config.data.dir=DIR` reads it, example for example in the same order.
+Then `--config.data.name=tfds:my_mnist --config.data.dir=DIR` reads it, example for example in the same order; of text,
+an example is a document.
 Exit codes: 0 done, 1 the writing failed, 2 a wrong flag or file, 130 Ctrl-C, 143 SIGTERM. Unless all went
 well, no part of the set is left behind.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
 import sys
 import tempfile
 
+import numpy as np
 from absl import app, flags
 from ml_collections import config_dict
 
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.data import Dataset, load
+from aigc_jax.data import TEXTS, Dataset, load
 
-_SOURCE = flags.DEFINE_string('source', None, 'What to read: idx:DIR, npz:FILE or amat:DIR.', required=True)
+_SOURCE = flags.DEFINE_string(
+    'source', None, 'What to read: idx:DIR, npz:FILE, amat:DIR; text:FILE_OR_GLOB, code:DIR, jsonl:FILE.', required=True
+)
 _NAME = flags.DEFINE_string('name', None, 'Name of the new set: a-z, 0-9 and _.', required=True)
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of TFDS sets to put it in.', required=True)
 _VALID = flags.DEFINE_integer(
@@ -28,6 +34,10 @@ _VALID = flags.DEFINE_integer(
     10_000,
     'How many of the last training examples to hold out for validation where the source has no valid split.',
 )
+_PERCENT = {
+    split: flags.DEFINE_float(f'{split}_percent', 5.0, f'Of text: how much of it, or of its documents, is for {split}.')
+    for split in ('valid', 'test')
+}
 
 
 def write(dataset: Dataset, name: str, data_dir: str) -> str:
@@ -60,14 +70,22 @@ def write(dataset: Dataset, name: str, data_dir: str) -> str:
 def _prepare(dataset: Dataset, name: str, folder: str) -> None:
     import tensorflow_datasets as tfds
 
-    key = 'image' if dataset.kind == 'image' else 'x'
-    dtype = dataset.splits['train'][0]['x'].dtype
-    # Not tfds.features.Image: it calls TensorFlow to make a PNG of an array.
-    features = {key: tfds.features.Tensor(shape=dataset.shape, dtype=dtype, encoding='zlib')}
-    if dataset.num_classes:
-        features['label'] = tfds.features.ClassLabel(num_classes=dataset.num_classes)
+    if dataset.kind == 'text':
+        features = {'text': tfds.features.Text()}
+    else:
+        key = 'image' if dataset.kind == 'image' else 'x'
+        dtype = dataset.splits['train'][0]['x'].dtype
+        # Not tfds.features.Image: it calls TensorFlow to make a PNG of an array.
+        features = {key: tfds.features.Tensor(shape=dataset.shape, dtype=dtype, encoding='zlib')}
+        if dataset.num_classes:
+            features['label'] = tfds.features.ClassLabel(num_classes=dataset.num_classes)
 
     def examples(source):
+        if dataset.kind == 'text':  # the tokens are bytes
+            ends = np.flatnonzero(source.tokens == dataset.tokenizer.end) if dataset.tokenizer.has_end else [-1]
+            for i, (begin, end) in enumerate(itertools.pairwise([*ends, len(source.tokens)])):
+                yield i, {'text': source.tokens[begin + 1 : end].astype(np.uint8).tobytes()}
+            return
         for i in range(len(source)):
             example = source[i]
             yield i, {key: example['x']} | {k: int(v) for k, v in example.items() if k == 'label'}
@@ -107,9 +125,12 @@ def main(argv: list[str]) -> None:
         if _SOURCE.value.startswith('tfds:'):
             raise UserError(f'--source={_SOURCE.value}: is a TFDS set already')
         data_dir = os.path.abspath(os.path.expanduser(_DATA_DIR.value))
-        dataset = load(
-            config_dict.ConfigDict(dict(name=_SOURCE.value, dir='', num_examples=0, valid_examples=_VALID.value))
-        )
+        if _SOURCE.value.partition(':')[0] + ':' in TEXTS:
+            percents = {f'{split}_percent': flag.value for split, flag in _PERCENT.items()}
+            fields = dict(tokenizer='byte', vocab_size=0, order='shuffled', block=1, eval_block=0, eval_stride=1)
+        else:
+            percents, fields = {}, dict(dir='', num_examples=0, valid_examples=_VALID.value)
+        dataset = load(config_dict.ConfigDict(dict(name=_SOURCE.value, **percents, **fields)))
         write(dataset, _NAME.value, data_dir)
     except (UserError, RunError) as e:
         print(f'prepare_data: {e}', file=sys.stderr)

@@ -1,6 +1,7 @@
 """TFDS sets, those of scripts/prepare_data.py among them: read as they were written, named where they are not."""
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -18,11 +19,18 @@ from datafiles import (
     LABELS,
     POINTS,
     arrays,
+    flip_the_middle,
     load,
     sizes,
     user_error,
     write_idx,
 )
+from ml_collections import config_dict
+
+from aigc_jax import data
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import tfds
+from aigc_jax.data.tokenizers import END
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCRIPT = os.path.join(ROOT, 'scripts', 'prepare_data.py')
@@ -174,6 +182,101 @@ def test_a_set_without_images_is_refused(tmp_path):
     text = {'text': tensorflow_datasets.features.Text()}
     build_tfds(tmp_path, {'train': [{'text': 'a'}], 'test': [{'text': 'b'}]}, text)
     user_error('tfds:made', 'neither image nor x, only text', folder=tmp_path)
+
+
+def text_config(name, folder, **more):
+    fields = dict(
+        name=name, dir=str(folder), tokenizer='byte', vocab_size=300, order='shuffled', valid_percent=20.0,
+        test_percent=30.0, block=2, eval_block=0, eval_stride=2, stream=False,
+    )  # fmt: skip
+    return config_dict.ConfigDict({**fields, **more})
+
+
+def build_texts(folder, splits, name, features=('text',)):
+    import tensorflow_datasets
+
+    examples = {split: [dict.fromkeys(features, text) for text in texts] for split, texts in splits.items()}
+    build_tfds(folder, examples, {key: tensorflow_datasets.features.Text() for key in features}, name)
+
+
+def documents(dataset):
+    texts = {split: dataset.tokenizer.decode(windows.tokens) for split, windows in dataset.splits.items()}
+    return {split: text.split(END)[dataset.tokenizer.has_end :] for split, text in texts.items()}
+
+
+def test_documents_of_a_set_with_splits_of_its_own(tmp_path):
+    splits = {'train': ['to be, or not', 'être ☕', ''], 'validation': ['that is it', 'a'], 'test': ['the question']}
+    build_texts(tmp_path, splits, 'said')
+    config = text_config('tfds:said', tmp_path)
+    data.check(config)
+    dataset = data.load(config)
+    assert dataset.kind == 'text' and dataset.tokenizer.end == 256
+    assert documents(dataset) == {'train': splits['train'], 'valid': splits['validation'], 'test': splits['test']}
+    config.tokenizer = 'word'
+    words = data.load(config).tokenizer
+    assert 'be,' in words.pieces and 'question' not in words.pieces  # learned from what is trained on
+    config.tokenizer = 'char'
+    assert 'q' in data.load(config).tokenizer.pieces
+    assert data.load(text_config('tfds:said', tmp_path), dataset.tokenizer).fingerprint == dataset.fingerprint
+
+
+def test_one_text_a_split_has_no_end(tmp_path):
+    build_texts(tmp_path, {split: [split * 5] for split in ('train', 'validation', 'test')}, 'whole')
+    dataset = data.load(text_config('tfds:whole', tmp_path))
+    assert dataset.tokenizer.end is None and documents(dataset)['valid'] == ['validation' * 5]
+    build_texts(tmp_path, {'train': ['x' * 50 + 'y' * 20 + 'z' * 30]}, 'alone', features=('content',))
+    parts = documents(data.load(text_config('tfds:alone', tmp_path)))
+    assert parts == {'train': ['x' * 50], 'valid': ['y' * 20], 'test': ['z' * 30]}
+
+
+def test_splits_that_a_set_lacks_are_cut_as_those_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds, '_CHUNK', 7)
+    texts = [f'document {i} ' * 3 for i in range(60)]
+    build_texts(tmp_path, {'train': texts}, 'uncut', features=('title', 'text'))
+    (tmp_path / 'same.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    ours, theirs = (
+        documents(data.load(text_config(name, tmp_path))) for name in ('tfds:uncut', f'jsonl:{tmp_path}/same.jsonl')
+    )
+    assert {split: sorted(parts) for split, parts in ours.items()} == {s: sorted(p) for s, p in theirs.items()}
+    assert len(ours['test']) > 5 and ours['train'] == [text for text in texts if text in ours['train']]
+    build_texts(tmp_path, {'train': texts, 'test': ['held out by them']}, 'tested')
+    parts = documents(data.load(text_config('tfds:tested', tmp_path)))
+    assert parts['test'] == ['held out by them'] and len(parts['train']) + len(parts['valid']) == 60
+    assert list(parts) == ['train', 'valid', 'test'] and len(parts['valid']) > 3
+
+
+def test_mistakes_with_texts_are_named(prepared, tmp_path):
+    def message(name, folder, **more):
+        with pytest.raises(UserError) as error:
+            data.load(text_config(name, folder, **more))
+        assert len(str(error.value).splitlines()) <= 3
+        return str(error.value)
+
+    assert 'has no text, nor one text alone, only ' in message('tfds:mine', f'{prepared}/sets')
+    build_texts(tmp_path, {'train': ['a' * 50]}, 'two', features=('a', 'b'))
+    assert 'only a, b' in message('tfds:two', tmp_path)
+    build_texts(tmp_path, {'most': ['a' * 50]}, 'odd')
+    assert 'has no train split, only most' in message('tfds:odd', tmp_path)
+    assert 'tfds build lm1b --file_format=array_record' in message('tfds:lm1b', tmp_path)
+    build_texts(tmp_path, {'train': ['a' * 50] * 9}, 'fine')
+    assert 'together less than 100' in message('tfds:fine', tmp_path, test_percent=90.0)
+    flip_the_middle(tmp_path / 'fine' / '1.0.0' / 'fine-train.array_record-00000-of-00001')
+    assert 'prepare it again' in message('tfds:fine', tmp_path)
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_prepared_texts_come_back_equal(tmp_path, several):
+    for i in range(30 if several else 1):
+        (tmp_path / f'{i}.txt').write_bytes(f'text {i}, être '.encode() * 20 + b'\xff\x00')
+    source = f'text:{tmp_path}/*.txt' if several else f'text:{tmp_path}/0.txt'
+    done = prepare(
+        f'--source={source}', '--name=said', f'--data_dir={tmp_path}/sets', '--valid_percent=20', '--test_percent=30'
+    )
+    assert done.returncode == 0, done.stderr
+    given = data.load(text_config(source, ''))
+    read = data.load(text_config('tfds:said', f'{tmp_path}/sets'))
+    assert read.fingerprint == given.fingerprint and sizes(read) == sizes(given)
+    assert read.tokenizer.has_end == several
 
 
 @pytest.mark.parametrize('breaker', BREAKERS)

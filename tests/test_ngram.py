@@ -1,12 +1,15 @@
 """The n-gram baseline against its formula written out, as a distribution, and on text with a known entropy."""
 
+import gzip
+import lzma
 import math
 import pathlib
 
 import numpy as np
 import pytest
+import zstandard
 
-from aigc_jax.evals.ngram import KneserNey, compressed_bits_per_byte, mixture_nats
+from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits_per_byte, mixture_nats
 
 SHAKESPEARE = pathlib.Path(__file__).parents[2] / 'shared/data/tinyshakespeare/input.txt'
 
@@ -84,9 +87,25 @@ def test_a_mixture_costs_little_more_than_its_better_half_and_may_beat_both():
 
 def test_compressors_see_the_training_text():
     random = np.random.default_rng(0).bytes(3000)
-    for name in ('gzip', 'xz'):
+    assert COMPRESSORS.keys() == {'gzip', 'xz', 'zstd'}
+    for name in COMPRESSORS:
         assert compressed_bits_per_byte(name, b'', random) > 7.9
         assert compressed_bits_per_byte(name, random, random) < 0.5
+
+
+def test_xz_and_zstd_remember_far_more_than_gzip():
+    text = np.random.default_rng(0).bytes(1_500_000)
+    beginning = text[:20_000]
+    assert compressed_bits_per_byte('gzip', text, beginning) > 7.9
+    for name in ('xz', 'zstd'):
+        assert compressed_bits_per_byte(name, text, beginning) < 0.5
+
+
+def test_what_is_compressed_becomes_the_text_again():
+    undo = {'gzip': gzip.decompress, 'xz': lzma.decompress, 'zstd': zstandard.decompress}
+    for name, compress in COMPRESSORS.items():
+        for text in (b'', b'a', b'to be or not to be, ' * 200):
+            assert undo[name](compress(text)) == text
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason='no Tiny Shakespeare on this machine')

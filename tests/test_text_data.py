@@ -32,7 +32,7 @@ def message(name='pydoc', **fields) -> str:
 
 @pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
 def test_tokens_become_the_text_again_and_stand_for_its_bytes(kind):
-    tokenizer = tokenizers.train(kind, LINES, LINES[:2], 300)
+    tokenizer = tokenizers.train(kind, LINES, LINES[:2], 300, True)
     assert tokenizer.end == tokenizer.vocab_size - 1
     for line in LINES:
         tokens = tokenizer.encode(line)
@@ -46,7 +46,7 @@ def test_tokens_become_the_text_again_and_stand_for_its_bytes(kind):
 
 
 def test_words_are_the_most_frequent_and_the_rest_is_unknown():
-    tokenizer = tokenizers.train('word', ['b a b c\n', 'd'], ['b a b c\n'], 5)
+    tokenizer = tokenizers.train('word', ['b a b c\n', 'd'], ['b a b c\n'], 5, True)
     assert tokenizer.pieces == ('<unk>', 'b', '\n', 'a') and tokenizer.end == 4
     assert tokenizer.encode('a b d\n').tolist() == [3, 1, 0, 2]
     assert tokenizer.decode([3, 1, 2, 1]) == 'a b\nb'
@@ -54,7 +54,7 @@ def test_words_are_the_most_frequent_and_the_rest_is_unknown():
 
 def test_bpe_merges_what_is_frequent():
     words = ['hello hello hello world'] * 3
-    tokenizer = tokenizers.train('bpe', words, words, 256 + 12)
+    tokenizer = tokenizers.train('bpe', words, words, 256 + 12, True)
     assert len(tokenizer.encode('hello')) < 5 and tokenizer.vocab_size <= 268
     assert tokenizer.decode(tokenizer.encode('☕ x')) == '☕ x'  # bytes that were never seen
 
@@ -147,7 +147,7 @@ def test_mistakes_are_named(tmp_path):
     assert "data.order: 'shufled'" in message(order='shufled')
     assert 'data.eval_stride: 17' in message(eval_stride=17) and 'data.block: 0' in message(block=0)
     assert 'together less than 100' in message(valid_percent=50.0, test_percent=50.0)
-    characters = tokenizers.train('char', ['ab'], ['ab'], 0)
+    characters = tokenizers.train('char', ['ab'], ['ab'], 0, False)
     with pytest.raises(UserError, match="the character 'c' is not among the 2"):
         characters.encode('abc')
     with pytest.raises(UserError, match='tokenizer of kind char'):

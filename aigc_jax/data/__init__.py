@@ -5,10 +5,12 @@ import os
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.data import embedded, files, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
+from aigc_jax.data.text import is_code
 from aigc_jax.data.tokenizers import Tokenizer
 
-__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'load', 'materialize']
+__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']
 
+TFDS = 'tfds:'  # images or text, as the fields of the config are
 # A name that ends in a colon is followed by a place: loader(cfg, where); any other stands alone: loader(cfg).
 SOURCES = {
     'digits': embedded.digits,
@@ -18,7 +20,7 @@ SOURCES = {
     'idx:': files.idx,
     'npz:': files.npz,
     'amat:': files.amat,
-    'tfds:': tfds.tfds,
+    TFDS: tfds.tfds,
 }
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
     'pydoc': text.pydoc,
@@ -33,15 +35,19 @@ TEXT_FIELDS = dict(
     name=str, tokenizer=str, vocab_size=int, order=str, valid_percent=float, test_percent=float, block=int,
     eval_block=int, eval_stride=int, stream=bool,
 )  # fmt: skip
+# Fields that runs of earlier days lack; without them, their values are those that these runs had.
+LATER_TEXT_FIELDS = dict(dir=str, fim_rate=float, fim_identifiers=float)
 
 
 def check(cfg) -> None:
     """Raises UserError unless `cfg` has the fields of its kind of data, and no others."""
-    is_text = _parts(cfg.name)[0] in TEXTS
+    key, _ = _parts(cfg.name)
+    is_text = key in TEXTS or (key == TFDS and 'tokenizer' in cfg)
     for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
         if wanted and mark in cfg:
             raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
-    check_fields(cfg, TEXT_FIELDS if is_text else FIELDS, 'data')
+    later = {name: kind for name, kind in LATER_TEXT_FIELDS.items() if name in cfg}
+    check_fields(cfg, TEXT_FIELDS | later if is_text else FIELDS, 'data')
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -59,8 +65,8 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """
     key, where = _parts(cfg.name)
     loader = KNOWN[key]
-    if key == 'tfds:':
-        return loader(cfg, where)
+    if key == TFDS:
+        return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else loader(cfg, where)
     place = [os.path.abspath(os.path.expanduser(where))] if where else []
     if key in TEXTS:
         return loader(cfg, *place, tokenizer)

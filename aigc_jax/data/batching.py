@@ -16,6 +16,7 @@ import numpy as np
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch, Tree
+from aigc_jax.data import infilling
 from aigc_jax.data.dataset import Dataset, materialize
 
 BINARIZE = ('none', 'static', 'dynamic', 'threshold')
@@ -180,6 +181,14 @@ def make_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callab
         return {**batch, 'x': scaling.to_model(x)}
 
     return preprocess
+
+
+def make_train_preprocess(dataset: Dataset, cfg, preprocess):
+    """What happens to the examples of a training step: `preprocess`, and infilling where `cfg`, config.data, has it."""
+    if dataset.kind != 'text' or not infilling.rate(cfg):
+        return preprocess
+    transform = infilling.make_transform(cfg, dataset.tokenizer)
+    return lambda batch, ctx: transform(preprocess(batch, ctx), ctx)
 
 
 def binarize_static(x: np.ndarray, levels: int, name: str) -> np.ndarray:

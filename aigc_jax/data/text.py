@@ -2,23 +2,28 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import sysconfig
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data import tokenizers
+from aigc_jax.data import infilling, tokenizers
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
 
 ORDERS = ('shuffled', 'contiguous')
 SPLITS = ('train', 'valid', 'test')
+CODE = ('python-stdlib', 'code')
 _PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
+_CHUNK = 10_000  # documents whose tokens are put together at once
+_MOST_TOKENS = 2**31 - 1  # of a split: places are int32 inside the compiled step
 
 
 class Windows:
@@ -27,10 +32,12 @@ class Windows:
     Window i begins at i · stride; with `cover` the last one is moved back so that it ends with the row. `source[i]` is
     {'tokens': S + (block + 1,) int32, 'counted': S int32}, S the shape of i: how many of the last targets no window
     before has had, so that what is summed over them is summed over the row, each token once.
+    With identifiers (see infilling.marks), uint8 of each token, also these of the window's tokens.
     """
 
-    def __init__(self, tokens: np.ndarray, block: int, stride: int, cover: bool):
+    def __init__(self, tokens: np.ndarray, block: int, stride: int, cover: bool, identifiers: np.ndarray | None = None):
         self.tokens, self._block, self._stride = tokens, block, stride
+        self._marks = {} if identifiers is None else {'identifiers': identifiers}
         self._last = len(tokens) - 1 - block  # where the last window can begin
         self._cover = cover
 
@@ -44,19 +51,21 @@ class Windows:
         start = np.minimum(index * self._stride, self._last)
         before = np.minimum((index - 1) * self._stride, self._last)
         counted = np.where(index == 0, self._block, start - before).astype(np.int32)
-        tokens = self.tokens[start[..., None] + np.arange(self._block + 1)]
-        return {'tokens': tokens.astype(np.int32), 'counted': counted}
+        where = start[..., None] + np.arange(self._block + 1)
+        marks = {name: value[where] for name, value in self._marks.items()}
+        return {'tokens': self.tokens[where].astype(np.int32), 'counted': counted, **marks}
 
     @property
     def resident(self) -> dict[str, np.ndarray]:
-        return {'tokens': self.tokens}
+        return {'tokens': self.tokens, **self._marks}
 
     def gather(self, data: Batch, index: Array) -> Batch:
-        """{'tokens': index.shape + (block + 1,) int32}, inside the compiled step."""
+        """{'tokens': index.shape + (block + 1,) int32, and 'identifiers'}, inside the compiled step."""
         import jax.numpy as jnp
 
         where = index[..., None] * self._stride + jnp.arange(self._block + 1)
-        return {'tokens': data['tokens'].at[where].get(mode='promise_in_bounds').astype(jnp.int32)}
+        found = {name: value.at[where].get(mode='promise_in_bounds') for name, value in data.items()}
+        return {**found, 'tokens': found['tokens'].astype(jnp.int32)}
 
 
 def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -> Dataset:
@@ -67,16 +76,38 @@ def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -
 
     tokenizer: of the run that is gone on with; None: one is made. Raises UserError.
     """
-    if cfg.order not in ORDERS:
-        raise UserError(f'data.order: {cfg.order!r}{near(cfg.order, ORDERS)}')
+    check_percents(cfg)
+    by_split = cut(documents, cfg.valid_percent, cfg.test_percent)
+    return from_splits(cfg, by_split, len(documents) > 1, licence, tokenizer)
+
+
+def check_percents(cfg) -> None:
     if cfg.valid_percent < 0 or cfg.test_percent < 0 or cfg.valid_percent + cfg.test_percent >= 100:
         raise UserError('data.valid_percent, data.test_percent: 0 or more, and together less than 100')
-    by_split = _cut(documents, cfg.valid_percent, cfg.test_percent)
-    if not by_split['train']:
+
+
+def from_splits(
+    cfg, by_split: Mapping[str, Collection[str]], has_end: bool, licence: str, tokenizer: Tokenizer | None
+) -> Dataset:
+    """The same for documents whose splits are known; each split is read once or twice, from its beginning.
+
+    has_end: whether a token stands before each document. Raises UserError.
+    """
+    if cfg.order not in ORDERS:
+        raise UserError(f'data.order: {cfg.order!r}{near(cfg.order, ORDERS)}')
+    infilling.check(cfg)
+    has_fim = infilling.rate(cfg) > 0
+    if not len(by_split['train']):
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
-    tokenizer = tokenizer or tokenizers.train(cfg.tokenizer, documents, by_split['train'], cfg.vocab_size)
+    if not tokenizer:
+        every = itertools.chain.from_iterable(by_split.values())
+        tokenizer = tokenizers.train(
+            cfg.tokenizer, every, by_split['train'], cfg.vocab_size, has_end or has_fim, has_fim
+        )
     if tokenizer.kind != cfg.tokenizer:
         raise UserError(f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}')
+    if has_fim and not tokenizer.fim:
+        raise UserError(f'data.fim_rate: {cfg.fim_rate}, but the tokenizer of the run has no tokens for infilling')
     for name in ('block', 'eval_stride'):
         if cfg[name] < 1:
             raise UserError(f'data.{name}: {cfg[name]}; it counts tokens, 1 or more')
@@ -85,9 +116,11 @@ def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -
         raise UserError(f'data.eval_stride: {cfg.eval_stride} passes over tokens; at most the {eval_block} of a window')
     splits = {}
     for split, texts in by_split.items():
-        if not texts:
+        if not len(texts):
             continue
         tokens, training = _tokens(tokenizer, texts), split == 'train'
+        if len(tokens) > _MOST_TOKENS:
+            raise UserError(f'data.name={cfg.name}: {split} has {len(tokens)} tokens; at most {_MOST_TOKENS} are read')
         block = cfg.block if training else eval_block
         if len(tokens) < block + 1:
             raise UserError(
@@ -95,17 +128,20 @@ def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -
                 'the token after it; take a longer text, or a smaller data.block or data.eval_block'
             )
         stride = (1 if cfg.order == 'shuffled' else block) if training else cfg.eval_stride
-        splits[split] = Windows(tokens, block, stride, cover=not training)
+        names = _marks(tokenizer, texts, is_code(cfg.name)) if training and infilling.identifiers_rate(cfg) else None
+        splits[split] = Windows(tokens, block, stride, not training, names)
     digest = hashlib.sha256(tokenizer.to_json().encode())
     for split, windows in splits.items():
-        digest.update(f'{split} {len(windows.tokens)}\n'.encode() + windows.tokens.tobytes())
+        digest.update(f'{split} {len(windows.tokens)}\n'.encode())
+        digest.update(windows.tokens.data)
     return Dataset(
         splits=splits, kind='text', shape=(cfg.block,), levels=0, num_classes=0, density=None, licence=licence,
         fingerprint=digest.hexdigest(), tokenizer=tokenizer, contiguous=cfg.order == 'contiguous',
     )  # fmt: skip
 
 
-def _cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
+def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
+    """{split: its documents}; see `load`."""
     if len(documents) == 1:
         (text,) = documents
         n = len(text)
@@ -114,16 +150,35 @@ def _cut(documents: list[str], valid_percent: float, test_percent: float) -> dic
         return {split: [part] if part else [] for split, part in zip(SPLITS, parts, strict=True)}
     by_split = {split: [] for split in SPLITS}
     for text in documents:
-        place = int.from_bytes(_digest(text)[:8], 'big') / 2**64 * 100
-        held_out = 'test' if place < test_percent else 'valid' if place < test_percent + valid_percent else 'train'
-        by_split[held_out].append(text)
+        by_split[split_of(text, valid_percent, test_percent)].append(text)
     return by_split
 
 
-def _tokens(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
+def split_of(document: str, valid_percent: float, test_percent: float) -> str:
+    """The split of one of several documents, by its hash."""
+    place = int.from_bytes(_digest(document)[:8], 'big') / 2**64 * 100
+    return 'test' if place < test_percent else 'valid' if place < test_percent + valid_percent else 'train'
+
+
+def _tokens(tokenizer: Tokenizer, documents: Iterable[str]) -> np.ndarray:
     dtype = np.uint8 if tokenizer.vocab_size <= 2**8 else np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
     end = [] if tokenizer.end is None else [np.array([tokenizer.end], dtype)]
-    return np.concatenate([part for text in documents for part in (*end, tokenizer.encode(text).astype(dtype))])
+    chunks, documents = [], iter(documents)
+    while texts := list(itertools.islice(documents, _CHUNK)):  # an array a document would be most of the memory
+        encoded = tokenizer.encode_all(texts)
+        chunks.append(np.concatenate([part for tokens in encoded for part in (*end, tokens.astype(dtype))]))
+    return np.concatenate(chunks)
+
+
+def _marks(tokenizer: Tokenizer, documents: Iterable[str], code: bool) -> np.ndarray:
+    """infilling.marks of all tokens of the documents."""
+    end = [] if tokenizer.end is None else [np.zeros(1, np.uint8)]
+    return np.concatenate([part for text in documents for part in (*end, infilling.marks(tokenizer, text, code))])
+
+
+def is_code(name: str) -> bool:
+    """Whether the data of this name are Python source."""
+    return name.partition(':')[0] in CODE
 
 
 def _digest(text: str) -> bytes:

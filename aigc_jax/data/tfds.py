@@ -4,15 +4,19 @@ import hashlib
 import os
 import re
 import shlex
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.data import text
 from aigc_jax.data.dataset import Dataset, num_held_out
+from aigc_jax.data.tokenizers import Tokenizer
 
 _NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
 _HASHED_BYTES = 1 << 30  # the fingerprint reads the files of sets up to this size; of larger ones their sizes
+_CHUNK = 10_000  # texts that are read at once
 _PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself does not say
 
 
@@ -81,6 +85,77 @@ def tfds(cfg, where: str) -> Dataset:
         licence=licence,
         fingerprint=_fingerprint(info, streams),
     )
+
+
+class _Documents:
+    """The texts of some examples of a split, read in chunks each time they are iterated over."""
+
+    def __init__(self, source, name: str, key: str, rows: np.ndarray):
+        self._source, self._name, self._key, self._rows = source, name, key, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), _CHUNK):
+            rows = self._rows[begin : begin + _CHUNK].tolist()
+            try:
+                examples = self._source.__getitems__(rows)
+            except RuntimeError as e:
+                raise UserError(f'{self._name}: a record is unreadable: {_first_line(e)}; prepare it again') from e
+            for example in examples:
+                text = example[self._key]
+                yield text.decode(errors='surrogateescape') if isinstance(text, bytes) else text
+
+    def of(self, rows: np.ndarray) -> '_Documents':
+        return _Documents(self._source, self._name, self._key, rows)
+
+
+def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
+    """The prepared set `where` as text: each example is a document, the feature `text`, or else its only text.
+
+    A validation or test split that it lacks is cut from the training documents, as text.load cuts them. The tokens are
+    held in memory, the strings are not: they are read once for each of tokens, a tokenizer to be learned, a cut.
+
+    Raises:
+      UserError: as `tfds`, and if there is no text in it.
+    """
+    text.check_percents(cfg)
+    folder = cfg.get('dir', '') or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    info, name = builder.info, f'tfds:{where}'
+    key = _text_feature(info, name)
+    if 'train' not in info.splits:
+        raise UserError(f'data.name={name}: has no train split, only {", ".join(info.splits)}')
+    own = {'train': 'train', 'valid': 'validation' if 'validation' in info.splits else 'valid', 'test': 'test'}
+    by_split = {}
+    for split in text.SPLITS:
+        if own[split] in info.splits:
+            source = builder.as_data_source(own[split])
+            by_split[split] = _Documents(source, name, key, np.arange(len(source)))
+    percents = [0.0 if split in by_split else cfg[f'{split}_percent'] for split in ('valid', 'test')]
+    if any(percents):
+        parts = _cut(by_split.pop('train'), *percents)
+        by_split = {split: by_split.get(split, parts[split]) for split in text.SPLITS}
+    has_end = any(len(documents) > 1 for documents in by_split.values())
+    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
+    return text.from_splits(cfg, by_split, has_end, licence, tokenizer)
+
+
+def _cut(documents: _Documents, valid_percent: float, test_percent: float) -> dict[str, Collection[str]]:
+    if len(documents) == 1:
+        return text.cut(list(documents), valid_percent, test_percent)
+    where = np.array([text.SPLITS.index(text.split_of(one, valid_percent, test_percent)) for one in documents], np.int8)
+    return {split: documents.of(np.flatnonzero(where == i)) for i, split in enumerate(text.SPLITS)}
+
+
+def _text_feature(info, name: str) -> str:
+    from tensorflow_datasets.core.features import Text
+
+    texts = [key for key, feature in info.features.items() if isinstance(feature, Text)]
+    if 'text' in texts or len(texts) == 1:
+        return 'text' if 'text' in texts else texts[0]
+    raise UserError(f'data.name={name}: has no text, nor one text alone, only {", ".join(sorted(info.features))}')
 
 
 def _builder(name: str, folder: str):

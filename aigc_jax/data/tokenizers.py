@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from aigc_jax.core.errors import UserError, near
 
 END, UNKNOWN = '<|end|>', '<unk>'
+FIM = ('<|prefix|>', '<|suffix|>', '<|middle|>')
 WORD = re.compile(r'\S+|\n')
 
 
@@ -20,33 +22,50 @@ class Tokenizer:
     """kind: 'byte', 'char', 'word' or 'bpe'.
 
     pieces: the text of each token (for 'bpe' in the alphabet of byte-level BPE, Radford et al. 2019, one letter a
-    byte); the end of a document, where there is one, is the last. model: of BPE, the JSON of the `tokenizers` library.
+    byte). model: of BPE, the JSON of the `tokenizers` library. Behind the pieces come the special tokens that there
+    are: the three of infilling (has_fim), and as the last one the end of a document (has_end).
     """
 
     kind: str
     pieces: tuple[str, ...]
     has_end: bool
     model: str = ''
+    has_fim: bool = False
+
+    @property
+    def _num_pieces(self) -> int:
+        return 256 if self.kind == 'byte' else len(self.pieces)
+
+    @property
+    def _special(self) -> tuple[str, ...]:
+        return FIM * self.has_fim + (END,) * self.has_end
 
     @property
     def vocab_size(self) -> int:
-        return (256 if self.kind == 'byte' else len(self.pieces)) + self.has_end
+        return self._num_pieces + len(self._special)
 
     @property
     def end(self) -> int | None:
         """The token that stands before each document, and so ends the one before; None: there is one document."""
         return self.vocab_size - 1 if self.has_end else None
 
+    @property
+    def fim(self) -> tuple[int, int, int] | None:
+        """The tokens before a prefix, a suffix and the middle between them, in the order in which they come; see
+        data/infilling.py. The middle ends with `end`. None: the model was not trained to fill in."""
+        n = self._num_pieces
+        return (n, n + 1, n + 2) if self.has_fim else None
+
     @functools.cached_property
     def num_bytes(self) -> np.ndarray:
-        """(vocab_size,) int32: the bytes of text that a token stands for; 0 for the end of a document."""
+        """(vocab_size,) int32: the bytes of text that a token stands for; 0 for a special one."""
         if self.kind == 'byte':
             sizes = [1] * 256
         elif self.kind == 'bpe':
             sizes = [len(piece) for piece in self.pieces]
         else:  # a word has the space behind it
             sizes = [len(piece.encode()) + (self.kind == 'word' and piece != '\n') for piece in self.pieces]
-        return np.array(sizes + [0] * self.has_end, np.int32)
+        return np.array(sizes + [0] * len(self._special), np.int32)
 
     def encode(self, text: str) -> np.ndarray:
         """int32 tokens. Raises UserError for a character that the vocabulary lacks."""
@@ -65,14 +84,33 @@ class Tokenizer:
                 f'the character {error.args[0]!r} is not among the {len(self.pieces)} that the model was trained with'
             ) from None
 
+    def encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        """encode of each; BPE on all cores."""
+        if self.kind == 'bpe':
+            return [np.array(found.ids, np.int32) for found in self._bpe.encode_batch(texts)]
+        return [self.encode(text) for text in texts]
+
+    def boundaries(self, text: str) -> np.ndarray:
+        """(tokens + 1,) int64: where each token of encode(text) begins in the bytes of `text`, and where the last ends.
+
+        Of words: with the white space behind each, the first with what is before it.
+        """
+        if self.kind == 'word':
+            starts = [match.start() for match in WORD.finditer(text)]
+            places = [0, *starts[1:], len(text)] if starts else []
+            sizes = [len(text[a:b].encode(errors='surrogateescape')) for a, b in itertools.pairwise(places)]
+        else:
+            sizes = self.num_bytes[self.encode(text)]
+        return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text; bytes that are no UTF-8 become U+FFFD, and the end of a document END."""
-        tokens, texts = [int(token) for token in tokens], []
-        while self.end in tokens and self.has_end:
-            at = tokens.index(self.end)
-            texts.append(self._decode(tokens[:at]))
-            tokens = tokens[at + 1 :]
-        return END.join([*texts, self._decode(tokens)])
+        """The text; bytes that are no UTF-8 become U+FFFD, and special tokens END and those of FIM."""
+        tokens = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens), np.int64)
+        first, *others = np.split(tokens, np.flatnonzero(tokens >= self._num_pieces))
+        texts = [self._decode(first.tolist())]
+        for special, *part in map(np.ndarray.tolist, others):
+            texts += [self._special[special - self._num_pieces], self._decode(part)]
+        return ''.join(texts)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self.kind == 'byte':
@@ -83,7 +121,10 @@ class Tokenizer:
         return text.replace(' \n ', '\n').replace('\n ', '\n') if self.kind == 'word' else text
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self)) + '\n'
+        fields = dataclasses.asdict(self)
+        if not self.has_fim:  # as runs without infilling have always been written
+            del fields['has_fim']
+        return json.dumps(fields) + '\n'
 
     @functools.cached_property
     def _index(self) -> dict[str, int]:
@@ -102,43 +143,55 @@ def from_json(text: str) -> Tokenizer:
     return Tokenizer(**{**fields, 'pieces': tuple(fields['pieces'])})
 
 
-def train(kind: str, documents: Sequence[str], train_documents: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer for `documents`, a function of them alone.
+def train(
+    kind: str,
+    documents: Iterable[str],
+    train_documents: Iterable[str],
+    vocab_size: int,
+    has_end: bool,
+    has_fim: bool = False,
+) -> Tokenizer:
+    """A tokenizer for `documents`, a function of them alone; each iterable is read once at most.
 
     vocab_size: of 'word' (the most frequent of the training documents, ties in the order of the alphabet) and 'bpe'
     (learned from the training documents); the others have what they need. The characters are those of all documents,
     as char-rnn and nanoGPT have them. Raises UserError.
     """
-    has_end = len(documents) > 1
     if kind not in KINDS:
         raise UserError(f'data.tokenizer: {kind!r}{near(kind, KINDS)}')
-    if kind in ('word', 'bpe') and vocab_size < 2 + has_end:
-        raise UserError(f'data.vocab_size: {vocab_size}; a tokenizer of kind {kind} needs {2 + has_end} or more')
+    num_pieces = vocab_size - has_end - len(FIM) * has_fim
+    if kind in ('word', 'bpe') and num_pieces < 2:
+        least = vocab_size - num_pieces + 2
+        raise UserError(f'data.vocab_size: {vocab_size}; a tokenizer of kind {kind} needs {least} or more')
     if kind == 'byte':
-        return Tokenizer('byte', (), has_end)
+        return Tokenizer('byte', (), has_end, has_fim=has_fim)
     if kind == 'char':
-        return Tokenizer('char', tuple(sorted(set().union(*documents))), has_end)
+        letters = set()
+        for text in documents:
+            letters.update(text)
+        return Tokenizer('char', tuple(sorted(letters)), has_end, has_fim=has_fim)
     if kind == 'word':
         counts = collections.Counter(word for text in train_documents for word in WORD.findall(text))
         counts.pop(UNKNOWN, None)  # PTB's own
-        frequent = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - 1 - has_end]
-        return Tokenizer('word', (UNKNOWN, *frequent), has_end)
-    return _train_bpe(train_documents, vocab_size - has_end, has_end)
+        frequent = sorted(counts, key=lambda word: (-counts[word], word))[: num_pieces - 1]
+        return Tokenizer('word', (UNKNOWN, *frequent), has_end, has_fim=has_fim)
+    pieces, model = _train_bpe(train_documents, num_pieces, vocab_size)
+    return Tokenizer('bpe', pieces, has_end, model, has_fim)
 
 
-def _train_bpe(documents: Sequence[str], vocab_size: int, has_end: bool) -> Tokenizer:
+def _train_bpe(documents: Iterable[str], num_pieces: int, vocab_size: int) -> tuple[tuple[str, ...], str]:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < 256:
-        raise UserError(f'data.vocab_size: {vocab_size + has_end}; byte-level BPE begins with 256 bytes')
+    if num_pieces < 256:
+        raise UserError(f'data.vocab_size: {vocab_size}; byte-level BPE begins with 256 bytes')
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=num_pieces, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(documents, trainer)
     pieces = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
-    return Tokenizer('bpe', tuple(piece for piece, _ in pieces), has_end, bpe.to_str())
+    return tuple(piece for piece, _ in pieces), bpe.to_str()
 
 
 KINDS = ('byte', 'char', 'word', 'bpe')
