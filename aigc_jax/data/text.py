@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data import tokenizers
+from aigc_jax.data import programs, tokenizers
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
 
@@ -59,19 +59,22 @@ class Windows:
         return {'tokens': data['tokens'].at[where].get(mode='promise_in_bounds').astype(jnp.int32)}
 
 
-def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -> Dataset:
+def load(cfg, documents: list[str] | dict[str, list[str]], licence: str, tokenizer: Tokenizer | None) -> Dataset:
     """Documents, cut into splits and tokens as `cfg`, the config's `data`, says.
 
     One document is cut by place: its first part is trained on, the last valid_percent and test_percent are held out.
     Several are told apart by the hash of what they hold, so that a document stays in its split whatever stands beside.
+    {split: documents} are cut already.
 
     tokenizer: of the run that is gone on with; None: one is made. Raises UserError.
     """
     if cfg.order not in ORDERS:
         raise UserError(f'data.order: {cfg.order!r}{near(cfg.order, ORDERS)}')
-    if cfg.valid_percent < 0 or cfg.test_percent < 0 or cfg.valid_percent + cfg.test_percent >= 100:
-        raise UserError('data.valid_percent, data.test_percent: 0 or more, and together less than 100')
-    by_split = _cut(documents, cfg.valid_percent, cfg.test_percent)
+    _check_percentages(cfg)
+    if isinstance(documents, dict):
+        by_split, documents = documents, [text for texts in documents.values() for text in texts]
+    else:
+        by_split = _cut(documents, cfg.valid_percent, cfg.test_percent)
     if not by_split['train']:
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
     tokenizer = tokenizer or tokenizers.train(cfg.tokenizer, documents, by_split['train'], cfg.vocab_size)
@@ -103,6 +106,11 @@ def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -
         splits=splits, kind='text', shape=(cfg.block,), levels=0, num_classes=0, density=None, licence=licence,
         fingerprint=digest.hexdigest(), tokenizer=tokenizer, contiguous=cfg.order == 'contiguous',
     )  # fmt: skip
+
+
+def _check_percentages(cfg) -> None:
+    if cfg.valid_percent < 0 or cfg.test_percent < 0 or cfg.valid_percent + cfg.test_percent >= 100:
+        raise UserError('data.valid_percent, data.test_percent: 0 or more, and together less than 100')
 
 
 def _cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
@@ -158,6 +166,12 @@ def python_stdlib(cfg, tokenizer) -> Dataset:
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3'}
     paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
     return load(cfg, distinct([_read(path) for path in paths]), _PSF, tokenizer)
+
+
+def small_programs(cfg, tokenizer) -> Dataset:
+    """The programs of `data.programs` with examples of what they do; the percentages are of its chains of operators."""
+    _check_percentages(cfg)
+    return load(cfg, programs.documents(cfg.valid_percent, cfg.test_percent), 'made by this package', tokenizer)
 
 
 def text_files(cfg, where: str, tokenizer) -> Dataset:
