@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from aigc_jax.core.errors import UserError
 
 _HUMANEVAL_STOPS = ('\nclass', '\ndef', '\n#', '\nif', '\nprint')  # Chen et al. 2021, section 2.2
-_MBPP_STOPS = ('\nassert', '\n"""', '\n#', '\nif __name__', '\nprint')
+_MBPP_STOPS = ('\nassert', '\n"""', '\nif __name__', '\nprint')
 
 
 class Problem(NamedTuple):
