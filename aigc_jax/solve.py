@@ -1,4 +1,4 @@
-"""Programming problems that a language model solves: written from prompts, executed in the sandbox, beside baselines."""
+"""Programming problems that a language model solves, as executed in the sandbox, beside baselines."""
 
 import functools
 import math
@@ -45,11 +45,15 @@ def check(experiment: Experiment) -> None:
         if config[name] < 1:
             raise UserError(f'eval.{name}: {config[name]}; 1 or more')
     if not config.pass_k or not all(type(k) is int and 1 <= k <= config.problem_samples for k in config.pass_k):
-        raise UserError(f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}')
+        raise UserError(
+            f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}'
+        )
     if not 0 <= config.problem_temperature < math.inf:
         raise UserError(f'eval.problem_temperature: {config.problem_temperature}; 0 or more')
     if not 1 <= config.problem_beam <= language.vocab_size:
-        raise UserError(f'eval.problem_beam: {config.problem_beam}; 1 (none) to the {language.vocab_size} tokens there are')
+        raise UserError(
+            f'eval.problem_beam: {config.problem_beam}; 1 (none) to the {language.vocab_size} tokens there are'
+        )
     name, colon, _ = config.problems.partition(':')
     if name + colon not in (known := ['programs', *problems.READERS]):
         raise UserError(f'eval.problems: {config.problems!r}{near(name + colon, known)}')

@@ -1,14 +1,15 @@
 """Small programs from examples: a benchmark that a small model can be measured on, and its training text.
 
-A program is a chain of one to DEPTH operators on a list of small whole numbers, a string, or a list of words, and prints
-as one Python expression of x. A problem shows what it gives for SHOWN inputs and asks for the expression; it is solved by
-one that gives the same for HIDDEN inputs besides.
+A program is a chain of one to DEPTH operators on a list of small whole numbers, a string, or a list of words, and
+prints as one Python expression of x. A problem shows what it gives for SHOWN inputs and asks for the expression; it is
+solved by one that gives the same for HIDDEN inputs besides.
 
-Chains are grown by one operator at a time; of those that give the same for all _PROBES inputs of their kind the shortest
-is kept, and those that hardly depend on x are dropped, so no two programs, in whatever splits, are the same function as
-far as the probes tell. Of the chains of DEPTH operators, which are many, a share is drawn. Chains of one operator are
-all trained on; any other belongs to a split by the hash of its operators, and a chain that contains a held-out one is not
-trained on either: no chain of operators of valid or test occurs in the training text, alone or within a longer one.
+Chains are grown by one operator at a time; of those that give the same for all _PROBES inputs of their kind the
+shortest is kept, and those that hardly depend on x are dropped, so no two programs, in whatever splits, are the same
+function as far as the probes tell. Of the chains of DEPTH operators, which are many, a share is drawn. Chains of one
+operator are all trained on; any other belongs to a split by the hash of its operators, and a chain that contains a
+held-out one is not trained on either: no chain of operators of valid or test occurs in the training text, alone or
+within a longer one.
 """
 
 import functools
@@ -55,7 +56,6 @@ OPERATORS = {
     'letters': ('SW', 'list({})'),
     'split': ('SW', '{}.split()'),
     'drop_a': ('SS', "{}.replace('a','')"),
-    'count_a': ('SI', "{}.count('a')"),
     'join': ('WS', "''.join({})"),
     'dash': ('WS', "'-'.join({})"),
     'uppers': ('WW', '[w.upper() for w in {}]'),

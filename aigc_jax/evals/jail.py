@@ -271,7 +271,7 @@ def _kill(pid: int) -> None:
 
 
 def serve(folder: str) -> None:
-    """Requests {'program', 'seconds', 'memory'} on stdin, a line each; answers [status, message] on stdout, until EOF."""
+    """Requests {'program', 'seconds', 'memory'} on stdin, a line each, to EOF; answers [status, message] on stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked decides
     kernel = seccomp_filter(), landlock_ruleset()
     requests, answers = open(0, 'rb', buffering=0, closefd=False), os.dup(1)

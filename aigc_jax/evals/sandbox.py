@@ -1,20 +1,21 @@
-"""Running Python programs that nobody has read: each in a process of its own, with nothing to break and no time to waste.
+"""Running Python programs that nobody has read: each in a process of its own, with nothing to break.
 
 What holds a program, from the outside in:
 
 1. Everywhere: a process in its own session, killed as a group at its deadline, when it has printed too much, and when
-   whoever asked is gone, Ctrl-C included; limits of the kernel on address space, CPU time, open files, and the size of a
-   file (0 bytes); an empty environment, no site-packages, and an empty working directory that is removed afterwards.
-2. On Linux, x86_64 and aarch64: a seccomp filter that answers only the system calls of a program that computes. Whatever
-   would start a process or a thread, send a signal, open a socket, remove or rename, kills the program; a file opened
-   for writing, and every other call, is refused. Where there is Landlock (Linux 5.13), no file beside the interpreter's
-   and the system's libraries can be read. This is the layer that is meant to withstand hostile code, native code too: it
-   guarantees, as far as the kernel does, that nothing outside is written, removed, signalled or reached.
+   whoever asked is gone, Ctrl-C included; limits of the kernel on address space, CPU time, open files, and the size of
+   a file (0 bytes); an empty environment, no site-packages, and an empty working directory that is removed afterwards.
+2. On Linux, x86_64 and aarch64: a seccomp filter that answers only the system calls of a program that computes.
+   Whatever would start a process or a thread, send a signal, open a socket, remove or rename, kills the program; a
+   file opened for writing, and every other call, is refused. Where there is Landlock (Linux 5.13), no file beside the
+   interpreter's and the system's libraries can be read. This is the layer that is meant to withstand hostile code,
+   native code too: it guarantees, as far as the kernel does, that nothing outside is written, removed, signalled or
+   reached.
 3. Everywhere: an audit hook ends a program at the first attempt, so that it cannot catch the error and go on. It keeps
    honest mistakes from doing harm where there is no layer 2, and no more: hostile Python code can get around it.
 
-A program passes when it comes to its end without an exception; one that leaves before (`sys.exit`, `os._exit`) has not. No
-layer keeps a program from passing by tampering with its own tests, which run in the same process.
+A program passes when it comes to its end without an exception; one that leaves before (`sys.exit`, `os._exit`) has
+not. No layer keeps a program from passing by tampering with its own tests, which run in the same process.
 """
 
 import json
@@ -34,8 +35,9 @@ MEMORY = 1 << 29  # bytes of address space
 
 
 class Result(NamedTuple):
-    """status: 'passed'; 'failed', by an exception; 'exited' before its end, also by a crash; 'timeout'; 'memory'; 'output',
-    printed too much; 'forbidden', attempted what is not allowed. message: the exception, signal or attempt."""
+    """status: 'passed'; 'failed', by an exception; 'exited' before its end, also by a crash; 'timeout'; 'memory';
+    'output', printed too much; 'forbidden', attempted what is not allowed. message: the exception, signal or attempt.
+    """
 
     status: str
     message: str
