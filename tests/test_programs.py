@@ -29,7 +29,7 @@ def test_each_operator_is_in_some_program_and_each_text_is_short():
     every = programs.generate()
     assert {name for program in every for name in program.chain} == set(programs.OPERATORS)
     assert {len(program.chain) for program in every} == {1, 2, 3, 4} and max(len(p.text) for p in every) <= 90
-    assert len({program.text for program in every}) == len(every) > 8000
+    assert len({(program.kind, program.text) for program in every}) == len(every) > 8000
     sizes = [len(program.chain) for program in every]
     assert sizes == sorted(sizes)
 

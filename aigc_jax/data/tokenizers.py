@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,14 +65,15 @@ class Tokenizer:
                 f'the character {error.args[0]!r} is not among the {len(self.pieces)} that the model was trained with'
             ) from None
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         """The text; bytes that are no UTF-8 become U+FFFD, and the end of a document END."""
-        tokens, texts = [int(token) for token in tokens], []
-        while self.end in tokens and self.has_end:
-            at = tokens.index(self.end)
-            texts.append(self._decode(tokens[:at]))
-            tokens = tokens[at + 1 :]
-        return END.join([*texts, self._decode(tokens)])
+        documents = [[]]
+        for token in np.asarray(tokens, np.int64).tolist():
+            if token == self.end:
+                documents.append([])
+            else:
+                documents[-1].append(token)
+        return END.join(map(self._decode, documents))
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self.kind == 'byte':

@@ -14,7 +14,7 @@ _MBPP_STOPS = ('\nassert', '\n"""', '\nif __name__', '\nprint')
 
 
 class Problem(NamedTuple):
-    """A completion of `prompt` ends before the first of `stops`; it is right if `program(completion)` comes to its end."""
+    """A completion of `prompt` ends before the first of `stops`; it is right if `program` of it comes to its end."""
 
     name: str
     prompt: str
