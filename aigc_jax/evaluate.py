@@ -80,7 +80,7 @@ class Evaluator:
         if self._evaluate:
             n = len(self._experiment.dataset.splits[split])
             for name, values in self._over_split(self._evaluate, state, seed, split, n).items():
-                results[name] = _ratio(*values) if isinstance(values, tuple) else _ratio(values, np.ones(n))
+                results[name] = ratio(*values) if isinstance(values, tuple) else ratio(values, np.ones(n))
             if self._experiment.task.derive:
                 more = self._experiment.task.derive({name: found['value'] for name, found in results.items()})
                 results |= {name: {'value': value, 'n': n} for name, value in more.items()}
@@ -217,7 +217,7 @@ class Evaluator:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
 
 
-def _ratio(total: np.ndarray, count: np.ndarray) -> dict[str, float]:
+def ratio(total: np.ndarray, count: np.ndarray) -> dict[str, float]:
     """R = Σ total / Σ count over n examples, with its 95 % interval: Cochran 1977, eq. 6.13, of a large population."""
     total, count, n = total.astype(np.float64), count.astype(np.float64), len(total)
     value = total.sum() / count.sum()

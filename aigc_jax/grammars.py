@@ -126,9 +126,11 @@ class _Spelled:
         else:
             # A byte that was no UTF-8 is a lone surrogate, and no text has it: it stands for nothing here.
             tokens = [piece.encode(errors='ignore') for piece in tokenizer.pieces]
-        # The library wants an end: where there is none, a token behind the vocabulary.
-        self.eos_token_id, self.tokens = len(tokens), [*tokens, b'<|end|>']
-        self.special_token_ids = [self.eos_token_id]
+        # The library wants an end: where there is none, a token behind the vocabulary. No text has those of infilling.
+        special = [*(b'<|fim|>' for _ in tokenizer.fim or ()), b'<|end|>']
+        self.tokens = [*tokens, *special]
+        self.special_token_ids = [len(tokens) + i for i in range(len(special))]
+        self.eos_token_id = self.special_token_ids[-1]
 
     def __call__(self, text: bytes) -> list[int]:
         raise NotImplementedError  # asked for texts that a grammar forces alone

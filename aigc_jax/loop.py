@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from aigc_jax import config as config_lib
-from aigc_jax import evaluate, manifest, pictures
+from aigc_jax import evaluate, manifest, pictures, solve
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write
@@ -41,6 +41,7 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
         clock[name], began = time.perf_counter() - began, time.perf_counter()
 
     experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else None)
+    solve.check(experiment)
     lap('data')
     params = None if resumes else initial_params(experiment)
     checkpoints = open_checkpoints(workdir, config) if resumes else None
@@ -138,11 +139,12 @@ class _Loop:
     def conclude(self, state: TrainState) -> None:
         """The final evaluation, evaluation.json and the pictures."""
         split = self.config.eval.final_split
-        by_seed = self._results(state, split)
+        by_seed, solver = self._results(state, split), solve.Solver(self.experiment)
         for k, seed in enumerate(self.seeds):
             replica = self.experiment.replica(state, k)
             arguments = replica, self.experiment.seeds[k], split
             by_seed[seed] |= self.evaluator.texts(*arguments) | self.evaluator.baselines(*arguments)
+            by_seed[seed] |= solver.solve(*arguments[:2])
         for seed, results in by_seed.items():
             self._row('final', {name: found['value'] for name, found in results.items()}, seed)
         if jax.process_index() == 0:

@@ -102,6 +102,12 @@ def get_config(arg=''):
                 sample_tokens=200,  # of each sample
                 num_samples=200,  # of the metrics of samples in the final evaluation, or what the held-out text allows
                 ngram_order=5,  # of the baseline in the final evaluation, given the training text; 0: no baselines
+                problems='',  # solved in the final evaluation: 'programs', 'humaneval:FILE', 'mbpp:FILE'; '': none
+                problem_samples=10,  # programs written for each problem, and executed
+                pass_k=(1, 10),  # pass@k of these k, at most problem_samples
+                problem_tokens=128,  # the most of each program
+                problem_temperature=0.8,
+                problem_beam=8,  # of solved@beam; 1: none
                 best_metric='model/nats_per_token',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
                 patience=0,  # evaluations without a better value before stopping; 0: never
@@ -143,6 +149,12 @@ VARIANTS = {
     # The same, half of it as infilling.
     'infill': {
         'data.name': 'python-stdlib', 'total_steps': 5000, 'data.fim_rate': 0.5, 'data.fim_identifiers': 0.2,
+    },
+    # Small programs from examples of what they give; the test split has other compositions than are trained on.
+    'programs': {
+        'data.name': 'programs', 'data.tokenizer': 'char', 'data.test_percent': 10.0,
+        'total_steps': 1200, 'eval_every_steps': 400, 'checkpoint_every_steps': 400, 'model.width': 160,
+        'model.mlp_width': 640, 'eval.problems': 'programs', 'eval.problem_tokens': 90, 'eval.ngram_order': 8,
     },
     'gpt2': _GPT2,
     # nanoGPT's CPU configuration (its README: 1.88 nats a character after 2000 steps).

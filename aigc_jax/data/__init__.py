@@ -25,6 +25,7 @@ SOURCES = {
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
     'pydoc': text.pydoc,
     'python-stdlib': text.python_stdlib,
+    'programs': text.small_programs,
     'text:': text.text_files,
     'code:': text.code,
     'jsonl:': text.jsonl,

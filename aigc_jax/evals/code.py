@@ -1,7 +1,8 @@
-"""Whether text is Python: nothing of it is run."""
+"""Metrics of generated Python: whether it is any, without running it, and pass@k of what was run."""
 
 import ast
 import codeop
+import math
 import warnings
 
 # What the parser and the compiler raise for a text that is no Python, or nested too deep for them.
@@ -31,3 +32,15 @@ def _succeeds(function, text: str) -> bool:
         except _FAILURES:
             return False
     return True
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 − C(n − c, k) / C(n, k): the probability that one of k samples is right, taken from n of which c are.
+
+    Unbiased (Chen et al. 2021, eq. 1); the binomials are not formed.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f'n = {n}, c = {c}, k = {k}: 0 <= c <= n and 1 <= k <= n')
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))

@@ -1,7 +1,9 @@
 """What a language model must beat: an n-gram model with modified Kneser-Ney smoothing, and general compressors."""
 
+import functools
 import gzip
 import lzma
+from collections.abc import Container
 
 import numpy as np
 import zstandard
@@ -48,6 +50,44 @@ class KneserNey:
             p[n - 1 :] = np.where(seen, higher, p[n - 1 :])
             context = np.where(known, found, -1)
         return -np.log(p)
+
+    def distribution(self, context: np.ndarray) -> np.ndarray:
+        """p of each token after those of `context`, (V,) float64."""
+        context = np.asarray(context, np.int64)[max(0, len(context) - len(self._tables) + 1) :]
+        p = np.full(self._vocab_size, 1 / self._vocab_size)
+        places = np.zeros(len(context) + 1, np.int64)  # of the n − 1 tokens from each token on
+        for n, (keys, discounted, total, gamma) in enumerate(self._tables[: len(context) + 1], 1):
+            h = places[-1]  # of the last n − 1 tokens
+            if h < 0 or not total[h]:
+                break  # never seen, and so no longer one
+            own = slice(*np.searchsorted(keys, [h * self._vocab_size, (h + 1) * self._vocab_size]))
+            p = gamma[h] * p
+            p[keys[own] % self._vocab_size] += discounted[own] / total[h]
+            wanted = places[:-1] * self._vocab_size + context[n - 1 :]
+            found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            places = np.where((places[:-1] >= 0) & (keys[found] == wanted), found, -1)
+        return p
+
+    def sample(
+        self, prompt: np.ndarray, most: int, ends: Container[int], temperature: float, random: np.random.Generator
+    ) -> list[int]:
+        """At most so many tokens that go on from `prompt`, up to the first of `ends`, which is left out."""
+        written, context = [], tuple(int(token) for token in prompt)
+        for _ in range(most):
+            context = context[max(0, len(context) - len(self._tables) + 1) :]
+            token = int(np.searchsorted(self._cumulative(context, temperature), random.random(), side='right'))
+            if token in ends:
+                break
+            written.append(token)
+            context = (*context, token)
+        return written
+
+    @functools.lru_cache(maxsize=1 << 14)  # noqa: B019  contexts come again and again
+    def _cumulative(self, context: tuple[int, ...], temperature: float) -> np.ndarray:
+        p = self.distribution(np.array(context, np.int64))
+        p = (p / p.max()) ** (1 / temperature) if temperature else p == p.max()
+        cumulative = np.cumsum(p)
+        return cumulative / cumulative[-1]
 
 
 def _table(keys, count, vocab_size, num_contexts):

@@ -1,0 +1,192 @@
+"""Programming problems that a language model solves, as executed in the sandbox, beside baselines."""
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import numpy as np
+
+from aigc_jax.core import parallel
+from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.types import TrainState
+from aigc_jax.data import programs
+from aigc_jax.decoding import Sampling
+from aigc_jax.evals import code, problems
+from aigc_jax.evals.ngram import KneserNey
+from aigc_jax.evals.problems import Problem
+from aigc_jax.evals.sandbox import Sandbox
+from aigc_jax.evaluate import Results, ratio
+from aigc_jax.experiment import Experiment
+from aigc_jax.generate import Generator
+
+MOST = 200  # problems of 'programs'
+_SECONDS = 10.0  # of each program
+_FIELDS = dict(
+    problems=str, problem_samples=int, pass_k=tuple, problem_tokens=int, problem_temperature=float, problem_beam=int
+)
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError for fields of `eval` that do not fit each other or the model, and for files of problems."""
+    config, language = experiment.config.eval, experiment.task.language
+    if 'problems' not in config:  # an image model's config, or one of before they were there
+        return
+    for name, kind in _FIELDS.items():
+        if name not in config:
+            raise UserError(f'eval.{name}: this field is missing; eval.problems needs it')
+        check_type(f'eval.{name}', config[name], kind)
+    if not config.problems:
+        return
+    if not language:
+        raise UserError(f'eval.problems: {experiment.config.task.name} writes no text')
+    for name in ('problem_samples', 'problem_tokens'):
+        if config[name] < 1:
+            raise UserError(f'eval.{name}: {config[name]}; 1 or more')
+    if not config.pass_k or not all(type(k) is int and 1 <= k <= config.problem_samples for k in config.pass_k):
+        raise UserError(
+            f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}'
+        )
+    if not 0 <= config.problem_temperature < math.inf:
+        raise UserError(f'eval.problem_temperature: {config.problem_temperature}; 0 or more')
+    if not 1 <= config.problem_beam <= language.vocab_size:
+        raise UserError(
+            f'eval.problem_beam: {config.problem_beam}; 1 (none) to the {language.vocab_size} tokens there are'
+        )
+    name, colon, _ = config.problems.partition(':')
+    if name + colon not in (known := ['programs', *problems.READERS]):
+        raise UserError(f'eval.problems: {config.problems!r}{near(name + colon, known)}')
+    if not colon and not experiment.config.data.test_percent:
+        raise UserError('eval.problems: programs are those of the test split; data.test_percent is 0')
+    if colon:
+        read(experiment)
+
+
+def read(experiment: Experiment) -> tuple[Problem, ...]:
+    """The problems that eval.problems names; of 'programs' those of the test split."""
+    name, colon, where = experiment.config.eval.problems.partition(':')
+    if colon:
+        return problems.READERS[name + colon](where)
+    return tuple(Problem(e.program.text, e.prompt, ('\n',), e.test) for e in _examples(experiment))
+
+
+def _examples(experiment: Experiment) -> list[programs.Example]:
+    data = experiment.config.data
+    return programs.problems(programs.split(data.valid_percent, data.test_percent)['test'], MOST)
+
+
+class Solver:
+    """Solves the problems of one experiment; the baselines are computed once, whatever the number of replicas."""
+
+    def __init__(self, experiment: Experiment):
+        check(experiment)
+        self._experiment, self._config = experiment, experiment.config.eval
+        self._wanted = bool(self._config.get('problems'))
+        if self._wanted:
+            self._name = self._config.problems.partition(':')[0]
+            self._problems = read(experiment)
+            self._fits = [self._encoded(problem) is not None for problem in self._problems]
+
+    def solve(self, state: TrainState, seed: int) -> Results:
+        """Rows of the final evaluation: pass@k and solved@beam of the model, and of its baselines with as many
+        programs executed for each problem, as means over problems; {} where none are to be solved.
+
+        A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
+        """
+        if not self._wanted:
+            return {}
+        state, config, name = parallel.fetch(state), self._config, self._name
+        if jax.process_index():  # one process writes and executes
+            return {}
+        samples = self._written(state, Sampling(temperature=config.problem_temperature), config.problem_samples, seed)
+        results = self._passed(name, samples)
+        if config.problem_beam > 1:
+            beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed)
+            results[f'{name}/solved@beam'] = _mean(self._correct(beams).mean(axis=1))
+        texts = [p.prompt + text for p, own in zip(self._problems, samples, strict=True) for text in own]
+        for what in (code.parses, code.compiles):
+            if texts:
+                results[f'{name}/{what.__name__}'] = _mean([what(text) for text in texts])
+        results[f'{name}/does_not_fit'] = {'value': float(self._fits.count(False)), 'n': len(self._fits)}
+        return results | self._baselines
+
+    def _written(self, state: TrainState, how: Sampling, n: int, seed: int) -> list[list[str]]:
+        """n completions of each problem that fits; none of the others."""
+        stops = set().union(*(problem.stops for problem in self._problems))
+        stop = stops.pop() if len(stops) == 1 and how.beam_size == 1 else ''  # else they are cut afterwards alone
+        prompts = [problem.prompt for problem, fits in zip(self._problems, self._fits, strict=True) if fits]
+        if not prompts:
+            return [[] for _ in self._problems]
+        writer = Generator(self._experiment, how, self._config.problem_tokens, stop)
+        texts = iter(writer.generate(state, prompts, n, seed))
+        return [
+            [problem.cut(next(texts).text) for _ in range(n * fits)]
+            for problem, fits in zip(self._problems, self._fits, strict=True)
+        ]
+
+    def _encoded(self, problem: Problem) -> np.ndarray | None:
+        """The prompt's tokens, where they leave room for a program."""
+        language = self._experiment.task.language
+        try:
+            tokens = self._experiment.dataset.tokenizer.encode(problem.prompt)
+        except UserError:
+            return None
+        most = len(tokens) + 1 + self._config.problem_tokens
+        return tokens if not language.context or most <= language.context else None
+
+    def _correct(self, completions: Sequence[Sequence[str]]) -> np.ndarray:
+        """(problems, samples) bool: which come to their end in the sandbox; each program is executed once."""
+        written = [[p.program(text) for text in own] for p, own in zip(self._problems, completions, strict=True)]
+        different = list(dict.fromkeys(text for own in written for text in own))
+        with Sandbox() as sandbox:
+            if not sandbox.kernel_layers:
+                print('programs run without a filter of the kernel here; see evals/sandbox.py', file=sys.stderr)
+            passed = dict(zip(different, (r.passed for r in sandbox.run(different, _SECONDS)), strict=True))
+        n = max(1, *map(len, written))
+        return np.array([[passed[text] for text in own] or [False] * n for own in written])
+
+    def _passed(self, name: str, completions: Sequence[Sequence[str]]) -> Results:
+        n, counts = self._config.problem_samples, self._correct(completions).sum(axis=1).tolist()
+        return {f'{name}/pass@{k}': _mean([code.pass_at_k(n, c, k) for c in counts]) for k in self._config.pass_k}
+
+    @functools.cached_property
+    def _baselines(self) -> Results:
+        """An n-gram model of the training text with the same prompts; of 'programs', the shortest ones in order."""
+        results, config, dataset = {}, self._config, self._experiment.dataset
+        if config.ngram_order:
+            tokenizer = dataset.tokenizer
+            training = np.asarray(dataset.splits['train'].tokens, np.int64)
+            ngram = KneserNey(training, config.ngram_order, tokenizer.vocab_size)
+            random, completions = np.random.default_rng(0), []
+            for problem in self._problems:
+                tokens, own = self._encoded(problem), []
+                ends = {tokenizer.end, *(self._single(stop) for stop in problem.stops)} - {None}
+                for _ in range(0 if tokens is None else config.problem_samples):
+                    written = ngram.sample(tokens, config.problem_tokens, ends, config.problem_temperature, random)
+                    own.append(problem.cut(tokenizer.decode(written)))
+                completions.append(own)
+            results |= self._passed(f'{self._name}/{config.ngram_order}-gram', completions)
+        if self._name == 'programs':
+            shortest = {kind: [p for p in programs.generate() if p.kind == kind][: max(config.pass_k)] for kind in 'LS'}
+            tries = [[_gives(p, e.pairs) for p in shortest[e.program.kind]] for e in _examples(self._experiment)]
+            for k in config.pass_k:
+                results[f'programs/enumeration/solved@{k}'] = _mean([any(own[:k]) for own in tries])
+        return results
+
+    def _single(self, stop: str) -> int | None:
+        try:
+            tokens = self._experiment.dataset.tokenizer.encode(stop)
+        except UserError:
+            return None
+        return int(tokens[0]) if len(tokens) == 1 else None
+
+
+def _gives(program: Callable, pairs: Iterable[tuple]) -> bool:
+    """Operators of our own need no sandbox."""
+    return all(repr(program(x)) == repr(y) for x, y in pairs)
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    values = np.asarray(values, np.float64)
+    return ratio(values, np.ones(len(values)))

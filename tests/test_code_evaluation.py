@@ -1,0 +1,184 @@
+"""pass@k against its definition, readers of problems, and the rows of the final evaluation."""
+
+import gzip
+import itertools
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from aigc_jax import config as config_lib
+from aigc_jax import solve
+from aigc_jax.core.errors import UserError
+from aigc_jax.evals import code, problems
+from aigc_jax.evals.sandbox import Sandbox
+from aigc_jax.experiment import Experiment
+from aigc_jax.generate import Generator, Text
+
+SHARED = pathlib.Path(__file__).parents[2] / 'shared/data'
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+HUMANEVAL = {
+    'task_id': 'Own/0', 'entry_point': 'double', 'prompt': 'def double(x):\n    """Twice x."""\n',
+    'canonical_solution': '    return 2 * x\n', 'test': 'def check(f):\n    assert f(2) == 4 and f(-1) == -2\n',
+}  # fmt: skip
+MBPP = {
+    'task_id': 7, 'text': 'Write a function to negate.', 'code': 'def neg(x):\n    return -x',
+    'test_list': ['assert neg(1) == -1', 'assert neg(BIG) == -BIG'], 'test_setup_code': 'BIG = 10 ** 9',
+}  # fmt: skip
+SANITIZED = {
+    'task_id': 8, 'prompt': 'Write a function to take the root.', 'code': 'def root(x):\n    return x ** 0.5',
+    'test_list': ['assert math.isclose(root(4), 2)'], 'test_imports': ['import math'],
+}  # fmt: skip
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
+    for n, k in ((5, 1), (5, 2), (6, 4), (6, 6)):
+        for c in range(n + 1):
+            subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+            assert code.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    exact = 1 - math.comb(9_990, 100) / math.comb(10_000, 100)
+    assert code.pass_at_k(10_000, 10, 100) == pytest.approx(exact, rel=1e-12)
+    assert code.pass_at_k(10**6, 1, 1) == pytest.approx(1e-6)
+    random = np.random.default_rng(0)
+    estimates = [code.pass_at_k(10, int(random.binomial(10, 0.2)), 3) for _ in range(20_000)]
+    assert np.mean(estimates) == pytest.approx(1 - 0.8**3, abs=0.01)  # unbiased
+    for wrong in ((5, 6, 1), (5, -1, 1), (5, 2, 6), (5, 2, 0)):
+        with pytest.raises(ValueError):
+            code.pass_at_k(*wrong)
+
+
+def test_what_parses_and_what_compiles(recwarn):
+    both = ['', 'x = 1', 'def f():\n    return 1\n', 'x = "\\d"', 'x is 1']
+    neither = ['x = ', 'def f(:', '  x\n y', 'x = "\0"', '(' * 5000, 'x = ' + '1' * 10_000]
+    for text in both:
+        assert code.parses(text) and code.compiles(text), text
+    for text in neither:
+        assert not code.parses(text) and not code.compiles(text), text[:20]
+    for text in ('return 1', 'break', 'nonlocal x', 'f(a=1, a=2)'):
+        assert not code.compiles(text), text
+    assert code.parses('return 1') and not recwarn.list
+
+
+def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
+    lines, sanitized = tmp_path / 'h.jsonl', tmp_path / 's.json'
+    lines.write_text(json.dumps(HUMANEVAL) + '\n\n' + json.dumps({**HUMANEVAL, 'task_id': 'Own/1'}) + '\n')
+    (tmp_path / 'h.jsonl.gz').write_bytes(gzip.compress(lines.read_bytes()))
+    (tmp_path / 'm.jsonl').write_text(json.dumps(MBPP) + '\n')
+    sanitized.write_text(json.dumps([SANITIZED], indent=1))
+    read = [problems.humaneval(lines)[1], problems.humaneval(tmp_path / 'h.jsonl.gz')[0]]
+    read += [problems.mbpp(tmp_path / 'm.jsonl')[0], problems.mbpp(sanitized)[0]]
+    assert [problem.name for problem in read] == ['Own/1', 'Own/0', 'MBPP/7', 'MBPP/8']
+    assert read[2].prompt == '"""\nWrite a function to negate.\nassert neg(1) == -1\nassert neg(BIG) == -BIG\n"""\n'
+    right = [HUMANEVAL['canonical_solution']] * 2 + [MBPP['code'], SANITIZED['code']]
+    wrong = ['    return x * x\n', '    import sys; sys.exit(0)\n', 'def neg(x): return x', 'exit()']
+    with Sandbox(1) as sandbox:
+        run = lambda texts: sandbox.run([p.program(text) for p, text in zip(read, texts, strict=True)])
+        assert all(result.passed for result in run(right))
+        assert not any(result.passed for result in run(wrong))
+    assert read[0].cut('    return 2 * x\n\ndef other(): pass\n') == '    return 2 * x\n'
+    assert read[0].cut('    return 1') == '    return 1'
+
+
+@pytest.mark.parametrize(
+    'reader, content, words',
+    [
+        (problems.humaneval, b'{"task_id": "a"}', 'line 1: the field "prompt" is missing'),
+        (problems.humaneval, json.dumps(HUMANEVAL).encode() + b'\n{"x"', 'line 2: is no JSON'),
+        (problems.humaneval, json.dumps({**HUMANEVAL, 'test': 1}).encode(), 'line 1: the field "test" is no text'),
+        (problems.humaneval, b'[1]', 'problem 1: is no JSON object'),
+        (problems.humaneval, b'\n', 'holds no problem'),
+        (problems.humaneval, b'{}\n\xff', 'line 2: is not UTF-8'),
+        (problems.humaneval, b'\x1f\x8bxx', 'cannot be read'),
+        (problems.humaneval, gzip.compress(b'x' * 9999)[:-9], 'cannot be read'),
+        (problems.mbpp, json.dumps({**MBPP, 'test_list': 'x'}).encode(), '"test_list" is no list of texts'),
+        (problems.mbpp, json.dumps({**MBPP, 'task_id': None}).encode(), '"task_id" is no whole number'),
+        (problems.mbpp, b'[{"task_id": 1},\n]', 'line 2: is no JSON'),
+    ],
+    ids=range(11),
+)
+def test_broken_files_are_told(reader, content, words, tmp_path):
+    path = tmp_path / 'broken'
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        reader(path)
+    assert str(path) in str(error.value) and words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(UserError, match='nowhere.jsonl: cannot be read: No such file'):
+        problems.mbpp(tmp_path / 'nowhere.jsonl')
+
+
+@pytest.mark.skipif(not (SHARED / 'human_eval').exists(), reason='no HumanEval on this machine')
+def test_humanevals_own_solutions_pass():
+    path = SHARED / 'human_eval/HumanEval.jsonl.gz'
+    rows = [json.loads(line) for line in gzip.open(path, 'rt')]
+    read = problems.humaneval(path)
+    with Sandbox() as sandbox:
+        own = [p.program(p.cut(row['canonical_solution'])) for p, row in zip(read, rows, strict=True)]
+        assert [p.name for p, r in zip(read, sandbox.run(own, seconds=60), strict=True) if not r.passed] == []
+        assert not any(result.passed for result in sandbox.run([p.program('    pass\n') for p in read]))
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+    """A model that has not been trained, with two problems: one of them longer than its context."""
+    path = tmp_path_factory.mktemp('problems') / 'own.jsonl'
+    long = {**HUMANEVAL, 'task_id': 'Own/1', 'prompt': HUMANEVAL['prompt'] * 4}
+    path.write_text(json.dumps(HUMANEVAL) + '\n' + json.dumps(long) + '\n')
+    overrides = [
+        ('eval.problems', f'humaneval:{path}'), ('data.block', '96'), ('eval.problem_tokens', '24'),
+        ('eval.problem_samples', '4'), ('eval.pass_k', '(1, 2)'), ('eval.problem_beam', '2'),
+    ]  # fmt: skip
+    return Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', overrides))
+
+
+def test_the_rows_of_an_evaluation(experiment, monkeypatch):
+    """By a writer whose second text of four is right, and whose beam is: one problem of two fits."""
+    asked = []
+
+    def generate(self, state, prompts, num_samples, seed):
+        asked.append((len(prompts), num_samples))
+        wrong, right = '    return 3 * x\n', '    return 2 * x\n\ndef more('
+        written = [right] if num_samples == 1 else [wrong, right, 'return )', wrong]
+        return [Text(prompt, text, np.zeros(1, np.int32), 0.0, 'length') for prompt in prompts for text in written]
+
+    monkeypatch.setattr(Generator, 'generate', generate)
+    rows = solve.Solver(experiment).solve(experiment.create_state(), 0)
+    assert asked == [(1, 4), (1, 1)]
+    value = {name: row['value'] for name, row in rows.items()}
+    assert value['humaneval/pass@1'] == pytest.approx(0.25 / 2) and value['humaneval/pass@2'] == pytest.approx(0.5 / 2)
+    assert value['humaneval/solved@beam'] == 0.5 and value['humaneval/does_not_fit'] == 1
+    assert value['humaneval/parses'] == value['humaneval/compiles'] == 0.75
+    assert value['humaneval/2-gram/pass@1'] == 0
+    assert rows['humaneval/pass@1']['n'] == 2 and rows['humaneval/parses']['n'] == 4
+    assert rows['humaneval/pass@1']['ci'] == pytest.approx(
+        1.959964 * np.std([0.25, 0], ddof=1) / math.sqrt(2), rel=1e-6
+    )
+
+
+def test_the_model_itself_writes(experiment):
+    experiment.config.eval.problem_beam = 1
+    rows = solve.Solver(experiment).solve(experiment.create_state(), 0)
+    assert 'humaneval/solved@beam' not in rows
+    assert rows['humaneval/pass@2']['value'] == 0 and rows['humaneval/does_not_fit']['value'] == 1
+
+
+@pytest.mark.parametrize(
+    'field, text, words',
+    [
+        ('problems', 'humanevil:x', 'did you mean humaneval'),
+        ('problems', 'humaneval:/nowhere.gz', 'cannot be read'),
+        ('pass_k', '(1, 11)', '1 to problem_samples, 10'),
+        ('pass_k', '()', 'eval.pass_k'),
+        ('problem_samples', '0', 'eval.problem_samples: 0'),
+        ('problem_temperature', '-1', 'eval.problem_temperature'),
+        ('problem_beam', '999', 'eval.problem_beam: 999'),
+    ],
+)
+def test_fields_that_do_not_fit_are_told_before_training(field, text, words, runner, tmp_path):
+    flags = ['--config.eval.problems=programs'] * (field != 'problems') + [f'--config.eval.{field}={text}']
+    answer = runner(f'--config={CONFIGS / "gpt.py"}:smoke', f'--workdir={tmp_path / "run"}', *flags)
+    assert answer[0] == 2 and words in answer[2] and 'Traceback' not in answer[2] and not (tmp_path / 'run').exists()

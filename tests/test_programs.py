@@ -1,0 +1,125 @@
+"""The benchmark of small programs: operators, splits without a leak, documents, problems, and the n-gram's samples."""
+
+from random import Random
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from aigc_jax import data
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import programs, tokenizers
+from aigc_jax.data.programs import Program
+from aigc_jax.evals.ngram import KneserNey
+from aigc_jax.evals.sandbox import Sandbox
+
+PERCENT = (5.0, 10.0)
+
+
+def test_a_program_gives_what_its_text_gives():
+    assert Program('L', ('sort', 'reverse', 'first2')).text == 'sorted(x)[::-1][:2]'
+    assert Program('S', ('split', 'lengths', 'sum'))('ab c') == 3
+    random = Random(1)
+    for program in programs.generate()[::97]:
+        x = programs.draw_input(program.kind, random)
+        assert eval(program.text, {'x': x}) == program(x), program.text
+
+
+def test_each_operator_is_in_some_program_and_each_text_is_short():
+    every = programs.generate()
+    assert {name for program in every for name in program.chain} == set(programs.OPERATORS)
+    assert {len(program.chain) for program in every} == {1, 2, 3, 4} and max(len(p.text) for p in every) <= 90
+    assert len({(program.kind, program.text) for program in every}) == len(every) > 8000
+    sizes = [len(program.chain) for program in every]
+    assert sizes == sorted(sizes)
+
+
+def test_no_held_out_chain_is_trained_on_alone_or_within_a_longer_one():
+    split = programs.split(*PERCENT)
+    trained = {' '.join(program.chain) for program in split['train']}
+    everything = '|' + '|'.join(f' {chain} ' for chain in trained) + '|'
+    for name in ('valid', 'test'):
+        assert not [p for p in split[name] if f' {" ".join(p.chain)} ' in everything]
+    assert not set(split['valid']) & set(split['test'])
+    sizes = {name: len(held) for name, held in split.items()}
+    assert sizes['train'] > 3000 and 700 < sizes['test'] < 1100 and 300 < sizes['valid'] < 600
+    smaller = programs.split(5.0, 5.0)['test']
+    assert set(smaller) < set(split['test'])  # by hash: what is held out does not jump
+
+
+def test_held_out_functions_differ_from_those_trained_on_where_fresh_inputs_tell():
+    """On inputs that generation has not used."""
+    split, random = programs.split(*PERCENT), Random('fresh')
+    for kind in 'LS':
+        inputs = [programs.draw_input(kind, random) for _ in range(100)]
+        given = lambda p: tuple(programs.show(p(x)) for x in inputs)
+        trained = {given(p) for p in split['train'] if p.kind == kind}
+        held_out = [given(p) for p in split['test'] if p.kind == kind]
+        assert held_out and not trained & set(held_out)
+
+
+def test_the_set_is_a_function_of_the_seed():
+    assert programs.generate.__wrapped__(0) == programs.generate(0)
+    # Of this version: a change of the generator makes scores of before and after incomparable.
+    assert programs.split(*PERCENT)['test'][0].text == 'x.title().split()'
+
+
+def test_documents_show_the_examples_of_their_program():
+    documents = programs.documents(*PERCENT)
+    for text in documents['train'][::997] + documents['test'][::97]:
+        *lines, program = text.splitlines()
+        assert len(lines) == programs.SHOWN
+        for line in lines:
+            x, y = line.removeprefix('# ').split(' -> ')
+            assert eval(f'({program.removeprefix("f = ")})({x})') == eval(y)
+    assert max(len(text) for texts in documents.values() for text in texts) < 256
+
+
+def test_a_problem_is_solved_by_its_program_and_by_no_shorter_way():
+    examples = programs.problems(programs.split(*PERCENT)['test'], 60)
+    assert len(examples) == 60 and {len(e.program.chain) for e in examples} == {2, 3, 4}
+    by_table = [
+        f'{dict((repr(x), y) for x, y in e.pairs[: programs.SHOWN])}.get(repr(x))' for e in examples
+    ]  # what is shown, learned by heart
+    with Sandbox() as sandbox:
+        solved = lambda texts: [
+            r.passed for r in sandbox.run([e.test(text) for e, text in zip(examples, texts, strict=True)])
+        ]
+        assert all(solved([e.program.text for e in examples]))
+        assert not any(solved(by_table)) and not any(solved(['x'] * 60)) and not any(solved(['exit()'] * 60))
+    assert examples[0].prompt.endswith('\n' + programs.START) and examples[0].prompt.count('->') == programs.SHOWN
+    shown = {repr(x) for x, _ in examples[0].pairs}
+    assert len(shown) == programs.SHOWN + programs.HIDDEN
+
+
+def config(**fields):
+    return ConfigDict(dict(
+        name='programs', tokenizer='char', vocab_size=0, order='shuffled', valid_percent=5.0, test_percent=10.0,
+        block=64, eval_block=0, eval_stride=32, stream=False) | fields)  # fmt: skip
+
+
+def test_the_data_source_has_these_splits():
+    dataset = data.load(config())
+    for split, texts in programs.documents(*PERCENT).items():
+        decoded = dataset.tokenizer.decode(dataset.splits[split].tokens[:2000])
+        assert decoded.startswith(tokenizers.END + texts[0] + tokenizers.END + texts[1])
+    with pytest.raises(UserError, match='data.valid_percent, data.test_percent'):
+        data.load(config(valid_percent=60.0, test_percent=40.0))
+
+
+def test_the_ngrams_distribution_is_that_of_its_likelihood_and_of_its_samples():
+    random = np.random.default_rng(0)
+    tokens = random.choice(4, 400, p=[0.5, 0.3, 0.15, 0.05])
+    for order in (1, 2, 4):
+        model = KneserNey(tokens, order, 5)
+        for context in ([], [0], [1, 0, 0, 2], [4, 4, 4], [3, 3, 3, 3, 3, 1]):
+            expected = [np.exp(-model.nats([*context, w])[-1]) for w in range(5)]
+            np.testing.assert_allclose(model.distribution(context), expected, rtol=1e-12)
+    model, n = KneserNey(tokens, 2, 5), 20_000
+    drawn = np.array([model.sample([1], 1, (), 1.0, random)[0] for _ in range(n)])
+    p = model.distribution([1])
+    counts = np.bincount(drawn, minlength=5)
+    assert ((counts - n * p) ** 2 / (n * p)).sum() < 23.5  # χ² of 4 degrees of freedom, 1 in 10,000
+    assert model.sample([1], 5, (), 0.0, random)[0] == p.argmax()
+    assert all(0 not in model.sample([1], 30, {0}, 1.0, random) for _ in range(20))
+    assert len(model.sample([1], 30, (), 1.0, random)) == 30
