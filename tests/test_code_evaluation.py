@@ -143,7 +143,11 @@ def test_the_rows_of_an_evaluation(experiment, monkeypatch):
         asked.append((len(prompts), num_samples))
         wrong, right = '    return 3 * x\n', '    return 2 * x\n\ndef more('
         written = [right] if num_samples == 1 else [wrong, right, 'return )', wrong]
-        return [Text(prompt, text, np.zeros(1, np.int32), 0.0, 'length') for prompt in prompts for text in written]
+        return [
+            Text(prompt, text, np.zeros(1, np.int32), 0.0, 'length', 0.0, 1, '')
+            for prompt in prompts
+            for text in written
+        ]
 
     monkeypatch.setattr(Generator, 'generate', generate)
     rows = solve.Solver(experiment).solve(experiment.create_state(), 0)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 import shutil
 
 import jax
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from aigc_jax import config as config_lib
 from aigc_jax import decoding, generate
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding import Sampling
 from aigc_jax.decoding.speculation import propose, speculate
-from aigc_jax.experiment import open_run
+from aigc_jax.experiment import Experiment, open_run
 from aigc_jax.nn.language import State
 
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 V = 5
 LOGITS = np.random.default_rng(0).normal(0, 1.5, (V, V)).astype(np.float32)  # of the next token, by the last one
 KEY = rng.stream(0, 'test')
@@ -252,6 +255,26 @@ def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     for text in texts:
         assert 0 < text.ruled_out < text.nats or not len(text.tokens)
     assert 'ruled out by the grammar' in generate.summary(texts)
+
+
+def test_what_is_filled_in_is_asked_for_as_in_training():
+    """The prompt is what stands before the middle in a training window; the suffix comes behind the text."""
+    overrides = [('data.fim_rate', '1.0'), ('eval.batch_size', '4')]
+    experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', overrides))
+    tok, state = experiment.dataset.tokenizer, experiment.create_state()
+    before, between, after = tok.fim
+    writer = generate.Generator(experiment, Sampling(), 12, suffix='\n')
+    expected = [tok.end, before, *b'import ', between, ord('\n'), after]
+    assert writer._prompt('import ').tolist() == expected
+    (text,) = writer.generate(state, ['import '], 1, seed=0)
+    assert str(text) == 'import ' + text.text + '\n' and len(text.tokens) <= 12
+    # A window of one document, cut by the transform of training, holds the same.
+    window = np.frombuffer(b'import os\nx', np.uint8).astype(np.int32)
+    window = np.concatenate([[tok.end], window, np.zeros(4, np.int32)])
+    draws = rng.context(0, 'train', 0, jnp.arange(200))
+    rows = experiment.train_preprocess({'tokens': jnp.tile(window, (200, 1))}, draws)['tokens'].tolist()
+    found = [row for row in rows if row[: len(expected) - 2] == expected[:-2]]
+    assert found and all(after in row and row[len(expected) - 2 :].index(after) >= 0 for row in found)
 
 
 def test_the_command_line_writes(runner, smoke, tmp_path):

@@ -36,9 +36,9 @@ def tokenizer(kind: str) -> Tokenizer:
     if kind == 'byte, no end':
         return BYTES
     if kind == 'lexemes':
-        characters = tokenizers.train('char', DOCUMENTS, DOCUMENTS, 0).pieces
+        characters = tokenizers.train('char', DOCUMENTS, DOCUMENTS, 0, False).pieces
         return Tokenizer('char', (*characters, *LEXEMES), has_end=True)
-    return tokenizers.train(kind, DOCUMENTS, DOCUMENTS, 400)
+    return tokenizers.train(kind, DOCUMENTS, DOCUMENTS, 400, False)
 
 
 def parse(name: str, text: str) -> None:
@@ -165,13 +165,15 @@ def test_takes_and_refuses(name, taken, refused):
     assert [text for text in refused if takes(grammar, text)] == []
 
 
-def test_end_is_allowed_where_a_text_may_end_and_nothing_else_behind_it():
-    tok = Tokenizer('byte', (), has_end=True)
+@pytest.mark.parametrize('has_fim', [False, True])
+def test_end_is_allowed_where_a_text_may_end_and_nothing_else_behind_it(has_fim):
+    tok = Tokenizer('byte', (), has_end=True, has_fim=has_fim)
     alive = np.array([True, True, False])
     matchers = Grammar('json', tok).begin(3)
     for tokens in (b'[1"', b']2"'):
         matchers.consume(np.frombuffer(tokens, np.uint8), alive)
     allowed = matchers.allowed()
+    assert not allowed[:, 256 : tok.end].any()
     np.testing.assert_array_equal(matchers.may_end(), [True, True, False])
     np.testing.assert_array_equal(matchers.finished(), [True, False, False])
     np.testing.assert_array_equal(allowed[:, tok.end], [True, True, False])
