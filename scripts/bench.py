@@ -1,26 +1,27 @@
-"""Trains the same models here, in PyTorch and in Keras, side by side on the CPU, and prints steps per second.
+"""Trains and runs the same models here and in other libraries, side by side on the CPU, and prints how fast each is.
 
-    python scripts/bench.py [--only=vae,gan] [--rounds=7] [--seconds=2] [--json=FILE]
+    python scripts/bench.py [--only=gpt_small,lstm] [--rounds=7] [--seconds=2] [--json=FILE]
 
 The peers come with `pip install -e '.[bench]'`; one that is missing is skipped. How it is kept fair:
 
 - Every contender does the same work: networks (the numbers of parameters are compared), loss, optimizer and
   batch; it draws its own noise and its own shuffled batches from the same data in memory; and what its loss
-  comes to after CHECK_STEPS steps must lie within TOLERANCE of the known value.
+  comes to after a workload's check_steps must lie within TOLERANCE of the known value.
 - Every contender lives in a process of its own that sleeps until it is told to train, so one at a time computes.
   They take turns within each round, in an order that rotates. All have their default number of threads (the
   cores) and no custom allocator.
-- A timed slice is one request: feeding the data, all its steps, and fetching the loss at its end.
+- A timed slice is one request: feeding the data, all its steps, and fetching the loss, or the texts, at its end.
+- The share of the peak is that of the fastest large matrix product that the same library, in the same process
+  and the same precision, reached in any round; `Text.flops` says what is counted.
 
-To add a workload: an entry of WORKLOADS and OURS, and a function of its name in both builders of bench_peers.py.
+To add a workload: an entry of WORKLOADS in bench_workloads.py, one of CONTENDERS, and what builds its contenders.
 """
 
 import argparse
-import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import pathlib
 import platform
@@ -29,124 +30,69 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-
-import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this file is measured, installed or not
 
-import bench_peers  # noqa: E402
+from bench_workloads import WORKLOADS, Contender, Generation, Text, Workload  # noqa: E402
 
-CHECK_STEPS, TOLERANCE = 2000, 0.05
-UNIT = 100  # steps; every contender's steps a call divide it
-LEARNING_RATE = 1e-3
-
-
-def images(num: int) -> np.ndarray:
-    """(num, 28, 28) uint8: logistic functions of two factors, for a 2-D latent to find."""
-    rng = np.random.default_rng(0)
-    weights, bias = rng.normal(size=(2, 784)), rng.normal(size=784)
-    logits = (rng.normal(size=(num, 2)) @ weights + bias).astype(np.float32)
-    return np.round(255 / (1 + np.exp(-logits))).astype(np.uint8).reshape(num, 28, 28)
+TOLERANCE = 0.05
+OURS, TORCH, KERAS = ('jax', 'aigc_jax.experiment'), ('torch',), ('tensorflow', 'keras')
 
 
-def points(num: int) -> np.ndarray:
-    """(num, 2) float32, far from the origin: D's loss comes to 2 log 2 only after G has moved there."""
-    return np.random.default_rng(0).normal((6.0, -4.0), (1.0, 0.5), (num, 2)).astype(np.float32)
+def contenders(workload: Workload) -> dict[str, tuple]:
+    """{name: (what it imports, its builder 'module.function', an option of it)}; 'ours…' are no peers."""
+    if isinstance(workload, Generation):
+        return {
+            'ours': (OURS, 'bench_ours.generate', None),
+            'PyTorch, own loop': (TORCH, 'bench_language.loop', None),
+            'transformers': (('torch', 'transformers'), 'bench_language.transformers', None),
+        }
+    if isinstance(workload, Text):
+        return {
+            'ours': (OURS, 'bench_ours.train', workload.unit),
+            'PyTorch': (TORCH, 'bench_language.train', False),
+            'PyTorch, compiled': (TORCH, 'bench_language.train', True),
+        }
+    return {
+        'ours': (OURS, 'bench_ours.train', workload.unit),
+        'ours, 1 step a call': (OURS, 'bench_ours.train', 1),
+        'PyTorch': (TORCH, 'bench_peers.pytorch', False),
+        'PyTorch, compiled': (TORCH, 'bench_peers.pytorch', True),
+        'Keras': (KERAS, 'bench_peers.keras', 1),
+        'Keras, 50 steps a call': (KERAS, 'bench_peers.keras', 50),
+    }
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """parameters: how many; loss: what it comes to, in nats; data(num_examples) -> array."""
-
-    title: str
-    parameters: int
-    loss: float
-    data: Callable[[int], np.ndarray]
-    num_examples: int
-    batch_size: int
-
-    def write(self, path: str, num_examples: int | None = None) -> str:
-        """Writes the examples as a file that `data.name=npz:FILE` reads; returns its path."""
-        x = self.data(num_examples or self.num_examples)
-        np.savez(path, train=x, valid=x[:200], test=x[:200])
-        return path
+def missing(imports: tuple[str, ...]) -> list[str]:
+    return [m for m in imports if importlib.util.find_spec(m.partition('.')[0]) is None]
 
 
-WORKLOADS = {
-    'vae': Workload('VAE 784-128-64-2, Bernoulli, batch 128', 218_644, 403.0, images, 60_000, 128),
-    'gan': Workload('GAN, D 2-128-64-1 and G 2-128-64-2 in turn, batch 256', 17_475, 2 * math.log(2), points,
-                    100_000, 256),
-}  # fmt: skip
-ADAM = {'b1': 0.5, 'b2': 0.999}
-OURS = {  # what differs from configs/WORKLOAD.py
-    'vae': {'model.latent_dim': 2, 'model.encoder.features': (128, 64), 'model.decoder.features': (64, 128)},
-    'gan': {
-        'model.latent_dim': 2, 'model.generator.features': (128, 64), 'model.discriminator.features': (128, 64),
-        'task.loss': 'nonsaturating', 'task.r1': 0.0, 'task.r2': 0.0, 'optim.generator.ema_decay': 0.0,
-        'optim.generator.options': ADAM, 'optim.discriminator.options': ADAM,
-    },
-}  # fmt: skip
-
-
-def ours(workload: str, data_file: str, batch_size: int, learning_rate: float, steps_per_call: int):
-    """A builder as those of bench_peers: config, task and compiled call, as the training loop runs them."""
-    import jax
-    from ml_collections import ConfigDict
-
-    from aigc_jax import config as config_lib
-    from aigc_jax.experiment import Experiment
-
-    config = config_lib.load(str(ROOT / 'configs' / f'{workload}.py'), [])
-    for optimizer in config.optim.values():
-        optimizer.schedule = ConfigDict(dict(name='constant_schedule', value=learning_rate))
-    common = {'data.name': f'npz:{data_file}', 'batch_size': batch_size, 'steps_per_call': steps_per_call}
-    config.update_from_flattened_dict({**common, **OURS[workload]})
-    config_lib.check(config)
-    experiment = Experiment(config)
-    state, seeds, data = experiment.create_state(), experiment.seed_array, experiment.resident_data()
-    call, feeds = experiment.train_call(), experiment.feeds(0)
-    loss = f'{experiment.task.players[0]}/loss'
-
-    def run(steps: int) -> float:
-        nonlocal state
-        before = {}
-        for _ in range(steps // steps_per_call):
-            state, metrics = call(state, seeds, data, next(feeds))
-            jax.device_get(before)  # the loop fetches a call's metrics while the next one computes
-            before = metrics
-        return float(jax.device_get(metrics)[loss][-1])
-
-    return run, sum(x.size for x in jax.tree.leaves(state.params)), steps_per_call
-
-
-CONTENDERS = {  # name: (what it imports, builder, its option); 'ours…' are no peers
-    'ours': (('jax', 'aigc_jax.experiment'), ours, 100),
-    'ours, 1 step a call': (('jax', 'aigc_jax.experiment'), ours, 1),
-    'PyTorch': (('torch',), bench_peers.pytorch, False),
-    'PyTorch, compiled': (('torch',), bench_peers.pytorch, True),
-    'Keras': (('tensorflow', 'keras'), bench_peers.keras, 1),
-    'Keras, 50 steps a call': (('tensorflow', 'keras'), bench_peers.keras, 50),
-}
+def build(workload: Workload, name: str, data_file: str) -> Contender:
+    _, builder, option = contenders(workload)[name]
+    module, _, function = builder.rpartition('.')
+    return getattr(importlib.import_module(module), function)(workload, data_file, option)
 
 
 def serve(workload: str, name: str, data_file: str) -> None:
-    """A contender's process: one JSON line of facts, then one for each number of steps read from stdin."""
+    """A contender's process: one JSON line of facts, then one for each request, a number of steps or 'peak'."""
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever the libraries print is no reply
-    imports, build, option = CONTENDERS[name]
     began = time.perf_counter()
-    for module in imports:
+    for module in contenders(WORKLOADS[workload])[name][0]:
         importlib.import_module(module)
     imported = time.perf_counter()
-    run, parameters, steps_per_call = build(workload, data_file, WORKLOADS[workload].batch_size, LEARNING_RATE, option)
-    run(steps_per_call)
-    facts = {'import_s': imported - began, 'first_s': time.perf_counter() - imported, 'parameters': parameters}
-    print(json.dumps(facts), file=replies, flush=True)
+    contender = build(WORKLOADS[workload], name, data_file)
+    contender.run(contender.steps_per_call)
+    facts = {'import_s': imported - began, 'first_s': time.perf_counter() - imported}
+    print(json.dumps({**facts, 'parameters': contender.parameters}), file=replies, flush=True)
     for line in sys.stdin:
-        began, loss = time.perf_counter(), run(int(line))
-        print(json.dumps({'seconds': time.perf_counter() - began, 'loss': loss}), file=replies, flush=True)
+        if line.strip() == 'peak':
+            reply = {'peak': contender.peak()}
+        else:
+            began, found = time.perf_counter(), contender.run(int(line))
+            reply = {'seconds': time.perf_counter() - began, 'loss': contender.score(found)}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 class Worker:
@@ -172,15 +118,22 @@ class Worker:
             raise RuntimeError(f'{self.name}: its process ended\n{self.log.read()[-3000:]}')
         return json.loads(line)
 
-    def train(self, steps: int) -> dict:
-        """{seconds, loss} of that many steps."""
-        print(steps, file=self.process.stdin, flush=True)
+    def _ask(self, request) -> dict:
+        print(request, file=self.process.stdin, flush=True)
         return self._reply()
 
+    def train(self, steps: int) -> dict:
+        """{seconds, loss} of that many steps."""
+        return self._ask(steps)
+
+    def peak(self) -> float:
+        """FLOP/s of its library's matrix product, now."""
+        return self._ask('peak')['peak']
+
     def check(self, workload: Workload) -> None:
-        """Trains CHECK_STEPS; RuntimeError where that was not the workload's work."""
-        losses = [self.train(UNIT)['loss'] for _ in range(CHECK_STEPS // UNIT)]
-        loss = self.facts['loss'] = statistics.mean(losses[-10:])
+        """Trains check_steps; RuntimeError where that was not the workload's work."""
+        losses = [self.train(workload.unit)['loss'] for _ in range(workload.check_steps // workload.unit)]
+        loss = self.facts['loss'] = statistics.mean(losses[-(len(losses) // 2 or 1) :][-10:])
         if self.facts['parameters'] != workload.parameters:
             raise RuntimeError(f'{self.name}: {self.facts["parameters"]} parameters, not {workload.parameters}')
         if not abs(loss - workload.loss) <= TOLERANCE * workload.loss:
@@ -191,39 +144,51 @@ class Worker:
         self.process.wait()
 
 
-def measure(workload: str, rounds: int, seconds: float, folder: str) -> dict:
-    """{contender: its facts, with 'rates', steps/s in each round}."""
-    data_file, workers = WORKLOADS[workload].write(os.path.join(folder, f'{workload}.npz')), []
+def measure(name: str, rounds: int, seconds: float, folder: str) -> dict:
+    """{contender: its facts, with 'rates', items/s in each round, and 'share' of the peak where that is known}."""
+    workload, workers = WORKLOADS[name], []
+    data_file, unit = workload.write(os.path.join(folder, f'{name}.{workload.suffix}')), workload.unit
     try:
-        for name, (imports, *_) in CONTENDERS.items():
-            missing = [m for m in imports if importlib.util.find_spec(m.partition('.')[0]) is None]
-            if missing:
-                print(f"{name}: skipped, {missing[0]} is missing: pip install -e '.[bench]'", file=sys.stderr)
+        for contender, (imports, *_) in contenders(workload).items():
+            if lacking := missing(imports):
+                print(f"{contender}: skipped, {lacking[0]} is missing: pip install -e '.[bench]'", file=sys.stderr)
                 continue
-            workers.append(worker := Worker(workload, name, data_file, folder))
-            worker.check(WORKLOADS[workload])
-            worker.facts['rates'] = [10 * UNIT / worker.train(10 * UNIT)['seconds']]
+            workers.append(worker := Worker(name, contender, data_file, folder))
+            worker.check(workload)
+            worker.facts['rates'], worker.facts['peaks'] = [unit / worker.train(unit)['seconds']], []
         for r in range(rounds):
             for worker in workers[r % len(workers) :] + workers[: r % len(workers)]:
-                steps = max(1, round(worker.facts['rates'][-1] * seconds / UNIT)) * UNIT
+                steps = max(1, round(worker.facts['rates'][-1] * seconds / unit)) * unit
                 worker.facts['rates'].append(steps / worker.train(steps)['seconds'])
-        return {worker.name: {**worker.facts, 'rates': worker.facts['rates'][1:]} for worker in workers}
+                if workload.flops:
+                    worker.facts['peaks'].append(worker.peak())
+        for facts in (worker.facts for worker in workers):
+            rates = facts.pop('rates')[1:]
+            if peaks := facts.pop('peaks'):
+                facts['peak'] = max(peaks)
+                facts['share'] = statistics.median(rates) * workload.flops / facts['peak']
+            facts['rates'] = [rate * workload.items_per_step for rate in rates]
+        return {worker.name: worker.facts for worker in workers}
     finally:
         for worker in workers:
             worker.close()
 
 
-def table(results: dict) -> str:
+def table(results: dict, counted: str = 'steps') -> str:
     """Markdown; the ratios are to the peer with the highest median, within each round."""
     medians = {name: statistics.median(facts['rates']) for name, facts in results.items()}
     best = max([name for name in medians if not name.startswith('ours')] or ['ours'], key=medians.get)
-    lines = [f'| | steps/s | × {best} (range) | first call, s | import, s | loss |', '|---|---|---|---|---|---|']
+    has_peak = any('peak' in facts for facts in results.values())
+    columns = ['', f'{counted}/s', f'× {best} (range)', *['share of peak, GFLOP/s'] * has_peak, 'first call, s']
+    lines = [f'| {" | ".join([*columns, "import, s", "loss"])} |', '|---' * (len(columns) + 2) + '|']
     for name, facts in results.items():
         ratios = sorted(a / b for a, b in zip(facts['rates'], results[best]['rates'], strict=True))
-        ratio = f'{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})'
-        rest = f'{facts["first_s"]:.2f} | {facts["import_s"]:.2f} | {facts["loss"]:.5g}'
-        lines.append(f'| {name} | {medians[name]:,.0f} | {ratio} | {rest} |')
-    return '\n'.join(lines)
+        cells = [name, f'{medians[name]:,.0f}', f'{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})']
+        if has_peak:
+            cells.append(f'{facts["share"]:.0%} of {facts["peak"] / 1e9:.0f}')
+        cells += [f'{facts["first_s"]:.2f}', f'{facts["import_s"]:.2f}', f'{facts["loss"]:.5g}']
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines).replace('|  |', '| |')
 
 
 def main() -> None:
@@ -240,18 +205,19 @@ def main() -> None:
     if unknown := set(workloads) - set(WORKLOADS):
         parser.error(f'--only: there is no {", ".join(unknown)}; the workloads are {", ".join(WORKLOADS)}')
     installed = {str(d.metadata['Name']).replace('_', '-'): d.version for d in importlib.metadata.distributions()}
-    packages = ('jax', 'flax', 'optax', 'torch', 'keras', 'tensorflow', 'tensorflow-cpu')
+    packages = ('jax', 'flax', 'optax', 'torch', 'transformers', 'keras', 'tensorflow', 'tensorflow-cpu')
     versions = ', '.join(f'{package} {installed[package]}' for package in packages if package in installed)
     results = {'setting': (
         f'{len(os.sched_getaffinity(0))} cores, default threads, no custom allocator; Python '
         f'{platform.python_version()}, {versions}; {args.rounds} rounds of {args.seconds:g} s taken in turn, medians; '
-        f'loss after {CHECK_STEPS} steps; load of the machine before: {os.getloadavg()[0]:.2f}'
+        f'load of the machine before: {os.getloadavg()[0]:.2f}'
     )}  # fmt: skip
     print(results['setting'])
     with tempfile.TemporaryDirectory() as folder:
         for workload in workloads:
             results[workload] = measure(workload, args.rounds, args.seconds, folder)
-            print(f'\n{WORKLOADS[workload].title}\n\n{table(results[workload])}', flush=True)
+            title, counted = WORKLOADS[workload].title, WORKLOADS[workload].counted
+            print(f'\n{title}\n\n{table(results[workload], counted)}', flush=True)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + '\n')
 

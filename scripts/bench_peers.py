@@ -1,13 +1,9 @@
-"""The peers of bench.py: the same models, losses and optimizers in PyTorch and in Keras.
-
-Each builder takes (workload, its data file, batch size, Adam's learning rate, an option of its own) and gives
-(run, number of parameters, steps a call), where run(steps), for a multiple of steps a call, trains that many and
-returns the last one's loss.
-"""
+"""The peers of bench.py that are no language models: the VAE and the GAN in PyTorch and in Keras."""
 
 import functools
 
 import numpy as np
+from bench_workloads import Contender, Examples
 
 
 def flat(data_file: str) -> np.ndarray:
@@ -16,13 +12,13 @@ def flat(data_file: str) -> np.ndarray:
     return x.reshape(len(x), -1).astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
 
 
-def pytorch(workload: str, data_file: str, batch_size: int, learning_rate: float, compiled: bool):
+def pytorch(workload: Examples, data_file: str, compiled: bool) -> Contender:
     """A plain loop over a tensor in memory, indexed by a permutation; fused Adam; the losses compiled, or not."""
     import torch
     from torch import nn
     from torch.nn import functional as F
 
-    data = torch.from_numpy(flat(data_file))
+    data, batch_size = torch.from_numpy(flat(data_file)), workload.batch_size
     compile_ = torch.compile if compiled else lambda f: f
     noise = functools.partial(torch.randn, batch_size, 2)
 
@@ -32,7 +28,7 @@ def pytorch(workload: str, data_file: str, batch_size: int, learning_rate: float
 
     def updater(b1, *networks):
         parameters = [p for network in networks for p in network.parameters()]
-        adam = torch.optim.Adam(parameters, learning_rate, (b1, 0.999), fused=True)
+        adam = torch.optim.Adam(parameters, workload.learning_rate, (b1, 0.999), fused=True)
 
         def update(loss):
             adam.zero_grad()
@@ -84,23 +80,23 @@ def pytorch(workload: str, data_file: str, batch_size: int, learning_rate: float
             for index in torch.randperm(len(data)).split(batch_size)[: len(data) // batch_size]:
                 yield data[index]
 
-    (step, *networks), feed = {'vae': vae, 'gan': gan}[workload](), batches()
+    (step, *networks), feed = {'vae': vae, 'gan': gan}[workload.config.partition('.')[0]](), batches()
 
     def run(steps: int) -> float:
         for _ in range(steps):
             loss = step(next(feed))
         return loss.item()
 
-    return run, sum(p.numel() for network in networks for p in network.parameters()), 1
+    return Contender(run, sum(p.numel() for network in networks for p in network.parameters()))
 
 
-def keras(workload: str, data_file: str, batch_size: int, learning_rate: float, steps_per_execution: int):
+def keras(workload: Examples, data_file: str, steps_per_execution: int) -> Contender:
     """`fit` of a Model with its own train_step on a tf.data pipeline in memory, as Keras's guides have it."""
     import keras
     import tensorflow as tf
     from keras import layers
 
-    x = flat(data_file)
+    x, batch_size = flat(data_file), workload.batch_size
 
     def mlp(activation, *sizes):
         hidden = [layers.Dense(size, activation=activation) for size in sizes[1:-1]]
@@ -108,7 +104,7 @@ def keras(workload: str, data_file: str, batch_size: int, learning_rate: float, 
 
     def updater(b1, *networks):
         variables = [v for network in networks for v in network.trainable_variables]
-        adam = keras.optimizers.Adam(learning_rate, beta_1=b1, beta_2=0.999)
+        adam = keras.optimizers.Adam(workload.learning_rate, beta_1=b1, beta_2=0.999)
         adam.build(variables)
         return lambda tape, loss: adam.apply(tape.gradient(loss, variables), variables)
 
@@ -147,7 +143,7 @@ def keras(workload: str, data_file: str, batch_size: int, learning_rate: float, 
 
         return step, G, D
 
-    step, *networks = {'vae': vae, 'gan': gan}[workload]()
+    step, *networks = {'vae': vae, 'gan': gan}[workload.config.partition('.')[0]]()
 
     class Model(keras.Model):
         def train_step(self, x):
@@ -162,4 +158,4 @@ def keras(workload: str, data_file: str, batch_size: int, learning_rate: float, 
     def run(steps: int) -> float:
         return float(model.fit(data, epochs=1, steps_per_epoch=steps, verbose=0).history['last'][-1])
 
-    return run, sum(network.count_params() for network in networks), steps_per_execution
+    return Contender(run, sum(network.count_params() for network in networks), steps_per_execution)

@@ -1,69 +1,125 @@
-"""scripts/bench.py: each contender builds, trains and says what it is, in the process that the benchmark starts."""
+"""scripts/bench.py: each contender builds, trains or writes, and says what it is, as the benchmark starts it."""
 
+import dataclasses
 import importlib.util
 import math
 import pathlib
-import sys
 
 import pytest
 
 PATH = pathlib.Path(__file__).parent.parent / 'scripts' / 'bench.py'
 spec = importlib.util.spec_from_file_location('bench', PATH)
 bench = importlib.util.module_from_spec(spec)
-sys.modules['bench'] = bench  # where dataclasses looks its annotations up
 spec.loader.exec_module(bench)
+
+WORKLOADS = bench.WORKLOADS
+LANGUAGE = [name for name, workload in WORKLOADS.items() if isinstance(workload, bench.Text)]
+CASES = [(name, contender) for name, workload in WORKLOADS.items() for contender in bench.contenders(workload)]
 
 
 def dense(*sizes):
     return sum(a * b + b for a, b in zip(sizes, sizes[1:], strict=False))
 
 
-PARAMETERS = {
-    'vae': dense(784, 128, 64, 2 * 2) + dense(2, 64, 128, 784),
-    'gan': dense(2, 128, 64, 2) + dense(2, 128, 64, 1),
-}
+def gpt(vocab_size, block, layers, width, bias, **_):
+    norm, biases = width * (1 + bias), bias * (3 + 1 + 4 + 1) * width
+    return (vocab_size + block) * width + layers * (12 * width**2 + biases + 2 * norm) + norm
 
 
-@pytest.mark.parametrize('name', bench.CONTENDERS)
-@pytest.mark.parametrize('workload', bench.WORKLOADS)
-def test_a_contender_trains_what_the_others_train(workload, name, tmp_path):
-    imports = bench.CONTENDERS[name][0]
-    for module in imports:
-        if importlib.util.find_spec(module.partition('.')[0]) is None:
-            pytest.skip(f'{module} is not installed')
+def lstm(vocab_size, width, **_):
+    return vocab_size * width * 2 + (2 * width + 1) * 4 * width
+
+
+def parameters(workload):
+    if not isinstance(workload, bench.Text):
+        vae = dense(784, 128, 64, 2 * 2) + dense(2, 64, 128, 784)
+        return vae if workload is WORKLOADS['vae'] else dense(2, 128, 64, 2) + dense(2, 128, 64, 1)
+    fields = dataclasses.asdict(workload)
+    return gpt(**fields, bias='gpt2' in workload.config) if workload.heads else lstm(**fields)
+
+
+def tiny(workload):
+    small = dict(vocab_size=11, width=16, layers=1, batch_size=4, check_steps=2, unit=2)
+    block = workload.block if isinstance(workload, bench.Generation) else 64
+    return dataclasses.replace(workload, **small, block=block, heads=workload.heads and 2)
+
+
+def skip_unless_it_runs(workload, name):
+    for module in bench.missing(bench.contenders(workload)[name][0]):
+        pytest.skip(f'{module} is not installed')
     if name == 'PyTorch, compiled':
         pytest.skip('compiles for a minute; its code is that of PyTorch')
-    data_file = bench.WORKLOADS[workload].write(str(tmp_path / 'data.npz'), 1000)
-    worker = bench.Worker(workload, name, data_file, str(tmp_path))
+
+
+@pytest.mark.parametrize('workload', WORKLOADS.values(), ids=WORKLOADS)
+def test_the_number_of_parameters_is_that_of_the_networks(workload):
+    assert workload.parameters == parameters(workload)
+
+
+@pytest.mark.parametrize('name,contender', [case for case in CASES if case[0] not in LANGUAGE])
+def test_a_contender_trains_what_the_others_train(name, contender, tmp_path):
+    workload = WORKLOADS[name]
+    skip_unless_it_runs(workload, contender)
+    worker = bench.Worker(name, contender, workload.write(str(tmp_path / 'data.npz'), 1000), str(tmp_path))
     try:
-        assert worker.facts['parameters'] == PARAMETERS[workload] == bench.WORKLOADS[workload].parameters
+        assert worker.facts['parameters'] == workload.parameters
         assert worker.facts['first_s'] > 0 and worker.facts['import_s'] > 0
-        losses = [worker.train(bench.UNIT)['loss'] for _ in range(3)]
+        losses = [worker.train(workload.unit)['loss'] for _ in range(3)]
     finally:
         worker.close()
     assert all(map(math.isfinite, losses)) and len(set(losses)) == 3
-    if workload == 'vae':  # 784 log 2 = 543 nats before training
+    if name == 'vae':  # 784 log 2 = 543 nats before training
         assert losses[-1] < 450
 
 
+@pytest.mark.parametrize('name,contender', [case for case in CASES if case[0] in LANGUAGE])
+def test_a_language_model_of_a_contender_is_that_of_the_others(name, contender, tmp_path):
+    workload = tiny(WORKLOADS[name])
+    skip_unless_it_runs(workload, contender)
+    built = bench.build(workload, contender, workload.write(str(tmp_path / 'data.txt'), 3000))
+    assert built.parameters == parameters(workload)
+    losses = [built.score(built.run(workload.unit)) for _ in range(2)]
+    if isinstance(workload, bench.Generation):  # from a network that is far from uniform, which has log 11 nats
+        assert all(0.5 < loss < 2.35 for loss in losses)
+    else:
+        assert losses[0] == pytest.approx(math.log(11), rel=0.1) and losses[1] != losses[0]
+        assert 1e8 < built.peak() < 1e14
+
+
+def test_the_work_of_a_step_is_counted_by_the_formula():
+    # By hand, of one layer of width 2 and one head, for 3 tokens of 5: products with 12 · 2² weights and the head's
+    # 5 · 2, and norms of 3 · 2, 6 each; 2 · 2 products of 3 keys with 2 features forward, and twice that backward.
+    fields = dict(vocab_size=5, block=3, layers=1, width=2, heads=1, batch_size=1)
+    small = dataclasses.replace(WORKLOADS['gpt'], **fields, parameters=(5 + 3) * 2 + 48 + 6)
+    assert small.flops == 3 * (6 * (48 + 10 + 6) + 3 * 4 * 3 * 2)
+    # The LSTM's table is looked up, its head is a product.
+    assert WORKLOADS['lstm'].flops == 32 * 64 * 6 * (64 * 512 + 1025 * 2048)
+
+
 def test_what_does_not_train_is_no_result():
+    workload = WORKLOADS['vae']
     worker = bench.Worker.__new__(bench.Worker)
-    worker.name, worker.facts = 'ours', {'parameters': PARAMETERS['vae']}
+    worker.name, worker.facts = 'ours', {'parameters': workload.parameters}
     worker.train = lambda steps: {'seconds': 1.0, 'loss': 784 * math.log(2)}
     with pytest.raises(RuntimeError, match='ours: the loss comes to 543.4, not 403'):
-        worker.check(bench.WORKLOADS['vae'])
+        worker.check(workload)
     worker.train = lambda steps: {'seconds': 1.0, 'loss': math.nan}
     with pytest.raises(RuntimeError, match='loss comes to nan'):
-        worker.check(bench.WORKLOADS['vae'])
+        worker.check(workload)
     worker.facts['parameters'] += 1
     with pytest.raises(RuntimeError, match='218645 parameters, not 218644'):
-        worker.check(bench.WORKLOADS['vae'])
+        worker.check(workload)
 
 
 def test_ratios_are_taken_within_a_round_to_the_best_peer():
     facts = {'first_s': 1.0, 'import_s': 0.5, 'loss': 403.0}
     rates = {'ours': [40, 10, 30], 'PyTorch': [20, 5, 10], 'Keras': [2, 1, 2]}
-    lines = bench.table({name: {**facts, 'rates': values} for name, values in rates.items()}).splitlines()
+    results = {name: {**facts, 'rates': values} for name, values in rates.items()}
+    lines = bench.table(results).splitlines()
     assert '× PyTorch' in lines[0]
     assert lines[2] == '| ours | 30 | 2.00 (2.00–3.00) | 1.00 | 0.50 | 403 |'
     assert lines[4] == '| Keras | 2 | 0.20 (0.10–0.20) | 1.00 | 0.50 | 403 |'
+    for facts in results.values():
+        facts |= {'share': 0.456, 'peak': 2e11}
+    lines = bench.table(results, 'tokens').splitlines()
+    assert 'tokens/s' in lines[0] and lines[2].startswith('| ours | 30 | 2.00 (2.00–3.00) | 46% of 200 |')

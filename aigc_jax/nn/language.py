@@ -31,15 +31,25 @@ def dropout(x: Array, rate: float, draw: Draw, name: str) -> Array:
     return jnp.where(draw(f'dropout/{name}', x.shape[1:]) < rate, 0, x / (1 - rate)).astype(x.dtype)
 
 
+class Dense(nn.Dense):
+    """nn.Dense over all rows at once, (…, in) -> (…, out).
+
+    With one leading axis XLA takes the gradient of the kernel from x as it lies; with two it first copies x transposed.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
 def logits(x: Array, embed: nn.Embed, tied: bool, zero_init: bool, softcap: float, dtype: Any) -> Array:
     """(…, width) -> (…, vocab) float32; to be called inside a compact method, whose layer 'head' it makes.
 
     softcap: c tanh(l / c), Gemma Team 2024, section 2 (Gemma 2); 0: none.
     """
     if tied:
-        out = embed.attend(x)
+        out = embed.attend(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
     else:
         initializer = nn.initializers.zeros if zero_init else nn.initializers.normal(0.02)
-        out = nn.Dense(embed.num_embeddings, use_bias=False, kernel_init=initializer, dtype=dtype, name='head')(x)
+        out = Dense(embed.num_embeddings, use_bias=False, kernel_init=initializer, dtype=dtype, name='head')(x)
     out = out.astype(jnp.float32)
     return softcap * jnp.tanh(out / softcap) if softcap else out

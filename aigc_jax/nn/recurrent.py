@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array, Tree
-from aigc_jax.nn.language import Draw, State, dropout, logits
+from aigc_jax.nn.language import Dense, Draw, State, dropout, logits
 
 CHOICES = {'cell': ('lstm', 'gru', 'linear')}
 
@@ -92,7 +92,7 @@ class Layer(nn.Module):
             return self._linear(x, keep, state)
         cell, gates, _ = _CELLS[self.cell]
         uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # U(±1/√fan_in), torch.nn.LSTM's
-        xs = nn.Dense(gates * self.features, kernel_init=uniform, dtype=self.dtype, name='input')(x.transpose(1, 0, 2))
+        xs = Dense(gates * self.features, kernel_init=uniform, dtype=self.dtype, name='input')(x.transpose(1, 0, 2))
         shape = (self.features, gates * self.features)
         weights = self.param('recurrent', nn.initializers.orthogonal(), shape).astype(self.dtype)
         hs, state = unroll(cell, weights, xs, keep.transpose(1, 0, 2), state)
@@ -104,12 +104,12 @@ class Layer(nn.Module):
         A pre-norm residual block about it, since a stack of linear recurrences wants both.
         """
         h = nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
-        z = jax.nn.sigmoid(nn.Dense(self.features, dtype=self.dtype, name='gate')(h))
-        a, b = (1 - z) * keep, z * nn.Dense(self.features, dtype=self.dtype, name='input')(h)
+        z = jax.nn.sigmoid(Dense(self.features, dtype=self.dtype, name='gate')(h))
+        a, b = (1 - z) * keep, z * Dense(self.features, dtype=self.dtype, name='input')(h)
         b = b.at[:, 0].add(a[:, 0] * state[0])
         join = lambda left, right: (left[0] * right[0], right[0] * left[1] + right[1])
         hs = jax.lax.associative_scan(join, (a, b), axis=1)[1]
-        out = nn.Dense(self.features, dtype=self.dtype, name='out')(hs * jax.nn.silu(h))
+        out = Dense(self.features, dtype=self.dtype, name='out')(hs * jax.nn.silu(h))
         return x + out, (hs[:, -1],)
 
 

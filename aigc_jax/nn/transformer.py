@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array
-from aigc_jax.nn.language import Draw, State, dropout, logits
+from aigc_jax.nn.language import Dense, Draw, State, dropout, logits
 
 CHOICES = {
     'position': ('learned', 'rope', 'none'),
@@ -61,7 +61,7 @@ class Block(nn.Module):
         std = 0.02 / math.sqrt(2 * self.layers) if residual else 0.02
         zero = residual and self.zero_init
         initializer = nn.initializers.zeros if zero else nn.initializers.normal(std)
-        return nn.Dense(features, use_bias=self.bias, kernel_init=initializer, dtype=self.dtype, name=name)
+        return Dense(features, use_bias=self.bias, kernel_init=initializer, dtype=self.dtype, name=name)
 
     def _norm(self, name: str):
         if self.norm == 'rmsnorm':
