@@ -176,9 +176,9 @@ WORKLOADS = {
     'gpt_small_bf16': Text(
         'GPT-2 4×4×128, block 64, batch 12, bfloat16', 'gpt.py:nanogpt', 804_096, 2.41, precision='bfloat16', **SMALL
     ),
-    'gpt': Text('GPT-2 6×6×384, block 256, batch 8, float32', 'gpt.py:nanogpt', 10_745_088, 2.95, **LARGE),
+    'gpt': Text('GPT-2 6×6×384, block 256, batch 8, float32', 'gpt.py:nanogpt', 10_745_088, 2.45, **LARGE),
     'gpt_bf16': Text(
-        'GPT-2 6×6×384, block 256, batch 8, bfloat16', 'gpt.py:nanogpt', 10_745_088, 2.95, precision='bfloat16', **LARGE
+        'GPT-2 6×6×384, block 256, batch 8, bfloat16', 'gpt.py:nanogpt', 10_745_088, 2.45, precision='bfloat16', **LARGE
     ),
     'lstm': Text(
         'LSTM 512, 64 steps, batch 32, vocabulary 64', 'rnn_lm.py:shakespeare', 2_164_736, 2.51, vocab_size=64,
