@@ -6,7 +6,7 @@ The peers come with `pip install -e '.[bench]'`; one that is missing is skipped.
 
 - Every contender does the same work: networks (the numbers of parameters are compared), loss, optimizer and
   batch; it draws its own noise and its own shuffled batches from the same data in memory; and what its loss
-  comes to after a workload's check_steps must lie within TOLERANCE of the known value.
+  comes to after a workload's check_steps must lie within its tolerance of the known value.
 - Every contender lives in a process of its own that sleeps until it is told to train, so one at a time computes.
   They take turns within each round, in an order that rotates. All have their default number of threads (the
   cores) and no custom allocator.
@@ -36,7 +36,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this fil
 
 from bench_workloads import WORKLOADS, Contender, Generation, Text, Workload  # noqa: E402
 
-TOLERANCE = 0.05
 OURS, TORCH, KERAS = ('jax', 'aigc_jax.experiment'), ('torch',), ('tensorflow', 'keras')
 
 
@@ -136,7 +135,7 @@ class Worker:
         loss = self.facts['loss'] = statistics.mean(losses[-(len(losses) // 2 or 1) :][-10:])
         if self.facts['parameters'] != workload.parameters:
             raise RuntimeError(f'{self.name}: {self.facts["parameters"]} parameters, not {workload.parameters}')
-        if not abs(loss - workload.loss) <= TOLERANCE * workload.loss:
+        if not abs(loss - workload.loss) <= workload.tolerance * workload.loss:
             raise RuntimeError(f'{self.name}: the loss comes to {loss:.4g}, not {workload.loss:.4g}: {losses}')
 
     def close(self) -> None:
