@@ -22,6 +22,7 @@ from aigc_jax.grammars import Grammar
 _MOST = 200  # tokens of a text where nothing else is said
 _STREAMED = 8  # tokens that are written between two looks at them
 _DRAFT_TOKENS = 2_000_000  # of the training text, that a draft is made of
+_SUMS = 'length', 'log_prob', 'ruled_out'  # of the tokens of a text
 
 Stream = Callable[[str], None]
 
@@ -144,6 +145,7 @@ class Generator:
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
         matchers = self._grammar.begin(n) if self._grammar else None
         ended, t = np.zeros(n, bool), 0
+        kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers and language.end is None else []
         while t < most and not bool(progress.done.all()):
             alive = ~np.asarray(progress.done)
             until, allowed = min(most, full), None
@@ -157,8 +159,13 @@ class Generator:
             t = int(progress.t)
             if matchers:
                 matchers.consume(np.asarray(progress.tokens[:, t - 1]), alive)
-                ended |= alive & (matchers.may_end() if t == most else matchers.finished())
+                ended |= alive & matchers.finished()
                 progress = progress._replace(done=progress.done | ended)
+                if kept:  # no token says that a text ends, so the last place where it may counts
+                    whole = jnp.asarray(alive & matchers.may_end())
+                    kept = [
+                        jnp.where(whole, getattr(progress, name), old) for name, old in zip(_SUMS, kept, strict=True)
+                    ]
             if stream:
                 stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
             if t == full < most:  # the second half of what the context holds is read again
@@ -167,7 +174,11 @@ class Generator:
                 again = read(everything[:, -half:], np.zeros(n, np.int32))
                 progress = progress._replace(logits=again.logits, state=again.state)
                 full = t + columns - half
-        return progress.tokens, progress.length, progress.log_prob, progress.ruled_out, progress.length, ended
+        calls, sums = progress.length, [getattr(progress, name) for name in _SUMS]
+        if kept:
+            ended = np.asarray(kept[0]) > 0
+            sums = [jnp.where(ended, at_end, last) for at_end, last in zip(kept, sums, strict=True)]
+        return progress.tokens, *sums, calls, ended
 
     def _encode(self, text: str, flag: str) -> np.ndarray:
         try:

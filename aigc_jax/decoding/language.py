@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,19 @@ import jax
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
-from aigc_jax.decoding.sampling import Progress, Sampling
+from aigc_jax.decoding.sampling import Generated, Progress, Sampling
+
+_STAGES, _LEAST = 4, 32  # how often a cache grows at most, and by how many columns at least
+
+
+def _sizes(read: int, new: int) -> list[int]:
+    """The sizes of a cache of which `read` columns are filled at first, and `new` more in the end."""
+    growth = max(_LEAST, math.ceil(new / _STAGES))
+    return [*range(read + growth, read + new, growth), read + new]
+
+
+def _put(whole: Array, part: Array) -> Array:
+    return jax.lax.dynamic_update_slice(whole, part, (0,) * part.ndim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +49,20 @@ class Language:
     def generate(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple):
         """One compiled program: prompt (n, P) int32 filled on the left, start (n,), index (n,) -> Generated."""
         apply = lambda tokens, state: self.apply(params, extra, tokens, state)
-        state = self.fresh(prompt.shape[0], prompt.shape[1] + max_new_tokens)._replace(start=start)
+        n, read = prompt.shape
+        fresh = lambda columns: self.fresh(n, columns)._replace(start=start)
         if how.beam_size > 1:
+            state = fresh(read + max_new_tokens)
             return beam_search(apply, state, prompt, how, max_new_tokens, self.end)
-        return sampling.sample(apply, state, prompt, key, index, how, max_new_tokens, self.end, stop)
+        # Each token looks through all columns of the cache, filled or not: so it grows with the text.
+        first, *others = _sizes(read, max_new_tokens) if self.context else [read + max_new_tokens]
+        progress = sampling.begin(apply, fresh(first), prompt, how, max_new_tokens)
+        progress = sampling.advance(apply, progress, key, index, how, first - read, self.end, stop)
+        for columns in others:
+            layers = jax.tree.map(_put, fresh(columns).layers, progress.state.layers)
+            progress = progress._replace(state=progress.state._replace(layers=layers))
+            progress = sampling.advance(apply, progress, key, index, how, columns - read, self.end, stop)
+        return Generated(progress.tokens, progress.length, progress.log_prob)
 
     @functools.partial(jax.jit, static_argnums=(0, 8, 9, 10))
     def speculate(

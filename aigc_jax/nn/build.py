@@ -14,10 +14,12 @@ PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 def build(module: type, what: str, config: Any, **given):
     """module(**config, **given); a misspelt or missing field, or an unknown name in one, is named as `what`.FIELD.
 
-    Which names a field can hold stands in CHOICES of the module's file.
+    Which names a field can hold stands in CHOICES of the module's file. A field that a module was given later has a
+    default, which is what the runs that lack it were made with.
     """
-    hints = typing.get_type_hints(module)
-    names = [name for name in inspect.signature(module).parameters if name not in ('name', 'parent', *given)]
+    hints, parameters = typing.get_type_hints(module), inspect.signature(module).parameters
+    names = [name for name in parameters if name not in ('name', 'parent', *given)]
+    names = [name for name in names if name in config or parameters[name].default is inspect.Parameter.empty]
     kinds = {name: hints[name] if isinstance(hints[name], type) else tuple for name in names}  # Sequence[int]: tuple
     check_fields(config, kinds, what, module.__name__)
     for field, choices in inspect.getmodule(module).CHOICES.items():

@@ -148,7 +148,7 @@ class Transformer(nn.Module):
     dropout: float
     attention: str
     remat: bool
-    scan_layers: bool
+    scan_layers: bool = False
     dtype: Any = jnp.float32
 
     def initial_state(self, n: int, columns: int) -> State:
