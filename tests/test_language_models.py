@@ -333,3 +333,28 @@ def test_mistakes_are_named(runner, tmp_path, name, override, words):
     )
     assert code == 2 and not out and len(err.splitlines()) <= 3 and all(word in err for word in words), err
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('cached', [False, True])
+def test_the_written_gradient_of_attention_is_that_of_its_formula(cached):
+    """Grouped queries, a mask of documents, more queries than one part has."""
+    n, groups, per_group, length, d = 2, 2, 3, 150, 4
+    keys = [jax.random.normal(jax.random.key(i), (n, groups, *shape, d)) for i, shape in
+            enumerate([(per_group, length), (length,), (length,), (per_group, length)])]  # fmt: skip
+    q, k, v, probe = keys
+    document = jnp.cumsum(jax.random.bernoulli(jax.random.key(9), 0.02, (n, length)), axis=1)
+    mask = (jnp.arange(length) <= jnp.arange(length)[:, None]) & (document[:, :, None] == document[:, None, :])
+    model = transformer.Block(0, 1, groups * per_group, groups, groups * per_group * d, 8, 'none', 'rmsnorm', 'gelu',
+                              False, False, False, 0.0, 'einsum', jnp.float32)  # fmt: skip
+
+    def ours(q, k, v):
+        out = model.apply({}, q.reshape(n, -1, length, d), k, v, mask, not cached, None, method='_attend')
+        return jnp.sum(out.reshape(q.shape) * probe)
+
+    def formula(q, k, v):
+        scores = jnp.einsum('nkgld,nksd->nkgls', q, k) / math.sqrt(d)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
+        return jnp.sum(jnp.einsum('nkgls,nksd->nkgld', weights, v) * probe)
+
+    for a, b in zip(*(jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (ours, formula)), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)

@@ -37,6 +37,49 @@ def rms_norm(x: Array) -> Array:
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
+def attention_weights(q: Array, k: Array, mask: Array) -> Array:
+    """softmax(q kᵀ), float32 (n, K, G, L, S): q (n, K, G, L, d), G queries to a head of k (n, K, S, d)."""
+    scores = jnp.einsum('nkgld,nksd->nkgls', q, k).astype(jnp.float32)
+    return jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+
+
+def _mix(weights: Array, v: Array) -> Array:
+    return jnp.einsum('nkgls,nksd->nkgld', weights.astype(v.dtype), v)
+
+
+_PARTS, _LEAST = 4, 64  # of a sequence of queries, and how many each has at least
+
+
+@jax.custom_vjp
+def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """softmax(q kᵀ) v, (n, K, G, L, d); shapes as in attention_weights.
+
+    Its gradient is written out, because the sum over S that the softmax's gradient wants, Σ w dw, is that of out · dout
+    over the d features (Dao et al. 2022, appendix B.2), and because where the mask is False the weights are 0 already.
+    """
+    return _attend_forward(q, k, v, mask)[0]
+
+
+def _attend_forward(q, k, v, mask):
+    weights = attention_weights(q, k, mask)
+    out = _mix(weights, v)
+    return out, (q, k, v, weights, out)
+
+
+def _attend_backward(kept, d_out):
+    q, k, v, weights, out = kept
+    d_v = jnp.einsum('nkgls,nkgld->nksd', weights.astype(v.dtype), d_out)
+    d_weights = jnp.einsum('nkgld,nksd->nkgls', d_out, v).astype(jnp.float32)
+    # Without the barrier XLA sums anew for each of the S columns that the sum is taken from.
+    total = jax.lax.optimization_barrier(jnp.sum((out * d_out).astype(jnp.float32), axis=-1, keepdims=True))
+    d_scores = (weights * (d_weights - total)).astype(q.dtype)
+    d_q = jnp.einsum('nkgls,nksd->nkgld', d_scores, k)
+    return d_q, jnp.einsum('nkgls,nkgld->nksd', d_scores, q), d_v, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -88,7 +131,7 @@ class Block(nn.Module):
             put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), column, 2)
             cache = {'k': put(cache['k'], k), 'v': put(cache['v'], v)}
             k, v = cache['k'], cache['v']
-        mixed = self._attend(q, k, v, mask, draw).transpose(0, 2, 1, 3).reshape(n, length, self.width)
+        mixed = self._attend(q, k, v, mask, cache is None, draw).transpose(0, 2, 1, 3).reshape(n, length, self.width)
         x = x_in + self._dropped(self._dense(self.width, 'out', residual=True)(mixed), draw, 'attention')
         h = self._norm('mlp_norm')(x)
         if self.activation == 'swiglu':  # Shazeer 2020, eq. 6
@@ -102,8 +145,8 @@ class Block(nn.Module):
     def _dropped(self, x: Array, draw: Draw, name: str) -> Array:
         return dropout(x, self.dropout, draw, f'{self.index}/{name}')
 
-    def _attend(self, q: Array, k: Array, v: Array, mask: Array, draw: Draw) -> Array:
-        """softmax(q kᵀ / √d) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look."""
+    def _attend(self, q: Array, k: Array, v: Array, mask: Array, whole: bool, draw: Draw) -> Array:
+        """softmax(q kᵀ / √d) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look; whole: S is L."""
         n, h, length, d = q.shape
         if self.attention != 'einsum':
             swap = lambda x: x.transpose(0, 2, 1, 3)
@@ -112,12 +155,22 @@ class Block(nn.Module):
             )
             return swap(out)
         q = q.reshape(n, self.kv_heads, h // self.kv_heads, length, d) * d**-0.5
-        scores = jnp.einsum('nkgld,nksd->nkgls', q, k).astype(jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
-        self.sow('intermediates', 'attention', weights)  # nothing, unless that is asked for
-        if self.dropout and draw is not None:
+        drops, watched = self.dropout and draw is not None, self.is_mutable_collection('intermediates')
+        if not drops and not watched:
+            parts = max(_LEAST, math.ceil(length / _PARTS)) if whole else length
+            ends = [(i, min(i + parts, length)) for i in range(0, length, parts)]
+            # No query looks behind its own part, so what lies there is not computed.
+            visible = [(end if whole else k.shape[2]) for _, end in ends]
+            mixed = [
+                attend(q[..., i:end, :], k[:, :, :s], v[:, :, :s], mask[:, None, None, i:end, :s])
+                for (i, end), s in zip(ends, visible, strict=True)
+            ]
+            return jnp.concatenate(mixed, axis=3).reshape(n, h, length, d)
+        weights = attention_weights(q, k, mask[:, None, None])
+        self.sow('intermediates', 'attention', weights)
+        if drops:
             weights = dropout(weights, self.dropout, draw, f'{self.index}/weights')
-        return jnp.einsum('nkgls,nksd->nkgld', weights.astype(v.dtype), v).reshape(n, h, length, d)
+        return _mix(weights, v).reshape(n, h, length, d)
 
 
 class Transformer(nn.Module):
