@@ -93,7 +93,8 @@ class Text(Workload):
         if self.heads:
             model = {'layers': self.layers, 'width': self.width, 'mlp_width': 4 * self.width,
                      'heads': self.heads, 'kv_heads': self.heads}  # fmt: skip
-        return {'data.block': self.block, 'precision': self.precision} | {f'model.{k}': v for k, v in model.items()}
+        data = dict.fromkeys(('data.block', 'data.eval_block', 'data.eval_stride'), self.block)
+        return {**data, 'precision': self.precision} | {f'model.{k}': v for k, v in model.items()}
 
     @property
     def items_per_step(self) -> int:
