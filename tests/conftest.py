@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
@@ -130,3 +131,20 @@ def assert_same_bits():
         assert not different, different
 
     return check
+
+
+@pytest.fixture
+def warnings_fail():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        yield
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The figure that was saved last, as a list of one."""
+    from aigc_jax import plots
+
+    saved, save = [], plots.save_figure
+    monkeypatch.setattr(plots, 'save_figure', lambda fig, path: (saved.append(fig), save(fig, path)))
+    return saved

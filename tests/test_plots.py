@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,19 +15,7 @@ from aigc_jax.core.errors import RunError
 RING = SimpleNamespace(means=np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]]), std=0.02)
 
 
-@pytest.fixture(autouse=True)
-def warnings_fail():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        yield
-
-
-@pytest.fixture
-def figure(monkeypatch):
-    """The figure that was saved last, as a list of one."""
-    saved, save = [], plots.save_figure
-    monkeypatch.setattr(plots, 'save_figure', lambda fig, path: (saved.append(fig), save(fig, path)))
-    return saved
+pytestmark = pytest.mark.usefixtures('warnings_fail')
 
 
 def read(path):

@@ -1,7 +1,6 @@
 """text_plots.py: what the figures hold, and that the maps are the attention's own weights."""
 
 import math
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +17,7 @@ from aigc_jax.experiment import Experiment
 SPLITS = {'eval': 'valid', 'final': 'test'}
 
 
-@pytest.fixture(autouse=True)
-def warnings_fail():
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        yield
-
-
-@pytest.fixture
-def figure(monkeypatch):
-    """The figure that was saved last, as a list of one."""
-    saved, save = [], plots.save_figure
-    monkeypatch.setattr(plots, 'save_figure', lambda fig, path: (saved.append(fig), save(fig, path)))
-    return saved
+pytestmark = pytest.mark.usefixtures('warnings_fail')
 
 
 def rows(seed=None, add=0.0):
