@@ -104,7 +104,7 @@ class Evaluator:
         every = windows[np.arange(len(windows))]
         rows = self._over_split(self._nats, state, seed, split, len(windows))
         ours = [row[len(row) - n :] for row, n in zip(rows, every['counted'], strict=True)]
-        ours, theirs = np.concatenate(ours).astype(np.float64), self._ngram(split, order)
+        ours, theirs = np.concatenate(ours).astype(np.float64), self._ngram_nats(split)
         # The first token of a split is what the others are given.
         n, num_bytes = len(ours), int(tokenizer.num_bytes[windows.tokens[1:]].sum())
         results = {}
@@ -113,11 +113,15 @@ class Evaluator:
             results[f'{name}/bits_per_byte'] = {'value': float(nats / (math.log(2) * num_bytes)), 'n': num_bytes}
         return results | self._compressors(split)
 
+    @functools.cached_property
+    def ngram(self) -> KneserNey:
+        """Of order eval.ngram_order, of the training text."""
+        dataset, order = self._experiment.dataset, self._experiment.config.eval.ngram_order
+        return KneserNey(dataset.splits['train'].tokens, order, dataset.tokenizer.vocab_size)
+
     @functools.lru_cache(maxsize=2)  # noqa: B019  an evaluator lives as long as its process
-    def _ngram(self, split: str, order: int) -> np.ndarray:
-        dataset = self._experiment.dataset
-        training, held_out = (np.asarray(dataset.splits[s].tokens, np.int64) for s in ('train', split))
-        return KneserNey(training, order, dataset.tokenizer.vocab_size).nats(held_out)[1:]
+    def _ngram_nats(self, split: str) -> np.ndarray:
+        return self.ngram.nats(self._experiment.dataset.splits[split].tokens)[1:]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _compressors(self, split: str) -> Results:

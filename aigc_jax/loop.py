@@ -139,7 +139,7 @@ class _Loop:
     def conclude(self, state: TrainState) -> None:
         """The final evaluation, evaluation.json and the pictures."""
         split = self.config.eval.final_split
-        by_seed, solver = self._results(state, split), solve.Solver(self.experiment)
+        by_seed, solver = self._results(state, split), solve.Solver(self.experiment, self.evaluator)
         for k, seed in enumerate(self.seeds):
             replica = self.experiment.replica(state, k)
             arguments = replica, self.experiment.seeds[k], split

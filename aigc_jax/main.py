@@ -114,7 +114,8 @@ def _evaluate(workdir: pathlib.Path) -> None:
     from aigc_jax.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    evaluator, solver, by_seed = evaluate.Evaluator(experiment), solve.Solver(experiment), {}
+    evaluator, by_seed = evaluate.Evaluator(experiment), {}
+    solver = solve.Solver(experiment, evaluator)
     for k, seed in enumerate(experiment.seeds):
         arguments = experiment.replica(state, k), seed, experiment.config.eval.final_split
         parts = evaluator.evaluate, evaluator.texts, evaluator.baselines
@@ -156,13 +157,13 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     prompts = generate.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
     names = [field.name for field in dataclasses.fields(Sampling)]
     how = Sampling(**{name: FLAGS[name].value for name in names})
-    writer = generate.Generator(
-        experiment, how, FLAGS.max_new_tokens, FLAGS.stop, FLAGS.suffix, FLAGS.grammar, FLAGS.draft
-    )
     if FLAGS.stream and len(prompts) * FLAGS.num_samples * len(experiment.seeds) > 1:
         raise UserError('--stream: shows a single text; add --num_samples=1, one prompt, a run of one seed')
     if FLAGS.stream and (FLAGS.draft or how.beam_size > 1):
         raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
+    writer = generate.Generator(
+        experiment, how, FLAGS.max_new_tokens, FLAGS.stop, FLAGS.suffix, FLAGS.grammar, FLAGS.draft
+    )
     everything = []
     for k, seed in enumerate(experiment.seeds):
         stream = _Terminal(prompts[0]) if FLAGS.stream else None

@@ -14,10 +14,9 @@ from aigc_jax.core.types import TrainState
 from aigc_jax.data import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.evals import code, problems
-from aigc_jax.evals.ngram import KneserNey
 from aigc_jax.evals.problems import Problem
 from aigc_jax.evals.sandbox import Sandbox
-from aigc_jax.evaluate import Results, ratio
+from aigc_jax.evaluate import Evaluator, Results, ratio
 from aigc_jax.experiment import Experiment
 from aigc_jax.generate import Generator
 
@@ -79,9 +78,9 @@ def _examples(experiment: Experiment) -> list[programs.Example]:
 class Solver:
     """Solves the problems of one experiment; the baselines are computed once, whatever the number of replicas."""
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, evaluator: Evaluator):
         check(experiment)
-        self._experiment, self._config = experiment, experiment.config.eval
+        self._experiment, self._evaluator, self._config = experiment, evaluator, experiment.config.eval
         self._wanted = bool(self._config.get('problems'))
         if self._wanted:
             self._name = self._config.problems.partition(':')[0]
@@ -153,11 +152,9 @@ class Solver:
     @functools.cached_property
     def _baselines(self) -> Results:
         """An n-gram model of the training text with the same prompts; of 'programs', the shortest ones in order."""
-        results, config, dataset = {}, self._config, self._experiment.dataset
-        if config.ngram_order:
-            tokenizer = dataset.tokenizer
-            training = np.asarray(dataset.splits['train'].tokens, np.int64)
-            ngram = KneserNey(training, config.ngram_order, tokenizer.vocab_size)
+        results, config, ngram = {}, self._config, self._evaluator.ngram if self._config.ngram_order else None
+        if ngram:
+            tokenizer = self._experiment.dataset.tokenizer
             random, completions = np.random.default_rng(0), []
             for problem in self._problems:
                 tokens, own = self._encoded(problem), []

@@ -14,6 +14,7 @@ from aigc_jax import solve
 from aigc_jax.core.errors import UserError
 from aigc_jax.evals import code, problems
 from aigc_jax.evals.sandbox import Sandbox
+from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
 from aigc_jax.generate import Generator, Text
 
@@ -150,7 +151,7 @@ def test_the_rows_of_an_evaluation(experiment, monkeypatch):
         ]
 
     monkeypatch.setattr(Generator, 'generate', generate)
-    rows = solve.Solver(experiment).solve(experiment.create_state(), 0)
+    rows = solve.Solver(experiment, Evaluator(experiment)).solve(experiment.create_state(), 0)
     assert asked == [(1, 4), (1, 1)]
     value = {name: row['value'] for name, row in rows.items()}
     assert value['humaneval/pass@1'] == pytest.approx(0.25 / 2) and value['humaneval/pass@2'] == pytest.approx(0.5 / 2)
@@ -165,7 +166,7 @@ def test_the_rows_of_an_evaluation(experiment, monkeypatch):
 
 def test_the_model_itself_writes(experiment):
     experiment.config.eval.problem_beam = 1
-    rows = solve.Solver(experiment).solve(experiment.create_state(), 0)
+    rows = solve.Solver(experiment, Evaluator(experiment)).solve(experiment.create_state(), 0)
     assert 'humaneval/solved@beam' not in rows
     assert rows['humaneval/pass@2']['value'] == 0 and rows['humaneval/does_not_fit']['value'] == 1
 

@@ -3,7 +3,7 @@
 import os
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.data import embedded, files, text, tfds
+from aigc_jax.data import embedded, files, programs, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
 from aigc_jax.data.text import is_code
 from aigc_jax.data.tokenizers import Tokenizer
@@ -25,7 +25,7 @@ SOURCES = {
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
     'pydoc': text.pydoc,
     'python-stdlib': text.python_stdlib,
-    'programs': text.small_programs,
+    'programs': programs.load,
     'text:': text.text_files,
     'code:': text.code,
     'jsonl:': text.jsonl,

@@ -19,6 +19,10 @@ from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any, NamedTuple
 
+from aigc_jax.data import text
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.tokenizers import Tokenizer
+
 DEPTH, SHOWN, HIDDEN = 4, 4, 12
 START = 'f = lambda x: '
 _SEED, _COPIES = 0, 8  # of the benchmark; training documents of each program
@@ -64,7 +68,7 @@ OPERATORS = {
     'long': ('WW', '[w for w in {} if len(w)>2]'),
     'lengths': ('WL', '[len(w) for w in {}]'),
 }
-_CALLS = {name: eval(f'lambda x: {text.format("x")}') for name, (_, text) in OPERATORS.items()}
+_CALLS = {name: eval(f'lambda x: {form.format("x")}') for name, (_, form) in OPERATORS.items()}
 
 
 class Program(NamedTuple):
@@ -75,10 +79,10 @@ class Program(NamedTuple):
 
     @property
     def text(self) -> str:
-        text = 'x'
+        expression = 'x'
         for name in self.chain:
-            text = OPERATORS[name][1].format(text)
-        return text
+            expression = OPERATORS[name][1].format(expression)
+        return expression
 
     def __call__(self, x: Any) -> Any:
         for name in self.chain:
@@ -152,12 +156,18 @@ def split(valid_percent: float, test_percent: float, seed: int = _SEED) -> dict[
     """{'train', 'valid', 'test': programs}; the percentages are of the chains of two operators or more."""
     by_split = {'train': [], 'valid': [], 'test': []}
     for program in generate(seed):
-        place = _hash(program) / 2**64 * 100
-        held_out = 'test' if place < test_percent else 'valid' if place < test_percent + valid_percent else 'train'
-        by_split['train' if len(program.chain) == 1 else held_out].append(program)
+        by_hash = text.split_of(_name(program), valid_percent, test_percent)
+        by_split['train' if len(program.chain) == 1 else by_hash].append(program)
     held_out = {program.chain for name in ('valid', 'test') for program in by_split[name]}
     by_split['train'] = [program for program in by_split['train'] if held_out.isdisjoint(_within(program.chain))]
     return {name: tuple(programs) for name, programs in by_split.items()}
+
+
+def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
+    """The benchmark's text as `cfg`, the config's `data`, says; the percentages are of its chains of operators."""
+    text.check_percents(cfg)
+    by_split = documents(cfg.valid_percent, cfg.test_percent)
+    return text.from_splits(cfg, by_split, True, 'made by this package', tokenizer)
 
 
 def documents(valid_percent: float, test_percent: float) -> dict[str, list[str]]:
@@ -191,8 +201,12 @@ def example(program: Program, copy: int, num_pairs: int) -> Example:
     return Example(program, tuple((x, program(x)) for x in inputs.values()))
 
 
+def _name(program: Program) -> str:
+    return ' '.join((program.kind, *program.chain))
+
+
 def _hash(program: Program) -> int:
-    return int.from_bytes(hashlib.sha256(' '.join((program.kind, *program.chain)).encode()).digest()[:8], 'big')
+    return int.from_bytes(hashlib.sha256(_name(program).encode()).digest()[:8], 'big')
 
 
 def _within(chain: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data import infilling, programs, tokenizers
+from aigc_jax.data import infilling, tokenizers
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
 
@@ -213,13 +213,6 @@ def python_stdlib(cfg, tokenizer) -> Dataset:
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3'}
     paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
     return load(cfg, distinct([_read(path) for path in paths]), _PSF, tokenizer)
-
-
-def small_programs(cfg, tokenizer) -> Dataset:
-    """The programs of `data.programs` with examples of what they do; the percentages are of its chains of operators."""
-    check_percents(cfg)
-    by_split = programs.documents(cfg.valid_percent, cfg.test_percent)
-    return from_splits(cfg, by_split, True, 'made by this package', tokenizer)
 
 
 def text_files(cfg, where: str, tokenizer) -> Dataset:
