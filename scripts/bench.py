@@ -53,6 +53,15 @@ def contenders(workload: Workload) -> dict[str, tuple]:
             'PyTorch': (TORCH, 'bench_language.train', False),
             'PyTorch, compiled': (TORCH, 'bench_language.train', True),
         }
+    if workload.config == 'gan.py:dcgan':
+        return {
+            'ours': (OURS, 'bench_ours.train', workload.unit),
+            'ours, 1 step a call': (OURS, 'bench_ours.train', 1),
+            'PyTorch': (TORCH, 'bench_conv.pytorch', 'contiguous'),
+            'PyTorch, channels last': (TORCH, 'bench_conv.pytorch', 'channels_last'),
+            'PyTorch, compiled': (TORCH, 'bench_conv.pytorch', 'compiled'),
+            'Keras': (KERAS, 'bench_conv.keras', 10),
+        }
     return {
         'ours': (OURS, 'bench_ours.train', workload.unit),
         'ours, 1 step a call': (OURS, 'bench_ours.train', 1),

@@ -12,6 +12,13 @@ def flat(data_file: str) -> np.ndarray:
     return x.reshape(len(x), -1).astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
 
 
+def batches(torch, data, batch_size: int):
+    """Shuffled batches of a tensor, without end."""
+    while True:
+        for index in torch.randperm(len(data)).split(batch_size)[: len(data) // batch_size]:
+            yield data[index]
+
+
 def pytorch(workload: Examples, data_file: str, compiled: bool) -> Contender:
     """A plain loop over a tensor in memory, indexed by a permutation; fused Adam; the losses compiled, or not."""
     import torch
@@ -75,12 +82,8 @@ def pytorch(workload: Examples, data_file: str, compiled: bool) -> Contender:
 
         return step, G, D
 
-    def batches():
-        while True:
-            for index in torch.randperm(len(data)).split(batch_size)[: len(data) // batch_size]:
-                yield data[index]
-
-    (step, *networks), feed = {'vae': vae, 'gan': gan}[workload.config.partition('.')[0]](), batches()
+    (step, *networks) = {'vae': vae, 'gan': gan}[workload.config.partition('.')[0]]()
+    feed = batches(torch, data, batch_size)
 
     def run(steps: int) -> float:
         for _ in range(steps):

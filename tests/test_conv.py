@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from aigc_jax import config as config_lib
+from aigc_jax import loop
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Extra
 from aigc_jax.experiment import Experiment
 from aigc_jax.nn import conv, images
 
@@ -118,8 +120,6 @@ def test_statistics_of_a_player_are_renewed_in_its_turns(sngan):
     batch = {'x': draw(8, 8, 8, 1)}
     ctx = rng.context(0, 'train', 0, jnp.arange(8))
     turns = {turn.player: turn.loss for turns in task.rounds for turn in turns}
-    from aigc_jax.core.types import Extra
-
     extra = Extra(state.stats, state.carry)
     assert state.stats.keys() == {'discriminator', 'generator'}
     changed = lambda new, player: any(
@@ -130,6 +130,17 @@ def test_statistics_of_a_player_are_renewed_in_its_turns(sngan):
     assert changed(after, 'generator') and not changed(after, 'discriminator')
     _, (_, after) = turns['discriminator'](state.params, extra, batch, ctx)
     assert changed(after, 'discriminator')
+
+
+@pytest.mark.parametrize('variant', ['dcgan', 'sngan'])
+def test_statistics_resume(variant, leaves, assert_same_bits, tmp_path):
+    for folder, stops in (('whole', [40]), ('stopped', [20, 40])):
+        for total_steps in stops:
+            fields = [('data.name', 'digits'), ('total_steps', str(total_steps)), ('eval.num_shown', '4')]
+            fields += [(f'optim.{player}.schedule.alpha', '1.0') for player in ('discriminator', 'generator')]
+            loop.train(config_lib.load(f'{CONFIGS / "gan.py"}:{variant},smoke', fields), tmp_path / folder, {})
+    assert_same_bits(leaves(tmp_path / 'whole'), leaves(tmp_path / 'stopped'))
+    assert any(name.startswith('stats/') for name in leaves(tmp_path / 'whole'))
 
 
 @pytest.mark.parametrize('fields, message', [

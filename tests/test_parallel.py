@@ -22,22 +22,26 @@ FSDP = dict(mesh={'data': 1, 'fsdp': 8, 'tensor': 1}, rules=(('.*', 'fsdp'),))
 TENSOR = dict(
     mesh={'data': 4, 'fsdp': 1, 'tensor': 2}, rules=(('(encoder|decoder|Dense_0).*kernel', (None, 'tensor')),)
 )
+# The gradient of a hidden unit's bias is the difference of how many generated and how many real examples it is
+# active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
+# plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
+EPSILON = {f'optim.{player}.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5} for player in ('discriminator', 'generator')}
+DIGITS = {'data.name': 'digits'}
 MODELS = {
     'vae': ('vae', {}),
     'gan': ('gan', {}),
     'conditional vae': ('vae', {'model.conditional': True}),
+    'batch norm': ('gan:dcgan,smoke', {**DIGITS, **EPSILON}),
+    'spectral norm': ('gan:sngan,smoke', {**DIGITS, **EPSILON}),
     'gpt': ('gpt', {'model.dropout': 0.1}),
     'rnn': ('rnn_lm', {}),  # with its state carried from block to block
-    # The gradient of a hidden unit's bias is the difference of how many generated and how many real examples it is
-    # active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
-    # plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
     'critic of two steps': (
         'gan',
         {
             'task.n_critic': 2,
             'task.loss': 'wasserstein',
             'task.gradient_penalty': 10.0,
-            'optim.discriminator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5},
+            **EPSILON,
         },
     ),
 }
@@ -57,6 +61,8 @@ CASES_OF = {
     'vae': tuple(CASES),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'conditional vae': ('jit x1', 'jit x8'),
+    'batch norm': ('jit x1', 'jit x8', 'pmap x8'),
+    'spectral norm': ('jit x1', 'jit x8', 'pmap x8'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
@@ -150,7 +156,8 @@ def experiment_of(model: str, devices: int, layout: dict, fields: dict):
     from aigc_jax.experiment import Experiment
 
     name, of_model = MODELS[model]
-    config = config_lib.load(f'configs/{name}.py:smoke', [])
+    name, _, variants = name.partition(':')
+    config = config_lib.load(f'configs/{name}.py:{variants or "smoke"}', [])
     fields = {'total_steps': STEPS, 'steps_per_call': K, 'batch_size': BATCH, **of_model, **fields}
     config.update_from_flattened_dict(fields)
     config.parallel = ConfigDict({'mode': 'jit', 'mesh': WHOLE, 'rules': (), **layout})

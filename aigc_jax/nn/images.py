@@ -140,7 +140,8 @@ class Up(nn.Module):
             z = jnp.concatenate([z, condition], axis=-1)
         conditional = condition if self.norm != 'none' else None
         normalize = lambda x: Normalize(self.norm, self.axis_name, self.dtype)(x, conditional, train)
-        dense = nn.Dense(height * width * self.features[0], dtype=self.dtype, name='dense')
+        centred = self.block == 'plain' and self.norm == 'batch'  # which would take a bias away again
+        dense = nn.Dense(height * width * self.features[0], not centred, dtype=self.dtype, name='dense')
         x = maybe_spectral(dense, self.spectral)(z, train).reshape(-1, height, width, self.features[0])
         if self.block == 'plain':
             x = act(normalize(x))
