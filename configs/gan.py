@@ -137,7 +137,7 @@ _POINTS = {
 _RMSPROP = {
     f'optim.{player}.{field}': value
     for player in ('discriminator', 'generator')
-    for field, value in (('name', 'rmsprop'), ('options', {}), ('schedule.init_value', 5e-5))
+    for field, value in (('name', 'rmsprop'), ('options', {}), ('schedule.init_value', 5e-5), ('schedule.alpha', 1.0))
 }
 
 VARIANTS = {
@@ -165,5 +165,7 @@ VARIANTS = {
              'optim.discriminator.clip_weights': 0.01},
     # Two time scales (Heusel et al. 2017), in the rates of Zhang et al. 2019 (SAGAN).
     'ttur': {'task.loss': 'hinge', 'optim.discriminator.schedule.init_value': 4e-4,
-             'optim.generator.schedule.init_value': 1e-4},
+             'optim.generator.schedule.init_value': 1e-4, 'optim.discriminator.schedule.alpha': 1.0,
+             'optim.generator.schedule.alpha': 1.0, 'optim.discriminator.options.b2': 0.9,
+             'optim.generator.options.b2': 0.9},
 }  # fmt: skip
