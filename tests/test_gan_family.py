@@ -64,7 +64,7 @@ def test_dragan_is_taken_around_the_data():
     """For D(x) = ‖x‖²/2, whose gradient has the norm ‖x + δ‖: the mean of (‖x + δ‖ − 1)² over many δ ~ N(0, s² I)."""
     x = jnp.full((20_000, 2), 0.6)
     noise = 0.5 * rng.context(0, 'train', 0, jnp.arange(20_000)).normal('dragan', (2,))
-    found = float(regularizers.one_centred(lambda x: jnp.sum(x**2, -1) / 2, x + noise))
+    found = float(regularizers.one_centred(lambda x: (jnp.sum(x**2, -1) / 2, None), x + noise))
     draws = 0.6 + 0.5 * np.random.default_rng(0).normal(size=(10**6, 2))
     assert found == pytest.approx(((np.sqrt((draws**2).sum(-1)) - 1) ** 2).mean(), rel=0.03)
 

@@ -12,8 +12,7 @@ from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.nn.build import build, compute_dtype
-from aigc_jax.nn.mlp import Discriminator, Generator
+from aigc_jax.nn import networks
 from aigc_jax.tasks import augmentation, regularizers
 from aigc_jax.tasks.adversarial import CALIBRATED, LOSSES
 
@@ -36,7 +35,7 @@ def make(config, dataset: Dataset) -> Task:
     later = {name: type(value) for name, value in LATER_FIELDS.items() if name in options}
     check_fields(options, FIELDS | later, 'task')
     options = SimpleNamespace(**{**LATER_FIELDS, **options})
-    check_fields(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict), 'model')
+    networks.check_model(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict))
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
     if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):
@@ -47,19 +46,12 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     _check(options, config, dataset)
     anneal = optim.schedule(options.penalty_schedule, config.total_steps, 'task.penalty_schedule')
-    dtype = compute_dtype(config.precision)
-    generator = build(
-        Generator, 'model.generator', model.generator, shape=shape, bounded=dataset.kind == 'image', dtype=dtype
-    )
     loss, num_classes = LOSSES[options.loss], dataset.num_classes if model.conditional else 0
     judges = num_classes if options.auxiliary else 0  # classes that the discriminator tells apart
-    discriminator = build(
-        Discriminator,
-        'model.discriminator',
-        model.discriminator,
-        dtype=dtype,
-        **({'outputs': 1 + judges} if judges else {}),
-    )
+    bounded = dataset.kind == 'image'
+    generator = networks.make(config, 'Generator', model.generator, shape, shape=shape, bounded=bounded)
+    discriminator = networks.make(config, 'Discriminator', model.discriminator, shape, outputs=1 + judges)
+    players = {'discriminator': discriminator, 'generator': generator}
     m, packed = options.packing, (*shape[:-1], options.packing * shape[-1])
     T = augmentation.make(options.transforms)
     adaptive, always = options.augmentation == 'adaptive', options.augmentation == 'fixed'
@@ -68,27 +60,35 @@ def make(config, dataset: Dataset) -> Task:
     def one_hot(labels: Array | None) -> Array | None:
         return jax.nn.one_hot(labels, num_classes) if num_classes else None
 
+    def told(c: Array | None) -> Array | None:
+        """What D is told of the class: nothing where it is to tell it."""
+        return None if judges else c
+
     def init(key: Array):
         c = one_hot(jnp.zeros((1,), jnp.int32))
-        stats = {'adaptation': augmentation.start()} if adaptive else {}
+        inputs = {'discriminator': (jnp.zeros((1, *packed)), told(c)), 'generator': (jnp.zeros((1, d)), c)}
+        drawn = {player: net.init(rng.named(key, player), *inputs[player]) for player, net in players.items()}
+        stats = {player: stats for player, (_, stats) in drawn.items() if stats}
+        stats |= {'adaptation': augmentation.start()} if adaptive else {}
         stats |= {'lecam': regularizers.start_lecam()} if options.lecam else {}
-        return {
-            'discriminator': discriminator.init(
-                rng.named(key, 'discriminator'), jnp.zeros((1, *packed)), None if judges else c
-            )['params'],
-            'generator': generator.init(rng.named(key, 'generator'), jnp.zeros((1, d)), c)['params'],
-        }, Extra(stats, {})
+        return {player: params for player, (params, _) in drawn.items()}, Extra(stats, {})
 
-    def G(params: dict[str, Tree], ctx: rng.Context, c: Array | None) -> Array:
-        return generator.apply({'params': params['generator']}, ctx.normal('z', (d,)), c)
+    def run(player: str, params: dict[str, Tree], stats: Tree, *inputs):
+        """(output, stats) of a network while training."""
+        output, own = players[player].train(params[player], stats.get(player, {}), *inputs)
+        return output, {**stats, player: own} if own else stats
 
-    def judge(params: dict[str, Tree], x: Array, c: Array | None) -> tuple[Array, Array | None]:
-        """(D(x), logits of the classes (n, K) where there is an auxiliary classifier)."""
-        out = discriminator.apply({'params': params['discriminator']}, x, None if judges else c)
-        return (out[:, 0], out[:, 1:]) if judges else (out, None)
+    def G(params: dict[str, Tree], stats: Tree, ctx: rng.Context, c: Array | None):
+        return run('generator', params, stats, ctx.normal('z', (d,)), c)
 
-    def critic(params: dict[str, Tree], c: Array | None):
-        return lambda x: judge(params, x, c)[0]
+    def critic(params: dict[str, Tree], stats: Tree, c: Array | None):
+        """D: x -> (logits, (logits of the classes or None, renewed stats)), while training."""
+
+        def D(x: Array):
+            out, renewed = run('discriminator', params, stats, x, told(c))
+            return (out[:, 0], (out[:, 1:], renewed)) if judges else (out, (None, renewed))
+
+        return D
 
     def see(x: Array, ctx: rng.Context, name: str, p: Array | float) -> Array:
         """What D is given of x: transformed with probability p, in packs."""
@@ -115,17 +115,21 @@ def make(config, dataset: Dataset) -> Task:
             speed = config.batch_size / options.ada_examples
             p = augmentation.adapt(stats['adaptation'], options.ada_target, speed)
         original, c = batch['x'], one_hot(batch.get('label'))
-        D, made = critic(params, c), G(params, ctx, c)
+        made, stats = G(params, stats, ctx, c)
         x, fake_x = see(original, ctx, 'T/real', p), see(made, ctx, 'T/fake', p)
-        if options.penalty_every == 1:  # the logits of R1 and R2 are those of the loss
-            real, r1 = regularizers.zero_centred(D, x) if options.r1 else (D(x), None)
-            fake, r2 = regularizers.zero_centred(D, fake_x) if options.r2 else (D(fake_x), None)
-            taken = {'r1': r1} if options.r1 else {}
-            taken |= {'r2': r2} if options.r2 else {}
-            found = taken | penalties(D, x, fake_x, ctx, taken)
-        else:
-            real, fake = D(x), D(fake_x)
-            found = regularizers.every(options.penalty_every, ctx.step, lambda: penalties(D, x, fake_x, ctx))
+        # Every step: in the same passes as the logits.
+        taken = [name for name in ('r1', 'r2') if getattr(options, name) and options.penalty_every == 1]
+
+        def judge(x: Array, stats: Tree, name: str):
+            D = critic(params, stats, c)
+            return regularizers.zero_centred(D, x) if name in taken else (D(x), None)
+
+        (real, (real_class, stats)), r1 = judge(x, stats, 'r1')
+        (fake, (fake_class, stats)), r2 = judge(fake_x, stats, 'r2')
+        D = critic(params, stats, c)
+        found = {name: value for name, value in (('r1', r1), ('r2', r2)) if name in taken}
+        more = lambda: penalties(D, x, fake_x, ctx, taken)
+        found |= more() if options.penalty_every == 1 else regularizers.every(options.penalty_every, ctx.step, more)
         value = jnp.mean(loss(real, fake)[0])
         metrics = {'real_logit': jnp.mean(real), 'fake_logit': jnp.mean(fake), 'adversarial': value, **found}
         half = anneal(ctx.step) / 2
@@ -147,11 +151,11 @@ def make(config, dataset: Dataset) -> Task:
             ('real', options.consistency_real, real, original), ('fake', options.consistency_fake, fake, made),
         ):  # fmt: skip
             if weight:
-                again = D(regularizers.pack(T(given, ctx, f'T/{name}', 1.0), m))
+                again, _ = D(regularizers.pack(T(given, ctx, f'T/{name}', 1.0), m))
                 metrics[f'consistency_{name}'] = regularizers.consistency(logits, again)
                 value = value + weight * metrics[f'consistency_{name}']
         if judges:
-            metrics['class_loss'] = sum(_cross_entropy(judge(params, y, None)[1], c) for y in (x, fake_x))
+            metrics['class_loss'] = _cross_entropy(real_class, c) + _cross_entropy(fake_class, c)
             value = value + options.auxiliary * metrics['class_loss']
         return value, (metrics, extra._replace(stats=stats))
 
@@ -165,8 +169,10 @@ def make(config, dataset: Dataset) -> Task:
             own = regularizers.unroll(surrogate, params['discriminator'], options.unrolled_steps, options.unrolled_rate)
             params = {**params, 'discriminator': own}
         p = extra.stats['adaptation'].p if adaptive else 1.0
-        D, fake_x = critic(params, c), see(G(params, ctx, c), ctx, 'T/fake', p)
-        real, (fake, classes) = D(see(batch['x'], ctx, 'T/real', p)), judge(params, fake_x, c)
+        made, stats = G(params, extra.stats, ctx, c)
+        D = critic(params, stats, c)  # whose statistics are renewed in its own turn alone
+        real, _ = D(see(batch['x'], ctx, 'T/real', p))
+        fake, (classes, _) = D(see(made, ctx, 'T/fake', p))
         values = loss(real, fake)[1]
         if options.top_k < 1:
             share = regularizers.top_k_share(ctx.step, options.top_k, top_k_steps)
@@ -176,27 +182,29 @@ def make(config, dataset: Dataset) -> Task:
         if judges:
             metrics['class_loss'] = _cross_entropy(classes, c)
             value = value + options.auxiliary * metrics['class_loss']
-        return value, (metrics, extra)
+        return value, (metrics, extra._replace(stats=stats))
+
+    def D_trained(params, extra: Extra, x: Array, c: Array | None) -> Array:
+        return discriminator(params['discriminator'], extra.stats.get('discriminator', {}), x, told(c))
+
+    def sample(params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
+        stats = extra.stats.get('generator', {})
+        return generator(params['generator'], stats, ctx.normal('z', (d,)), one_hot(labels))
 
     def evaluate(params, extra, batch: Batch, ctx: rng.Context):
-        """Logits on held-out and on generated examples: their gap against the training set's shows overfitting."""
-        c = one_hot(batch.get('label'))
-        D, fake_x = critic(params, c), G(params, ctx, c)
-        logits = {
-            'real_logit': D(regularizers.pack_all(batch['x'], m)),
-            'fake_logit': D(regularizers.pack_all(fake_x, m)),
-        }
-        if judges:
-            for name, x in (('real', batch['x']), ('fake', fake_x)):
-                right = jnp.argmax(judge(params, x, None)[1], axis=-1) == batch['label']
-                logits[f'{name}_accuracy'] = right.astype(jnp.float32)
-        return {f'discriminator/{name}': values for name, values in logits.items()}
-
-    def sample(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-        return G(params, ctx, one_hot(labels))
+        """Logits on held-out and on generated examples: their gap against the training set's shows overfitting. Of an
+        auxiliary classifier, whether it tells their classes."""
+        found = {}
+        for name, x in (('real', batch['x']), ('fake', sample(params, extra, ctx, batch.get('label')))):
+            out = D_trained(params, extra, regularizers.pack_all(x, m), one_hot(batch.get('label')))
+            found[f'discriminator/{name}_logit'] = out[:, 0] if judges else out
+            if judges:
+                right = jnp.argmax(out[:, 1:], axis=-1) == batch['label']
+                found[f'discriminator/{name}_accuracy'] = right.astype(jnp.float32)
+        return found
 
     def score(params, extra, x: Array, ctx: rng.Context) -> Array:
-        return critic(params, None)(x)
+        return D_trained(params, extra, x, None)
 
     turns = Turn('discriminator', discriminator_loss), Turn('generator', generator_loss)
     return Task(

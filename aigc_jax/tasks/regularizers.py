@@ -1,9 +1,10 @@
 """What is added to an adversarial loss: gradient penalties, LeCam, consistency, top-k, packing, unrolling.
 
-D is a function x (n, …) -> logits (n,).
+In the gradient penalties D is a function x (n, …) -> (logits (n,), whatever else it gives).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,20 @@ import jax.numpy as jnp
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Tree
 
-Critic = Callable[[Array], Array]
+Critic = Callable[[Array], tuple[Array, Any]]
 
 
-def squared_gradient(D: Critic, x: Array) -> tuple[Array, Array]:
-    """(D(x), ‖∇D(x)‖²), (n,) each, by one forward and one backward pass."""
-    logits, pull = jax.vjp(D, x)
+def squared_gradient(D: Critic, x: Array) -> tuple[tuple[Array, Any], Array]:
+    """D(x), and ‖∇D(x)‖², (n,), by one forward and one backward pass."""
+    logits, pull, rest = jax.vjp(D, x, has_aux=True)
     (gradient,) = pull(jnp.ones_like(logits))
-    return logits, jnp.sum(gradient.reshape(x.shape[0], -1) ** 2, axis=-1)
+    return (logits, rest), jnp.sum(gradient.reshape(x.shape[0], -1) ** 2, axis=-1)
 
 
-def zero_centred(D: Critic, x: Array) -> tuple[Array, Array]:
-    """(D(x), E‖∇D(x)‖²): R1 at real examples, R2 at generated ones. Mescheder et al. 2018, eq. 9 and 10."""
-    logits, squared = squared_gradient(D, x)
-    return logits, jnp.mean(squared)
+def zero_centred(D: Critic, x: Array) -> tuple[tuple[Array, Any], Array]:
+    """D(x), and E‖∇D(x)‖²: R1 at real examples, R2 at generated ones. Mescheder et al. 2018, eq. 9 and 10."""
+    found, squared = squared_gradient(D, x)
+    return found, jnp.mean(squared)
 
 
 def one_centred(D: Critic, x: Array) -> Array:
