@@ -17,7 +17,7 @@ from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
-from aigc_jax.data import Tokenizer, batching, tokenizers
+from aigc_jax.data import Tokenizer, augment, batching, tokenizers
 from aigc_jax.evals.mixture import perfect_sampler
 
 
@@ -39,8 +39,13 @@ class Experiment:
                 raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
         self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
         self.preprocess = batching.make_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
-        self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.preprocess)
+        rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
+        self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.scaling, rows)
         self.task = tasks.make(config, self.dataset)
+        if self.task.num_classes and augment.mixes(config.data):
+            raise UserError(
+                'data.augment.mixup: a mixed example has no class; set it to 0 for a model that reads classes'
+            )
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
         best = config.eval.best_metric

@@ -36,6 +36,7 @@ def get_config(arg=''):
                     options=dict(b1=0.0, b2=0.99),
                     schedule=dict(name='cosine_decay_schedule', init_value=1e-3, decay_percent=100.0, alpha=0.01),
                     clip_norm=0.0,  # global norm; 0: not clipped
+                    clip_weights=0.0,  # bound of every parameter; 0: none
                     weight_decay_regex='kernel',
                     learning_rate_rules=(),  # ((regex of parameters, factor), …)
                     freeze='',  # regex of parameters
@@ -55,11 +56,19 @@ def get_config(arg=''):
             data=dict(
                 name='digits',
                 dir='',  # where TFDS keeps its sets; '': its default
-                num_examples=100_000,  # of the 2-D sets' training split
+                num_examples=100_000,  # of the 2-D and stacked sets' training split
                 valid_examples=10_000,  # held out if the data have no valid split; 0: there is none, all is trained on
                 binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
                 scale='symmetric',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric')
                 stream=False,  # read by Grain while training, instead of resident on the device
+                augment=dict(  # of training images, on the device, by draws of each step
+                    flip=False,  # half of them left to right
+                    shift=0,  # pixels, at most, along each axis
+                    rotation=0.0,  # degrees, at most, either way
+                    scale=0.0,  # by a factor in 1 ± this
+                    cutout=0,  # pixels, the side of a black square
+                    mixup=0.0,  # α of the Beta distribution of the shares of two examples
+                ),
             ),
             model=dict(
                 kind='mlp',  # or 'conv', for images
@@ -70,7 +79,8 @@ def get_config(arg=''):
             ),
             task=dict(
                 name='gan',
-                loss='relativistic',  # or 'nonsaturating', 'hinge', 'wasserstein'
+                # or 'nonsaturating', 'saturating', 'least_squares', 'hinge', 'wasserstein'
+                loss='relativistic',
                 r1=1.0,  # γ of the gradient penalty on real examples
                 r2=1.0,  # γ of the same on generated ones
                 # factor on both as training goes on, any of optax's schedules; a decay_rate of 1 leaves them alone
@@ -80,6 +90,25 @@ def get_config(arg=''):
                 gradient_penalty=0.0,  # λ of the Wasserstein GAN's penalty
                 n_critic=1,  # discriminator's updates before each of the generator's
                 simultaneous=False,  # both players' gradients at the same parameters
+                dragan=0.0,  # λ of the same penalty around real examples
+                dragan_std=0.5,  # standard deviation of the noise that leads there, in units of the model's x
+                penalty_every=1,  # steps from one to the next of all these penalties, which then weigh as much more
+                packing=1,  # examples that the discriminator judges together
+                lecam=0.0,  # λ of the squared distance of the logits from the moving averages of the other kind
+                lecam_decay=0.99,  # of these averages, a step
+                # what the discriminator sees: images as they are ('none'), transformed ('fixed': DiffAugment), or
+                # transformed with a probability that grows where it overfits ('adaptive': ADA)
+                augmentation='none',
+                transforms=('colour', 'translation', 'cutout'),  # also 'flip', 'scale', 'rotation'
+                ada_target=0.6,  # mean sign of the logits of training examples
+                ada_examples=500_000,  # over which the probability can rise from 0 to 1
+                consistency_real=0.0,  # λ of the squared difference of the logits of a real image and of it transformed
+                consistency_fake=0.0,  # the same of generated ones
+                unrolled_steps=0,  # of the discriminator's gradient descent that the generator looks ahead
+                unrolled_rate=0.1,  # learning rate of these steps
+                top_k=1.0,  # share of the batch, those with the highest logits, that the generator comes to learn from
+                top_k_percent=50.0,  # of total_steps, over which the share falls from 1
+                auxiliary=0.0,  # weight of classification; the discriminator tells classes instead of being told them
             ),
             eval=dict(
                 split='valid',  # that is evaluated while training; the final evaluation is on `final_split`
@@ -106,6 +135,11 @@ _POINTS = {
     'eval_every_steps': 5000, 'checkpoint_every_steps': 5000,
 }  # fmt: skip
 
+_RMSPROP = {
+    f'optim.{player}.{field}': value
+    for player in ('discriminator', 'generator')
+    for field, value in (('name', 'rmsprop'), ('options', {}), ('schedule.init_value', 5e-5), ('schedule.alpha', 1.0))
+}
 _CONV = {'activation': 'leaky_relu_0.2', 'spectral': False, 'attention': 0, 'depth': 1}
 _CLASSIC = {
     'model.kind': 'conv', 'model.latent_dim': 64, 'batch_size': 64, 'steps_per_call': 20,
@@ -160,4 +194,14 @@ VARIANTS = {
     # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
     'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,
                 'task.n_critic': 5, 'optim.discriminator.options.b2': 0.9, 'optim.generator.options.b2': 0.9},
+    # Wasserstein with clipped weights (Arjovsky et al. 2017, algorithm 1).
+    'wgan': {'task.loss': 'wasserstein', 'task.r1': 0.0, 'task.r2': 0.0, 'task.n_critic': 5, **_RMSPROP,
+             'optim.discriminator.clip_weights': 0.01},
+    # Three digits as the channels of an image (Lin et al. 2018), for 'dcgan,stacked' and the like.
+    'stacked': {'data.name': 'stacked:idx:mnist', 'data.num_examples': 128_000},
+    # Two time scales (Heusel et al. 2017), in the rates of Zhang et al. 2019 (SAGAN).
+    'ttur': {'task.loss': 'hinge', 'optim.discriminator.schedule.init_value': 4e-4,
+             'optim.generator.schedule.init_value': 1e-4, 'optim.discriminator.schedule.alpha': 1.0,
+             'optim.generator.schedule.alpha': 1.0, 'optim.discriminator.options.b2': 0.9,
+             'optim.generator.options.b2': 0.9},
 }  # fmt: skip

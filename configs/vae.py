@@ -45,11 +45,19 @@ def get_config(arg=''):
             data=dict(
                 name='digits',
                 dir='',  # where TFDS keeps its sets; '': its default
-                num_examples=100_000,  # of the 2-D sets' training split
+                num_examples=100_000,  # of the 2-D and stacked sets' training split
                 valid_examples=10_000,  # held out if the data have no valid split; 0: there is none, all is trained on
                 binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
                 scale='unit',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric')
                 stream=False,  # read by Grain while training, instead of resident on the device
+                augment=dict(  # of training images, on the device, by draws of each step
+                    flip=False,  # half of them left to right
+                    shift=0,  # pixels, at most, along each axis
+                    rotation=0.0,  # degrees, at most, either way
+                    scale=0.0,  # by a factor in 1 ± this
+                    cutout=0,  # pixels, the side of a black square
+                    mixup=0.0,  # α of the Beta distribution of the shares of two examples
+                ),
             ),
             model=dict(
                 kind='mlp',  # or 'conv', for images

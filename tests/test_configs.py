@@ -27,7 +27,7 @@ def variants(path):
 
 
 def needs_files(config):
-    return config.data.name.partition(':')[0] in ('idx', 'npz', 'amat', 'tfds', 'text')
+    return config.data.name.removeprefix('stacked:').partition(':')[0] in ('idx', 'npz', 'amat', 'tfds', 'text')
 
 
 @pytest.mark.parametrize(

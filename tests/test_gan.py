@@ -13,7 +13,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.types import Extra
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
-from aigc_jax.tasks import gan
+from aigc_jax.tasks import adversarial
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / 'configs' / 'gan.py')
 EXTRA = Extra({}, {})
@@ -41,29 +41,33 @@ def losses(experiment, params, batch, step=0):
 
 def test_one_discriminator_two_log_two_at_one_half():
     zero = jnp.zeros(3)
-    d, g = gan.nonsaturating(zero, zero)
+    d, g = adversarial.nonsaturating(zero, zero)
     np.testing.assert_allclose(d, 2 * math.log(2), rtol=1e-6)
     np.testing.assert_allclose(g, math.log(2), rtol=1e-6)
     real, fake = jnp.array([1.5]), jnp.array([-0.5])
     sigma = lambda l: 1 / (1 + math.exp(-l))
-    assert gan.nonsaturating(real, fake)[0][0] == pytest.approx(-math.log(sigma(1.5)) - math.log(1 - sigma(-0.5)))
+    assert adversarial.nonsaturating(real, fake)[0][0] == pytest.approx(
+        -math.log(sigma(1.5)) - math.log(1 - sigma(-0.5))
+    )
 
 
-@pytest.mark.parametrize('name', gan.LOSSES)
+@pytest.mark.parametrize('name', adversarial.LOSSES)
 def test_the_generator_raises_the_logit_of_its_samples(name):
-    """L_G falls as D(G(z)) rises; L_D falls as D(x) rises and as D(G(z)) falls."""
-    real, fake = jnp.array([0.3]), jnp.array([-0.2])
-    d_real, d_fake = jax.grad(lambda r, f: gan.LOSSES[name](r, f)[0][0], (0, 1))(real, fake)
-    g_fake = jax.grad(lambda f: gan.LOSSES[name](real, f)[1][0])(fake)
+    """L_G falls as D(G(z)) rises; L_D falls as D(x) rises and as D(G(z)) falls: of least squares between 0 and 1."""
+    real, fake = jnp.array([0.3]), jnp.array([0.2])
+    d_real, d_fake = jax.grad(lambda r, f: adversarial.LOSSES[name](r, f)[0][0], (0, 1))(real, fake)
+    g_fake = jax.grad(lambda f: adversarial.LOSSES[name](real, f)[1][0])(fake)
     assert d_real[0] < 0 < d_fake[0] and g_fake[0] < 0
 
 
 def test_hand_values():
     real, fake = jnp.array([0.5]), jnp.array([-2.0])
-    assert gan.hinge(real, fake)[0][0] == pytest.approx(0.5) and gan.hinge(real, fake)[1][0] == pytest.approx(2.0)
-    assert gan.wasserstein(real, fake)[0][0] == pytest.approx(-2.5)
-    assert gan.relativistic(real, fake)[0][0] == pytest.approx(math.log1p(math.exp(-2.5)))
-    assert gan.relativistic(real, fake)[1][0] == pytest.approx(math.log1p(math.exp(2.5)))
+    assert adversarial.hinge(real, fake)[0][0] == pytest.approx(0.5) and adversarial.hinge(real, fake)[1][
+        0
+    ] == pytest.approx(2.0)
+    assert adversarial.wasserstein(real, fake)[0][0] == pytest.approx(-2.5)
+    assert adversarial.relativistic(real, fake)[0][0] == pytest.approx(math.log1p(math.exp(-2.5)))
+    assert adversarial.relativistic(real, fake)[1][0] == pytest.approx(math.log1p(math.exp(2.5)))
 
 
 def test_penalties_of_a_linear_discriminator():

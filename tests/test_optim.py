@@ -292,3 +292,18 @@ def test_fields_that_are_missing_or_unknown(field):
     with pytest.raises(UserError, match=rf'optim\.model\.{field}: this field is missing'):
         optim.optimizer(config, PARAMS, TOTAL_STEPS, 'optim.model')
     assert f'optim.model.{field}s: optim.model has no such field; did you mean {field}' in message(**{f'{field}s': 1})
+
+
+def test_clipped_weights_stay_within_their_bound():
+    """Algorithm 1 of Arjovsky et al. 2017: w ← clip(w − α g, −c, c), of which the average is told too."""
+    free, clipped = steps(make(), 3), steps(make(clip_weights=0.25, ema_decay=0.5), 3)
+    expected = jax.tree.map(lambda p, u: np.clip(p - 0.1 * u, -0.25, 0.25), PARAMS, gradient(0))
+    assert any(np.abs(leaf).max() > 0.25 for leaf in jax.tree.leaves(free[1][0]))
+    for ours, theirs in zip(jax.tree.leaves(clipped[1][0]), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    for params, _ in clipped[1:]:
+        assert all(np.abs(leaf).max() <= 0.25 + 1e-6 for leaf in jax.tree.leaves(params))
+    with pytest.raises(UserError, match='optim.model.clip_weights: -1'):
+        steps(make(clip_weights=-1.0), 0)
+    with pytest.raises(UserError, match='optim.model.clip_weights: would change'):
+        steps(make(clip_weights=0.1, freeze='encoder'), 0)

@@ -44,7 +44,24 @@ MODELS = {
             **EPSILON,
         },
     ),
-}
+    'augmented gan': (  # whose stats are moving averages of logits, and which looks at pairs of examples
+        'gan',
+        {
+            'data.augment': {
+                'flip': True, 'shift': 1, 'rotation': 10.0, 'scale': 0.1, 'cutout': 2, 'mixup': 0.5,
+            },
+            'task.loss': 'hinge',
+            'task.lecam': 0.1,
+            'task.augmentation': 'adaptive',
+            'task.ada_target': -0.9,
+            'task.ada_examples': 320,
+            'task.packing': 2,
+            'task.penalty_every': 2,
+            'optim.discriminator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5},
+            'optim.generator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5},
+        },
+    ),
+}  # fmt: skip
 # case: (devices, config.parallel, other fields)
 CASES = {
     'jit x1': (1, {}, {}),
@@ -66,6 +83,7 @@ CASES_OF = {
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
+    'augmented gan': ('jit x1', 'jit x8', 'pmap x8'),
 }
 TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
     'jit x1': (1, {}, 1), 'jit x8': (8, {}, 1), 'pmap x8': (8, {'mode': 'pmap'}, 1), 'micro x1': (1, {}, 4),

@@ -15,6 +15,7 @@ _FIELDS = dict(
     name=str, options=dict, schedule=dict, clip_norm=float, weight_decay_regex=str, learning_rate_rules=tuple,
     freeze=str, ema_decay=float,
 )  # fmt: skip
+_LATER_FIELDS = dict(clip_weights=float)  # which runs of earlier days lack; without them nothing is clipped
 
 
 _MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
@@ -49,6 +50,15 @@ def average_params(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def clip_params(bound: float) -> optax.GradientTransformation:
+    """Keeps every parameter within ±bound after its update. Arjovsky et al. 2017, algorithm 1."""
+
+    def update(updates, params):
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, -bound, bound) - p, updates, params)
+
+    return optax.stateless(update)
+
+
 def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
     """{player: parameters to evaluate and sample with}: their moving average where one is kept."""
 
@@ -70,8 +80,14 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     weight_decay_regex: which parameters an optimizer with weight decay decays.
     learning_rate_rules: ((regex, factor), …), the first that matches; freeze: a regex, '': nothing is frozen.
     ema_decay: of the moving average of the parameters; 0: none is kept.
+    clip_weights: the bound that every parameter is kept within, from the first update on; 0: none.
     """
-    check_fields(config, _FIELDS, what)
+    check_fields(config, _FIELDS | {name: kind for name, kind in _LATER_FIELDS.items() if name in config}, what)
+    clip_weights = config.get('clip_weights', 0.0)
+    if not clip_weights >= 0:
+        raise UserError(f'{what}.clip_weights: {clip_weights}; a bound is positive, and 0 means not to clip')
+    if clip_weights and config.freeze:
+        raise UserError(f'{what}.clip_weights: would change the parameters that {what}.freeze holds still; choose one')
     if not config.clip_norm >= 0:
         raise UserError(f'{what}.clip_norm: {config.clip_norm}; a norm is positive, and 0 means not to clip')
     if not 0 <= config.ema_decay < 1:
@@ -108,6 +124,8 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
                 raise UserError(f'{what}.learning_rate_rules: {rule!r} is no pair (regex, factor)')
         factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules')
         parts.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
+    if clip_weights:
+        parts.append(clip_params(clip_weights))
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
     return optax.chain(*parts) if len(parts) > 1 else parts[0]

@@ -1,16 +1,19 @@
 """Data sources by name: `load(config.data)` gives a Dataset."""
 
+import copy
 import os
 
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.data import embedded, files, programs, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
+from aigc_jax.data.stacked import stacked
 from aigc_jax.data.text import is_code
 from aigc_jax.data.tokenizers import Tokenizer
 
 __all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']
 
 TFDS = 'tfds:'  # images or text, as the fields of the config are
+STACKED = 'stacked:'  # is followed by the name of another source
 # A name that ends in a colon is followed by a place: loader(cfg, where); any other stands alone: loader(cfg).
 SOURCES = {
     'digits': embedded.digits,
@@ -30,13 +33,14 @@ TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone 
     'code:': text.code,
     'jsonl:': text.jsonl,
 }
-KNOWN = SOURCES | TEXTS
+KNOWN = SOURCES | TEXTS | {STACKED: stacked}
 FIELDS = dict(name=str, dir=str, num_examples=int, valid_examples=int, binarize=str, scale=str, stream=bool)
 TEXT_FIELDS = dict(
     name=str, tokenizer=str, vocab_size=int, order=str, valid_percent=float, test_percent=float, block=int,
     eval_block=int, eval_stride=int, stream=bool,
 )  # fmt: skip
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
+LATER_FIELDS = dict(augment=dict)
 LATER_TEXT_FIELDS = dict(dir=str, fim_rate=float, fim_identifiers=float)
 
 
@@ -47,8 +51,8 @@ def check(cfg) -> None:
     for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
         if wanted and mark in cfg:
             raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
-    later = {name: kind for name, kind in LATER_TEXT_FIELDS.items() if name in cfg}
-    check_fields(cfg, TEXT_FIELDS | later if is_text else FIELDS, 'data')
+    fields, later = (TEXT_FIELDS, LATER_TEXT_FIELDS) if is_text else (FIELDS, LATER_FIELDS)
+    check_fields(cfg, fields | {name: kind for name, kind in later.items() if name in cfg}, 'data')
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -56,7 +60,7 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
 
     Args:
       cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon). Of images and points besides: `dir`
-        (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of the mixtures) and
+        (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of mixtures and stacks) and
         `valid_examples` (how many of the last training examples to hold out where a set has no valid split; 0: the
         valid split of any set is trained on, and there is none). Of text: see `text.load`.
       tokenizer: of the run that is gone on with; None: of the data.
@@ -66,6 +70,12 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """
     key, where = _parts(cfg.name)
     loader = KNOWN[key]
+    if key == STACKED:
+        base = copy.deepcopy(cfg)
+        base.name = where
+        if _parts(where)[0] in TEXTS:
+            raise UserError(f'data.name={cfg.name}: only labelled images of one channel can be stacked')
+        return stacked(load(base), cfg.num_examples, where)
     if key == TFDS:
         return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else loader(cfg, where)
     place = [os.path.abspath(os.path.expanduser(where))] if where else []

@@ -16,7 +16,7 @@ import numpy as np
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch, Tree
-from aigc_jax.data import infilling
+from aigc_jax.data import augment, infilling
 from aigc_jax.data.dataset import Dataset, materialize
 
 BINARIZE = ('none', 'static', 'dynamic', 'threshold')
@@ -156,12 +156,15 @@ def make_scaling(dataset: Dataset, scale: str) -> Scaling:
     return Scaling(0.5, 0.5) if scale == 'symmetric' and dataset.kind == 'image' else Scaling()
 
 
-def make_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callable[[Batch, rng.Context], Batch]:
+def make_preprocess(
+    dataset: Dataset, binarize: str, scaling: Scaling, transform: Callable[[Batch, rng.Context], Batch] | None = None
+) -> Callable[[Batch, rng.Context], Batch]:
     """preprocess(batch, ctx) -> batch with x float32 as the model sees it, on the device.
 
     binarize: 'none'; 'threshold': x > ½; 'static': each pixel drawn once for the whole run and every seed,
         a function of the pixel's own image (see `binarize_static`); 'dynamic': drawn anew whenever it is seen
         (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5).
+    transform(batch, ctx) -> batch: of the intensities, before they are binarized.
     """
     if dataset.kind == 'text':
         return lambda batch, ctx: batch
@@ -172,8 +175,11 @@ def make_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callab
 
     def preprocess(batch: Batch, ctx: rng.Context) -> Batch:
         x = batch['x'].astype(jnp.float32)
-        if dataset.levels > 1:
+        if dataset.levels > 1 and binarize != 'static':  # which has left 0 and 1
             x = x / dataset.levels
+        if transform:
+            batch = transform({**batch, 'x': x}, ctx)
+            x = batch['x']
         if binarize == 'dynamic' and dataset.levels != 1:
             x = (ctx.uniform('binarize', x.shape[1:]) < x).astype(jnp.float32)
         if binarize == 'threshold':
@@ -183,12 +189,18 @@ def make_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callab
     return preprocess
 
 
-def make_train_preprocess(dataset: Dataset, cfg, preprocess):
-    """What happens to the examples of a training step: `preprocess`, and infilling where `cfg`, config.data, has it."""
+def make_train_preprocess(dataset: Dataset, cfg, scaling: Scaling, rows: int):
+    """What happens to the examples of a training step: as `make_preprocess`, with what `cfg`, config.data, has besides:
+    augmentation of images, infilling of text. rows: examples on one device and of one micro-batch."""
+    transform = None
+    if dataset.kind != 'text' and 'augment' in cfg:
+        augment.check(cfg, dataset, rows)
+        transform = augment.make_transform(cfg, dataset) if augment.is_on(cfg) else None
+    preprocess = make_preprocess(dataset, cfg.get('binarize'), scaling, transform)
     if dataset.kind != 'text' or not infilling.rate(cfg):
         return preprocess
-    transform = infilling.make_transform(cfg, dataset.tokenizer)
-    return lambda batch, ctx: transform(preprocess(batch, ctx), ctx)
+    infill = infilling.make_transform(cfg, dataset.tokenizer)
+    return lambda batch, ctx: infill(preprocess(batch, ctx), ctx)
 
 
 def binarize_static(x: np.ndarray, levels: int, name: str) -> np.ndarray:

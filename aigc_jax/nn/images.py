@@ -239,6 +239,7 @@ class Discriminator(nn.Module):
     """x (n, H, W, C) -> logit of 'x is real' (n,), with the projection of a condition (Miyato & Koyama 2018, eq. 3).
 
     deviation: neighbours in the batch whose standard deviation it sees; 0: it does not.
+    outputs: with more than 1 the logit is the first of (n, outputs).
     """
 
     features: Sequence[int]
@@ -249,6 +250,7 @@ class Discriminator(nn.Module):
     attention: int = 0
     depth: int = 1
     deviation: int = 0
+    outputs: int = 1
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -262,12 +264,14 @@ class Discriminator(nn.Module):
             x = minibatch_deviation(x, self.deviation)
         # SNGAN sums over places; of a plain network places stand side by side, as in DCGAN.
         x = x.sum((1, 2)) if self.block == 'residual' else x.reshape(x.shape[0], -1)
-        head = maybe_spectral(nn.Dense(1, dtype=self.dtype, name='head'), self.spectral)
-        logit = head(x, train)[:, 0]
+        head = maybe_spectral(nn.Dense(self.outputs, dtype=self.dtype, name='head'), self.spectral)
+        logit = head(x, train)
         if condition is not None:
             embed = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name='projection')
-            logit = logit + jnp.sum(maybe_spectral(embed, self.spectral)(condition, train) * x, axis=-1)
-        return logit.astype(jnp.float32)
+            projection = maybe_spectral(embed, self.spectral)(condition, train) * x
+            logit = logit + jnp.sum(projection, axis=-1, keepdims=True)
+        logit = logit.astype(jnp.float32)
+        return logit[:, 0] if self.outputs == 1 else logit
 
 
 def check_shape(features: Sequence[int], shape: Sequence[int], what: str) -> None:

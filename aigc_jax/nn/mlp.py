@@ -109,13 +109,15 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x (n, …) -> logit of 'x is real' (n,)."""
+    """x (n, …) -> logit of 'x is real' (n,); with `outputs` above 1 it is the first of (n, outputs)."""
 
     features: Sequence[int]
     activation: str
     bias_init: str
+    outputs: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
-        return MLP(self.features, 1, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)[:, 0]
+        out = MLP(self.features, self.outputs, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)
+        return out[:, 0] if self.outputs == 1 else out

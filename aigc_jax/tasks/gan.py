@@ -3,6 +3,8 @@
 D(x) below is the logit, so that σ(D(x)) is the probability that x is real.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 
@@ -11,43 +13,28 @@ from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.nn import networks
+from aigc_jax.tasks import augmentation, regularizers
+from aigc_jax.tasks.adversarial import CALIBRATED, LOSSES
 
-
-def nonsaturating(real: Array, fake: Array) -> tuple[Array, Array]:
-    """L_D = −E log σ(D(x)) − E log(1 − σ(D(G(z)))), 2 log 2 at D = 0; L_G = −E log σ(D(G(z))).
-    Goodfellow et al. 2014, eq. 1 and section 3."""
-    return jax.nn.softplus(-real) + jax.nn.softplus(fake), jax.nn.softplus(-fake)
-
-
-def hinge(real: Array, fake: Array) -> tuple[Array, Array]:
-    """L_D = E max(0, 1 − D(x)) + E max(0, 1 + D(G(z))); L_G = −E D(G(z)). Lim & Ye 2017; Miyato et al. 2018, eq. 16."""
-    return jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), -fake
-
-
-def wasserstein(real: Array, fake: Array) -> tuple[Array, Array]:
-    """L_D = E D(G(z)) − E D(x); L_G = −E D(G(z)). Arjovsky et al. 2017, eq. 2; wants gradient_penalty."""
-    return fake - real, -fake
-
-
-def relativistic(real: Array, fake: Array) -> tuple[Array, Array]:
-    """L_D = −E log σ(D(x) − D(G(z))); L_G = −E log σ(D(G(z)) − D(x)), in pairs.
-    Jolicoeur-Martineau 2019, eq. 5 and 6 (RpGAN); Huang et al. 2024 (R3GAN), eq. 2."""
-    return jax.nn.softplus(fake - real), jax.nn.softplus(real - fake)
-
-
-LOSSES = {f.__name__: f for f in (nonsaturating, hinge, wasserstein, relativistic)}  # -> (L_D, L_G), (n,) each
+FIELDS = dict(
+    name=str, loss=str, r1=float, r2=float, penalty_schedule=dict, gradient_penalty=float, n_critic=int,
+    simultaneous=bool,
+)  # fmt: skip
+# Fields that runs of earlier days lack, with the values that these runs had.
+LATER_FIELDS = dict(
+    dragan=0.0, dragan_std=0.5, penalty_every=1, lecam=0.0, lecam_decay=0.99, augmentation='none',
+    transforms=('colour', 'translation', 'cutout'), ada_target=0.6, ada_examples=500_000, consistency_real=0.0,
+    consistency_fake=0.0, packing=1, unrolled_steps=0, unrolled_rate=0.1, top_k=1.0, top_k_percent=50.0, auxiliary=0.0,
+)  # fmt: skip
 
 
 def make(config, dataset: Dataset) -> Task:
-    """The task of a config whose `task` holds loss, gradient_penalty, r1, r2, penalty_schedule, n_critic, simultaneous;
+    """The task of a config whose `task` holds FIELDS and perhaps LATER_FIELDS (configs/gan.py says what each is);
     `model` generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
-    check_fields(
-        options,
-        dict(name=str, loss=str, r1=float, r2=float, penalty_schedule=dict, gradient_penalty=float, n_critic=int,
-             simultaneous=bool),
-        'task',
-    )  # fmt: skip
+    later = {name: type(value) for name, value in LATER_FIELDS.items() if name in options}
+    check_fields(options, FIELDS | later, 'task')
+    options = SimpleNamespace(**{**LATER_FIELDS, **options})
     networks.check_model(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict))
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
@@ -57,21 +44,33 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError('data.scale: the generator ends in tanh, so images lie in [−1, 1]: set it to symmetric')
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
+    _check(options, config, dataset)
     anneal = optim.schedule(options.penalty_schedule, config.total_steps, 'task.penalty_schedule')
+    loss, num_classes = LOSSES[options.loss], dataset.num_classes if model.conditional else 0
+    judges = num_classes if options.auxiliary else 0  # classes that the discriminator tells apart
     bounded = dataset.kind == 'image'
     generator = networks.make(config, 'Generator', model.generator, shape, shape=shape, bounded=bounded)
-    discriminator = networks.make(config, 'Discriminator', model.discriminator, shape)
+    discriminator = networks.make(config, 'Discriminator', model.discriminator, shape, outputs=1 + judges)
     players = {'discriminator': discriminator, 'generator': generator}
-    loss, num_classes = LOSSES[options.loss], dataset.num_classes if model.conditional else 0
+    m, packed = options.packing, (*shape[:-1], options.packing * shape[-1])
+    T = augmentation.make(options.transforms)
+    adaptive, always = options.augmentation == 'adaptive', options.augmentation == 'fixed'
+    top_k_steps = options.top_k_percent / 100 * config.total_steps
 
     def one_hot(labels: Array | None) -> Array | None:
         return jax.nn.one_hot(labels, num_classes) if num_classes else None
 
+    def told(c: Array | None) -> Array | None:
+        """What D is told of the class: nothing where it is to tell it."""
+        return None if judges else c
+
     def init(key: Array):
         c = one_hot(jnp.zeros((1,), jnp.int32))
-        inputs = {'discriminator': jnp.zeros((1, *shape)), 'generator': jnp.zeros((1, d))}
-        drawn = {player: net.init(rng.named(key, player), inputs[player], c) for player, net in players.items()}
+        inputs = {'discriminator': (jnp.zeros((1, *packed)), told(c)), 'generator': (jnp.zeros((1, d)), c)}
+        drawn = {player: net.init(rng.named(key, player), *inputs[player]) for player, net in players.items()}
         stats = {player: stats for player, (_, stats) in drawn.items() if stats}
+        stats |= {'adaptation': augmentation.start()} if adaptive else {}
+        stats |= {'lecam': regularizers.start_lecam()} if options.lecam else {}
         return {player: params for player, (params, _) in drawn.items()}, Extra(stats, {})
 
     def run(player: str, params: dict[str, Tree], stats: Tree, *inputs):
@@ -82,46 +81,127 @@ def make(config, dataset: Dataset) -> Task:
     def G(params: dict[str, Tree], stats: Tree, ctx: rng.Context, c: Array | None):
         return run('generator', params, stats, ctx.normal('z', (d,)), c)
 
+    def critic(params: dict[str, Tree], stats: Tree, c: Array | None):
+        """D: x -> (logits, (logits of the classes or None, renewed stats)), while training."""
+
+        def D(x: Array):
+            out, renewed = run('discriminator', params, stats, x, told(c))
+            return (out[:, 0], (out[:, 1:], renewed)) if judges else (out, (None, renewed))
+
+        return D
+
+    def see(x: Array, ctx: rng.Context, name: str, p: Array | float) -> Array:
+        """What D is given of x: transformed with probability p, in packs."""
+        return regularizers.pack(T(x, ctx, name, p) if adaptive or always else x, m)
+
+    def penalties(D, x: Array, fake_x: Array, ctx: rng.Context, taken=()) -> dict[str, Array]:
+        """The gradient penalties that are asked for, but for those `taken` already; unweighted."""
+        found = {}
+        if options.r1 and 'r1' not in taken:
+            found['r1'] = regularizers.zero_centred(D, x)[1]
+        if options.r2 and 'r2' not in taken:
+            found['r2'] = regularizers.zero_centred(D, fake_x)[1]
+        if options.gradient_penalty:
+            u = ctx.uniform('interpolate')[::m].reshape(-1, *[1] * len(shape))
+            found['gradient_penalty'] = regularizers.one_centred(D, u * x + (1 - u) * fake_x)
+        if options.dragan:
+            noise = options.dragan_std * ctx.normal('dragan', shape)
+            found['dragan'] = regularizers.one_centred(D, x + regularizers.pack(noise, m))
+        return found
+
     def discriminator_loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        x, c = batch['x'], one_hot(batch.get('label'))
-        fake_x, stats = G(params, extra.stats, ctx, c)
-        D = lambda x, stats: run('discriminator', params, stats, x, c)
-        (real, stats), r1 = _with_penalty(D, x, stats, options.r1)
-        (fake, stats), r2 = _with_penalty(D, fake_x, stats, options.r2)
+        stats, p = extra.stats, 1.0
+        if adaptive:
+            speed = config.batch_size / options.ada_examples
+            p = augmentation.adapt(stats['adaptation'], options.ada_target, speed)
+        original, c = batch['x'], one_hot(batch.get('label'))
+        made, stats = G(params, stats, ctx, c)
+        x, fake_x = see(original, ctx, 'T/real', p), see(made, ctx, 'T/fake', p)
+        # Every step: in the same passes as the logits.
+        taken = [name for name in ('r1', 'r2') if getattr(options, name) and options.penalty_every == 1]
+
+        def judge(x: Array, stats: Tree, name: str):
+            D = critic(params, stats, c)
+            return regularizers.zero_centred(D, x) if name in taken else (D(x), None)
+
+        (real, (real_class, stats)), r1 = judge(x, stats, 'r1')
+        (fake, (fake_class, stats)), r2 = judge(fake_x, stats, 'r2')
+        D = critic(params, stats, c)
+        found = {name: value for name, value in (('r1', r1), ('r2', r2)) if name in taken}
+        more = lambda: penalties(D, x, fake_x, ctx, taken)
+        found |= more() if options.penalty_every == 1 else regularizers.every(options.penalty_every, ctx.step, more)
         value = jnp.mean(loss(real, fake)[0])
-        metrics = {'real_logit': jnp.mean(real), 'fake_logit': jnp.mean(fake), 'adversarial': value}
+        metrics = {'real_logit': jnp.mean(real), 'fake_logit': jnp.mean(fake), 'adversarial': value, **found}
         half = anneal(ctx.step) / 2
         if options.r1:  # γ/2 E‖∇D(x)‖² (Mescheder et al. 2018, eq. 9), γ annealed as in Huang et al. 2024
-            metrics['r1'], value = r1, value + options.r1 * half * r1
+            value = value + options.r1 * half * found['r1']
         if options.r2:  # the same on generated examples
-            metrics['r2'], value = r2, value + options.r2 * half * r2
+            value = value + options.r2 * half * found['r2']
         if options.gradient_penalty:  # λ E(‖∇D(x̂)‖ − 1)², x̂ between real and generated (Gulrajani et al. 2017, eq. 3)
-            u = ctx.uniform('interpolate').reshape(-1, *[1] * len(shape))
-            norm = jnp.sqrt(_squared_gradient(D, u * x + (1 - u) * fake_x, stats)[1] + 1e-12)
-            metrics['gradient_penalty'] = jnp.mean((norm - 1) ** 2)
-            value = value + options.gradient_penalty * metrics['gradient_penalty']
+            value = value + options.gradient_penalty * found['gradient_penalty']
+        if options.dragan:  # the same around real examples
+            value = value + options.dragan * found['dragan']
+        if options.lecam:
+            metrics['lecam'], renewed = regularizers.lecam(real, fake, stats['lecam'], options.lecam_decay)
+            value, stats = value + options.lecam * metrics['lecam'], {**stats, 'lecam': renewed}
+        if adaptive:
+            metrics['p'] = p
+            stats = {**stats, 'adaptation': augmentation.Adaptation(p, augmentation.mean_sign(real))}
+        for name, weight, logits, given in (
+            ('real', options.consistency_real, real, original), ('fake', options.consistency_fake, fake, made),
+        ):  # fmt: skip
+            if weight:
+                again, _ = D(regularizers.pack(T(given, ctx, f'T/{name}', 1.0), m))
+                metrics[f'consistency_{name}'] = regularizers.consistency(logits, again)
+                value = value + weight * metrics[f'consistency_{name}']
+        if judges:
+            metrics['class_loss'] = _cross_entropy(real_class, c) + _cross_entropy(fake_class, c)
+            value = value + options.auxiliary * metrics['class_loss']
         return value, (metrics, extra._replace(stats=stats))
 
     def generator_loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        c = one_hot(batch.get('label'))
-        fake_x, stats = G(params, extra.stats, ctx, c)
-        # The discriminator's statistics are renewed in its own turn alone.
-        real, _ = run('discriminator', params, stats, batch['x'], c)
-        fake, _ = run('discriminator', params, stats, fake_x, c)
-        return jnp.mean(loss(real, fake)[1]), ({}, extra._replace(stats=stats))
+        c, metrics = one_hot(batch.get('label')), {}
+        if options.unrolled_steps:  # each on the batch and the z of this turn
+
+            def surrogate(own):
+                return discriminator_loss({**params, 'discriminator': own}, extra, batch, ctx)[0]
+
+            own = regularizers.unroll(surrogate, params['discriminator'], options.unrolled_steps, options.unrolled_rate)
+            params = {**params, 'discriminator': own}
+        p = extra.stats['adaptation'].p if adaptive else 1.0
+        made, stats = G(params, extra.stats, ctx, c)
+        D = critic(params, stats, c)  # whose statistics are renewed in its own turn alone
+        real, _ = D(see(batch['x'], ctx, 'T/real', p))
+        fake, (classes, _) = D(see(made, ctx, 'T/fake', p))
+        values = loss(real, fake)[1]
+        if options.top_k < 1:
+            share = regularizers.top_k_share(ctx.step, options.top_k, top_k_steps)
+            value = jnp.sum(regularizers.top_k_weights(fake, share) * values)
+        else:
+            value = jnp.mean(values)
+        if judges:
+            metrics['class_loss'] = _cross_entropy(classes, c)
+            value = value + options.auxiliary * metrics['class_loss']
+        return value, (metrics, extra._replace(stats=stats))
 
     def D_trained(params, extra: Extra, x: Array, c: Array | None) -> Array:
-        return discriminator(params['discriminator'], extra.stats.get('discriminator', {}), x, c)
+        return discriminator(params['discriminator'], extra.stats.get('discriminator', {}), x, told(c))
 
     def sample(params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         stats = extra.stats.get('generator', {})
         return generator(params['generator'], stats, ctx.normal('z', (d,)), one_hot(labels))
 
     def evaluate(params, extra, batch: Batch, ctx: rng.Context):
-        """Logits on held-out and on generated examples: their gap against the training set's shows overfitting."""
-        D = lambda x: D_trained(params, extra, x, one_hot(batch.get('label')))
-        fake_x = sample(params, extra, ctx, batch.get('label'))
-        return {'discriminator/real_logit': D(batch['x']), 'discriminator/fake_logit': D(fake_x)}
+        """Logits on held-out and on generated examples: their gap against the training set's shows overfitting. Of an
+        auxiliary classifier, whether it tells their classes."""
+        found = {}
+        for name, x in (('real', batch['x']), ('fake', sample(params, extra, ctx, batch.get('label')))):
+            out = D_trained(params, extra, regularizers.pack_all(x, m), one_hot(batch.get('label')))
+            found[f'discriminator/{name}_logit'] = out[:, 0] if judges else out
+            if judges:
+                right = jnp.argmax(out[:, 1:], axis=-1) == batch['label']
+                found[f'discriminator/{name}_accuracy'] = right.astype(jnp.float32)
+        return found
 
     def score(params, extra, x: Array, ctx: rng.Context) -> Array:
         return D_trained(params, extra, x, None)
@@ -132,21 +212,55 @@ def make(config, dataset: Dataset) -> Task:
         rounds=(turns,) if options.simultaneous else (turns[:1],) * options.n_critic + (turns[1:],),
         sample=sample,
         evaluate=evaluate,
-        score=None if num_classes else ('D(x), logit', score),
+        score=None if num_classes or m > 1 else ('D(x), logit', score),
         num_classes=num_classes,
     )
 
 
-def _squared_gradient(D, x: Array, stats: Tree):
-    """D(x, stats) and ‖∇D(x)‖², (n,), by one forward and one backward pass."""
-    logits, pull, stats = jax.vjp(lambda x: D(x, stats), x, has_aux=True)
-    (gradient,) = pull(jnp.ones_like(logits))
-    return (logits, stats), jnp.sum(gradient.reshape(x.shape[0], -1) ** 2, axis=-1)
+def _cross_entropy(logits: Array, c: Array) -> Array:
+    """−E log p(class given x): −L_C of Odena et al. 2017, eq. 3, on either kind of example."""
+    return -jnp.mean(jnp.sum(c * jax.nn.log_softmax(logits), axis=-1))
 
 
-def _with_penalty(D, x: Array, stats: Tree, weight: float):
-    """D(x, stats) and E‖∇D(x)‖², or None where it has no weight."""
-    if not weight:
-        return D(x, stats), None
-    found, squared = _squared_gradient(D, x, stats)
-    return found, jnp.mean(squared)
+def _check(options, config, dataset: Dataset) -> None:
+    """Raises UserError for fields of `task` that contradict each other or the rest of the config."""
+    if options.augmentation not in ('none', 'fixed', 'adaptive'):
+        raise UserError(f'task.augmentation: {options.augmentation!r}; it is none, fixed or adaptive')
+    for name in options.transforms:
+        if name not in augmentation.TRANSFORMS:
+            raise UserError(f'task.transforms: {name!r}{near(name, augmentation.TRANSFORMS)}')
+    consistent = options.consistency_real or options.consistency_fake
+    if (consistent or options.augmentation != 'none') and (dataset.kind != 'image' or not options.transforms):
+        raise UserError('task.augmentation, task.consistency_*: want images, and transforms in task.transforms')
+    if consistent and options.augmentation != 'none':
+        raise UserError(
+            'task.consistency_real, _fake: D sees transformed examples alone by task.augmentation; choose one'
+        )
+    if options.augmentation == 'adaptive' and options.loss not in CALIBRATED:
+        raise UserError(
+            f'task.augmentation: adaptive reads the sign of D(x), which says nothing under task.loss={options.loss}; '
+            f'choose {", ".join(CALIBRATED)}'
+        )
+    limits = dict(
+        r1=0, r2=0, gradient_penalty=0, dragan=0, dragan_std=0, lecam=0, consistency_real=0, consistency_fake=0,
+        auxiliary=0, unrolled_steps=0, unrolled_rate=0, top_k_percent=0, penalty_every=1, packing=1, ada_examples=1,
+    )  # fmt: skip
+    for name, least in limits.items():
+        if not getattr(options, name) >= least:
+            raise UserError(f'task.{name}: {getattr(options, name)}; it is {least} or more')
+    if not 0 <= options.lecam_decay < 1 or not 0 < options.top_k <= 1 or not -1 < options.ada_target < 1:
+        raise UserError('task: lecam_decay lies in [0, 1), top_k in (0, 1] (1: all), ada_target in (−1, 1)')
+    if options.penalty_every > 1 and not (options.r1 or options.r2 or options.gradient_penalty or options.dragan):
+        raise UserError('task.penalty_every: there is no gradient penalty to take rarely; set it to 1')
+    if options.unrolled_steps and options.simultaneous:
+        raise UserError('task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes')
+    if options.top_k < 1 and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
+        raise UserError('task.top_k: ranks a whole batch; set micro_batches to 1 and parallel.mode to jit')
+    if options.packing > 1 and config.model.conditional:
+        raise UserError('task.packing: a pack has no class; set it to 1 or model.conditional to False')
+    if options.packing > 1 and config.batch_size % (options.packing * config.micro_batches):
+        raise UserError(
+            f'batch_size: {config.batch_size} does not divide into packs of {options.packing} (task.packing)'
+        )
+    if options.auxiliary and not config.model.conditional:
+        raise UserError('task.auxiliary: the auxiliary classifier tells classes apart; set model.conditional to True')
