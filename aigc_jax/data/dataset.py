@@ -81,6 +81,7 @@ class Dataset:
       fingerprint: sha256 (hex) over what the splits hold.
       tokenizer: of text.
       contiguous: each row of a batch reads on where the row of the batch before ended, instead of in shuffled order.
+      stacked: each channel is an image of its own, of class c_0 … c_{C−1}; the label is Σ_c 10^(C−1−c) · c_c.
     """
 
     splits: Mapping[str, Source]
@@ -93,6 +94,7 @@ class Dataset:
     fingerprint: str
     tokenizer: Tokenizer | None = None
     contiguous: bool = False
+    stacked: bool = False
 
 
 def from_arrays(

@@ -21,6 +21,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Array
 
+DIGITS = 10  # classes of each channel of stacked images
 _LEAST_SIDE = 8  # pixels; a layer halves larger images
 _KERNEL = 3
 _CHANNELS, _MOST_CHANNELS = 16, 128  # of the first layer, doubled by each further one
@@ -96,13 +97,13 @@ class Classifier:
 
 
 def by_channel(one: Extractor) -> Extractor:
-    """Of images whose channels are images of their own: the features of all, and the class Σ_c K^(C−1−c) · class_c."""
+    """Of images whose channels are images of their own: the features of all, and the class Σ_c 10^(C−1−c) · class_c."""
 
     def extract(x):
         n, _, _, channels = x.shape
         features, classes = one.extract(split_channels(x))
         if classes is not None:
-            classes = classes.reshape(n, channels) @ one.num_classes ** np.arange(channels - 1, -1, -1)
+            classes = classes.reshape(n, channels) @ DIGITS ** np.arange(channels - 1, -1, -1)
         return features.reshape(n, -1), classes
 
     return dataclasses.replace(one, extract=extract)
