@@ -121,7 +121,8 @@ class Experiment:
 
     def examples(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at these places of a split, as they are stored, {name: (n, …)}."""
-        return self._split(split)[index]
+        streamed = split == 'train' and self.config.data.stream  # it may not fit into memory
+        return (self._stream_source() if streamed else self._split(split))[index]
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  an experiment lives as long as its process
     def _split(self, split: str):

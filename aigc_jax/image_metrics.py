@@ -81,6 +81,7 @@ class ImageMetrics:
         check(experiment)
         self._experiment, self._evaluator, self._workdir = experiment, evaluator, workdir
         self._held_out_split = experiment.config.eval.final_split
+        self._kept: dict[int, np.ndarray] = {}  # features of training images, by the first one's place
 
     @functools.cached_property
     def extractor(self) -> Extractor:
@@ -120,7 +121,7 @@ class ImageMetrics:
             return {}
         real, found = self._of_real, {}
         if np.isfinite(samples).all():
-            found = self._scores(np.clip(samples, 0, 1), labels)
+            found = self._scores(np.clip(samples, 0, 1), True, labels)
         results = {}
         for name, mark in real.items():
             value, error = found.get(name, (math.nan, None))
@@ -137,7 +138,7 @@ class ImageMetrics:
         _, index = self._nearest(self.extractor.extract(np.clip(np.nan_to_num(samples), 0, 1))[0])
         return self._real('train', index)
 
-    def _scores(self, x: np.ndarray, labels: np.ndarray | None) -> dict[str, tuple[float, float | None]]:
+    def _scores(self, x: np.ndarray, generated: bool, labels: np.ndarray | None = None) -> dict[str, tuple]:
         """{metric: (value, standard error or None)} of images (n, H, W, C); labels: those asked for."""
         feature, classes = self.extractor.extract(x)
         held_out, found = self._held_out[0], {}
@@ -145,8 +146,13 @@ class ImageMetrics:
         found['kernel'] = images.kernel_distance(feature, held_out)
         found |= {name: (value, None) for name, value in images.prdc(held_out, feature, K).items()}
         found['sliced_wasserstein'] = images.sliced_wasserstein(feature, held_out), None
-        found['memorization'] = images.memorization_ratio(self._nearest(feature)[0], self._held_out_nearest), None
         found['ms_ssim'] = images.ms_ssim_diversity(x), None
+        ratio = (
+            1.0  # of held-out images to themselves, which stand for real ones: those trained on are their own nearest
+        )
+        if generated:
+            ratio = images.memorization_ratio(self._nearest(feature)[0], self._held_out_nearest)
+        found['memorization'] = ratio, None
         if self._knows_classes:
             found |= {name: (value, None) for name, value in images.mode_metrics(classes, self._shares).items()}
             if labels is not None:
@@ -154,11 +160,10 @@ class ImageMetrics:
         return found
 
     @functools.cached_property
-    def _of_real(self) -> dict[str, tuple[float, float | None]]:
-        """The same of training images; the accuracy of held-out ones, and 1 for memorization, which is theirs too."""
+    def _of_real(self) -> dict[str, tuple]:
+        """The same of training images, and the classifier's accuracy on held-out ones."""
         x = self._real('train', _places(len(self._experiment.dataset.splits['train']), self._n))
-        found = self._scores(x, None)
-        found['memorization'] = 1.0, None
+        found = self._scores(x, False)
         if self._knows_classes and self._experiment.task.num_classes:
             places = _places(len(self._experiment.dataset.splits[self._held_out_split]), self._n)
             right = self._held_out[1] == self._labels(self._held_out_split)[places]
@@ -201,15 +206,25 @@ class ImageMetrics:
     def _nearest(self, feature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(distance, place) of the nearest training image, (n,) each."""
         best, place = np.full(len(feature), np.inf), np.zeros(len(feature), np.int64)
-        for start, x in self._chunks('train'):
-            distance, index = images.nearest(feature, self.extractor.extract(x)[0])
-            place = np.where(distance < best, start + index, place)
+        for chunk in self._chunks('train'):
+            distance, index = images.nearest(feature, self._of_training(chunk))
+            place = np.where(distance < best, chunk[index], place)
             best = np.minimum(best, distance)
         return best, place
 
-    def _chunks(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    def _of_training(self, chunk: np.ndarray) -> np.ndarray:
+        """The features of training images, kept but for raw pixels, which take more room than they cost time."""
+        if (start := int(chunk[0])) in self._kept:
+            return self._kept[start]
+        feature = self.extractor.extract(self._real('train', chunk))[0]
+        if self.extractor is not features.PIXELS:
+            self._kept[start] = feature
+        return feature
+
+    def _chunks(self, split: str) -> Iterator[np.ndarray]:
+        """All places of a split, in parts."""
         for start in range(0, n := len(self._experiment.dataset.splits[split]), _CHUNK):
-            yield start, self._real(split, np.arange(start, min(start + _CHUNK, n)))
+            yield np.arange(start, min(start + _CHUNK, n))
 
     def _real(self, split: str, index: np.ndarray) -> np.ndarray:
         """Images as a model is given them, in [0, 1], (n, H, W, C) float32."""
@@ -224,7 +239,7 @@ class ImageMetrics:
         return jax.jit(given)
 
     def _labels(self, split: str) -> np.ndarray:
-        return self._experiment.examples(split, np.arange(len(self._experiment.dataset.splits[split])))['label']
+        return np.concatenate([self._experiment.examples(split, chunk)['label'] for chunk in self._chunks(split)])
 
 
 def _places(count: int, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
-from aigc_jax.image_metrics import ImageMetrics
+from aigc_jax.image_metrics import ImageMetrics, wanted
 
 _POINTS_SHOWN = 2000
 _TOKENS_SHOWN = 32  # of an attention map
@@ -95,10 +95,13 @@ def draw(
 
 
 def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageMetrics) -> None:
-    """plots/neighbours.png: the first images of samples/NAME.npz, each above the training image nearest to it."""
+    """plots/neighbours.png: the first images of samples/NAME.npz, each above the training image nearest to it.
+
+    None of streamed data without metrics of images, which need not be read once more for a picture.
+    """
     from aigc_jax import plots
 
-    if experiment.dataset.kind != 'image':
+    if experiment.dataset.kind != 'image' or (experiment.config.data.stream and not wanted(experiment)):
         return
     samples = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN]
     path = folder / 'plots' / 'neighbours.png'

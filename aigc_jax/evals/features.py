@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Array
@@ -27,8 +28,8 @@ _KERNEL = 3
 _CHANNELS, _MOST_CHANNELS = 16, 128  # of the first layer, doubled by each further one
 _HIDDEN = 128  # features
 _BATCH, _CHUNK = 128, 1000  # images of a training step, and of a call of the trained network
-_STEPS_A_CALL = 100
-_EPOCHS, _LEAST_CALLS, _MOST_CALLS = 6, 8, 20
+_STEPS_A_CALL = 50
+_EPOCHS, _LEAST_CALLS, _MOST_CALLS = 6, 16, 40
 _ONNX_CHUNK = 100
 _LEARNING_RATE, _WEIGHT_DECAY, _SMOOTHING, _DROPOUT = 3e-3, 1e-2, 0.05, 0.3
 
@@ -193,7 +194,7 @@ def train_classifier(x: np.ndarray, labels: np.ndarray, num_classes: int) -> Cla
             updates, state = optimizer.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        keys = jax.random.split(key, _STEPS_A_CALL)
+        keys = rng.fold_in(key, jnp.arange(_STEPS_A_CALL))
         return jax.lax.scan(step, carry, (images, targets, keys))[0]
 
     params = _init(x.shape[1:], num_classes)
@@ -204,7 +205,7 @@ def train_classifier(x: np.ndarray, labels: np.ndarray, num_classes: int) -> Cla
         while len(order) < wanted:
             order = np.concatenate([order, draw.permutation(n)])
         index, order = order[:wanted].reshape(_STEPS_A_CALL, _BATCH), order[wanted:]
-        carry = call(carry, x[index].astype(np.float32), labels[index], jax.random.key(i))
+        carry = call(carry, x[index].astype(np.float32), labels[index], rng.stream(i, 'classifier'))
     return Classifier({name: np.asarray(value) for name, value in carry[0].items()}, x.shape[1:])
 
 
