@@ -54,16 +54,16 @@ def check(experiment: Experiment) -> None:
 
 def _given(experiment: Experiment) -> Extractor | None:
     """The extractor that eval.extractor names, where it is not to be trained here."""
-    name, _, where = wanted(experiment).partition(':')
-    if name == 'onnx' and where:
-        return features.onnx(pathlib.Path(where).expanduser())
-    if name == 'pixels':
-        return features.PIXELS
+    name = wanted(experiment)
     if name in ('', 'classifier'):
         return None
-    path = pathlib.Path(wanted(experiment)).expanduser()
+    if name == 'pixels':
+        return features.PIXELS
+    if name.startswith('onnx:'):
+        return features.onnx(pathlib.Path(name.removeprefix('onnx:')).expanduser())
+    path = pathlib.Path(name).expanduser()
     if not path.exists() and path.suffix != '.npz':
-        raise UserError(f'eval.extractor: {str(path)!r}{near(str(path), _NAMES)}, or the extractor.npz of another run')
+        raise UserError(f'eval.extractor: {name!r}{near(name, _NAMES)}, or the extractor.npz of another run')
     return _fitted(Classifier.load(path).extractor, experiment)
 
 
@@ -228,15 +228,15 @@ class ImageMetrics:
 
     def _real(self, split: str, index: np.ndarray) -> np.ndarray:
         """Images as a model is given them, in [0, 1], (n, H, W, C) float32."""
-        return np.asarray(self._given(self._experiment.examples(split, index)['x'], index.astype(np.int32)))
+        return np.asarray(self._to_images(self._experiment.examples(split, index)['x'], index.astype(np.int32)))
 
     @functools.cached_property
-    def _given(self):
-        def given(x, index):
+    def _to_images(self):
+        def to_images(x, index):
             batch = self._experiment.preprocess({'x': x}, rng.context(0, 'eval', 0, index))
             return self._experiment.scaling.to_data(batch['x'])
 
-        return jax.jit(given)
+        return jax.jit(to_images)
 
     def _labels(self, split: str) -> np.ndarray:
         return np.concatenate([self._experiment.examples(split, chunk)['label'] for chunk in self._chunks(split)])

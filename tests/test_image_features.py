@@ -237,6 +237,7 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
     'name, words',
     [
         ('classifer', ['did you mean classifier', 'extractor.npz of another run']),
+        ('classifier:x', ['did you mean classifier']),
         ('nowhere/extractor.npz', ['no file nowhere/extractor.npz']),
         ('{tmp}/torn.npz', ['torn.npz is not the extractor.npz of a run']),
         ('{tmp}/other.npz', ['takes images of (28, 28, 1)', '(8, 8, 1)']),
