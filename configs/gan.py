@@ -62,6 +62,7 @@ def get_config(arg=''):
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
+                kind='mlp',  # or 'conv', for images
                 latent_dim=32,
                 conditional=False,  # on the class
                 generator=dict(features=(256, 256), activation='leaky_relu', bias_init='zeros'),
@@ -108,6 +109,16 @@ _POINTS = {
     'eval_every_steps': 5000, 'checkpoint_every_steps': 5000,
 }  # fmt: skip
 
+_CONV = {'activation': 'leaky_relu_0.2', 'spectral': False, 'attention': 0, 'depth': 1}
+_CLASSIC = {
+    'model.kind': 'conv', 'model.latent_dim': 64, 'batch_size': 64, 'steps_per_call': 20,
+    'task.r1': 0.0, 'task.r2': 0.0,
+    'task.loss': 'nonsaturating', 'data.name': 'idx:mnist',
+    'optim.generator.options.b1': 0.5, 'optim.discriminator.options.b1': 0.5,
+    'optim.generator.options.b2': 0.999, 'optim.discriminator.options.b2': 0.999,
+    'optim.generator.schedule.init_value': 2e-4, 'optim.discriminator.schedule.init_value': 2e-4,
+}  # fmt: skip
+
 VARIANTS = {
     # Seconds on a CPU, for tests.
     'smoke': {
@@ -124,6 +135,30 @@ VARIANTS = {
         'model.generator.bias_init': 'uniform', 'model.discriminator.bias_init': 'uniform',
         'optim.discriminator.schedule.init_value': 4e-3, 'optim.generator.schedule.init_value': 4e-3,
         'eval_every_steps': 6000, 'checkpoint_every_steps': 6000,
+    },
+    # Images, convolutional. DCGAN (Radford et al. 2016) in the classic shape for 28×28: dense 7×7×128 → 64 → 1.
+    'dcgan': {
+        **_CLASSIC,
+        'model.generator': {**_CONV, 'features': (128, 64), 'block': 'plain', 'norm': 'batch', 'activation': 'relu'},
+        'model.discriminator': {**_CONV, 'features': (64, 128), 'block': 'plain', 'norm': 'batch', 'deviation': 0},
+    },
+    # Residual networks, hinge loss, a spectrally normalized discriminator (Miyato et al. 2018).
+    'sngan': {
+        **_CLASSIC, 'task.loss': 'hinge', 'optim.generator.options.b1': 0.0, 'optim.discriminator.options.b1': 0.0,
+        'optim.generator.options.b2': 0.9, 'optim.discriminator.options.b2': 0.9,
+        'model.generator': {**_CONV, 'features': (64, 64), 'block': 'residual', 'norm': 'batch', 'activation': 'relu'},
+        'model.discriminator': {
+            **_CONV, 'features': (64, 64), 'block': 'residual', 'norm': 'none', 'activation': 'relu', 'spectral': True,
+            'deviation': 0,
+        },
+    },
+    # Relativistic, penalties on real and on generated images, no normalization (Huang et al. 2024).
+    'r3gan': {
+        **_CLASSIC, 'task.loss': 'relativistic', 'task.r1': 1.0, 'task.r2': 1.0,
+        'optim.generator.options.b1': 0.0, 'optim.discriminator.options.b1': 0.0,
+        'optim.generator.options.b2': 0.99, 'optim.discriminator.options.b2': 0.99,
+        'model.generator': {**_CONV, 'features': (64, 32), 'block': 'modern', 'norm': 'none'},
+        'model.discriminator': {**_CONV, 'features': (32, 64), 'block': 'modern', 'norm': 'none', 'deviation': 0},
     },
     # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
     'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,

@@ -52,6 +52,7 @@ def get_config(arg=''):
                 stream=False,  # read by Grain while training, instead of resident on the device
             ),
             model=dict(
+                kind='mlp',  # or 'conv', for images
                 latent_dim=16,
                 conditional=False,  # on the class
                 encoder=dict(features=(256, 128), activation='relu', bias_init='zeros'),
@@ -110,6 +111,18 @@ VARIANTS = {
         'optim.model.schedule.init_value': 3e-3, 'optim.model.ema_decay': 0.999,
         'eval_every_steps': 20_000, 'checkpoint_every_steps': 5000, 'log_every_steps': 1000, 'eval.k': 32,
         'eval.extractor': '',  # the set has no labels, and samples are means, which binary images are not
+    },
+    # Convolutional, residual, with group normalization.
+    'conv': {
+        'model.kind': 'conv', 'model.latent_dim': 32, 'steps_per_call': 20,
+        'model.encoder': {
+            'features': (32, 64), 'block': 'residual', 'norm': 'group', 'activation': 'silu', 'spectral': False,
+            'attention': 0, 'depth': 1,
+        },
+        'model.decoder': {
+            'features': (64, 32), 'block': 'residual', 'norm': 'group', 'activation': 'silu', 'spectral': False,
+            'attention': 0, 'depth': 1,
+        },
     },
     # The article's network.
     'article': {'model.latent_dim': 2, 'model.encoder.features': (128, 64), 'model.decoder.features': (64, 128)},

@@ -3,6 +3,7 @@
 Parameters are float32; `dtype` is what the products are computed in. The outputs are float32 whatever it is.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +23,10 @@ def _uniform_bias(fan_in: int) -> Callable[..., Array]:
 # Of the hidden layers. 'uniform': U(±1/√fan_in), as torch.nn.Linear's; with 'zeros' the kinks of a first layer of ReLUs
 # all begin in the origin, from where they take long to spread over data of two dimensions.
 BIASES = {'zeros': lambda fan_in: nn.initializers.zeros, 'uniform': _uniform_bias}
-CHOICES = {
-    'activation': ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid'),  # of jax.nn
-    'bias_init': tuple(BIASES),
-}
+ACTIVATIONS = {
+    name: getattr(jax.nn, name) for name in ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid')
+} | {'leaky_relu_0.2': functools.partial(jax.nn.leaky_relu, negative_slope=0.2)}
+CHOICES = {'activation': tuple(ACTIVATIONS), 'bias_init': tuple(BIASES)}
 
 
 def flat_dim(shape: Sequence[int]) -> int:
@@ -48,7 +49,7 @@ class MLP(nn.Module):
             x = jnp.concatenate([x, condition], axis=-1)
         for features in self.features:
             initializer = BIASES[self.bias_init](x.shape[-1])
-            x = getattr(jax.nn, self.activation)(nn.Dense(features, dtype=self.dtype, bias_init=initializer)(x))
+            x = ACTIVATIONS[self.activation](nn.Dense(features, dtype=self.dtype, bias_init=initializer)(x))
         return nn.Dense(self.out_dim, dtype=self.dtype)(x).astype(jnp.float32)
 
 
@@ -62,7 +63,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> tuple[Array, Array]:
         out = MLP(self.features, 2 * self.latent_dim, self.activation, self.bias_init, self.dtype, name='mlp')(
             x, condition
         )
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, condition: Array | None = None) -> Array:
+    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
         out = MLP(self.features, flat_dim(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(
             z, condition
         )
@@ -100,7 +101,7 @@ class Generator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, z: Array, condition: Array | None = None) -> Array:
+    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
         x = Decoder(self.features, self.shape, self.activation, self.bias_init, self.dtype, name='decoder')(
             z, condition
         )
@@ -116,5 +117,5 @@ class Discriminator(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None) -> Array:
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
         return MLP(self.features, 1, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)[:, 0]

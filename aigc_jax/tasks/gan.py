@@ -10,8 +10,7 @@ from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.nn.build import build, compute_dtype
-from aigc_jax.nn.mlp import Discriminator, Generator
+from aigc_jax.nn import networks
 
 
 def nonsaturating(real: Array, fake: Array) -> tuple[Array, Array]:
@@ -49,7 +48,7 @@ def make(config, dataset: Dataset) -> Task:
              simultaneous=bool),
         'task',
     )  # fmt: skip
-    check_fields(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict), 'model')
+    networks.check_model(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict))
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
     if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):
@@ -59,11 +58,10 @@ def make(config, dataset: Dataset) -> Task:
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     anneal = optim.schedule(options.penalty_schedule, config.total_steps, 'task.penalty_schedule')
-    dtype = compute_dtype(config.precision)
-    generator = build(
-        Generator, 'model.generator', model.generator, shape=shape, bounded=dataset.kind == 'image', dtype=dtype
-    )
-    discriminator = build(Discriminator, 'model.discriminator', model.discriminator, dtype=dtype)
+    bounded = dataset.kind == 'image'
+    generator = networks.make(config, 'Generator', model.generator, shape, shape=shape, bounded=bounded)
+    discriminator = networks.make(config, 'Discriminator', model.discriminator, shape)
+    players = {'discriminator': discriminator, 'generator': generator}
     loss, num_classes = LOSSES[options.loss], dataset.num_classes if model.conditional else 0
 
     def one_hot(labels: Array | None) -> Array | None:
@@ -71,22 +69,25 @@ def make(config, dataset: Dataset) -> Task:
 
     def init(key: Array):
         c = one_hot(jnp.zeros((1,), jnp.int32))
-        return {
-            'discriminator': discriminator.init(rng.named(key, 'discriminator'), jnp.zeros((1, *shape)), c)['params'],
-            'generator': generator.init(rng.named(key, 'generator'), jnp.zeros((1, d)), c)['params'],
-        }, Extra({}, {})
+        inputs = {'discriminator': jnp.zeros((1, *shape)), 'generator': jnp.zeros((1, d))}
+        drawn = {player: net.init(rng.named(key, player), inputs[player], c) for player, net in players.items()}
+        stats = {player: stats for player, (_, stats) in drawn.items() if stats}
+        return {player: params for player, (params, _) in drawn.items()}, Extra(stats, {})
 
-    def G(params: dict[str, Tree], ctx: rng.Context, c: Array | None) -> Array:
-        return generator.apply({'params': params['generator']}, ctx.normal('z', (d,)), c)
+    def run(player: str, params: dict[str, Tree], stats: Tree, *inputs):
+        """(output, stats) of a network while training."""
+        output, own = players[player].train(params[player], stats.get(player, {}), *inputs)
+        return output, {**stats, player: own} if own else stats
 
-    def critic(params: dict[str, Tree], c: Array | None):
-        return lambda x: discriminator.apply({'params': params['discriminator']}, x, c)
+    def G(params: dict[str, Tree], stats: Tree, ctx: rng.Context, c: Array | None):
+        return run('generator', params, stats, ctx.normal('z', (d,)), c)
 
     def discriminator_loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
         x, c = batch['x'], one_hot(batch.get('label'))
-        D, fake_x = critic(params, c), G(params, ctx, c)
-        real, r1 = _logits_and_penalty(D, x, options.r1)
-        fake, r2 = _logits_and_penalty(D, fake_x, options.r2)
+        fake_x, stats = G(params, extra.stats, ctx, c)
+        D = lambda x, stats: run('discriminator', params, stats, x, c)
+        (real, stats), r1 = _with_penalty(D, x, stats, options.r1)
+        (fake, stats), r2 = _with_penalty(D, fake_x, stats, options.r2)
         value = jnp.mean(loss(real, fake)[0])
         metrics = {'real_logit': jnp.mean(real), 'fake_logit': jnp.mean(fake), 'adversarial': value}
         half = anneal(ctx.step) / 2
@@ -96,27 +97,34 @@ def make(config, dataset: Dataset) -> Task:
             metrics['r2'], value = r2, value + options.r2 * half * r2
         if options.gradient_penalty:  # λ E(‖∇D(x̂)‖ − 1)², x̂ between real and generated (Gulrajani et al. 2017, eq. 3)
             u = ctx.uniform('interpolate').reshape(-1, *[1] * len(shape))
-            norm = jnp.sqrt(_squared_gradient(D, u * x + (1 - u) * fake_x)[1] + 1e-12)
+            norm = jnp.sqrt(_squared_gradient(D, u * x + (1 - u) * fake_x, stats)[1] + 1e-12)
             metrics['gradient_penalty'] = jnp.mean((norm - 1) ** 2)
             value = value + options.gradient_penalty * metrics['gradient_penalty']
-        return value, (metrics, extra)
+        return value, (metrics, extra._replace(stats=stats))
 
     def generator_loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
         c = one_hot(batch.get('label'))
-        D = critic(params, c)
-        return jnp.mean(loss(D(batch['x']), D(G(params, ctx, c)))[1]), ({}, extra)
+        fake_x, stats = G(params, extra.stats, ctx, c)
+        # The discriminator's statistics are renewed in its own turn alone.
+        real, _ = run('discriminator', params, stats, batch['x'], c)
+        fake, _ = run('discriminator', params, stats, fake_x, c)
+        return jnp.mean(loss(real, fake)[1]), ({}, extra._replace(stats=stats))
+
+    def D_trained(params, extra: Extra, x: Array, c: Array | None) -> Array:
+        return discriminator(params['discriminator'], extra.stats.get('discriminator', {}), x, c)
+
+    def sample(params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
+        stats = extra.stats.get('generator', {})
+        return generator(params['generator'], stats, ctx.normal('z', (d,)), one_hot(labels))
 
     def evaluate(params, extra, batch: Batch, ctx: rng.Context):
         """Logits on held-out and on generated examples: their gap against the training set's shows overfitting."""
-        c = one_hot(batch.get('label'))
-        D = critic(params, c)
-        return {'discriminator/real_logit': D(batch['x']), 'discriminator/fake_logit': D(G(params, ctx, c))}
-
-    def sample(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-        return G(params, ctx, one_hot(labels))
+        D = lambda x: D_trained(params, extra, x, one_hot(batch.get('label')))
+        fake_x = sample(params, extra, ctx, batch.get('label'))
+        return {'discriminator/real_logit': D(batch['x']), 'discriminator/fake_logit': D(fake_x)}
 
     def score(params, extra, x: Array, ctx: rng.Context) -> Array:
-        return critic(params, None)(x)
+        return D_trained(params, extra, x, None)
 
     turns = Turn('discriminator', discriminator_loss), Turn('generator', generator_loss)
     return Task(
@@ -129,15 +137,16 @@ def make(config, dataset: Dataset) -> Task:
     )
 
 
-def _squared_gradient(D, x: Array) -> tuple[Array, Array]:
-    """(D(x), ‖∇D(x)‖²), (n,) each, by one forward and one backward pass."""
-    logits, pull = jax.vjp(D, x)
+def _squared_gradient(D, x: Array, stats: Tree):
+    """D(x, stats) and ‖∇D(x)‖², (n,), by one forward and one backward pass."""
+    logits, pull, stats = jax.vjp(lambda x: D(x, stats), x, has_aux=True)
     (gradient,) = pull(jnp.ones_like(logits))
-    return logits, jnp.sum(gradient.reshape(x.shape[0], -1) ** 2, axis=-1)
+    return (logits, stats), jnp.sum(gradient.reshape(x.shape[0], -1) ** 2, axis=-1)
 
 
-def _logits_and_penalty(D, x: Array, weight: float) -> tuple[Array, Array | None]:
+def _with_penalty(D, x: Array, stats: Tree, weight: float):
+    """D(x, stats) and E‖∇D(x)‖², or None where it has no weight."""
     if not weight:
-        return D(x), None
-    logits, squared = _squared_gradient(D, x)
-    return logits, jnp.mean(squared)
+        return D(x, stats), None
+    found, squared = _squared_gradient(D, x, stats)
+    return found, jnp.mean(squared)

@@ -12,8 +12,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.nn.build import build, compute_dtype
-from aigc_jax.nn.mlp import Decoder, Encoder
+from aigc_jax.nn import networks
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -66,7 +65,7 @@ def make(config, dataset: Dataset) -> Task:
     latent_dim, conditional. Raises UserError for a field that fits neither these nor the data."""
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
     check_fields(options, dict(name=str, likelihood=str, k=int, beta=float, kl_warmup_steps=int), 'task')
-    check_fields(model, dict(latent_dim=int, conditional=bool, encoder=dict, decoder=dict), 'model')
+    networks.check_model(model, dict(latent_dim=int, conditional=bool, encoder=dict, decoder=dict))
     if options.likelihood not in LIKELIHOODS:
         raise UserError(f'task.likelihood: {options.likelihood!r}{near(options.likelihood, LIKELIHOODS)}')
     if options.likelihood == 'bernoulli' and (dataset.kind != 'image' or config.data.scale != 'unit'):
@@ -80,9 +79,11 @@ def make(config, dataset: Dataset) -> Task:
     k, chunk = config.eval.get('k', 0), config.eval.get('k_chunk', 0)
     if options.k < 1 or k < 1 or chunk < 1 or k % chunk:
         raise UserError('task.k and eval.k count importance samples: 1 or more, eval.k a multiple of eval.k_chunk')
-    dtype = compute_dtype(config.precision)
-    encoder = build(Encoder, 'model.encoder', model.encoder, latent_dim=d, dtype=dtype)
-    decoder = build(Decoder, 'model.decoder', model.decoder, shape=shape, dtype=dtype)
+    for role in ('encoder', 'decoder'):  # every bound here calls them with k samples, so no statistics are renewed
+        if model[role].get('norm') == 'batch' or model[role].get('spectral'):
+            raise UserError(f"model.{role}: of a VAE it has norm='group', 'layer' or 'none', and spectral=False")
+    encoder = networks.make(config, 'Encoder', model.encoder, shape, latent_dim=d)
+    decoder = networks.make(config, 'Decoder', model.decoder, shape, shape=shape)
     log_likelihood, num_classes = LIKELIHOODS[options.likelihood], dataset.num_classes if model.conditional else 0
     num_dims = math.prod(shape)
 
@@ -90,8 +91,8 @@ def make(config, dataset: Dataset) -> Task:
         x, z = jnp.zeros((1, *shape)), jnp.zeros((1, d))
         c = one_hot(jnp.zeros((1,), jnp.int32))
         params = {
-            'encoder': encoder.init(rng.named(key, 'encoder'), x, c)['params'],
-            'decoder': decoder.init(rng.named(key, 'decoder'), z, c)['params'],
+            'encoder': encoder.init(rng.named(key, 'encoder'), x, c)[0],
+            'decoder': decoder.init(rng.named(key, 'decoder'), z, c)[0],
         }
         if options.likelihood == 'gaussian':
             params['log_scale'] = jnp.zeros(())
@@ -101,10 +102,10 @@ def make(config, dataset: Dataset) -> Task:
         return jax.nn.one_hot(labels, num_classes) if num_classes else None
 
     def encode(theta: Tree, batch: Batch):
-        return encoder.apply({'params': theta['encoder']}, batch['x'], one_hot(batch.get('label')))
+        return encoder(theta['encoder'], {}, batch['x'], one_hot(batch.get('label')))
 
     def decode(theta: Tree, z: Array, labels: Array | None) -> Array:
-        return decoder.apply({'params': theta['decoder']}, z, one_hot(labels))
+        return decoder(theta['decoder'], {}, z, one_hot(labels))
 
     def log_p_x_given_z(theta: Tree, batch: Batch, z: Array) -> Array:
         """z (n, k, d) -> log p(x given z), (n, k)."""

@@ -1,0 +1,281 @@
+"""Convolutional networks: encoder, decoder, generator, discriminator. Shapes in, shapes out, no loss.
+
+Each is a trunk that halves or doubles the sides once for every entry of `features`, in blocks by name:
+
+  plain     a 4×4 convolution of stride 2, normalization, activation (DCGAN, Radford et al. 2016)
+  residual  two 3×3 convolutions, each after normalization and activation, beside a 1×1 one (Miyato et al. 2018, SNGAN)
+  modern    1×1, grouped 3×3 and 1×1 convolution without normalization, the last one zero at first, and resampling with
+            the kernel (1, 2, 1) between the levels (Huang et al. 2024, R3GAN)
+
+Parameters are float32; `dtype` is what the products are computed in. The outputs are float32 whatever it is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Array
+from aigc_jax.nn.conv import (
+    NORMS,
+    Conv,
+    Normalize,
+    SelfAttention,
+    blur,
+    downsample,
+    maybe_spectral,
+    minibatch_deviation,
+    upsample,
+)
+from aigc_jax.nn.mlp import ACTIVATIONS
+
+BLOCKS = ('plain', 'residual', 'modern')
+CHOICES = {'activation': tuple(ACTIVATIONS), 'norm': NORMS, 'block': BLOCKS}
+_GROUPED = 16  # channels of a group of a modern block
+
+
+class _Block(nn.Module):
+    """One level, `up` or down; `halve` its sides, or leave them. x (n, H, W, C) -> (n, H', W', features)."""
+
+    features: int
+    block: str
+    norm: str
+    activation: str
+    spectral: bool
+    up: bool
+    resample: bool
+    axis_name: str | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None, train: bool) -> Array:
+        act = ACTIVATIONS[self.activation]
+        # The condition goes where the network is a generator: a discriminator has a projection of it.
+        normalize = lambda x: Normalize(self.norm, self.axis_name, self.dtype)(x, condition, train)
+        layer = lambda x, features, size, **more: maybe_spectral(
+            Conv(features, size, dtype=self.dtype, **more), self.spectral
+        )(x, train)
+        if self.block == 'plain':
+            size, stride = (4, 2) if self.resample else (3, 1)
+            x = layer(x, self.features, size, stride=stride, transposed=self.up and self.resample,
+                      use_bias=self.norm != 'batch')  # fmt: skip
+            return act(normalize(x))
+        if self.block == 'residual':
+            enter = upsample if self.up and self.resample else lambda x: x
+            leave = downsample if not self.up and self.resample else lambda x: x
+            h = layer(enter(act(normalize(x))), self.features, 3)
+            h = leave(layer(act(normalize(h)), self.features, 3))
+            if x.shape[-1] != self.features or self.resample:
+                x = leave(layer(enter(x), self.features, 1))
+            return x + h
+        if self.resample:
+            x = blur(upsample(x)) if self.up else downsample(blur(x))
+        if x.shape[-1] != self.features:
+            x = layer(x, self.features, 1, use_bias=False)
+        inner = 2 * self.features
+        h = act(layer(x, inner, 1))
+        h = act(layer(h, inner, 3, groups=max(inner // _GROUPED, 1) if inner % _GROUPED == 0 else 1))
+        return x + layer(h, self.features, 1, use_bias=False, kernel_init=nn.initializers.zeros)
+
+
+class Down(nn.Module):
+    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, features[-1]) of L = len(features) levels.
+
+    depth: blocks a level; the first of them resamples. attention: the side at which there is self-attention; 0: none.
+    """
+
+    features: Sequence[int]
+    block: str
+    norm: str
+    activation: str
+    spectral: bool
+    attention: int
+    depth: int
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for level, features in enumerate(self.features):
+            for d in range(self.depth):
+                # DCGAN: no normalization where the image enters, for it would lose the image's own scale.
+                norm = 'none' if level == d == 0 and self.block == 'plain' else self.norm
+                x = _Block(
+                    features,
+                    self.block,
+                    norm,
+                    self.activation,
+                    self.spectral,
+                    False,
+                    d == 0,
+                    self.axis_name,
+                    self.dtype,
+                )(x, None, train)
+            if self.attention == x.shape[1]:
+                x = SelfAttention(self.spectral, self.dtype, name='attention')(x, train)
+        return x if self.block == 'plain' else ACTIVATIONS[self.activation](x)
+
+
+class Up(nn.Module):
+    """z (n, d) and a condition (n, c), or None -> (n, *shape), float32: the sides of `shape` are doubled L times."""
+
+    features: Sequence[int]
+    shape: Sequence[int]
+    block: str
+    norm: str
+    activation: str
+    spectral: bool
+    attention: int
+    depth: int
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None, train: bool) -> Array:
+        act, levels = ACTIVATIONS[self.activation], len(self.features)
+        height, width = (side // 2**levels for side in self.shape[:2])
+        if condition is not None:
+            z = jnp.concatenate([z, condition], axis=-1)
+        conditional = condition if self.norm != 'none' else None
+        normalize = lambda x: Normalize(self.norm, self.axis_name, self.dtype)(x, conditional, train)
+        dense = nn.Dense(height * width * self.features[0], dtype=self.dtype, name='dense')
+        x = maybe_spectral(dense, self.spectral)(z, train).reshape(-1, height, width, self.features[0])
+        if self.block == 'plain':
+            x = act(normalize(x))
+        # Of a plain network the last level is the convolution that gives the image.
+        for features in self.features[1:] if self.block == 'plain' else self.features:
+            if self.attention == x.shape[1]:
+                x = SelfAttention(self.spectral, self.dtype, name='attention')(x, train)
+            for d in range(self.depth):
+                x = _Block(
+                    features, self.block, self.norm, self.activation, self.spectral, True, d == 0, self.axis_name,
+                    self.dtype,
+                )(x, conditional, train)  # fmt: skip
+        if self.block == 'plain':
+            last = Conv(self.shape[-1], 4, 2, transposed=True, dtype=self.dtype, name='image')
+        else:
+            x = act(normalize(x) if self.block == 'residual' else x)
+            last = Conv(self.shape[-1], 3, dtype=self.dtype, name='image')
+        return maybe_spectral(last, self.spectral)(x, train).astype(jnp.float32)
+
+
+class Encoder(nn.Module):
+    """x (n, H, W, C) -> mean and log-variance of q(z given x), (n, latent_dim) each."""
+
+    features: Sequence[int]
+    latent_dim: int
+    block: str
+    norm: str
+    activation: str
+    spectral: bool = False
+    attention: int = 0
+    depth: int = 1
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> tuple[Array, Array]:
+        x = Down(
+            self.features, self.block, self.norm, self.activation, self.spectral, self.attention, self.depth,
+            self.axis_name, self.dtype, name='trunk',
+        )(x, train)  # fmt: skip
+        x = x.reshape(x.shape[0], -1)
+        if condition is not None:
+            x = jnp.concatenate([x, condition], axis=-1)
+        out = nn.Dense(2 * self.latent_dim, dtype=self.dtype, name='head')(x).astype(jnp.float32)
+        return out[:, : self.latent_dim], out[:, self.latent_dim :]
+
+
+class Decoder(nn.Module):
+    """z (n, latent_dim) -> the natural parameters of p(x given z): logits or means, (n, *shape)."""
+
+    features: Sequence[int]
+    shape: Sequence[int]
+    block: str
+    norm: str
+    activation: str
+    spectral: bool = False
+    attention: int = 0
+    depth: int = 1
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
+        return Up(
+            self.features, self.shape, self.block, self.norm, self.activation, self.spectral, self.attention,
+            self.depth, self.axis_name, self.dtype, name='trunk',
+        )(z, condition, train)  # fmt: skip
+
+
+class Generator(nn.Module):
+    """z (n, latent_dim) -> x (n, *shape), inside [−1, 1] where `bounded`."""
+
+    features: Sequence[int]
+    shape: Sequence[int]
+    block: str
+    norm: str
+    activation: str
+    bounded: bool
+    spectral: bool = False
+    attention: int = 0
+    depth: int = 1
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
+        x = Up(
+            self.features, self.shape, self.block, self.norm, self.activation, self.spectral, self.attention,
+            self.depth, self.axis_name, self.dtype, name='trunk',
+        )(z, condition, train)  # fmt: skip
+        return jnp.tanh(x) if self.bounded else x
+
+
+class Discriminator(nn.Module):
+    """x (n, H, W, C) -> logit of 'x is real' (n,), with the projection of a condition (Miyato & Koyama 2018, eq. 3).
+
+    deviation: neighbours in the batch whose standard deviation it sees; 0: it does not.
+    """
+
+    features: Sequence[int]
+    block: str
+    norm: str
+    activation: str
+    spectral: bool = False
+    attention: int = 0
+    depth: int = 1
+    deviation: int = 0
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
+        x = Down(
+            self.features, self.block, self.norm, self.activation, self.spectral, self.attention, self.depth,
+            self.axis_name, self.dtype, name='trunk',
+        )(x, train)  # fmt: skip
+        if self.deviation:
+            x = minibatch_deviation(x, self.deviation)
+        # SNGAN sums over places; of a plain network places stand side by side, as in DCGAN.
+        x = x.sum((1, 2)) if self.block == 'residual' else x.reshape(x.shape[0], -1)
+        head = maybe_spectral(nn.Dense(1, dtype=self.dtype, name='head'), self.spectral)
+        logit = head(x, train)[:, 0]
+        if condition is not None:
+            embed = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name='projection')
+            logit = logit + jnp.sum(maybe_spectral(embed, self.spectral)(condition, train) * x, axis=-1)
+        return logit.astype(jnp.float32)
+
+
+def check_shape(features: Sequence[int], shape: Sequence[int], what: str) -> None:
+    """Raises UserError unless images of `shape` can be halved once for every entry of `what`.features."""
+    levels = len(features)
+    if len(shape) != 3:
+        raise UserError('model.kind: conv is for images; set it to mlp')
+    if not levels or any(side % 2**levels for side in shape[:2]):
+        raise UserError(
+            f'{what}.features: {levels} levels halve the sides {shape[0]} and {shape[1]} {levels} times; '
+            f'give as many as go without a remainder, 1 or more'
+        )

@@ -1,0 +1,56 @@
+"""Networks by name: a module with its parameters and its statistics kept apart."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as linen
+
+from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.types import Array, Tree
+from aigc_jax.nn import images, mlp
+from aigc_jax.nn.build import build, compute_dtype
+
+KINDS = {'mlp': mlp, 'conv': images}  # model.kind -> the file that has Encoder, Decoder, Generator, Discriminator
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """init(key, *inputs) -> (params, stats): stats, of batches and of spectral norms, are {} where it has none.
+
+    network(params, stats, *inputs) -> output; network.train(…) -> (output, stats), the renewed ones.
+    """
+
+    module: linen.Module
+
+    def init(self, key: Array, *inputs) -> tuple[Tree, Tree]:
+        variables = dict(self.module.init(key, *inputs))
+        return variables.pop('params'), variables
+
+    def __call__(self, params: Tree, stats: Tree, *inputs):
+        return self.module.apply({'params': params, **stats}, *inputs)
+
+    def train(self, params: Tree, stats: Tree, *inputs):
+        if not stats:
+            return self(params, stats, *inputs), stats
+        return self.module.apply({'params': params, **stats}, *inputs, train=True, mutable=list(stats))
+
+
+def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) -> Network:
+    """The `role`, 'Encoder' …, of config.model.kind, with the `fields` that config.model holds for it.
+
+    Raises UserError for a field that does not fit.
+    """
+    kind, what = config.model.get('kind', 'mlp'), f'model.{role.lower()}'  # runs of before there was a choice lack it
+    if kind not in KINDS:
+        raise UserError(f'model.kind: {kind!r}{near(kind, KINDS)}')
+    if kind == 'conv':
+        given['axis_name'] = 'data' if config.parallel.mode == 'pmap' and config.num_seeds == 1 else None
+    network = build(getattr(KINDS[kind], role), what, fields, dtype=compute_dtype(config.precision), **given)
+    if kind == 'conv':
+        images.check_shape(fields.features, image_shape, what)
+    return Network(network)
+
+
+def check_model(config, fields: dict[str, type]) -> None:
+    """Raises UserError unless `config`, the config's `model`, has `fields`, and kind; runs of earlier days lack it."""
+    check_fields(config, fields | ({'kind': str} if 'kind' in config else {}), 'model')

@@ -1,0 +1,149 @@
+"""Convolution as matrix products against the native one, and the layers and networks made of it."""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aigc_jax import config as config_lib
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.experiment import Experiment
+from aigc_jax.nn import conv, images
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def draw(*shape):
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize('function, size, stride, groups', [
+    (conv.conv, 1, 1, 1), (conv.conv, 3, 1, 1), (conv.conv, 4, 2, 1), (conv.conv, 5, 2, 1), (conv.conv, 3, 1, 4),
+    (conv.conv, 4, 2, 2), (conv.conv_transpose, 2, 2, None), (conv.conv_transpose, 4, 2, None),
+    (conv.conv_transpose, 6, 3, None),
+])  # fmt: skip
+def test_products_are_the_native_convolution_with_its_gradients(monkeypatch, function, size, stride, groups):
+    x, kernel = draw(2, 12, 12, 8), draw(size, size, 8 // (groups or 1), 12)
+    arguments = (stride,) if groups is None else (stride, groups)
+    found = []
+    for native in (True, False):
+        monkeypatch.setattr(conv, 'native', lambda native=native: native)
+        y, pull = jax.vjp(lambda x, kernel: function(x, kernel, *arguments), x, kernel)
+        found.append((y, *pull(jnp.cos(y))))
+    for theirs, ours in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_the_transposed_convolution_is_the_gradient_of_the_other():
+    x, g, kernel = draw(2, 8, 8, 3), draw(2, 4, 4, 5), draw(4, 4, 3, 5)
+    _, pull = jax.vjp(lambda x: conv.conv(x, kernel, 2), x)
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    np.testing.assert_allclose(conv.conv_transpose(g, turned, 2), pull(g)[0], atol=1e-4)
+
+
+def test_resampling():
+    x = draw(2, 4, 6, 3)
+    np.testing.assert_array_equal(conv.downsample(conv.upsample(x)), x)
+    assert conv.upsample(x)[0, 3, 5, 1] == x[0, 1, 2, 1]
+    np.testing.assert_allclose(conv.blur(jnp.ones((1, 4, 4, 1))), 1.0)
+    spike = jnp.zeros((1, 5, 5, 1)).at[0, 2, 2, 0].set(16.0)
+    np.testing.assert_allclose(conv.blur(spike)[0, 1:4, 1:4, 0], np.outer([1, 2, 1], [1, 2, 1]))
+
+
+def test_minibatch_deviation_is_that_of_neighbours():
+    x = draw(6, 2, 2, 5)
+    found = conv.minibatch_deviation(x, 3)
+    assert found.shape == (6, 2, 2, 6)
+    np.testing.assert_allclose(found[..., :5], x)
+    np.testing.assert_allclose(found[3:, ..., 5], np.asarray(x[3:]).std(0).mean(), rtol=1e-5)
+
+
+def test_spectral_normalization_divides_by_the_largest_singular_value():
+    layer = conv.Conv(8, 3)
+
+    class Normalized(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return conv.maybe_spectral(layer.clone(), True)(x, train)
+
+    module, x = Normalized(), draw(1, 6, 6, 4)
+    variables = module.init(jax.random.key(0), x, False)
+    stats = {'batch_stats': variables['batch_stats']}
+    for _ in range(200):
+        y, stats = module.apply({'params': variables['params'], **stats}, x, True, mutable=['batch_stats'])
+    params = jax.tree.leaves(variables['params'], is_leaf=lambda t: 'kernel' in t)[0]
+    largest = np.linalg.svd(params['kernel'].reshape(-1, 8), compute_uv=False)[0]
+    np.testing.assert_allclose(y, conv.conv(x, params['kernel'] / largest), rtol=1e-4, atol=1e-4)
+
+
+def test_a_class_has_its_own_normalization():
+    module, x = conv.Normalize('batch'), draw(64, 4, 4, 3) * 3 + 1
+    condition = jax.nn.one_hot(jnp.arange(64) % 2, 2)
+    variables = module.init(jax.random.key(0), x, condition, True)
+    table = np.zeros((2, 6), np.float32)
+    table[1] = [1, 1, 1, 5, 5, 5]  # scale − 1 and shift of the second class
+    y, _ = module.apply(
+        {'params': {'Dense_0': {'kernel': table}}, 'batch_stats': variables['batch_stats']},
+        x, condition, True, mutable=['batch_stats'],
+    )  # fmt: skip
+    plain = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+    np.testing.assert_allclose(y[::2], plain[::2], atol=1e-3)
+    np.testing.assert_allclose(y[1::2], 2 * plain[1::2] + 5, atol=2e-3)
+
+
+@pytest.mark.parametrize('block', images.BLOCKS)
+def test_networks_halve_and_double(block):
+    fields = dict(features=(8, 16), block=block, norm='group', activation='silu', attention=4, depth=2)
+    x = draw(3, 16, 8, 2)
+    c = jax.nn.one_hot(jnp.arange(3), 4)
+    down = images.Discriminator(**fields, deviation=3)
+    assert down.init_with_output(jax.random.key(0), x, c)[0].shape == (3,)
+    up = images.Generator(**{**fields, 'features': (16, 8)}, shape=(16, 8, 2), bounded=True)
+    y, variables = up.init_with_output(jax.random.key(0), draw(3, 5), c)
+    assert y.shape == (3, 16, 8, 2) and abs(y).max() <= 1
+    assert 'attention' in str(jax.tree_util.tree_structure(variables['params']))
+
+
+@pytest.fixture(scope='module')
+def sngan():
+    return Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:sngan,smoke', [('data.name', 'digits')]))
+
+
+def test_statistics_of_a_player_are_renewed_in_its_turns(sngan):
+    state, task = sngan.create_state(), sngan.task
+    batch = {'x': draw(8, 8, 8, 1)}
+    ctx = rng.context(0, 'train', 0, jnp.arange(8))
+    turns = {turn.player: turn.loss for turns in task.rounds for turn in turns}
+    from aigc_jax.core.types import Extra
+
+    extra = Extra(state.stats, state.carry)
+    assert state.stats.keys() == {'discriminator', 'generator'}
+    changed = lambda new, player: any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(new.stats[player]), jax.tree.leaves(extra.stats[player]), strict=True)
+    )
+    _, (_, after) = turns['generator'](state.params, extra, batch, ctx)
+    assert changed(after, 'generator') and not changed(after, 'discriminator')
+    _, (_, after) = turns['discriminator'](state.params, extra, batch, ctx)
+    assert changed(after, 'discriminator')
+
+
+@pytest.mark.parametrize('fields, message', [
+    ([('model.generator.features', '(8, 8, 8, 8)')], 'model.generator.features'),
+    ([('model.generator.block', 'dense')], 'model.generator.block'),
+    ([('model.kind', 'convolution')], 'model.kind'),
+    ([('data.name', 'ring8'), ('data.scale', 'unit')], 'model.kind'),
+])  # fmt: skip
+def test_bad_fields(fields, message):
+    with pytest.raises(UserError, match=message):
+        Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:sngan,smoke', [('data.name', 'digits'), *fields]))
+
+
+def test_a_vae_takes_no_statistics():
+    for fields in ([('model.encoder.norm', 'batch')], [('model.decoder.spectral', 'True')]):
+        with pytest.raises(UserError, match='coder'):
+            Experiment(config_lib.load(f'{CONFIGS / "vae.py"}:conv,smoke', fields))
