@@ -34,6 +34,8 @@ POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log
             'eval.num_samples', 'eval.sample_tokens')  # fmt: skip
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
+# Fields that runs of earlier days lack; without them, their values are those that these runs had.
+LATER_FIELDS = {'eval.extractor': ''}
 DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run
 
 
@@ -196,6 +198,7 @@ def _tuples(value: Any) -> Any:
 def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """'a.b: 1 here, 2 there' for each differing field, except total_steps where it grew."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
+    a, b = LATER_FIELDS | a, LATER_FIELDS | b
     names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
     if 'total_steps' in names and a['total_steps'] > b.get('total_steps', math.inf):
         names.remove('total_steps')

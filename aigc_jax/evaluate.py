@@ -20,7 +20,7 @@ from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
 from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits_per_byte, mixture_nats
 from aigc_jax.experiment import Experiment
 
-Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci', 'perfect' or 'held_out' if known}}
+Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci', 'perfect', 'held_out' or 'real' if known}}
 _SURFACE_POINTS = 100  # along each axis
 _NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
 
@@ -256,13 +256,14 @@ def across(by_seed: dict[int, Results]) -> Results:
 
 def table(results: Results) -> str:
     """The evaluation for a person: one metric a line."""
-    lines = []
+    lines, width = [], max(32, *map(len, results)) if results else 0
     for name, found in results.items():
         ci = f' ± {found["ci"]:.4g}' if math.isfinite(found.get('ci', math.nan)) else ''
         mark = f'  perfect sampler {found["perfect"]:.5g}' if 'perfect' in found else ''
         mark += f'  held-out text {found["held_out"]:.5g}' if 'held_out' in found else ''
+        mark += f'  real images {found["real"]:.5g}' if 'real' in found else ''
         seeds = f', {found["seeds"]} seeds' if 'seeds' in found else ''
-        lines.append(f'{name:<32} {found["value"]:>12.6g}{ci:<14}{mark}  (n={found["n"]}{seeds})')
+        lines.append(f'{name:<{width}} {found["value"]:>12.6g}{ci:<14}{mark}  (n={found["n"]}{seeds})')
     return '\n'.join(lines)
 
 

@@ -126,7 +126,8 @@ class Experiment:
 
     def examples(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at these places of a split, as they are stored, {name: (n, …)}."""
-        return self._split(split)[index]
+        streamed = split == 'train' and self.config.data.stream  # it may not fit into memory
+        return (self._stream_source() if streamed else self._split(split))[index]
 
     @functools.lru_cache(maxsize=8)  # noqa: B019  an experiment lives as long as its process
     def _split(self, split: str):
@@ -165,6 +166,8 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
     overrides: [('data.x' or 'eval.x', text), …]. Raises UserError.
     """
     config = config_lib.from_json(workdir / 'config.json')
+    if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
+        config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
     config_lib.override(config, list(overrides), only=config_lib.DATA_AND_EVAL)
     config_lib.check(config)
     # A finished run is looked at on one device, whatever it was trained on.

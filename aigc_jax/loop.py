@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from aigc_jax import config as config_lib
-from aigc_jax import evaluate, manifest, pictures, solve
+from aigc_jax import evaluate, image_metrics, manifest, pictures, solve
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write
@@ -42,6 +42,7 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
 
     experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else None)
     solve.check(experiment)
+    image_metrics.check(experiment)
     lap('data')
     params = None if resumes else initial_params(experiment)
     checkpoints = open_checkpoints(workdir, config) if resumes else None
@@ -140,17 +141,20 @@ class _Loop:
         """The final evaluation, evaluation.json and the pictures."""
         split = self.config.eval.final_split
         by_seed, solver = self._results(state, split), solve.Solver(self.experiment, self.evaluator)
+        image = image_metrics.ImageMetrics(self.experiment, self.evaluator, self.workdir)
         for k, seed in enumerate(self.seeds):
             replica = self.experiment.replica(state, k)
             arguments = replica, self.experiment.seeds[k], split
             by_seed[seed] |= self.evaluator.texts(*arguments) | self.evaluator.baselines(*arguments)
-            by_seed[seed] |= solver.solve(*arguments[:2])
+            by_seed[seed] |= solver.solve(*arguments[:2]) | image.measure(*arguments[:2])
         for seed, results in by_seed.items():
             self._row('final', {name: found['value'] for name, found in results.items()}, seed)
         if jax.process_index() == 0:
             evaluate.write(self.workdir / 'evaluation.json', self.step, {seed or 0: r for seed, r in by_seed.items()})
         for k, seed in enumerate(self.seeds):
-            self._draw(state, k, seed, f'{self.step:08d}')
+            self._draw(state, k, seed)
+        if jax.process_index() == 0:
+            pictures.draw_neighbours(self.workdir, self._name(self.seeds[0]), self.experiment, image)
         self.log.flush()
 
     def close(self) -> None:
@@ -203,7 +207,7 @@ class _Loop:
         by_seed = self._results(state, self.config.eval.split)
         for seed, results in by_seed.items():
             self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
-        self._draw(state, 0, self.seeds[0], f'{self.step:08d}')
+        self._draw(state, 0, self.seeds[0])
         values = {name: found['value'] for name, found in evaluate.across(by_seed).items()}
         self._watch(values)
         self.waited = parallel.of_first(self.waited)
@@ -217,14 +221,18 @@ class _Loop:
             for k, seed in enumerate(self.seeds)
         }
 
-    def _draw(self, state: TrainState, k: int, seed: int | None, name: str) -> None:
+    def _name(self, seed: int | None) -> str:
+        return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')
+
+    def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
         own = self.experiment.replica(state, k)
         if jax.process_count() > 1:  # every process computes, one writes: what is drawn must be whole on each
             own = parallel.fetch(own)
         if jax.process_index() == 0:
-            name = name if seed is None else f'{name}_seed{seed}'
             rows = None if k else self.log.rows()  # plots/ shows the first replica, and the curves of all
-            pictures.draw(self.workdir, name, self.experiment, self.drawer, own, self.experiment.seeds[k], rows)
+            pictures.draw(
+                self.workdir, self._name(seed), self.experiment, self.drawer, own, self.experiment.seeds[k], rows
+            )
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)

@@ -110,17 +110,18 @@ def _run() -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax import evaluate, solve
+    from aigc_jax import evaluate, image_metrics, solve
     from aigc_jax.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
     evaluator, by_seed = evaluate.Evaluator(experiment), {}
     solver = solve.Solver(experiment, evaluator)
+    image = image_metrics.ImageMetrics(experiment, evaluator, workdir)
     for k, seed in enumerate(experiment.seeds):
         arguments = experiment.replica(state, k), seed, experiment.config.eval.final_split
         parts = evaluator.evaluate, evaluator.texts, evaluator.baselines
         by_seed[seed] = {name: found for part in parts for name, found in part(*arguments).items()}
-        by_seed[seed] |= solver.solve(*arguments[:2])
+        by_seed[seed] |= solver.solve(*arguments[:2]) | image.measure(*arguments[:2])
     step = int(experiment.replica(state, 0).step)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
     print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import re
 
 import numpy as np
 
@@ -9,9 +10,12 @@ from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
+from aigc_jax.image_metrics import ImageMetrics, wanted
 
 _POINTS_SHOWN = 2000
 _TOKENS_SHOWN = 32  # of an attention map
+_ROWS_SHOWN, _COLUMNS_SHOWN = 10, 12  # of samples over training time
+_NEIGHBOURS_SHOWN = 32
 
 
 def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray, labels: np.ndarray | None) -> None:
@@ -49,8 +53,9 @@ def draw(
     folder: pathlib.Path, name: str, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int,
     rows: list | None,
 ) -> None:  # fmt: skip
-    """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), reconstructions beside
-    originals, 2-D points over the score, or of text its loss beside the baselines and attention maps.
+    """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), samples over training time,
+    reconstructions beside originals, 2-D points over the score, or of text its loss beside the baselines and
+    attention maps.
     rows: None for the samples alone."""
     from aigc_jax import plots, text_plots
 
@@ -61,7 +66,7 @@ def draw(
     save_samples(folder / 'samples' / name, experiment, samples, labels)
     if rows is None:
         return
-    plots.curves(rows, folder / 'plots' / 'curves.png')
+    plots.curves(_of_curves(rows) if dataset.kind == 'image' else rows, folder / 'plots' / 'curves.png')
     if dataset.kind == 'text':
         windows = dataset.splits[config.eval.split]
         read, epoch = config.batch_size * dataset.shape[0], len(dataset.splits['train'].tokens)
@@ -76,6 +81,7 @@ def draw(
     pair = evaluator.reconstruct(state, seed, config.eval.split, n)
     if dataset.kind == 'image':
         plots.image_grid(samples, folder / 'plots' / 'samples.png')
+        plots.image_rows(_over_time(folder / 'samples', name), folder / 'plots' / 'progress.png')
         if pair:
             plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png')
     elif dataset.shape == (2,):
@@ -86,3 +92,38 @@ def draw(
         plots.points(
             folder / 'plots' / 'points.png', real, samples, pair[1] if pair else None, dataset.density, surface
         )
+
+
+def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageMetrics) -> None:
+    """plots/neighbours.png: the first images of samples/NAME.npz, each above the training image nearest to it.
+
+    None of streamed data without metrics of images, which need not be read once more for a picture.
+    """
+    from aigc_jax import plots
+
+    if experiment.dataset.kind != 'image' or (experiment.config.data.stream and not wanted(experiment)):
+        return
+    samples = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN]
+    path = folder / 'plots' / 'neighbours.png'
+    plots.image_pairs(samples, metrics.neighbours(samples), path, ('sample', 'nearest trained'))
+
+
+def _over_time(folder: pathlib.Path, name: str) -> list[tuple[str, np.ndarray]]:
+    """[(label, the first samples)] of the evaluations up to that of `name`, STEP or STEP_seedSEED; of many, some."""
+    last, seed, number = name.partition('_seed')
+    found = (re.fullmatch(rf'(\d+){seed}{number}\.npz', path.name) for path in folder.iterdir())
+    steps = sorted(match[1] for match in found if match and int(match[1]) <= int(last))
+    chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _ROWS_SHOWN)).round().astype(int))
+    files = [(int(steps[i]), folder / f'{steps[i]}{seed}{number}.npz') for i in chosen]
+    return [(f'step {step:,}', _samples(path)[:_COLUMNS_SHOWN]) for step, path in files]
+
+
+def _samples(path: pathlib.Path) -> np.ndarray:
+    with np.load(path) as file:
+        return file['samples']
+
+
+def _of_curves(rows: list[dict]) -> list[dict]:
+    """Without what the final evaluation alone measures: one point is no curve."""
+    known = {'step', 'split', 'seed'}.union(*(row for row in rows if row['split'] != 'final'))
+    return [{name: value for name, value in row.items() if name in known} for row in rows]

@@ -35,34 +35,43 @@ def image_grid(x, path, columns: int = 0) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def reconstructions(original, reconstruction, path) -> None:
-    """Rows of `original` (N, H, W, C), each with its row of `reconstruction` (the same shape) below.
+def image_pairs(upper, lower, path, labels: tuple[str, str]) -> None:
+    """Rows of `upper` (N, H, W, C), each with its row of `lower` (the same shape) below, labelled.
 
-    Both are labelled. Values and errors as in `image_grid`.
+    Values and errors as in `image_grid`.
     """
-    upper, lower = _tiles(original), _tiles(reconstruction)
-    if upper.shape != lower.shape:
-        raise ValueError(f'shapes differ: {np.shape(original)} and {np.shape(reconstruction)}')
-    columns = min(len(upper), max(1, 800 // (upper.shape[2] + _GAP)))
-    strips = []
+    if np.shape(upper) != np.shape(lower):
+        raise ValueError(f'shapes differ: {np.shape(upper)} and {np.shape(lower)}')
+    wide = _tiles(upper[:1]).shape[2]
+    columns = min(len(upper), max(1, 800 // (wide + _GAP)))
+    rows = []
     for start in range(0, len(upper), columns):
-        strips += [_grid(tiles[start : start + columns], columns) for tiles in (upper, lower)]
+        rows += [(label, x[start : start + columns]) for label, x in zip(labels, (upper, lower), strict=True)]
+    image_rows(rows, path, together=2)
+
+
+def reconstructions(original, reconstruction, path) -> None:
+    """Rows of `original` (N, H, W, C), each with its row of `reconstruction` below."""
+    image_pairs(original, reconstruction, path, ('original', 'reconstruction'))
+
+
+def image_rows(rows, path, together: int = 1) -> None:
+    """Rows of images, [(label, (N, H, W, C)), …], N up to that of the first; each `together` rows are set apart.
+
+    Values and errors as in `image_grid`.
+    """
+    columns = len(rows[0][1])
+    strips = [_grid(_tiles(x), columns) for _, x in rows]
     tall, wide = strips[0].shape[:2]
-    between, margin = 12, 130  # pixels between pairs of rows, and left of them for the labels
-    height = len(strips) * tall + (len(strips) // 2 + 1) * between
-    figure = new_figure((margin + wide + between) / _DPI, height / _DPI)
-    for index, strip in enumerate(strips):
-        top = between + index * tall + index // 2 * between
+    between, margin = (12 if together > 1 else 0), 130  # pixels between sets of rows, and left of them for the labels
+    height = len(strips) * tall + (-(-len(strips) // together) + 1) * between
+    figure = new_figure((margin + wide + 12) / _DPI, height / _DPI)
+    for index, (strip, (label, _)) in enumerate(zip(strips, rows, strict=True)):
+        top = between + index * tall + index // together * between
         # figimage copies pixel for pixel; imshow would resample.
         figure.figimage(strip, margin, height - top - tall, origin='upper')
-        figure.text(
-            (margin - 8) / (margin + wide + between),
-            1 - (top + tall / 2) / height,
-            ('original', 'reconstruction')[index % 2],
-            ha='right',
-            va='center',
-            fontsize=9,
-        )
+        x, y = (margin - 8) / (margin + wide + 12), 1 - (top + tall / 2) / height
+        figure.text(x, y, label, ha='right', va='center', fontsize=9)
     save_figure(figure, path)
 
 

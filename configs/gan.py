@@ -115,6 +115,9 @@ def get_config(arg=''):
                 final_split='test',
                 batch_size=500,  # examples
                 num_samples=10_000,  # for metrics of samples
+                # What images are compared by in the final evaluation: 'classifier' (trained here, on the labels),
+                # 'pixels', another run's extractor.npz, 'onnx:FILE'; '': no metrics of images
+                extractor='classifier',
                 num_shown=64,  # in a picture
                 best_metric='',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
@@ -156,7 +159,7 @@ VARIANTS = {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.num_samples': 200, 'eval.num_shown': 16,
         'model.latent_dim': 2, 'model.generator.features': (16,), 'model.discriminator.features': (16,),
-        'data.num_examples': 1000,
+        'data.num_examples': 1000, 'eval.extractor': '',
     },
     # 2-D mixtures with known density (Srivastava et al. 2017).
     'ring8': {**_POINTS, 'data.name': 'ring8', 'batch_size': 1024},  # with 256 the modes come out too narrow

@@ -80,6 +80,9 @@ def get_config(arg=''):
                 k=64,  # importance samples of the NLL; 5000 is the literature's
                 k_chunk=8,  # of them at a time
                 num_samples=10_000,  # for metrics of samples
+                # What images are compared by in the final evaluation: 'classifier' (trained here, on the labels),
+                # 'pixels', another run's extractor.npz, 'onnx:FILE'; '': no metrics of images
+                extractor='classifier',
                 num_shown=64,  # in a picture
                 best_metric='model/nll',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
@@ -98,7 +101,7 @@ VARIANTS = {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.k': 4, 'eval.k_chunk': 2, 'eval.num_samples': 200,
         'eval.num_shown': 16, 'model.latent_dim': 2, 'model.encoder.features': (16,), 'model.decoder.features': (16,),
-        'data.num_examples': 1000,
+        'data.num_examples': 1000, 'eval.extractor': '',
     },
     # 2-D data: z of the data's own dimension, a Gaussian likelihood with a learned scale.
     'points': {
@@ -115,6 +118,7 @@ VARIANTS = {
         'optim.model.name': 'adamw', 'optim.model.options.weight_decay': 0.05,
         'optim.model.schedule.init_value': 3e-3, 'optim.model.ema_decay': 0.999,
         'eval_every_steps': 20_000, 'checkpoint_every_steps': 5000, 'log_every_steps': 1000, 'eval.k': 32,
+        'eval.extractor': '',  # the set has no labels, and samples are means, which binary images are not
     },
     # Convolutional, residual, with group normalization.
     'conv': {
