@@ -85,10 +85,10 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     """
     if k < 1 or min(len(real), len(fake)) <= k:
         raise ValueError(f'sets of {len(real)} and {len(fake)} for k = {k} neighbours')
-    radius_real, radius_fake = (np.square(_kth_neighbour(x, k)) for x in (real, fake))
     real, fake = _features(real, fake, 2)
     centre = real.mean(axis=0)  # distances stay, and less of them cancels
     real, fake = real - centre, fake - centre
+    radius_real, radius_fake = np.square(_kth_neighbour(real, k)), np.square(_kth_neighbour(fake, k))
     square_real, square_fake = np.square(real).sum(axis=1), np.square(fake).sum(axis=1)
     balls, in_ball, covered = np.zeros(len(fake), np.int64), np.empty(len(real), bool), np.empty(len(real), bool)
     for rows in _blocks(len(real), len(fake)):
@@ -112,7 +112,7 @@ def _kth_neighbour(x: np.ndarray, k: int) -> np.ndarray:
     """(n,) the distance of each to the k-th nearest of the others."""
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=k, algorithm='brute').fit(x).kneighbors()[0][:, -1].astype(np.float64)
+    return NearestNeighbors(n_neighbors=k, algorithm='brute').fit(x).kneighbors()[0][:, -1]
 
 
 def nearest(x: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
