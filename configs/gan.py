@@ -1,7 +1,8 @@
-"""A generative adversarial network with MLP generator and discriminator (Goodfellow et al. 2014).
+"""A generative adversarial network (Goodfellow et al. 2014).
 
     python -m aigc_jax.main --config=configs/gan.py --workdir=runs/gan
     python -m aigc_jax.main --config=configs/gan.py:ring8 --workdir=runs/ring8 --config.num_seeds=16
+    python -m aigc_jax.main --config=configs/gan.py:dcgan --config.data.name=idx:DIR --workdir=runs/dcgan
 
 The first trains on scikit-learn's 8×8 digits; the README holds what each is measured to reach, and how long it takes.
 """
@@ -180,9 +181,9 @@ VARIANTS = {
     'sngan': {
         **_CLASSIC, 'task.loss': 'hinge', 'optim.generator.options.b1': 0.0, 'optim.discriminator.options.b1': 0.0,
         'optim.generator.options.b2': 0.9, 'optim.discriminator.options.b2': 0.9,
-        'model.generator': {**_CONV, 'features': (64, 64), 'block': 'residual', 'norm': 'batch', 'activation': 'relu'},
+        'model.generator': {**_CONV, 'features': (32, 32), 'block': 'residual', 'norm': 'batch', 'activation': 'relu'},
         'model.discriminator': {
-            **_CONV, 'features': (64, 64), 'block': 'residual', 'norm': 'none', 'activation': 'relu', 'spectral': True,
+            **_CONV, 'features': (32, 32), 'block': 'residual', 'norm': 'none', 'activation': 'relu', 'spectral': True,
             'deviation': 0,
         },
     },
