@@ -51,7 +51,7 @@ def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, s
     """traversals.png: the first held-out example, a row for each of the dimensions of its code that vary most, over ± 3
     standard deviations; interpolations.png: a row from each of some held-out examples to the next, with the label of
     the first."""
-    config, split = experiment.config, experiment.dataset.splits[experiment.config.eval.split]
+    config = experiment.config
     z = evaluator.encode(state, seed, config.eval.split, config.eval.batch_size)
     if z is None or len(z) < 2:
         return
@@ -64,7 +64,7 @@ def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, s
         'interpolations': latents.interpolations(z[: 2 * rows : 2], z[1 : 2 * rows : 2], _WALK_STEPS, how),
     }
     starts = {'traversals': np.zeros(len(walks['traversals']), np.int64), 'interpolations': 2 * np.arange(rows)}
-    labels = split[np.arange(2 * rows)].get('label')
+    labels = experiment.examples(config.eval.split, np.arange(2 * rows)).get('label')
     for name, codes in walks.items():
         conditions = None if labels is None else labels[starts[name]].repeat(_WALK_STEPS)
         images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), conditions)

@@ -72,8 +72,10 @@ def get_config(arg=''):
                 k=1,  # importance samples of the training bound; 1: the ELBO
                 beta=1.0,  # weight of the KL
                 kl_warmup_steps=0,  # over which that weight rises from 0
-                estimator='standard',  # of the encoder's gradient: or 'stl', or 'dreg', which is for k > 1
-                free_bits=0.0,  # nats that the KL of a dimension, in the batch's mean, is not pressed below
+                estimator='standard',  # of the encoder's gradient: 'stl' or, for k > 1, 'dreg'
+                # nats that the batch's mean KL of a dimension is not pressed below; of a layer, where the prior or the
+                # posterior is no Gaussian of independent dimensions
+                free_bits=0.0,
                 tc_weight=0.0,  # of the total correlation beside the KL; β-TCVAE has β − 1
             ),
             eval=dict(

@@ -131,21 +131,29 @@ def test_free_bits_is_a_floor_of_the_mean_of_each_dimension():
 
 
 def test_total_correlation_of_gaussians():
-    """q(z) of all examples is N(0, Σ), so TC = −½ log(1 − ρ²); a batch of them all estimates it, one of independent
-    dimensions finds 0."""
-    n, rho = 1500, 0.8
-    mu = np.random.default_rng(5).multivariate_normal([0, 0], [[1, rho], [rho, 1]], n).astype(np.float32)
-    log_var = np.full((n, 2), 2 * math.log(0.3), np.float32)
-    z = mu + 0.3 * np.random.default_rng(6).normal(size=(n, 2)).astype(np.float32)
-    correlation = rho / (1 + 0.09)
-    # The constants of minibatch-weighted sampling are those of q(z) for a batch that is everything, but for log n.
-    shift = math.log(n)
-    found = float(bounds.total_correlation(jnp.asarray(z), jnp.asarray(mu), jnp.asarray(log_var), n)) - shift
-    assert found == pytest.approx(-0.5 * math.log(1 - correlation**2), abs=0.06)
+    """q(z) is N(0, Σ), so TC = −½ log(1 − ρ²); of independent dimensions it is 0."""
+    n, rho, std = 1500, 0.8, 0.3
+    generator = np.random.default_rng(5)
+    mu = generator.multivariate_normal([0, 0], [[1, rho], [rho, 1]], n)
+    correlation = rho / (1 + std**2)
     mixed = np.stack([mu[:, 0], mu[::-1, 1]], axis=1)
-    z = mixed + 0.3 * np.random.default_rng(6).normal(size=(n, 2)).astype(np.float32)
-    found = float(bounds.total_correlation(jnp.asarray(z), jnp.asarray(mixed), jnp.asarray(log_var), n)) - shift
-    assert found == pytest.approx(0, abs=0.06)
+    for means, expected in ((mu, -0.5 * math.log(1 - correlation**2)), (mixed, 0)):
+        z = means + std * generator.normal(size=means.shape)
+        log_var = np.full_like(means, 2 * math.log(std))
+        found = bounds.total_correlation(*(jnp.asarray(a, jnp.float32) for a in (z, means, log_var)))
+        assert float(found) == pytest.approx(expected, abs=0.06)
+
+
+def test_tc_weight_adds_the_total_correlation():
+    value = {}
+    for weight in (0.0, 300.0):
+        experiment = make(task__tc_weight=weight)
+        params, extra = start(experiment)
+        batch = experiment.preprocess(experiment.examples('train', np.arange(8)), context(8))
+        loss, (metrics, _) = experiment.task.rounds[0][0].loss(params, extra, batch, context(8))
+        value[weight] = float(loss)
+    assert value[300.0] - value[0.0] == pytest.approx(300 * float(metrics['total_correlation']), rel=1e-2)
+    assert abs(value[300.0] - value[0.0]) > 0.1
 
 
 # Runs

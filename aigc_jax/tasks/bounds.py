@@ -35,13 +35,14 @@ def free_bits(kl: Array, least: float) -> Array:
     return jnp.sum(jnp.maximum(jnp.mean(kl, axis=0), least))
 
 
-def total_correlation(z: Array, mu: Array, log_var: Array, num_examples: int) -> Array:
-    """E log q(z) − Σ_j log q(z_j) for one z (n, d) of each posterior μ, log σ² (n, d), () nats.
+def total_correlation(z: Array, mu: Array, log_var: Array) -> Array:
+    """E log q(z) − Σ_j log q(z_j) for one z (n, d) of each posterior μ, log σ² (n, d), () nats, where q(z) is the mean
+    of these n posteriors.
 
-    q(z) from the batch alone, by minibatch-weighted sampling with num_examples in all: Chen et al. 2018, appendix C.1.
-    The estimate is of that batch size: it is biased, and negative where few examples of many are seen.
+    Minibatch-weighted sampling (Chen et al. 2018, eq. 5) divides by the number of training examples besides, which adds
+    a constant and leaves the gradient as it is.
     """
-    pairs, shift = normal_terms(z[:, None], mu, log_var), math.log(len(z) * num_examples)
+    pairs, shift = normal_terms(z[:, None], mu, log_var), math.log(len(z))
     joint = jax.nn.logsumexp(jnp.sum(pairs, axis=-1), axis=1) - shift
     product = jnp.sum(jax.nn.logsumexp(pairs, axis=1) - shift, axis=-1)
     return jnp.mean(joint - product)

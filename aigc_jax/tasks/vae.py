@@ -56,7 +56,7 @@ def make(config, dataset: Dataset) -> Task:
     )
     decoder = build(Decoder, 'model.decoder', model.decoder, shape=outputs, dtype=dtype)
     num_classes, num_dims = dataset.num_classes if model.conditional else 0, math.prod(shape)
-    num_examples, estimator = len(dataset.splits['train']), options['estimator']
+    estimator = options['estimator']
 
     def init(key: Array):
         x, z = jnp.zeros((1, *shape)), jnp.zeros((1, d))
@@ -138,7 +138,7 @@ def make(config, dataset: Dataset) -> Task:
         value = bounds.free_bits(by_group, options['free_bits']) if options['free_bits'] else kl
         value = reconstruction + beta * value  # −ELBO
         if options['tc_weight']:  # β-TCVAE with α = γ = 1, β = 1 + tc_weight: Chen et al. 2018, eq. 4
-            metrics['total_correlation'] = bounds.total_correlation(z[:, 0], *q, num_examples)
+            metrics['total_correlation'] = bounds.total_correlation(z[:, 0], *q)
             value = value + options['tc_weight'] * metrics['total_correlation']
         return value, (metrics, new)
 
