@@ -107,7 +107,7 @@ def test_ppca_is_what_every_evaluation_finds(linear, posterior):
 
 
 def test_the_optimum_of_the_elbo_is_ppcas(linear):
-    """At W = U (Λ − s² I)^½ (Tipping & Bishop 1999, eq. 15) and exact posteriors the gradient is 0, and not beside it.
+    """At W = U (Λ − s² I)^½ (Tipping & Bishop 1999) and exact posteriors the gradient is 0, and not beside it.
 
     Of the data's own covariance; with as many latent dimensions as data, any s² below both eigenvalues is an optimum.
     """

@@ -45,7 +45,7 @@ def disturbed(tree, seed: int = 0, scale: float = 0.3):
 
 def ppca(matrix: np.ndarray, scale: float, params: dict, wrong: float = 0.0) -> dict:
     """Parameters with p(x given z) = N(W z, s² I) and q(z given x) = N(M⁻¹ Wᵀ x, diag of s² M⁻¹), M = Wᵀ W + s² I, as
-    Tipping & Bishop 1999, eq. 8 have it; exact where Wᵀ W is diagonal. wrong: added to the posterior's mean."""
+    Tipping & Bishop 1999 have it; exact where Wᵀ W is diagonal. wrong: added to the posterior's mean."""
     params = jax.tree.map(np.zeros_like, params['model'])
     inverse = np.linalg.inv(matrix.T @ matrix + scale**2 * np.eye(2))
     encoder = params['encoder']['mlp']['Dense_0']

@@ -9,7 +9,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.types import Array
 
 LEAPFROG_STEPS = 10
-_ACCEPTANCE = 0.65  # that the step size is led to (Wu et al. 2017, section 4.1, after Neal 2011)
+_ACCEPTANCE = 0.65  # that the step size is led to (Wu et al. 2017)
 _FIRST_STEP, _CHANGE = 0.1, 1.02
 _STEEPNESS = 4.0  # of the sigmoid that the temperatures lie on: most of them where the likelihood enters and settles
 
@@ -24,7 +24,7 @@ def ais(
     z: Array, log_prior: Callable[[Array], Array], log_likelihood: Callable[[Array], Array], ctx: rng.Context,
     count: int,
 ) -> tuple[Array, Array]:  # fmt: skip
-    """(log p̂(x), share of the proposals accepted), (n,) each; Wu et al. 2017, algorithm 1.
+    """(log p̂(x), share of the proposals accepted), (n,) each; Wu et al. 2017.
 
     z (n, chains, d): draws from the prior. log_prior and log_likelihood: (n, chains, d) -> (n, chains).
     Each of `count` transitions is one of Hamiltonian Monte Carlo, on p(z) p(x given z)^b, with a step size for each

@@ -8,7 +8,7 @@ INTERPOLATIONS = ('linear', 'spherical')
 
 
 def active_units(means: np.ndarray) -> int:
-    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01; Burda et al. 2016, section 5.2."""
+    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01; Burda et al. 2016."""
     return int((np.asarray(means, np.float64).var(axis=0) > ACTIVE).sum())
 
 
@@ -30,7 +30,7 @@ def information(z: np.ndarray, mu: np.ndarray, log_var: np.ndarray) -> np.ndarra
     """log q(z_i given x_i) − log q(z_i), (N,), for one z_i (N, d) from each of N Gaussian posteriors.
 
     Its mean estimates I_q(x; z), where x is one of these N examples, so that it is at most log N. Hoffman & Johnson
-    2016, section 2.
+    2016.
     """
     z, mu, log_var = (np.asarray(a, np.float64) for a in (z, mu, log_var))
     own = -0.5 * np.sum((z - mu) ** 2 * np.exp(-log_var) + log_var + np.log(2 * np.pi), axis=1)
@@ -50,7 +50,7 @@ def traversals(codes: np.ndarray, most: int, steps: int) -> np.ndarray:
 
 def interpolations(a: np.ndarray, b: np.ndarray, steps: int, how: str) -> np.ndarray:
     """From a to b, (n, d) each: (n, steps, d). 'spherical': along the great circle, with the norm going linearly; on a
-    line a high-dimensional Gaussian's codes would pass where it has next to no mass (White 2016, section 2)."""
+    line a high-dimensional Gaussian's codes would pass where it has next to no mass (White 2016)."""
     t = np.linspace(0, 1, steps)[:, None]
     a, b = a[:, None].astype(np.float64), b[:, None].astype(np.float64)
     if how == 'linear':

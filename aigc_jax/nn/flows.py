@@ -18,8 +18,8 @@ _BOUND = 2.0  # of |log scale| in one layer, so that no layer overflows
 class Flow(nn.Module):
     """`layers` affine maps y = x ⊙ exp(s) + t, s and t from masked networks; begins as the identity.
 
-    kind: 'realnvp' (Dinh et al. 2017, eq. 7 and 8): s and t of every second dimension are functions of the others,
-        which stay as they are; as fast in both directions. 'iaf' (Kingma et al. 2016, eq. 10): those of dimension i are
+    kind: 'realnvp' (Dinh et al. 2017, eq. 4 and 5): s and t of every second dimension are functions of the others,
+        which stay as they are; as fast in both directions. 'iaf' (Kingma et al. 2016, section 3): those of dimension i are
         functions of x_1 … x_{i−1}, or of those behind it in every second layer; its inverse takes latent_dim passes.
     context_dim: numbers beside x that s and t are functions of; 0: there are none.
     """
@@ -61,7 +61,7 @@ class Flow(nn.Module):
     def _layer(self, index: int) -> tuple[np.ndarray, Callable]:
         """(degrees (d,), network(x, context) -> (t, s)): those of a dimension see dimensions of lower degrees alone.
 
-        Masks by degrees: Germain et al. 2015 (MADE), eq. 12 and 13.
+        Masks by degrees: Germain et al. 2015 (MADE).
         """
         place, is_coupling = np.arange(self.latent_dim), self.kind == 'realnvp'
         degrees = 1 + ((place + index) % 2 if is_coupling else place[:: -1 if index % 2 else 1])

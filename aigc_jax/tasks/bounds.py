@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from aigc_jax.core.types import Array
 from aigc_jax.tasks.likelihoods import normal_terms
 
-# Of the posterior's parameters. 'stl' leaves out the score term, whose mean is 0 for the ELBO (Roeder et al. 2017,
-# eq. 7; biased for k > 1); 'dreg' reparameterizes it a second time, unbiased for every k (Tucker et al. 2019, eq. 8).
+# Of the posterior's parameters. 'stl' leaves out the score term, whose mean is 0 for the ELBO (Roeder et al. 2017;
+# biased for k > 1); 'dreg' reparameterizes it a second time, unbiased for every k (Tucker et al. 2019).
 ESTIMATORS = ('standard', 'stl', 'dreg')
 
 
@@ -31,7 +31,7 @@ def doubly_reparameterized(z: Array, log_w: Array, beta: Array | float) -> Array
 
 
 def free_bits(kl: Array, least: float) -> Array:
-    """Σ_j max(λ, KL_j) of the batch's mean KL_j of each group, (n, G) -> (); Kingma et al. 2016, eq. 15."""
+    """Σ_j max(λ, KL_j) of the batch's mean KL_j of each group, (n, G) -> (); Kingma et al. 2016, appendix C.8."""
     return jnp.sum(jnp.maximum(jnp.mean(kl, axis=0), least))
 
 
@@ -39,7 +39,7 @@ def total_correlation(z: Array, mu: Array, log_var: Array) -> Array:
     """E log q(z) − Σ_j log q(z_j) for one z (n, d) of each posterior μ, log σ² (n, d), () nats, where q(z) is the mean
     of these n posteriors.
 
-    Minibatch-weighted sampling (Chen et al. 2018, eq. 5) divides by the number of training examples besides, which adds
+    Minibatch-weighted sampling (Chen et al. 2018) divides by the number of training examples besides, which adds
     a constant and leaves the gradient as it is.
     """
     pairs, shift = normal_terms(z[:, None], mu, log_var), math.log(len(z))

@@ -72,7 +72,7 @@ class Latents:
         return params
 
     def components(self, theta: Tree, encode: Callable[[Tree, dict], Posterior]) -> Posterior | None:
-        """VampPrior's (Tomczak & Welling 2018, eq. 9): p(z) = 1/K Σ q(z given u_k), u_k parameters; else None."""
+        """VampPrior's (Tomczak & Welling 2018): p(z) = 1/K Σ q(z given u_k), u_k parameters; else None."""
         return encode(theta, {'x': theta['pseudo_inputs']}) if self.pseudo_inputs is not None else None
 
     def draw(self, theta: Tree, q: Posterior, ctx: rng.Context, k: int) -> tuple[Array, Array]:
@@ -173,7 +173,7 @@ def make(model, fields, data, dataset: Dataset, dtype) -> Latents:
     prior: 'normal', 'vamp', 'flow' (RealNVP). posterior: 'gaussian', or that moved by a flow, 'realnvp' or 'iaf', which
     is told posterior_context numbers of the encoder (Kingma et al. 2016, algorithm 1). flow: layers, features and
     activation of both. stochastic_layers: 2 puts z2 above z1 with networks of the fields of `second`
-    (Burda et al. 2016, section 2 and 5).
+    (Burda et al. 2016, section 5).
     """
     for name, known in (('prior', PRIORS), ('posterior', POSTERIORS)):
         if fields[name] not in known:

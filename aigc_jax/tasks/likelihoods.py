@@ -68,7 +68,7 @@ def log_discretized_logistic(x: Array, mean: Array, log_scale: Array, low: float
     """log P(x) of x on a grid of levels + 1 values from `low` to `high`, (…, d) -> (…).
 
     P(x) = σ(b) − σ(a), b and a = (x ± Δ/2 − mean) / s, Δ the grid's spacing; the bins at both ends are open
-    (Kingma et al. 2016, appendix; Salimans et al. 2017, eq. 2). As σ(b) − σ(a) = σ(b) σ(−a) (1 − e^−(b−a)), its
+    (Salimans et al. 2017, eq. 2). As σ(b) − σ(a) = σ(b) σ(−a) (1 − e^−(b−a)), its
     logarithm is a sum without cancellation, however far x is from the mean.
     """
     width, s = (high - low) / levels, jnp.exp(log_scale)
@@ -118,7 +118,7 @@ _OF_LEVELS = ('discretized_logistic', 'categorical')
 def make(name: str, dataset: Dataset, data) -> Likelihood:
     """The likelihood of a name, for data of this config's `data`. Raises UserError where they do not fit.
 
-    optimal_gaussian: σ² is the mean squared error of the batch (Rybkin et al. 2021, section 4).
+    optimal_gaussian: σ² is the mean squared error of the batch (Rybkin et al. 2021).
     """
     if name not in NAMES:
         raise UserError(f'task.likelihood: {name!r}{near(name, NAMES)}')

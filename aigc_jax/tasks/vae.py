@@ -137,7 +137,7 @@ def make(config, dataset: Dataset) -> Task:
         metrics = {'reconstruction': reconstruction, 'kl': kl}
         value = bounds.free_bits(by_group, options['free_bits']) if options['free_bits'] else kl
         value = reconstruction + beta * value  # −ELBO
-        if options['tc_weight']:  # β-TCVAE with α = γ = 1, β = 1 + tc_weight: Chen et al. 2018, eq. 4
+        if options['tc_weight']:  # β-TCVAE with α = γ = 1, β = 1 + tc_weight, Chen et al. 2018
             metrics['total_correlation'] = bounds.total_correlation(z[:, 0], *q)
             value = value + options['tc_weight'] * metrics['total_correlation']
         return value, (metrics, new)
@@ -212,7 +212,7 @@ def make(config, dataset: Dataset) -> Task:
 
     def summarize(found: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
         """active_units of each layer; for Gaussian q the mutual information and KL(q(z) ‖ p(z)), which make up the
-        KL (Hoffman & Johnson 2016, eq. 6)."""
+        KL (Hoffman & Johnson 2016)."""
         results = {'model/active_units': codes.active_units(found['means1'])}
         if 'means2' in found:
             results['model/active_units2'] = codes.active_units(found['means2'])
