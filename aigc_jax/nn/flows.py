@@ -19,7 +19,7 @@ class Flow(nn.Module):
     """`layers` affine maps y = x ⊙ exp(s) + t, s and t from masked networks; begins as the identity.
 
     kind: 'realnvp' (Dinh et al. 2017, eq. 4 and 5): s and t of every second dimension are functions of the others,
-        which stay as they are; as fast in both directions. 'iaf' (Kingma et al. 2016, section 3): those of dimension i are
+        which stay as they are; as fast in both directions. 'iaf' (Kingma et al. 2016): those of dimension i are
         functions of x_1 … x_{i−1}, or of those behind it in every second layer; its inverse takes latent_dim passes.
     context_dim: numbers beside x that s and t are functions of; 0: there are none.
     """
