@@ -10,7 +10,6 @@ import scipy.stats
 
 from aigc_jax import config as config_lib
 from aigc_jax.core import rng
-from aigc_jax.core.types import Extra
 from aigc_jax.experiment import Experiment
 from aigc_jax.nn.mlp import Encoder
 from aigc_jax.tasks import latents
@@ -29,8 +28,12 @@ def make(arg='smoke', **overrides):
 
 def start(experiment):
     """(params, Extra) at step 0, on the host."""
-    state = jax.device_get(experiment.create_state())
-    return state.params, Extra(state.stats, state.carry)
+    return jax.device_get(jax.jit(lambda: experiment.task.init(rng.stream(0, 'init')))())
+
+
+def evaluate(experiment, params, extra, x):
+    """What the task says of each x, as one compiled program."""
+    return jax.jit(experiment.task.evaluate)(params, extra, {'x': jnp.asarray(x)}, context(len(x)))
 
 
 def context(n: int, seed: int = 0):
@@ -61,7 +64,7 @@ def linear_model():
     """(the experiment of 2-D x and z, W, s, x drawn from its model)."""
     matrix = np.array([[1.2, -0.4], [0.6, 0.8]])  # orthogonal columns
     x = np.random.default_rng(0).multivariate_normal(np.zeros(2), matrix @ matrix.T + 0.25 * np.eye(2), 400)
-    return make('points,smoke', eval__k=64, eval__k_chunk=32, **LINEAR), matrix, 0.5, x.astype(np.float32)
+    return make('points,smoke', eval__k=4, eval__k_chunk=2, **LINEAR), matrix, 0.5, x.astype(np.float32)
 
 
 def exact(x, matrix, scale):
