@@ -74,6 +74,19 @@ class Evaluator:
         self._reconstruct = compiled(reconstruct, 'eval') if task.reconstruct else None
         self._score = compiled(score, 'score') if task.score else None
 
+        def encode(params, extra, batch, ctx):
+            return task.encode(params, extra, preprocess(batch, ctx), ctx)
+
+        def decode(params, extra, z, labels, ctx):
+            return to_data(task.decode(params, extra, z, labels))
+
+        def collecting(collect):
+            return lambda params, extra, batch, ctx: collect(params, extra, preprocess(batch, ctx), ctx)
+
+        self._encode = compiled(encode, 'eval') if task.encode else None
+        self._decode = compiled(decode, 'sample') if task.decode else None
+        self._diagnostics = [(d, compiled(collecting(d.collect), 'eval')) for d in task.diagnostics]
+
     def evaluate(self, state: TrainState, seed: int, split: str) -> Results:
         """Means over a split with their 95 % intervals; metrics of samples where the data's density is known."""
         results = {}
@@ -93,6 +106,17 @@ class Evaluator:
             found = mixture_metrics(samples, density) if finite else dict.fromkeys(perfect, math.nan)
             for name, value in found.items():
                 results[f'samples/{name}'] = {'value': float(value), 'perfect': float(perfect[name]), 'n': n}
+        return results
+
+    def diagnostics(self, state: TrainState, seed: int, split: str) -> Results:
+        """What the task says of a split as a whole (core.types.Diagnostic); for the final evaluation."""
+        results, size = {}, len(self._experiment.dataset.splits[split])
+        for diagnostic, collect in self._diagnostics:
+            n = min(diagnostic.most or size, size)
+            found = diagnostic.summarize(self._over_split(collect, state, seed, split, n))
+            for name, value in found.items():
+                one = ratio(value, np.ones(n)) if np.ndim(value) else {'value': float(value), 'n': n}
+                results[name] = one
         return results
 
     def baselines(self, state: TrainState, seed: int, split: str) -> Results:
@@ -185,6 +209,17 @@ class Evaluator:
         n = min(n, len(self._experiment.dataset.splits[split]))
         pair = (self._originals, self._reconstruct)
         return tuple(self._over_split(function, state, seed, split, n) for function in pair)
+
+    def encode(self, state: TrainState, seed: int, split: str, n: int) -> np.ndarray | None:
+        """(n, d) codes of the first n examples of a split, or None where the task has none."""
+        n = min(n, len(self._experiment.dataset.splits[split]))
+        return self._over_split(self._encode, state, seed, split, n) if self._encode else None
+
+    def decode(self, state: TrainState, z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """(n, *shape) of codes (n, d), with labels (n,) where the model is conditional."""
+        z, classes = np.asarray(z, np.float32), self._experiment.task.num_classes
+        one = lambda index: self._decode(state, np.int32(0), index, z[index], labels[index] if classes else None)
+        return self._in_chunks(one, len(z))
 
     def attention(self, state: TrainState, tokens: np.ndarray) -> np.ndarray | None:
         """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last; None where the model has none."""

@@ -146,6 +146,7 @@ class _Loop:
             replica = self.experiment.replica(state, k)
             arguments = replica, self.experiment.seeds[k], split
             by_seed[seed] |= self.evaluator.texts(*arguments) | self.evaluator.baselines(*arguments)
+            by_seed[seed] |= self.evaluator.diagnostics(*arguments)
             by_seed[seed] |= solver.solve(*arguments[:2]) | image.measure(*arguments[:2])
         for seed, results in by_seed.items():
             self._row('final', {name: found['value'] for name, found in results.items()}, seed)

@@ -119,7 +119,7 @@ def _evaluate(workdir: pathlib.Path) -> None:
     image = image_metrics.ImageMetrics(experiment, evaluator, workdir)
     for k, seed in enumerate(experiment.seeds):
         arguments = experiment.replica(state, k), seed, experiment.config.eval.final_split
-        parts = evaluator.evaluate, evaluator.texts, evaluator.baselines
+        parts = evaluator.evaluate, evaluator.diagnostics, evaluator.texts, evaluator.baselines
         by_seed[seed] = {name: found for part in parts for name, found in part(*arguments).items()}
         by_seed[seed] |= solver.solve(*arguments[:2]) | image.measure(*arguments[:2])
     step = int(experiment.replica(state, 0).step)

@@ -8,6 +8,7 @@ import numpy as np
 
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
+from aigc_jax.evals import latents
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
 from aigc_jax.image_metrics import ImageMetrics, wanted
@@ -16,6 +17,7 @@ _POINTS_SHOWN = 2000
 _TOKENS_SHOWN = 32  # of an attention map
 _ROWS_SHOWN, _COLUMNS_SHOWN = 10, 12  # of samples over training time
 _NEIGHBOURS_SHOWN = 32
+_WALKS, _WALK_STEPS = 10, 11  # rows and columns of a picture of ways through a latent space
 
 
 def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray, labels: np.ndarray | None) -> None:
@@ -47,6 +49,30 @@ def _written(tokens: np.ndarray, end: int | None) -> np.ndarray:
 def join_texts(texts: list[str]) -> str:
     """Texts one after the other, a line between each two."""
     return ('\n' + 40 * '─' + '\n').join(texts) + '\n'
+
+
+def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int) -> None:
+    """traversals.png: the first held-out example, a row for each of the dimensions of its code that vary most, over ± 3
+    standard deviations; interpolations.png: a row from each of some held-out examples to the next, with the label of
+    the first."""
+    config = experiment.config
+    z = evaluator.encode(state, seed, config.eval.split, config.eval.batch_size)
+    if z is None or len(z) < 2:
+        return
+    from aigc_jax import plots
+
+    rows = min(_WALKS, len(z) // 2)
+    how = config.eval.get('interpolation', 'spherical')
+    walks = {
+        'traversals': latents.traversals(z, _WALKS, _WALK_STEPS),
+        'interpolations': latents.interpolations(z[: 2 * rows : 2], z[1 : 2 * rows : 2], _WALK_STEPS, how),
+    }
+    starts = {'traversals': np.zeros(len(walks['traversals']), np.int64), 'interpolations': 2 * np.arange(rows)}
+    labels = experiment.examples(config.eval.split, np.arange(2 * rows)).get('label')
+    for name, codes in walks.items():
+        conditions = None if labels is None else labels[starts[name]].repeat(_WALK_STEPS)
+        images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), conditions)
+        plots.image_grid(images, folder / f'{name}.png', _WALK_STEPS)
 
 
 def draw(
@@ -84,6 +110,7 @@ def draw(
         plots.image_rows(_over_time(folder / 'samples', name), folder / 'plots' / 'progress.png')
         if pair:
             plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png')
+        _walks(folder / 'plots', experiment, evaluator, state, seed)
     elif dataset.shape == (2,):
         real = experiment.examples(config.eval.split, np.arange(min(n, len(dataset.splits[config.eval.split]))))['x']
         low, high = real.min(axis=0), real.max(axis=0)

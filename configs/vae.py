@@ -63,15 +63,29 @@ def get_config(arg=''):
                 kind='mlp',  # or 'conv', for images
                 latent_dim=16,
                 conditional=False,  # on the class
+                prior='normal',  # or 'vamp', a mixture of posteriors, or 'flow'
+                pseudo_inputs=100,  # components of the prior 'vamp'
+                posterior='gaussian',  # or that moved by a flow, 'realnvp' or 'iaf'
+                posterior_context=0,  # numbers that such a flow is told by the encoder, even
+                flow=dict(layers=6, features=(64, 64), activation='relu'),  # of the prior's and the posterior's
+                stochastic_layers=1,  # 2: z2 of the group `second` above z of latent_dim
+                second=dict(latent_dim=8, features=(64, 64), activation='relu', bias_init='zeros'),
                 encoder=dict(features=(256, 128), activation='relu', bias_init='zeros'),
                 decoder=dict(features=(128, 256), activation='relu', bias_init='zeros'),
             ),
             task=dict(
                 name='vae',
-                likelihood='bernoulli',  # or 'gaussian', with a learned scale
+                # 'bernoulli', 'gaussian' with a learned scale, 'optimal_gaussian' (σ-VAE), 'discretized_logistic' with
+                # a learned scale, or 'categorical', with a logit for each level of a pixel
+                likelihood='bernoulli',
                 k=1,  # importance samples of the training bound; 1: the ELBO
                 beta=1.0,  # weight of the KL
                 kl_warmup_steps=0,  # over which that weight rises from 0
+                estimator='standard',  # of the encoder's gradient: 'stl' or, for k > 1, 'dreg'
+                # nats that the batch's mean KL of a dimension is not pressed below; of a layer, where the prior or the
+                # posterior is no Gaussian of independent dimensions
+                free_bits=0.0,
+                tc_weight=0.0,  # of the total correlation beside the KL; β-TCVAE has β − 1
             ),
             eval=dict(
                 split='valid',  # that is evaluated while training; the final evaluation is on `final_split`
@@ -79,6 +93,12 @@ def get_config(arg=''):
                 batch_size=500,  # examples
                 k=64,  # importance samples of the NLL; 5000 is the literature's
                 k_chunk=8,  # of them at a time
+                k_curve=False,  # whether to tell the bound of 1, 2, 5, 10, … of them, too
+                ais_temperatures=0,  # of annealed importance sampling in the final evaluation; 0: none
+                ais_chains=16,  # of it, for each example
+                ais_examples=100,  # that it is done for; 0: all
+                temperature=1.0,  # of the prior in samples: a factor of its standard deviation
+                interpolation='spherical',  # or 'linear', of the picture interpolations.png
                 num_samples=10_000,  # for metrics of samples
                 # What images are compared by in the final evaluation: 'classifier' (trained here, on the labels),
                 # 'pixels', another run's extractor.npz, 'onnx:FILE'; '': no metrics of images
@@ -101,7 +121,8 @@ VARIANTS = {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.k': 4, 'eval.k_chunk': 2, 'eval.num_samples': 200,
         'eval.num_shown': 16, 'model.latent_dim': 2, 'model.encoder.features': (16,), 'model.decoder.features': (16,),
-        'data.num_examples': 1000, 'eval.extractor': '',
+        'data.num_examples': 1000, 'eval.extractor': '', 'model.pseudo_inputs': 20, 'model.flow.layers': 2,
+        'model.flow.features': (16,), 'model.second.latent_dim': 2, 'model.second.features': (16,),
     },
     # 2-D data: z of the data's own dimension, a Gaussian likelihood with a learned scale.
     'points': {
@@ -132,6 +153,22 @@ VARIANTS = {
             'attention': 0, 'depth': 1,
         },
     },
+    # What follows goes with any data: `binarized_mnist,iwae` is the first network of Burda et al. 2016.
+    'iwae': {
+        'task.k': 5, 'model.latent_dim': 50, 'batch_size': 100,
+        'model.encoder.features': (200, 200), 'model.encoder.activation': 'tanh',
+        'model.decoder.features': (200, 200), 'model.decoder.activation': 'tanh',
+        'optim.model.schedule.init_value': 1e-3,
+    },
+    # On top of `iwae`: their second, with 100 and 50 latent variables.
+    'two_layers': {
+        'model.stochastic_layers': 2, 'model.latent_dim': 100, 'model.second.latent_dim': 50,
+        'model.second.features': (100, 100), 'model.second.activation': 'tanh',
+    },
+    # 500 pseudo-inputs (Tomczak & Welling 2018), which begin as training examples.
+    'vamp': {'model.prior': 'vamp', 'model.pseudo_inputs': 500},
+    # A RealNVP of 6 couplings as the prior, of codes that have the same dimension.
+    'flow_prior': {'model.prior': 'flow', 'model.flow.layers': 6, 'model.flow.features': (128, 128)},
     # The article's network.
     'article': {'model.latent_dim': 2, 'model.encoder.features': (128, 64), 'model.decoder.features': (64, 128)},
 }  # fmt: skip

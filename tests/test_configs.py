@@ -11,6 +11,7 @@ import pytest
 
 from aigc_jax import config as config_lib
 from aigc_jax import loop, tasks
+from aigc_jax.core import rng
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment, open_run
@@ -39,6 +40,27 @@ def test_every_variant_makes_a_task(path, variant):
         config.data.name = 'pydoc' if config.task.name == 'lm' else 'digits'
     experiment = Experiment(config)
     assert experiment.abstract_state.params.keys() == set(experiment.task.players)
+
+
+@pytest.mark.parametrize('variant', variants(CONFIGS / 'vae.py'))
+def test_every_vae_is_whole_with_smoke_on_top(variant):
+    """Loss, evaluation and samples have their shapes; nothing is computed."""
+    config = config_lib.load(f'{CONFIGS / "vae.py"}:{variant},smoke', [])
+    if needs_files(config):
+        config.data.name = 'digits'
+    experiment = Experiment(config)
+    task, ctx = experiment.task, rng.context(0, 'test', 0, jnp.arange(3))
+    examples = experiment.examples('test', np.arange(3))
+
+    def everything():
+        params, extra = task.init(rng.stream(0, 'init'))
+        batch = experiment.preprocess(examples, ctx)
+        loss, _ = task.rounds[0][0].loss(params, extra, batch, ctx)
+        return loss, task.sample(params, extra, ctx, None), task.evaluate(params, extra, batch, ctx)
+
+    loss, samples, found = jax.eval_shape(everything)
+    assert loss.shape == () and samples.shape == (3, *experiment.dataset.shape)
+    assert {value.shape for value in found.values()} == {(3,)}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.types import Extra
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
-from aigc_jax.tasks import vae
+from aigc_jax.tasks import likelihoods
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / 'configs' / 'vae.py')
 
@@ -54,24 +54,24 @@ def linear():
 
 def test_kl_is_half_the_sum_and_never_negative():
     one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
-    assert vae.gaussian_kl(one, zero)[0] == pytest.approx(0.5)
-    assert vae.gaussian_kl(zero, one)[0] == pytest.approx((math.e - 2) / 2)  # σ² = e: 0.35914
-    assert vae.gaussian_kl(zero, zero)[0] == 0
+    assert likelihoods.gaussian_kl(one, zero)[0] == pytest.approx(0.5)
+    assert likelihoods.gaussian_kl(zero, one)[0] == pytest.approx((math.e - 2) / 2)  # σ² = e: 0.35914
+    assert likelihoods.gaussian_kl(zero, zero)[0] == 0
     draws = np.random.default_rng(0).normal(size=(2, 1000, 3))
-    assert (vae.gaussian_kl(*jnp.asarray(draws)) > 0).all()
+    assert (likelihoods.gaussian_kl(*jnp.asarray(draws)) > 0).all()
 
 
 def test_kl_and_log_normal_agree_with_scipy():
     mu, log_var, x = np.random.default_rng(1).normal(size=(3, 5, 4))
     expected = scipy.stats.norm.logpdf(x, mu, np.exp(log_var / 2)).sum(-1)
-    np.testing.assert_allclose(vae.log_normal(x, mu, log_var), expected, rtol=1e-5)
+    np.testing.assert_allclose(likelihoods.log_normal(x, mu, log_var), expected, rtol=1e-5)
 
 
 def test_bernoulli_agrees_with_scipy():
     logits = np.random.default_rng(2).normal(size=(5, 7)) * 3
     x = (np.random.default_rng(3).random((5, 7)) < 0.5).astype(float)
     expected = scipy.stats.bernoulli.logpmf(x, scipy.special.expit(logits)).sum(-1)
-    np.testing.assert_allclose(vae.log_bernoulli(x, logits, None), expected, rtol=1e-5)
+    np.testing.assert_allclose(likelihoods.log_bernoulli(x, logits, None), expected, rtol=1e-5)
 
 
 def test_bernoulli_is_exact_at_both_ends_and_so_are_its_gradients():
@@ -80,8 +80,10 @@ def test_bernoulli_is_exact_at_both_ends_and_so_are_its_gradients():
     for d in (1, 15, 16, 17, 50):
         l, ours = logits[:, :d], x[:, :d]
         expected = (ours * l - np.logaddexp(0, l)).sum(-1)
-        np.testing.assert_allclose(vae.log_bernoulli(ours, jnp.asarray(l), None), expected, rtol=1e-5, atol=2e-6)
-        gradients = jax.grad(lambda x, l: vae.log_bernoulli(x, l, None).sum(), (0, 1))(
+        np.testing.assert_allclose(
+            likelihoods.log_bernoulli(ours, jnp.asarray(l), None), expected, rtol=1e-5, atol=2e-6
+        )
+        gradients = jax.grad(lambda x, l: likelihoods.log_bernoulli(x, l, None).sum(), (0, 1))(
             jnp.asarray(ours), jnp.asarray(l)
         )
         np.testing.assert_allclose(gradients[0], l, rtol=1e-6)
@@ -167,7 +169,8 @@ def test_no_model_of_a_standard_normal_goes_below_its_entropy(linear):
 def test_the_likelihood_must_fit_the_data():
     """Cross-entropy on data outside [0, 1] is unbounded below; the config that asks for it is refused."""
     unbounded = [
-        float(vae.log_bernoulli(jnp.full((1, 1), 2.0), jnp.full((1, 1), l), None)[0]) for l in (1.0, 10.0, 100.0)
+        float(likelihoods.log_bernoulli(jnp.full((1, 1), 2.0), jnp.full((1, 1), l), None)[0])
+        for l in (1.0, 10.0, 100.0)
     ]
     assert unbounded[0] < unbounded[1] < unbounded[2] and unbounded[2] > 50
     with pytest.raises(Exception, match='task.likelihood: bernoulli wants images'):

@@ -53,6 +53,19 @@ class Turn:
     weight: Callable[[Batch], Array] | None = None
 
 
+class Diagnostic(NamedTuple):
+    """What the final evaluation says of a split as a whole, beyond means over its examples.
+
+    collect(params, extra, batch, ctx) -> {name: (n, …)}, of each example, on the device.
+    summarize({name: (N, …)}) -> {metric: a number, or (N,) of which the mean is reported}, on the host.
+    most: examples of the split that are looked at, the first ones; 0: all.
+    """
+
+    collect: Callable[..., dict[str, Array]]
+    summarize: Callable[[dict[str, Any]], dict[str, Any]]
+    most: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A model with its objective, as pure functions. The loop never learns how many players there are.
@@ -70,6 +83,9 @@ class Task:
     reconstruct(params, extra, batch, ctx) -> (n, *shape), or None.
     score: (label, function(params, extra, x (n, *shape), ctx) -> (n,)): a field over data space to draw
         beneath 2-D points, such as the discriminator's logit; or None.
+    encode(params, extra, batch, ctx) -> (n, d) codes, and decode(params, extra, codes, labels) -> (n, *shape), of a
+        model with a latent space to walk through; or None.
+    diagnostics: of the final evaluation.
     language: a decoding.Language, of a model that text can be generated from with a prompt; or None.
     num_classes: of the labels that `sample` wants; 0: unconditional.
     """
@@ -81,6 +97,9 @@ class Task:
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     reconstruct: Callable[..., Array] | None = None
     score: tuple[str, Callable[..., Array]] | None = None
+    encode: Callable[..., Array] | None = None
+    decode: Callable[..., Array] | None = None
+    diagnostics: tuple[Diagnostic, ...] = ()
     language: Any = None
     num_classes: int = 0
 
