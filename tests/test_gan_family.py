@@ -162,7 +162,7 @@ def test_packing():
 
 def test_unrolling_by_one_step_is_the_derivative_by_hand():
     """D(x) = w · x + b with the Wasserstein loss, ḡ and x̄ the means: ∇_w L_D = ḡ − x̄, so that a step of descent
-    leaves L_G = −(w − η (ḡ − x̄)) · ḡ − b, and ∂L_G/∂ḡ = −w + η (2 ḡ − x̄)."""
+    leaves L_G = −L_D = −(w − η (ḡ − x̄)) · (ḡ − x̄), and ∂L_G/∂ḡ = −w + 2 η (ḡ − x̄)."""
     fields = {**POINTS, 'task__loss': 'wasserstein'}
     none, zero, one = (make(**{**fields, 'task__unrolled_steps': k, 'task__unrolled_rate': 0.25}) for k in (0, 0, 1))
     params = linear_discriminator(none, [0.5, -1.5])
@@ -177,7 +177,7 @@ def test_unrolling_by_one_step_is_the_derivative_by_hand():
         def mean(generator):
             return jnp.mean(none.task.sample({**params, 'generator': generator}, Extra({}, {}), CTX, None), axis=0)
 
-        along = -weight + rate * (2 * mean(params['generator']) - X.mean(0))
+        along = -weight + 2 * rate * (mean(params['generator']) - X.mean(0))
         return jax.jit(jax.grad(lambda g: mean(g) @ along))(params['generator'])
 
     for experiment, rate in ((none, 0.0), (zero, 0.0), (one, 0.25)):
@@ -321,7 +321,8 @@ def test_auxiliary_classifier():
     ({'task__transforms': "('color',)"}, "task.transforms: 'color'; did you mean colour"),
     ({'task__penalty_every': 4, **PLAIN}, 'task.penalty_every: there is no gradient penalty'),
     ({'task__penalty_every': 0}, 'task.penalty_every: 0; it is 1 or more'),
-    ({'task__unrolled_steps': 2, 'task__simultaneous': True}, 'task.unrolled_steps.*simultaneous'),
+    ({'task__unrolled_steps': 2}, 'task.unrolled_steps: is of a zero-sum game, which relativistic is not'),
+    ({'task__unrolled_steps': 2, 'task__loss': 'saturating', 'task__simultaneous': True}, 'task.unrolled.*simultaneous'),
     ({'task__top_k': 0.5, 'micro_batches': 2}, 'task.top_k: ranks a whole batch'),
     ({'task__top_k': 0.0}, r'top_k in \(0, 1\]'),
     ({'task__lecam_decay': 1.0}, r'lecam_decay lies in \[0, 1\)'),

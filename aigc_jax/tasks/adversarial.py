@@ -38,5 +38,6 @@ def relativistic(real: Array, fake: Array) -> tuple[Array, Array]:
 
 
 LOSSES = {f.__name__: f for f in (nonsaturating, saturating, least_squares, hinge, wasserstein, relativistic)}
+ZERO_SUM = ('saturating', 'wasserstein')  # L_G = −L_D, but for E log σ(D(x)) or E D(x), which G does not reach
 # Where D = 0 means that x is as likely real as generated.
 CALIBRATED = ('nonsaturating', 'saturating', 'hinge')

@@ -14,7 +14,7 @@ from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.nn import networks
 from aigc_jax.tasks import augmentation, regularizers
-from aigc_jax.tasks.adversarial import CALIBRATED, LOSSES
+from aigc_jax.tasks.adversarial import CALIBRATED, LOSSES, ZERO_SUM
 
 FIELDS = dict(
     name=str, loss=str, r1=float, r2=float, penalty_schedule=dict, gradient_penalty=float, n_critic=int,
@@ -174,6 +174,10 @@ def make(config, dataset: Dataset) -> Task:
         real, _ = D(see(batch['x'], ctx, 'T/real', p))
         fake, (classes, _) = D(see(made, ctx, 'T/fake', p))
         values = loss(real, fake)[1]
+        if (
+            options.unrolled_steps
+        ):  # the whole −L_D: through the steps ahead G reaches D(x) too (Metz et al. 2017, eq. 10)
+            values = -loss(real, fake)[0]
         if options.top_k < 1:
             share = regularizers.top_k_share(ctx.step, options.top_k, top_k_steps)
             value = jnp.sum(regularizers.top_k_weights(fake, share) * values)
@@ -252,6 +256,11 @@ def _check(options, config, dataset: Dataset) -> None:
         raise UserError('task: lecam_decay lies in [0, 1), top_k in (0, 1] (1: all), ada_target in (−1, 1)')
     if options.penalty_every > 1 and not (options.r1 or options.r2 or options.gradient_penalty or options.dragan):
         raise UserError('task.penalty_every: there is no gradient penalty to take rarely; set it to 1')
+    if options.unrolled_steps and options.loss not in ZERO_SUM:
+        raise UserError(
+            f'task.unrolled_steps: is of a zero-sum game, which {options.loss} is not; set task.loss to '
+            f'{" or ".join(ZERO_SUM)}'
+        )
     if options.unrolled_steps and options.simultaneous:
         raise UserError('task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes')
     if options.top_k < 1 and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
