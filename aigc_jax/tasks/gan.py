@@ -24,7 +24,7 @@ FIELDS = dict(
 LATER_FIELDS = dict(
     dragan=0.0, dragan_std=0.5, penalty_every=1, lecam=0.0, lecam_decay=0.99, augmentation='none',
     transforms=('colour', 'translation', 'cutout'), ada_target=0.6, ada_examples=500_000, consistency_real=0.0,
-    consistency_fake=0.0, packing=1, unrolled_steps=0, unrolled_rate=0.1, top_k=1.0, top_k_percent=50.0, auxiliary=0.0,
+    consistency_fake=0.0, packing=1, unrolled_steps=0, unrolled_rate=0.01, top_k=1.0, top_k_percent=50.0, auxiliary=0.0,
 )  # fmt: skip
 
 
