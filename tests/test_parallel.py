@@ -26,13 +26,10 @@ TENSOR = dict(
 # active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
 # plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
 EPSILON = {f'optim.{player}.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5} for player in ('discriminator', 'generator')}
-DIGITS = {'data.name': 'digits'}
 MODELS = {
     'vae': ('vae', {}),
     'gan': ('gan', {}),
     'conditional vae': ('vae', {'model.conditional': True}),
-    'batch norm': ('gan:dcgan,smoke', {**DIGITS, **EPSILON}),
-    'spectral norm': ('gan:sngan,smoke', {**DIGITS, **EPSILON}),
     'gpt': ('gpt', {'model.dropout': 0.1}),
     'rnn': ('rnn_lm', {}),  # with its state carried from block to block
     'critic of two steps': (
@@ -44,9 +41,11 @@ MODELS = {
             **EPSILON,
         },
     ),
-    'augmented gan': (  # whose stats are moving averages of logits, and which looks at pairs of examples
-        'gan',
+    # Batch norm in the generator, spectral norm in the discriminator, moving averages of logits, pairs of examples.
+    'statistics': (
+        'gan:sngan,smoke',
         {
+            'data.name': 'digits',
             'data.augment': {
                 'flip': True, 'shift': 1, 'rotation': 10.0, 'scale': 0.1, 'cutout': 2, 'mixup': 0.5,
             },
@@ -57,8 +56,7 @@ MODELS = {
             'task.ada_examples': 320,
             'task.packing': 2,
             'task.penalty_every': 2,
-            'optim.discriminator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5},
-            'optim.generator.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5},
+            **EPSILON,
         },
     ),
 }  # fmt: skip
@@ -78,12 +76,10 @@ CASES_OF = {
     'vae': tuple(CASES),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'conditional vae': ('jit x1', 'jit x8'),
-    'batch norm': ('jit x1', 'jit x8', 'pmap x8'),
-    'spectral norm': ('jit x1', 'jit x8', 'pmap x8'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
-    'augmented gan': ('jit x1', 'jit x8', 'pmap x8'),
+    'statistics': ('jit x1', 'jit x8', 'pmap x8'),
 }
 TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
     'jit x1': (1, {}, 1), 'jit x8': (8, {}, 1), 'pmap x8': (8, {'mode': 'pmap'}, 1), 'micro x1': (1, {}, 4),
