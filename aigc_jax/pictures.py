@@ -50,7 +50,7 @@ def draw(
     rows: list | None,
 ) -> None:  # fmt: skip
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), reconstructions beside
-    originals, 2-D points over the score, or of text its loss beside the baselines and attention maps.
+    originals, the use of codes, 2-D points over the score, or of text its loss beside the baselines and attention maps.
     rows: None for the samples alone."""
     from aigc_jax import plots, text_plots
 
@@ -78,6 +78,9 @@ def draw(
         plots.image_grid(samples, folder / 'plots' / 'samples.png')
         if pair:
             plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png')
+        use = evaluator.code_use(state, seed, config.eval.split)
+        if use is not None:
+            plots.code_use(use, folder / 'plots' / 'codes.png')
     elif dataset.shape == (2,):
         real = experiment.examples(config.eval.split, np.arange(min(n, len(dataset.splits[config.eval.split]))))['x']
         low, high = real.min(axis=0), real.max(axis=0)

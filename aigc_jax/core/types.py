@@ -70,6 +70,8 @@ class Task:
     reconstruct(params, extra, batch, ctx) -> (n, *shape), or None.
     score: (label, function(params, extra, x (n, *shape), ctx) -> (n,)): a field over data space to draw
         beneath 2-D points, such as the discriminator's logit; or None.
+    codes: (K, function(params, extra, batch, ctx) -> (n, …) int32 in 0..K−1): the discrete latent of each example;
+        how the codes are used over a split is reported; or None.
     language: a decoding.Language, of a model that text can be generated from with a prompt; or None.
     num_classes: of the labels that `sample` wants; 0: unconditional.
     """
@@ -81,6 +83,7 @@ class Task:
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     reconstruct: Callable[..., Array] | None = None
     score: tuple[str, Callable[..., Array]] | None = None
+    codes: tuple[int, Callable[..., Array]] | None = None
     language: Any = None
     num_classes: int = 0
 
