@@ -80,8 +80,8 @@ def get_config(arg=''):
                 ),
                 conditional=False,  # the prior, on the class
                 # halves the sides once for each of `features`; the grid that is left has a code at each place
-                encoder=dict(features=(64,), block='residual', norm='group', activation='silu', attention=0, depth=1),
-                decoder=dict(features=(64,), block='residual', norm='group', activation='silu', attention=0, depth=1),
+                encoder=dict(features=(32,), block='residual', norm='group', activation='silu', attention=0, depth=1),
+                decoder=dict(features=(32,), block='residual', norm='group', activation='silu', attention=0, depth=1),
                 prior=dict(  # over the codes in raster order
                     layers=2,
                     heads=4,
