@@ -16,6 +16,7 @@ from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import is_code
 from aigc_jax.evals import samples as text_samples
+from aigc_jax.evals.codes import perplexity, used_share
 from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
 from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits_per_byte, mixture_nats
 from aigc_jax.experiment import Experiment
@@ -57,6 +58,9 @@ class Evaluator:
         def reconstruct(params, extra, batch, ctx):
             return to_data(task.reconstruct(params, extra, preprocess(batch, ctx), ctx))
 
+        def codes(params, extra, batch, ctx):
+            return task.codes[1](params, extra, preprocess(batch, ctx), ctx)
+
         def score(params, extra, x, ctx):
             return task.score[1](params, extra, to_model(x), ctx)
 
@@ -72,6 +76,7 @@ class Evaluator:
         self._sample = compiled(sample, 'sample')
         self._originals = compiled(originals, 'eval')
         self._reconstruct = compiled(reconstruct, 'eval') if task.reconstruct else None
+        self._codes = compiled(codes, 'eval') if task.codes else None
         self._score = compiled(score, 'score') if task.score else None
 
         def encode(params, extra, batch, ctx):
@@ -97,6 +102,10 @@ class Evaluator:
             if self._experiment.task.derive:
                 more = self._experiment.task.derive({name: found['value'] for name, found in results.items()})
                 results |= {name: {'value': value, 'n': n} for name, value in more.items()}
+        use = self.code_use(state, seed, split)
+        if use is not None:
+            n = len(self._experiment.dataset.splits[split])
+            results |= {f'codes/{f.__name__}': {'value': f(use), 'n': n} for f in (perplexity, used_share)}
         density = self._experiment.dataset.density
         if density is not None:
             n = self._experiment.config.eval.num_samples
@@ -220,6 +229,13 @@ class Evaluator:
         z, classes = np.asarray(z, np.float32), self._experiment.task.num_classes
         one = lambda index: self._decode(state, np.int32(0), index, z[index], labels[index] if classes else None)
         return self._in_chunks(one, len(z))
+
+    def code_use(self, state: TrainState, seed: int, split: str) -> np.ndarray | None:
+        """(K,) how often each code stands for the examples of a split; None where the task has none."""
+        if not self._codes:
+            return None
+        found = self._over_split(self._codes, state, seed, split, len(self._experiment.dataset.splits[split]))
+        return np.bincount(found.ravel(), minlength=self._experiment.task.codes[0])
 
     def attention(self, state: TrainState, tokens: np.ndarray) -> np.ndarray | None:
         """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last; None where the model has none."""

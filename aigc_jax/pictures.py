@@ -80,8 +80,8 @@ def draw(
     rows: list | None,
 ) -> None:  # fmt: skip
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), samples over training time,
-    reconstructions beside originals, 2-D points over the score, or of text its loss beside the baselines and
-    attention maps.
+    reconstructions beside originals, the use of codes, 2-D points over the score, or of text its loss beside the
+    baselines and attention maps.
     rows: None for the samples alone."""
     from aigc_jax import plots, text_plots
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from aigc_jax.core.files import atomic_write
+from aigc_jax.evals.codes import perplexity
 
 # Okabe & Ito (2008): told apart with every kind of colour vision.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
@@ -127,6 +128,21 @@ def curves(rows: list[dict], path) -> None:
         handles.append(Line2D([], [], color='0.35', linewidth=2, label='median'))
     if handles:
         figure.legend(handles=handles, loc='outside upper left', ncols=3 * columns, fontsize=9, frameon=False)
+    save_figure(figure, path)
+
+
+def code_use(counts, path) -> None:
+    """The share of each code, from counts (K,), not all 0, the most used first; the dashed line is even use."""
+    shares = np.sort(counts)[::-1] / counts.sum()
+    figure = new_figure(6, 4, layout='constrained')
+    axes = figure.add_subplot()
+    edges = np.arange(len(shares) + 1)
+    axes.stairs(shares, edges, fill=True, color=BLUE)
+    axes.axhline(1 / len(shares), color='black', linewidth=1, linestyle='--')
+    axes.set(
+        yscale='log', xlim=(0, len(shares)), ylim=(0.5 / counts.sum(), 1), xlabel='code, by its use', ylabel='share',
+        title=f'{np.count_nonzero(counts)} of {len(counts)} codes used, perplexity {perplexity(counts):.1f}',
+    )  # fmt: skip
     save_figure(figure, path)
 
 

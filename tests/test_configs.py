@@ -87,7 +87,8 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     is_text = experiment.dataset.kind == 'text'
     shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.shape
     assert samples.shape == (30, *shape) and np.isfinite(samples).all()
-    np.testing.assert_array_equal(samples[:7], evaluator.sample(state, 0, 7))  # sample i depends on (seed, i) alone
+    # Sample i depends on (seed, i) alone; the products of a convolution round by how many samples there are.
+    np.testing.assert_allclose(samples[:7], evaluator.sample(state, 0, 7), rtol=0, atol=1e-6 * (path.stem == 'vq'))
     assert (samples != evaluator.sample(state, 1, 30)).any()
     for step in (20, 40):
         stored = np.load(tmp_path / 'samples' / f'{step:08d}.npz')['samples']

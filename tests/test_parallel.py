@@ -31,6 +31,9 @@ MODELS = {
     'gan': ('gan', {}),
     'conditional vae': ('vae', {'model.conditional': True}),
     'gpt': ('gpt', {'model.dropout': 0.1}),
+    # With a codebook, all of which the first step revives. Two channels to a group of the normalization: it takes the
+    # bias of a channel by itself away, whose gradient then is rounding, which Adam divides by itself.
+    'vq': ('vq', {'model.encoder.features': (16,), 'model.decoder.features': (16,)}),
     'rnn': ('rnn_lm', {}),  # with its state carried from block to block
     'critic of two steps': (
         'gan',
@@ -77,6 +80,7 @@ CASES_OF = {
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'conditional vae': ('jit x1', 'jit x8'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
+    'vq': ('jit x1', 'jit x8', 'micro pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
     'statistics': ('jit x1', 'jit x8', 'pmap x8'),

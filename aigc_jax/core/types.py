@@ -86,6 +86,8 @@ class Task:
     encode(params, extra, batch, ctx) -> (n, d) codes, and decode(params, extra, codes, labels) -> (n, *shape), of a
         model with a latent space to walk through; or None.
     diagnostics: of the final evaluation.
+    codes: (K, function(params, extra, batch, ctx) -> (n, …) int32 in 0..K−1): the discrete latent of each example;
+        how the codes are used over a split is reported; or None.
     language: a decoding.Language, of a model that text can be generated from with a prompt; or None.
     num_classes: of the labels that `sample` wants; 0: unconditional.
     """
@@ -100,6 +102,7 @@ class Task:
     encode: Callable[..., Array] | None = None
     decode: Callable[..., Array] | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
+    codes: tuple[int, Callable[..., Array]] | None = None
     language: Any = None
     num_classes: int = 0
 

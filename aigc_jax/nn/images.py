@@ -118,6 +118,28 @@ class Down(nn.Module):
         return x if self.block == 'plain' else ACTIVATIONS[self.activation](x)
 
 
+def rise(net: nn.Module, x: Array, condition: Array | None, train: bool) -> Array:
+    """x (n, h, w, c) -> (n, *net.shape), float32, the sides doubled once for every entry of net.features.
+
+    To be called inside the compact method of `net`, whose layers it makes and which has the fields of `Up`.
+    """
+    # Of a plain network the last level is the convolution that gives the image.
+    for features in net.features[1:] if net.block == 'plain' else net.features:
+        if net.attention == x.shape[1]:
+            x = SelfAttention(net.spectral, net.dtype, name='attention')(x, train)
+        for d in range(net.depth):
+            x = _Block(
+                features, net.block, net.norm, net.activation, net.spectral, True, d == 0, net.axis_name, net.dtype
+            )(x, condition, train)
+    if net.block == 'plain':
+        last = Conv(net.shape[-1], 4, 2, transposed=True, dtype=net.dtype, name='image')
+    else:
+        x = Normalize(net.norm, net.axis_name, net.dtype)(x, condition, train) if net.block == 'residual' else x
+        x = ACTIVATIONS[net.activation](x)
+        last = Conv(net.shape[-1], 3, dtype=net.dtype, name='image')
+    return maybe_spectral(last, net.spectral)(x, train).astype(jnp.float32)
+
+
 class Up(nn.Module):
     """z (n, d) and a condition (n, c), or None -> (n, *shape), float32: the sides of `shape` are doubled L times."""
 
@@ -145,21 +167,7 @@ class Up(nn.Module):
         x = maybe_spectral(dense, self.spectral)(z, train).reshape(-1, height, width, self.features[0])
         if self.block == 'plain':
             x = act(normalize(x))
-        # Of a plain network the last level is the convolution that gives the image.
-        for features in self.features[1:] if self.block == 'plain' else self.features:
-            if self.attention == x.shape[1]:
-                x = SelfAttention(self.spectral, self.dtype, name='attention')(x, train)
-            for d in range(self.depth):
-                x = _Block(
-                    features, self.block, self.norm, self.activation, self.spectral, True, d == 0, self.axis_name,
-                    self.dtype,
-                )(x, conditional, train)  # fmt: skip
-        if self.block == 'plain':
-            last = Conv(self.shape[-1], 4, 2, transposed=True, dtype=self.dtype, name='image')
-        else:
-            x = act(normalize(x) if self.block == 'residual' else x)
-            last = Conv(self.shape[-1], 3, dtype=self.dtype, name='image')
-        return maybe_spectral(last, self.spectral)(x, train).astype(jnp.float32)
+        return rise(self, x, conditional, train)
 
 
 class Encoder(nn.Module):

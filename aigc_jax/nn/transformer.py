@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array
 from aigc_jax.nn.language import Dense, Draw, State, dropout, logits
 
@@ -266,3 +267,20 @@ class Transformer(nn.Module):
             x = nn.LayerNorm(epsilon=1e-5, use_bias=self.bias, dtype=self.dtype, name='norm')(x)
         out = logits(x, embed, self.tied, self.zero_init, self.softcap, self.dtype)
         return out, None if state is None else State(first + length, layers, state.start)
+
+
+def check(module: Transformer, what: str) -> None:
+    """Raises UserError for fields of `what` that contradict one another."""
+    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width'):
+        if getattr(module, name) < 1:
+            raise UserError(f'{what}.{name}: {getattr(module, name)}; 1 or more')
+    if not 0 <= module.dropout < 1:
+        raise UserError(f'{what}.dropout: {module.dropout}; it lies in [0, 1)')
+    if module.width % module.heads or module.heads % module.kv_heads:
+        raise UserError(f'{what}.heads: it divides {what}.width, and {what}.kv_heads divides it')
+    if module.position == 'rope' and module.width // module.heads % 2:
+        raise UserError(f'{what}.position: rope turns pairs of features; {what}.width / {what}.heads is odd')
+    if module.scan_layers and module.dropout:
+        raise UserError(f'{what}.dropout: with scan_layers all layers would draw the same; set one of them to none')
+    if module.attention != 'einsum' and module.dropout:
+        raise UserError(f'{what}.dropout: of attention weights, needs {what}.attention=einsum')

@@ -3,12 +3,13 @@
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Task
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.tasks import gan, lm, vae
+from aigc_jax.tasks import gan, lm, vae, vq
 
 TASKS = {
     'vae': vae.make,
     'gan': gan.make,
     'lm': lm.make,
+    'vq': vq.make,
 }
 
 

@@ -148,20 +148,14 @@ def _build(config, tokenizer):
     # No position beyond a training window has been trained, so none is read.
     context = {'context': config.data.block} if kind == 'transformer' else {}
     module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype, **context)
-    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width', 'features'):
-        if name in model and model[name] < 1:
+    if kind == 'transformer':
+        transformer.check(module, 'model')
+        return module
+    for name in ('layers', 'features'):
+        if model[name] < 1:
             raise UserError(f'model.{name}: {model[name]}; 1 or more')
     if not 0 <= model.dropout < 1:
         raise UserError(f'model.dropout: {model.dropout}; it lies in [0, 1)')
-    if kind == 'transformer':
-        if module.width % module.heads or module.heads % module.kv_heads:
-            raise UserError('model.heads: it divides model.width, and model.kv_heads divides it')
-        if module.position == 'rope' and module.width // module.heads % 2:
-            raise UserError('model.position: rope turns pairs of features; model.width / model.heads is odd')
-        if module.scan_layers and module.dropout:
-            raise UserError('model.dropout: with scan_layers all layers would draw the same; set one of them to none')
-        if module.attention != 'einsum' and module.dropout:
-            raise UserError('model.dropout: of attention weights, needs model.attention=einsum')
     return module
 
 
