@@ -1,8 +1,8 @@
 """Auto-encoders of discrete latents, VQ-VAE (van den Oord et al. 2017) and FSQ (Mentzer et al. 2024), with their prior.
 
 Two players, trained together on the same batches: 'model' {encoder, decoder, and log_scale where the likelihood
-learns one}, and 'prior', a Transformer over the codes in raster order, p(z given y) = Π p(z_t given z_<t, y), which sees
-the codes and not the encoder's gradient.
+learns one}, and 'prior', a Transformer over the codes in raster order, p(z given y) = Π p(z_t given z_<t, y), which
+sees the codes and not the encoder's gradient.
 """
 
 import dataclasses
