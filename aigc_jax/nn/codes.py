@@ -33,7 +33,7 @@ _MOST = 2**20  # codes; the prior has a row of parameters for each
 
 
 class GridEncoder(nn.Module):
-    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, dim) float32; fields as in images.Down."""
+    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, dim) float32."""
 
     features: Sequence[int]
     dim: int
@@ -44,17 +44,16 @@ class GridEncoder(nn.Module):
     depth: int = 1
     dtype: Any = jnp.float32
 
+    spectral, axis_name = False, None  # no fields: images.fall asks for them
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = images.Down(
-            self.features, self.block, self.norm, self.activation, False, self.attention, self.depth, None, self.dtype,
-            name='trunk',
-        )(x, False)  # fmt: skip
+        x = images.fall(self, x, False)
         return Conv(self.dim, 1, dtype=self.dtype, name='head')(x).astype(jnp.float32)
 
 
 class GridDecoder(nn.Module):
-    """z (n, H / 2ᴸ, W / 2ᴸ, d) -> the natural parameters of p(x given z), (n, *shape); fields as in images.Up."""
+    """z (n, H / 2ᴸ, W / 2ᴸ, d) -> the natural parameters of p(x given z), (n, *shape)."""
 
     features: Sequence[int]
     shape: Sequence[int]

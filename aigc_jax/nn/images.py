@@ -80,57 +80,30 @@ class _Block(nn.Module):
         return x + layer(h, self.features, 1, use_bias=False, kernel_init=nn.initializers.zeros)
 
 
-class Down(nn.Module):
-    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, features[-1]) of L = len(features) levels.
+def fall(net: nn.Module, x: Array, train: bool) -> Array:
+    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, features[-1]) of L = len(net.features) levels.
 
-    depth: blocks a level; the first of them resamples. attention: the side at which there is self-attention; 0: none.
+    To be called, as `rise`, inside the compact method of `net`, whose layers it makes and whose fields are those of
+    `ImageNetwork`.
     """
-
-    features: Sequence[int]
-    block: str
-    norm: str
-    activation: str
-    spectral: bool
-    attention: int
-    depth: int
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        for level, features in enumerate(self.features):
-            for d in range(self.depth):
-                # DCGAN: no normalization where the image enters, for it would lose the image's own scale.
-                norm = 'none' if level == d == 0 and self.block == 'plain' else self.norm
-                x = _Block(
-                    features,
-                    self.block,
-                    norm,
-                    self.activation,
-                    self.spectral,
-                    False,
-                    d == 0,
-                    self.axis_name,
-                    self.dtype,
-                )(x, None, train)
-            if self.attention == x.shape[1]:
-                x = SelfAttention(self.spectral, self.dtype, name='attention')(x, train)
-        return x if self.block == 'plain' else ACTIVATIONS[self.activation](x)
+    for level, features in enumerate(net.features):
+        for d in range(net.depth):
+            # DCGAN: no normalization where the image enters, for it would lose the image's own scale.
+            norm = 'none' if level == d == 0 and net.block == 'plain' else net.norm
+            x = _block(net, features, norm, up=False, resample=d == 0)(x, None, train)
+        if net.attention == x.shape[1]:
+            x = SelfAttention(net.spectral, net.dtype, name='attention')(x, train)
+    return x if net.block == 'plain' else ACTIVATIONS[net.activation](x)
 
 
 def rise(net: nn.Module, x: Array, condition: Array | None, train: bool) -> Array:
-    """x (n, h, w, c) -> (n, *net.shape), float32, the sides doubled once for every entry of net.features.
-
-    To be called inside the compact method of `net`, whose layers it makes and which has the fields of `Up`.
-    """
+    """x (n, h, w, c) -> (n, *net.shape), float32, the sides doubled once for every entry of net.features."""
     # Of a plain network the last level is the convolution that gives the image.
     for features in net.features[1:] if net.block == 'plain' else net.features:
         if net.attention == x.shape[1]:
             x = SelfAttention(net.spectral, net.dtype, name='attention')(x, train)
         for d in range(net.depth):
-            x = _Block(
-                features, net.block, net.norm, net.activation, net.spectral, True, d == 0, net.axis_name, net.dtype
-            )(x, condition, train)
+            x = _block(net, features, net.norm, up=True, resample=d == 0)(x, condition, train)
     if net.block == 'plain':
         last = Conv(net.shape[-1], 4, 2, transposed=True, dtype=net.dtype, name='image')
     else:
@@ -140,114 +113,15 @@ def rise(net: nn.Module, x: Array, condition: Array | None, train: bool) -> Arra
     return maybe_spectral(last, net.spectral)(x, train).astype(jnp.float32)
 
 
-class Up(nn.Module):
-    """z (n, d) and a condition (n, c), or None -> (n, *shape), float32: the sides of `shape` are doubled L times."""
-
-    features: Sequence[int]
-    shape: Sequence[int]
-    block: str
-    norm: str
-    activation: str
-    spectral: bool
-    attention: int
-    depth: int
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, z: Array, condition: Array | None, train: bool) -> Array:
-        act, levels = ACTIVATIONS[self.activation], len(self.features)
-        height, width = (side // 2**levels for side in self.shape[:2])
-        if condition is not None:
-            z = jnp.concatenate([z, condition], axis=-1)
-        conditional = condition if self.norm != 'none' else None
-        normalize = lambda x: Normalize(self.norm, self.axis_name, self.dtype)(x, conditional, train)
-        centred = self.block == 'plain' and self.norm == 'batch'  # which would take a bias away again
-        dense = nn.Dense(height * width * self.features[0], not centred, dtype=self.dtype, name='dense')
-        x = maybe_spectral(dense, self.spectral)(z, train).reshape(-1, height, width, self.features[0])
-        if self.block == 'plain':
-            x = act(normalize(x))
-        return rise(self, x, conditional, train)
+def _block(net: nn.Module, features: int, norm: str, up: bool, resample: bool) -> _Block:
+    return _Block(features, net.block, norm, net.activation, net.spectral, up, resample, net.axis_name, net.dtype)
 
 
-class Encoder(nn.Module):
-    """x (n, H, W, C) -> mean and log-variance of q(z given x), (n, latent_dim) each."""
+class ImageNetwork(nn.Module, kw_only=True):
+    """The fields that all have.
 
-    features: Sequence[int]
-    latent_dim: int
-    block: str
-    norm: str
-    activation: str
-    spectral: bool = False
-    attention: int = 0
-    depth: int = 1
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> tuple[Array, Array]:
-        x = Down(
-            self.features, self.block, self.norm, self.activation, self.spectral, self.attention, self.depth,
-            self.axis_name, self.dtype, name='trunk',
-        )(x, train)  # fmt: skip
-        x = x.reshape(x.shape[0], -1)
-        if condition is not None:
-            x = jnp.concatenate([x, condition], axis=-1)
-        out = nn.Dense(2 * self.latent_dim, dtype=self.dtype, name='head')(x).astype(jnp.float32)
-        return out[:, : self.latent_dim], out[:, self.latent_dim :]
-
-
-class Decoder(nn.Module):
-    """z (n, latent_dim) -> the natural parameters of p(x given z): logits or means, (n, *shape)."""
-
-    features: Sequence[int]
-    shape: Sequence[int]
-    block: str
-    norm: str
-    activation: str
-    spectral: bool = False
-    attention: int = 0
-    depth: int = 1
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
-        return Up(
-            self.features, self.shape, self.block, self.norm, self.activation, self.spectral, self.attention,
-            self.depth, self.axis_name, self.dtype, name='trunk',
-        )(z, condition, train)  # fmt: skip
-
-
-class Generator(nn.Module):
-    """z (n, latent_dim) -> x (n, *shape), inside [−1, 1] where `bounded`."""
-
-    features: Sequence[int]
-    shape: Sequence[int]
-    block: str
-    norm: str
-    activation: str
-    bounded: bool
-    spectral: bool = False
-    attention: int = 0
-    depth: int = 1
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
-        x = Up(
-            self.features, self.shape, self.block, self.norm, self.activation, self.spectral, self.attention,
-            self.depth, self.axis_name, self.dtype, name='trunk',
-        )(z, condition, train)  # fmt: skip
-        return jnp.tanh(x) if self.bounded else x
-
-
-class Discriminator(nn.Module):
-    """x (n, H, W, C) -> logit of 'x is real' (n,), with the projection of a condition (Miyato & Koyama 2018, eq. 3).
-
-    deviation: neighbours in the batch whose standard deviation it sees; 0: it does not.
-    outputs: with more than 1 the logit is the first of (n, outputs).
+    depth: blocks a level; the first of them resamples. attention: the side at which there is self-attention; 0: none.
+    axis_name: of the devices, under pmap.
     """
 
     features: Sequence[int]
@@ -257,17 +131,67 @@ class Discriminator(nn.Module):
     spectral: bool = False
     attention: int = 0
     depth: int = 1
-    deviation: int = 0
-    outputs: int = 1
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
+
+class Encoder(ImageNetwork, kw_only=True):
+    """x (n, H, W, C) -> mean and log-variance of q(z given x), (n, latent_dim) each."""
+
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> tuple[Array, Array]:
+        x = fall(self, x, train)
+        x = x.reshape(x.shape[0], -1)
+        if condition is not None:
+            x = jnp.concatenate([x, condition], axis=-1)
+        out = nn.Dense(2 * self.latent_dim, dtype=self.dtype, name='head')(x).astype(jnp.float32)
+        return out[:, : self.latent_dim], out[:, self.latent_dim :]
+
+
+class Decoder(ImageNetwork, kw_only=True):
+    """z (n, latent_dim) -> the natural parameters of p(x given z): logits or means, (n, *shape)."""
+
+    shape: Sequence[int]
+
+    @nn.compact
+    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
+        height, width = (side // 2 ** len(self.features) for side in self.shape[:2])
+        if condition is not None:
+            z = jnp.concatenate([z, condition], axis=-1)
+        conditional = condition if self.norm != 'none' else None
+        centred = self.block == 'plain' and self.norm == 'batch'  # which would take a bias away again
+        dense = nn.Dense(height * width * self.features[0], not centred, dtype=self.dtype, name='dense')
+        x = maybe_spectral(dense, self.spectral)(z, train).reshape(-1, height, width, self.features[0])
+        if self.block == 'plain':
+            x = ACTIVATIONS[self.activation](Normalize(self.norm, self.axis_name, self.dtype)(x, conditional, train))
+        return rise(self, x, conditional, train)
+
+
+class Generator(Decoder, kw_only=True):
+    """z (n, latent_dim) -> x (n, *shape), inside [−1, 1] where `bounded`."""
+
+    bounded: bool
+
+    def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
+        x = super().__call__(z, condition, train)
+        return jnp.tanh(x) if self.bounded else x
+
+
+class Discriminator(ImageNetwork, kw_only=True):
+    """x (n, H, W, C) -> logit of 'x is real' (n,), with the projection of a condition (Miyato & Koyama 2018, eq. 3).
+
+    deviation: neighbours in the batch whose standard deviation it sees; 0: it does not.
+    outputs: with more than 1 the logit is the first of (n, outputs).
+    """
+
+    deviation: int = 0
+    outputs: int = 1
+
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
-        x = Down(
-            self.features, self.block, self.norm, self.activation, self.spectral, self.attention, self.depth,
-            self.axis_name, self.dtype, name='trunk',
-        )(x, train)  # fmt: skip
+        x = fall(self, x, train)
         if self.deviation:
             x = minibatch_deviation(x, self.deviation)
         # SNGAN sums over places; of a plain network places stand side by side, as in DCGAN.
