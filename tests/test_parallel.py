@@ -58,6 +58,7 @@ MODELS = {
             'task.ada_target': -0.9,
             'task.ada_examples': 320,
             'task.packing': 2,
+            'task.r1': 1.0,
             'task.penalty_every': 2,
             **EPSILON,
         },
