@@ -169,6 +169,7 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
     overrides: [('data.x' or 'eval.x', text), …]. Raises UserError.
     """
     config = config_lib.from_json(workdir / 'config.json')
+    config_lib.check(config)
     if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
         config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
     config_lib.override(config, list(overrides), only=config_lib.DATA_AND_EVAL)

@@ -321,7 +321,7 @@ params = dict(model=dict(kernel=put(np.arange(64).reshape(4, 16), None, 'data'),
 Checkpoints(pathlib.Path({str(folder)!r})).save(1, dict(params=params, opt=put(np.ones(8), 'data')))
 """
     root = pathlib.Path(__file__).parent.parent
-    env = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+    env = {**os.environ, 'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'}
     subprocess.run([sys.executable, '-c', code], cwd=root, env=env, check=True, timeout=120)
     params = {'model': {'kernel': jnp.arange(64.0).reshape(4, 16), 'bias': jnp.arange(3.0)}}
     checkpoints = Checkpoints(folder, read_only=True)

@@ -81,7 +81,7 @@ CASES_OF = {
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'conditional vae': ('jit x1', 'jit x8'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
-    'vq': ('jit x1', 'jit x8', 'micro pmap x8'),
+    'vq': ('jit x1', 'micro pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
     'statistics': ('jit x1', 'jit x8', 'pmap x8'),

@@ -1,6 +1,7 @@
 """Replicas by seed: each is its single run, wherever it lives and whatever becomes of the others."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -132,7 +133,7 @@ def test_vmap_is_map_within_rounding(run, leaves, model):
 def test_replicas_over_two_devices_are_their_single_runs(run, command_line, tmp_path, assert_is_single):
     name, overrides = config_of('vae', num_seeds=4, replicas='map')
     pairs = [f'{field}={value}' for field, value in overrides]
-    flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    flags = {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'}
     done = command_line.python('-c', PROGRAM, name, tmp_path / 'run', *pairs, env=flags)
     assert done.returncode == 0, done.stderr
     for k in range(3):

@@ -7,9 +7,10 @@ _CHUNK = 500  # rows of the matrix of all pairs
 INTERPOLATIONS = ('linear', 'spherical')
 
 
-def active_units(means: np.ndarray) -> int:
-    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01; Burda et al. 2016."""
-    return int((np.asarray(means, np.float64).var(axis=0) > ACTIVE).sum())
+def active_units(means: np.ndarray) -> float:
+    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01; Burda et al. 2016. nan where one is."""
+    variance = np.asarray(means, np.float64).var(axis=0)
+    return float((variance > ACTIVE).sum()) if np.isfinite(variance).all() else np.nan
 
 
 def log_aggregate(z: np.ndarray, mu: np.ndarray, log_var: np.ndarray) -> np.ndarray:
