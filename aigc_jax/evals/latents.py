@@ -8,7 +8,7 @@ INTERPOLATIONS = ('linear', 'spherical')
 
 
 def active_units(means: np.ndarray) -> float:
-    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01; Burda et al. 2016. nan where one is."""
+    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01 (Burda et al. 2016); of nan, nan."""
     variance = np.asarray(means, np.float64).var(axis=0)
     return float((variance > ACTIVE).sum()) if np.isfinite(variance).all() else np.nan
 
