@@ -65,10 +65,11 @@ class _Block(nn.Module):
         if self.block == 'residual':
             enter = upsample if self.up and self.resample else lambda x: x
             leave = downsample if not self.up and self.resample else lambda x: x
-            h = layer(enter(act(normalize(x))), self.features, 3)
-            h = leave(layer(act(normalize(h)), self.features, 3))
+            bias = self.norm != 'batch'  # which takes it away again, wherever the sum is read
+            h = layer(enter(act(normalize(x))), self.features, 3, use_bias=bias)
+            h = leave(layer(act(normalize(h)), self.features, 3, use_bias=bias))
             if x.shape[-1] != self.features or self.resample:
-                x = leave(layer(enter(x), self.features, 1))
+                x = leave(layer(enter(x), self.features, 1, use_bias=bias))
             return x + h
         if self.resample:
             x = blur(upsample(x)) if self.up else downsample(blur(x))
