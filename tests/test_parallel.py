@@ -33,8 +33,8 @@ MODELS = {
     'gpt': ('gpt', {'model.dropout': 0.1}),
     # With a codebook, all of which the first step revives. Two channels to a group of the normalization: it takes the
     # bias of a channel by itself away, whose gradient then is rounding, which Adam divides by itself.
-    # Blank corners of the digits give vectors that are alike but for rounding. With seed 0 two of them become codes, and
-    # rounding says which of both the next corners take; from there on the runs differ.
+    # Blank corners of the digits give vectors that are alike but for rounding. With seed 0 two of them become codes,
+    # rounding says which of both the next corners take, and from there on the runs differ.
     'vq': (
         'vq',
         {
