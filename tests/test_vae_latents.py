@@ -14,6 +14,7 @@ from aigc_jax.core.types import Extra
 from aigc_jax.evals import latents as codes
 from aigc_jax.evals.ais import ais
 from aigc_jax.evaluate import Evaluator
+from aigc_jax.nn import flows
 from aigc_jax.nn.flows import Flow
 from aigc_jax.tasks import bounds, likelihoods
 
@@ -48,6 +49,12 @@ def test_log_det_is_the_jacobians_and_the_inverse_inverts(kind, d, context_dim):
         params = disturbed(one.init(jax.random.key(0), z, h))
         jacobian = jax.vmap(jax.jacobian(lambda z, h: one.apply(params, z, h)[0]))(z, h)
         assert not np.triu(jacobian, 1).any()
+
+
+def test_a_flow_has_every_activation_that_a_config_may_name():
+    for activation in flows.CHOICES['activation']:
+        flow = Flow('realnvp', 2, 0, layers=2, features=(4,), activation=activation)
+        jax.eval_shape(flow.init, jax.random.key(0), jnp.zeros((1, 2)))
 
 
 @pytest.mark.parametrize('variant', ['flow_prior', 'vamp'])

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.types import Array
-from aigc_jax.nn.mlp import CHOICES as MLP_CHOICES
+from aigc_jax.nn.mlp import ACTIVATIONS
 
-CHOICES = {'activation': MLP_CHOICES['activation']}
+CHOICES = {'activation': tuple(ACTIVATIONS)}
 KINDS = ('realnvp', 'iaf')
 _BOUND = 2.0  # of |log scale| in one layer, so that no layer overflows
 
@@ -93,7 +93,7 @@ class Flow(nn.Module):
                 if number == 0 and side is not None:
                     x = x + context @ side
                 if number < len(weights):
-                    x = getattr(jax.nn, self.activation)(x)
+                    x = ACTIVATIONS[self.activation](x)
             t, s = x[..., :d], _BOUND * jnp.tanh(x[..., d:] / _BOUND)
             return t * moved, s * moved
 
