@@ -23,7 +23,7 @@ from aigc_jax.experiment import Experiment
 
 Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci', 'perfect', 'held_out' or 'real' if known}}
 _SURFACE_POINTS = 100  # along each axis
-_NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
+NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
 
 
 class Evaluator:
@@ -277,7 +277,7 @@ def ratio(total: np.ndarray, count: np.ndarray) -> dict[str, float]:
     total, count, n = total.astype(np.float64), count.astype(np.float64), len(total)
     value = total.sum() / count.sum()
     error = (total - value * count).std(ddof=1) / (math.sqrt(n) * count.mean()) if n > 1 else math.nan
-    return {'value': float(value), 'ci': float(_NORMAL_95 * error), 'n': n}
+    return {'value': float(value), 'ci': float(NORMAL_95 * error), 'n': n}
 
 
 def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:

@@ -13,7 +13,7 @@ from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.types import TrainState
 from aigc_jax.evals import features, images
 from aigc_jax.evals.features import Classifier, Extractor
-from aigc_jax.evaluate import Evaluator, Results
+from aigc_jax.evaluate import NORMAL_95, Evaluator, Results
 from aigc_jax.experiment import Experiment
 
 K = 5  # neighbours that the balls of precision, recall, density and coverage reach to
@@ -21,7 +21,6 @@ FILE = 'extractor.npz'  # in a run's folder
 _NAMES = ('classifier', 'pixels', 'onnx:FILE')
 _CHUNK = 5000  # images that are gone through at once
 _MOST_TRAINED = 100_000  # images that the classifier is trained on
-_NORMAL_95 = 1.959964
 
 
 def wanted(experiment: Experiment) -> str:
@@ -128,7 +127,7 @@ class ImageMetrics:
             label = 'pixels' if name == 'ms_ssim' else self.extractor.name
             row = results[f'samples/{name}_{n}_{label}'] = {'value': value, 'real': mark[0], 'n': n}
             if error is not None:
-                row['ci'] = _NORMAL_95 * error
+                row['ci'] = NORMAL_95 * error
             if name in self._perfect:
                 row['perfect'] = self._perfect[name]
         return results

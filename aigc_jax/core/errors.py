@@ -18,12 +18,16 @@ class RunError(Exception):
     exit_code = 1
 
 
-def check_fields(config, fields: Mapping[str, type], what: str, owner: str = '') -> None:
+def check_fields(
+    config, fields: Mapping[str, type], what: str, owner: str = '', later: Mapping[str, type] | None = None
+) -> None:
     """Raises UserError unless the group `config` holds `fields`, {name: type}, each of them, of its type, no others.
 
-    what: the group's name; owner: what has the fields, where it is not the group (a module's name).
+    what: the group's name; owner: what has the fields, where it is not the group (a module's name). later: fields that
+    runs of earlier days lack.
     """
     owner = owner or what
+    fields = {**fields, **{name: kind for name, kind in (later or {}).items() if name in config}}
     for name in config:
         if name not in fields:
             raise UserError(f'{what}.{name}: {owner} has no such field{near(name, fields)}')

@@ -82,7 +82,7 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     ema_decay: of the moving average of the parameters; 0: none is kept.
     clip_weights: the bound that every parameter is kept within, from the first update on; 0: none.
     """
-    check_fields(config, _FIELDS | {name: kind for name, kind in _LATER_FIELDS.items() if name in config}, what)
+    check_fields(config, _FIELDS, what, later=_LATER_FIELDS)
     clip_weights = config.get('clip_weights', 0.0)
     if not clip_weights >= 0:
         raise UserError(f'{what}.clip_weights: {clip_weights}; a bound is positive, and 0 means not to clip')

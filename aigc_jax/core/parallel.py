@@ -20,6 +20,11 @@ _AUTO = (AxisType.Auto,) * len(AXES)
 _FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
 
 
+def axis_name(mode: str, replicas: int) -> str | None:
+    """Of the devices, where each runs a step on its share; None where a program sees the whole batch."""
+    return 'data' if mode == 'pmap' and not replicas else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How a run is laid over the devices.
@@ -38,7 +43,7 @@ class Plan:
     @property
     def axis_name(self) -> str | None:
         """What the step averages over by itself: under pmap each device runs the step on its share."""
-        return 'data' if self.mode == 'pmap' and not self.replicas else None
+        return axis_name(self.mode, self.replicas)
 
     def state_sharding(self, state: TrainState) -> TrainState:
         """A sharding for each leaf of an (abstract) state."""

@@ -52,7 +52,7 @@ def check(cfg) -> None:
         if wanted and mark in cfg:
             raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
     fields, later = (TEXT_FIELDS, LATER_TEXT_FIELDS) if is_text else (FIELDS, LATER_FIELDS)
-    check_fields(cfg, fields | {name: kind for name, kind in later.items() if name in cfg}, 'data')
+    check_fields(cfg, fields, 'data', later=later)
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:

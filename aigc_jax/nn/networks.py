@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as linen
 
+from aigc_jax.core import parallel
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import images, mlp
@@ -44,7 +45,7 @@ def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) 
     if kind not in KINDS:
         raise UserError(f'model.kind: {kind!r}{near(kind, KINDS)}')
     if kind == 'conv':
-        given['axis_name'] = 'data' if config.parallel.mode == 'pmap' and config.num_seeds == 1 else None
+        given['axis_name'] = parallel.axis_name(config.parallel.mode, config.num_seeds > 1)
     network = build(getattr(KINDS[kind], role), what, fields, dtype=compute_dtype(config.precision), **given)
     if kind == 'conv':
         images.check_shape(fields.features, image_shape, what)
@@ -53,4 +54,4 @@ def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) 
 
 def check_model(config, fields: dict[str, type]) -> None:
     """Raises UserError unless `config`, the config's `model`, has `fields`, and kind; runs of earlier days lack it."""
-    check_fields(config, fields | ({'kind': str} if 'kind' in config else {}), 'model')
+    check_fields(config, fields, 'model', later={'kind': str})

@@ -32,8 +32,7 @@ def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds FIELDS and perhaps LATER_FIELDS (configs/gan.py says what each is);
     `model` generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
-    later = {name: type(value) for name, value in LATER_FIELDS.items() if name in options}
-    check_fields(options, FIELDS | later, 'task')
+    check_fields(options, FIELDS, 'task', later={name: type(value) for name, value in LATER_FIELDS.items()})
     options = SimpleNamespace(**{**LATER_FIELDS, **options})
     networks.check_model(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict))
     if options.loss not in LOSSES:

@@ -260,7 +260,7 @@ def make(config, dataset: Dataset) -> Task:
 
 def _filled(config, first: dict[str, type], later: dict, what: str) -> dict:
     """The fields of a group, each checked; those of `later` have the default that stands there. Raises UserError."""
-    check_fields(config, first | {name: type(value) for name, value in later.items() if name in config}, what)
+    check_fields(config, first, what, later={name: type(value) for name, value in later.items()})
     return later | dict(config)
 
 
