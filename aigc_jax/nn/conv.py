@@ -1,7 +1,7 @@
 """Convolution, as each platform does it fastest, and the layers that are made of it. x is (n, H, W, C).
 
 XLA runs a convolution inside a scan on a CPU many times slower than outside (github.com/jax-ml/jax/issues/12868), so
-there it is written as shifted slices and one matrix product; elsewhere it is the native one.
+there it is written as matrix products of shifted slices; elsewhere it is the native one.
 """
 
 import math
@@ -38,10 +38,39 @@ def conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
             x, kernel, (stride, stride), ((low, high),) * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
             feature_group_count=groups,
         )  # fmt: skip
-    x = jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0))) if size > stride else x
+    x = _pad(x, low, high)
     if stride > 1 and size % stride == 0 and groups == 1:  # fewer slices of more channels
-        x, kernel = _to_depth(x, stride), _kernel_to_depth(kernel, stride)
-        size, stride = size // stride, 1
+        return _valid(_to_depth(x, stride), _kernel_to_depth(kernel, stride))
+    return _valid(x, kernel, stride, groups)
+
+
+def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
+    """x (n, H, W, C), kernel (k, k, C, F) -> (n, stride · H, stride · W, F); stride divides k."""
+    size, features = kernel.shape[0], kernel.shape[-1]
+    low, high = _padding(size, stride)
+    if native():
+        return jax.lax.conv_transpose(
+            x, kernel, (stride, stride), ((size - 1 - low, size - 1 - high),) * 2,
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )  # fmt: skip
+    _, height, width, channels = x.shape
+    parts = size // stride
+    # An output pixel reads parts × parts inputs; the stride × stride of them that read the same are made as channels.
+    kernel = kernel.reshape(parts, stride, parts, stride, channels, features)[:, ::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(parts, parts, channels, -1)
+    x = _to_space(_valid(_pad(x, parts - 1, parts - 1), kernel), stride)
+    return x[:, low : low + stride * height, low : low + stride * width]
+
+
+def _pad(x: Array, low: int, high: int) -> Array:
+    return jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
+
+
+def _valid(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
+    """Convolution without padding, by matrix products: x (n, H, W, C), kernel (k, k, C / groups, F)."""
+    size = kernel.shape[0]
+    if size in _WINOGRAD and stride == groups == 1:
+        return _winograd(x, kernel)
     n, height, width, channels = x.shape
     height, width, features = (height - size) // stride + 1, (width - size) // stride + 1, kernel.shape[-1]
     total = 0
@@ -58,27 +87,47 @@ def conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
     return total.reshape(n, height, width, features)
 
 
-def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
-    """x (n, H, W, C), kernel (k, k, C, F) -> (n, stride · H, stride · W, F); stride divides k."""
-    size, features = kernel.shape[0], kernel.shape[-1]
-    low, high = _padding(size, stride)
-    if native():
-        return jax.lax.conv_transpose(
-            x, kernel, (stride, stride), ((size - 1 - low, size - 1 - high),) * 2,
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )  # fmt: skip
+# Of a kernel of k taps, along one axis: what the k + 1 inputs behind two neighbouring outputs are joined to, what the
+# taps are (a matrix), and what their k + 1 products make of the two outputs.
+_WINOGRAD = {
+    2: (
+        lambda d: (d[0] - d[1], d[1], d[1] - d[2]),
+        ((1, 0), (1, 1), (0, 1)),
+        lambda m: (m[0] + m[1], m[1] - m[2]),
+    ),
+    3: (
+        lambda d: (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]),
+        ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
+        lambda m: (m[0] + m[1] + m[2], m[1] - m[2] - m[3]),
+    ),
+}
+
+
+def _winograd(x: Array, kernel: Array) -> Array:
+    """`_valid` with (k + 1)² products for four outputs instead of 4 k² (Lavin & Gray 2016, F(2 × 2, k × k))."""
+    size = kernel.shape[0]
+    join, taps, part = _WINOGRAD[size]
     n, height, width, channels = x.shape
-    parts = size // stride
-    # Each pixel's k × k patch is cut into parts of stride × stride, which lie on a grid of their own.
-    kernel = kernel[::-1, ::-1].reshape(parts, stride, parts, stride, channels, features)
-    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(parts, parts, channels, -1)
-    flat, total = x.reshape(-1, channels), 0
-    for a in range(parts):
-        for b in range(parts):
-            patch = (flat @ kernel[a, b]).reshape(n, height, width, -1)
-            total = total + jnp.pad(patch, ((0, 0), (a, parts - 1 - a), (b, parts - 1 - b), (0, 0)))
-    total = _to_space(total, stride)
-    return total[:, low : low + stride * height, low : low + stride * width]
+    out = height - size + 1, width - size + 1
+    tiles = [-(-side // 2) for side in out]
+    more = [2 * (t + size // 2) - side for t, side in zip(tiles, (height, width), strict=True)]
+    x = jnp.pad(x, ((0, 0), (0, more[0]), (0, more[1]), (0, 0)))
+
+    def pieces(x: Array, axis: int) -> tuple[Array, ...]:
+        pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
+        halves = [jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in (0, 1)]
+        cut = lambda i: jax.lax.slice_in_dim(halves[i % 2], i // 2, i // 2 + tiles[axis - 1], axis=axis)
+        return join([cut(i) for i in range(size + 1)])
+
+    def product(piece: Array, own: Array) -> Array:
+        return (piece.reshape(-1, channels) @ own).reshape(n, *tiles, -1)
+
+    taps = jnp.asarray(taps, kernel.dtype)
+    kernel = jnp.einsum('ai,bj,ijcf->abcf', taps, taps, kernel)
+    rows = [part(list(map(product, pieces(row, 2), own))) for row, own in zip(pieces(x, 1), kernel, strict=True)]
+    columns = [part(column) for column in zip(*rows, strict=True)]  # [a tile's column][its row]
+    y = jnp.stack([jnp.stack(column, axis=2) for column in columns], axis=4)
+    return y.reshape(n, 2 * tiles[0], 2 * tiles[1], -1)[:, : out[0], : out[1]]
 
 
 def _to_depth(x: Array, s: int) -> Array:
