@@ -146,9 +146,7 @@ class ImageMetrics:
         found |= {name: (value, None) for name, value in images.prdc(held_out, feature, K).items()}
         found['sliced_wasserstein'] = images.sliced_wasserstein(feature, held_out), None
         found['ms_ssim'] = images.ms_ssim_diversity(x), None
-        ratio = (
-            1.0  # of held-out images to themselves, which stand for real ones: those trained on are their own nearest
-        )
+        ratio = 1.0  # of held-out images, which stand for real ones: those trained on are their own nearest
         if generated:
             ratio = images.memorization_ratio(self._nearest(feature)[0], self._held_out_nearest)
         found['memorization'] = ratio, None

@@ -149,7 +149,7 @@ def test_a_run_measures_its_samples_beside_real_images(run):
     found = metrics({name: value for name, value in written.items() if name.startswith('samples/')})
     assert found.keys() == {
         'frechet', 'kernel', 'precision', 'recall', 'density', 'coverage', 'sliced_wasserstein', 'memorization',
-        'ms_ssim', 'modes', 'class_kl', 'label_accuracy',
+        'ms_ssim', 'modes', 'class_kl', 'uniform_kl', 'label_accuracy',
     }  # fmt: skip
     for one in found.values():
         assert one['n'] == 200 and np.isfinite([one['value'], one['real']]).all()

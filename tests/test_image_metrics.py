@@ -186,6 +186,7 @@ def test_modes_and_their_kl():
     got = images.mode_metrics(np.array([0, 0, 0, 1]), np.array([0.5, 0.25, 0.25]))
     assert got['modes'] == 2
     assert got['class_kl'] == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(1.0))
+    assert got['uniform_kl'] == pytest.approx(0.75 * math.log(0.75 * 3) + 0.25 * math.log(0.25 * 3))
     assert images.mode_metrics(np.array([1]), np.array([1.0, 0.0]))['class_kl'] == math.inf
 
 
@@ -198,6 +199,12 @@ def test_a_perfect_sampler_of_stacked_mnist():
     random = np.random.default_rng(0)
     found = [images.mode_metrics(random.integers(1000, size=n), shares) for _ in range(200)]
     assert np.mean([one['class_kl'] for one in found]) == pytest.approx(perfect['class_kl'], rel=0.02)
+    assert perfect['uniform_kl'] == pytest.approx(perfect['class_kl'])
+    digits = np.kron(np.kron(*[np.arange(1, 11) / 55] * 2), np.arange(1, 11) / 55)  # which are not shown equally often
+    found = [images.mode_metrics(random.choice(1000, n, p=digits), digits)['uniform_kl'] for _ in range(20)]
+    assert np.mean(found) == pytest.approx(images.perfect_modes(digits, n)['uniform_kl'], rel=0.005)
+    found = [images.mode_metrics(random.integers(1000, size=n), shares) for _ in range(20)]
+    assert np.mean([one['uniform_kl'] for one in found]) == pytest.approx(perfect['uniform_kl'], rel=0.05)
     fewer = images.perfect_modes(shares, 1000)['modes']
     assert fewer == pytest.approx(1000 * (1 - 0.999**1000), rel=1e-9)
     found = [images.mode_metrics(random.integers(1000, size=1000), shares)['modes'] for _ in range(40)]

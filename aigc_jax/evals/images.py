@@ -204,23 +204,28 @@ def ms_ssim_diversity(x: np.ndarray, pairs: int = _PAIRS) -> float:
 def mode_metrics(labels: np.ndarray, shares: np.ndarray) -> dict[str, float]:
     """Of the classes (n,) that samples were judged to be of, and the classes' shares (K,) of the data:
 
-    modes     classes with a sample
-    class_kl  KL(shares of the samples ‖ shares of the data), nats (Srivastava et al. 2017, section 4.2)
+    modes       classes with a sample
+    class_kl    KL(shares of the samples ‖ shares of the data), nats (Srivastava et al. 2017, section 4.2)
+    uniform_kl  the same to equal shares, which tables of StackedMNIST hold (as the code of Lin et al. 2018 computes it)
     """
     found = np.bincount(labels, minlength=len(shares)) / len(labels)
     held = found > 0
     with np.errstate(divide='ignore'):  # a class that the data lack: infinitely far
         divergence = float(np.sum(found[held] * np.log(found[held] / shares[held])))
-    return {'modes': float(held.sum()), 'class_kl': max(0.0, divergence)}
+    uniform = math.log(len(shares)) + float(np.sum(found[held] * np.log(found[held])))
+    return {'modes': float(held.sum()), 'class_kl': max(0.0, divergence), 'uniform_kl': max(0.0, uniform)}
 
 
 def perfect_modes(shares: np.ndarray, n: int) -> dict[str, float]:
     """What n samples of the data's own shares (K,) have in the mean: Σ 1 − (1 − p)ⁿ modes, and to first order in 1/n a
-    KL of (K − 1) / 2n for the K classes that there are (Miller 1955)."""
+    KL of (K − 1) / 2n for the K classes that there are (Miller 1955), more to equal shares by their own KL."""
     shares = np.asarray(shares, np.float64)
+    least = (np.count_nonzero(shares) - 1) / (2 * n)
+    held = shares[shares > 0]
     return {
         'modes': float(np.sum(-np.expm1(n * np.log1p(-np.minimum(shares, 1 - 1e-16))))),
-        'class_kl': (np.count_nonzero(shares) - 1) / (2 * n),
+        'class_kl': least,
+        'uniform_kl': least + math.log(len(shares)) + float(np.sum(held * np.log(held))),
     }
 
 

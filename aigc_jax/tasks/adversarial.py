@@ -22,7 +22,8 @@ def least_squares(real: Array, fake: Array) -> tuple[Array, Array]:
 
 
 def hinge(real: Array, fake: Array) -> tuple[Array, Array]:
-    """L_D = E max(0, 1 − D(x)) + E max(0, 1 + D(G(z))); L_G = −E D(G(z)). Lim & Ye 2017; Miyato et al. 2018, eq. 16."""
+    """L_D = E max(0, 1 − D(x)) + E max(0, 1 + D(G(z))); L_G = −E D(G(z)). Lim & Ye 2017; Miyato et al. 2018,
+    eq. 16 and 17."""
     return jax.nn.relu(1 - real) + jax.nn.relu(1 + fake), -fake
 
 
@@ -33,7 +34,8 @@ def wasserstein(real: Array, fake: Array) -> tuple[Array, Array]:
 
 def relativistic(real: Array, fake: Array) -> tuple[Array, Array]:
     """L_D = −E log σ(D(x) − D(G(z))); L_G = −E log σ(D(G(z)) − D(x)), in pairs.
-    Jolicoeur-Martineau 2019, eq. 5 and 6 (RpGAN); Huang et al. 2024 (R3GAN), eq. 2."""
+    Jolicoeur-Martineau 2019, eq. 5 and 6 (RpGAN); Huang et al. 2024 (R3GAN), whose eq. 2 is the zero-sum game of it,
+    and whose code is this."""
     return jax.nn.softplus(fake - real), jax.nn.softplus(real - fake)
 
 

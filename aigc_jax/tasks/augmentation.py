@@ -86,7 +86,7 @@ def start() -> Adaptation:
 
 
 def adapt(state: Adaptation, target: float, speed: float) -> Array:
-    """p + speed · sign(r_t − target), in [0, 1]. Karras et al. 2020, section 3.1."""
+    """p + speed · sign(r_t − target), in [0, 1]. Karras et al. 2020, section 3.1, who take r_t over four batches."""
     return jnp.clip(state.p + speed * jnp.sign(state.sign - target), 0.0, 1.0)
 
 

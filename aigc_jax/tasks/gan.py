@@ -173,9 +173,8 @@ def make(config, dataset: Dataset) -> Task:
         real, _ = D(see(batch['x'], ctx, 'T/real', p))
         fake, (classes, _) = D(see(made, ctx, 'T/fake', p))
         values = loss(real, fake)[1]
-        if (
-            options.unrolled_steps
-        ):  # the whole −L_D: through the steps ahead G reaches D(x) too (Metz et al. 2017, eq. 10)
+        if options.unrolled_steps:
+            # The whole −L_D: through the steps ahead G reaches D(x) too (Metz et al. 2017, eq. 10).
             values = -loss(real, fake)[0]
         if options.top_k < 1:
             share = regularizers.top_k_share(ctx.step, options.top_k, top_k_steps)

@@ -12,7 +12,7 @@ from aigc_jax.core.types import Array
 from aigc_jax.data.dataset import Dataset
 
 LOG_2PI = math.log(2 * math.pi)
-LEAST_SCALE = math.exp(-6)  # of σ-VAE; Rybkin et al. 2021 keep log σ above −6
+LEAST_SCALE = math.exp(-6)  # of σ-VAE; Rybkin et al. 2021 keep log σ above −6, by a soft clip
 
 
 def normal_terms(z: Array, mu: Array | float, log_var: Array | float) -> Array:

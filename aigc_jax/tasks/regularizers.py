@@ -48,7 +48,8 @@ def every(k: int, step: Array, penalties: Callable[[], dict[str, Array]]) -> dic
 
 def lecam(real: Array, fake: Array, stats: dict[str, Array], decay: float) -> tuple[Array, dict[str, Array]]:
     """(E‖D(x) − α_F‖² + E‖D(G(z)) − α_R‖², renewed stats), α the moving averages of the logits on real and generated
-    examples up to the last step. Tseng et al. 2021, section 3.2."""
+    examples up to the last step. Tseng et al. 2021, section 3.2; their code (github.com/google/lecam-gan) has a ReLU in
+    both squares, for its hinge loss."""
     share = jnp.maximum(stats['weight'], 1e-8)  # of the average that has been filled; 0 before the first step
     of_real, of_fake = stats['real'] / share, stats['fake'] / share
     means = {'real': jnp.mean(real), 'fake': jnp.mean(fake), 'weight': jnp.ones(())}
@@ -95,7 +96,7 @@ def pack_all(x: Array, m: int) -> Array:
 
 def unroll(loss: Callable[[Tree], Array], params: Tree, steps: int, rate: float) -> Tree:
     """The parameters after `steps` of gradient descent on `loss`, as a function of all that it depends on: what the
-    generator's loss is differentiated through. Metz et al. 2017, eq. 8 to 10."""
+    generator's loss is differentiated through. Metz et al. 2017, eq. 7 and 9."""
     for _ in range(steps):
         gradient = jax.grad(loss)(params)
         params = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
