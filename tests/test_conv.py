@@ -39,6 +39,18 @@ def test_products_are_the_native_convolution_with_its_gradients(monkeypatch, fun
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
+@pytest.mark.parametrize('size', [2, 3])
+def test_sides_that_are_not_even(monkeypatch, size):
+    """The products give two rows and two columns at a time."""
+    x, kernel = draw(2, 7, 9, 3), draw(size, size, 3, 4)
+    found = []
+    for native in (True, False):
+        monkeypatch.setattr(conv, 'native', lambda native=native: native)
+        found.append(conv.conv(x, kernel))
+    assert found[0].shape == (2, 7, 9, 4)
+    np.testing.assert_allclose(*found, atol=2e-5)
+
+
 def test_the_transposed_convolution_is_the_gradient_of_the_other():
     x, g, kernel = draw(2, 8, 8, 3), draw(2, 4, 4, 5), draw(4, 4, 3, 5)
     _, pull = jax.vjp(lambda x: conv.conv(x, kernel, 2), x)

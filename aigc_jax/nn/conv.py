@@ -38,10 +38,13 @@ def conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
             x, kernel, (stride, stride), ((low, high),) * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
             feature_group_count=groups,
         )  # fmt: skip
+    if groups > 1:
+        parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+        return jnp.concatenate([conv(part, own, stride) for part, own in parts], axis=-1)
     x = _pad(x, low, high)
-    if stride > 1 and size % stride == 0 and groups == 1:  # fewer slices of more channels
+    if stride > 1 and size % stride == 0:  # fewer slices of more channels
         return _valid(_to_depth(x, stride), _kernel_to_depth(kernel, stride))
-    return _valid(x, kernel, stride, groups)
+    return _valid(x, kernel, stride)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
@@ -66,24 +69,19 @@ def _pad(x: Array, low: int, high: int) -> Array:
     return jnp.pad(x, ((0, 0), (low, high), (low, high), (0, 0)))
 
 
-def _valid(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
-    """Convolution without padding, by matrix products: x (n, H, W, C), kernel (k, k, C / groups, F)."""
-    size = kernel.shape[0]
-    if size in _WINOGRAD and stride == groups == 1:
+def _valid(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution without padding, by matrix products: x (n, H, W, C), kernel (k, k, C, F)."""
+    size, features = kernel.shape[0], kernel.shape[-1]
+    if size in _WINOGRAD and stride == 1:
         return _winograd(x, kernel)
     n, height, width, channels = x.shape
-    height, width, features = (height - size) // stride + 1, (width - size) // stride + 1, kernel.shape[-1]
+    height, width = (height - size) // stride + 1, (width - size) // stride + 1
     total = 0
     # A product for each place of the kernel: what it reads is never put side by side, which would take longer.
     for i in range(size):
         for j in range(size):
             part = x[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
-            part = part.reshape(-1, groups, channels // groups)
-            if groups == 1:
-                total = total + part[:, 0] @ kernel[i, j]
-            else:
-                own = kernel[i, j].reshape(channels // groups, groups, features // groups)
-                total = total + jnp.einsum('ngc,cgf->ngf', part, own)
+            total = total + part.reshape(-1, channels) @ kernel[i, j]
     return total.reshape(n, height, width, features)
 
 
