@@ -101,6 +101,7 @@ _WINOGRAD = {
 }
 
 
+@jax.jit  # so that layers of one shape are traced once
 def _winograd(x: Array, kernel: Array) -> Array:
     """`_valid` with (k + 1)² products for four outputs instead of 4 k² (Lavin & Gray 2016, F(2 × 2, k × k))."""
     size = kernel.shape[0]
