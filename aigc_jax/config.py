@@ -114,8 +114,22 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
                 raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, known)}')
             parent, node = node, node[part]
         if isinstance(node, ConfigDict):
-            raise UserError(f'--config.{name}: this is a group; its fields are {", ".join(node)}')
-        parent[last] = _read(name, text, node)
+            # The arguments of a function of optax, which others of its kind do not share.
+            if not last.endswith(('options', 'schedule')):
+                raise UserError(f'--config.{name}: this is a group; its fields are {", ".join(node)}')
+            parent[last] = ConfigDict(_arguments(name, text))
+        else:
+            parent[last] = _read(name, text, node)
+
+
+def _arguments(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f'--config.{name}: {text!r} is no group; set single fields of it, or all by "{{\'b1\': 0.9}}"')
+    return value
 
 
 def _read(name: str, text: str, present: Any) -> Any:
@@ -151,6 +165,8 @@ def check(config: ConfigDict) -> None:
         sizes = value if name.endswith(SIZES) and isinstance(value, tuple) else (value,)
         if (name in POSITIVE or name.endswith(SIZES)) and any(type(size) is not int or size < 1 for size in sizes):
             raise UserError(f'{name}: {value!r} is not a whole number of 1 or more')
+    if not -(2**31) <= config.seed <= 2**31 - config.num_seeds:
+        raise UserError(f'seed: {config.seed}; seeds lie between −2**31 and 2**31 − 1')
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):
         if flat[name] % config.steps_per_call:
             raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {config.steps_per_call}')

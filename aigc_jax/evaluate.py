@@ -18,7 +18,7 @@ from aigc_jax.data import is_code
 from aigc_jax.evals import samples as text_samples
 from aigc_jax.evals.codes import perplexity, used_share
 from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
-from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits_per_byte, mixture_nats
+from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits, mixture_nats
 from aigc_jax.experiment import Experiment
 
 Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci', 'perfect', 'held_out' or 'real' if known}}
@@ -144,7 +144,7 @@ class Evaluator:
         for name, nats in ((f'{order}-gram', theirs.sum()), ('mixture', mixture_nats(ours, theirs))):
             results[f'{name}/nats_per_token'] = {'value': float(nats / n), 'n': n}
             results[f'{name}/bits_per_byte'] = {'value': float(nats / (math.log(2) * num_bytes)), 'n': num_bytes}
-        return results | self._compressors(split)
+        return results | self._compressors(split, num_bytes)
 
     @functools.cached_property
     def ngram(self) -> KneserNey:
@@ -157,12 +157,10 @@ class Evaluator:
         return self.ngram.nats(self._experiment.dataset.splits[split].tokens)[1:]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _compressors(self, split: str) -> Results:
+    def _compressors(self, split: str, num_bytes: int) -> Results:
         training, held_out = self._text('train'), self._text(split)
-        return {
-            f'{name}/bits_per_byte': {'value': compressed_bits_per_byte(name, training, held_out), 'n': len(held_out)}
-            for name in COMPRESSORS
-        }
+        found = {name: compressed_bits(name, training, held_out) / num_bytes for name in COMPRESSORS}
+        return {f'{name}/bits_per_byte': {'value': value, 'n': num_bytes} for name, value in found.items()}
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _text(self, split: str) -> bytes:

@@ -38,6 +38,8 @@ class Experiment:
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
                 raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
+            if split == 'train' and self.dataset.kind == 'text':
+                raise UserError('eval.split, eval.final_split: of text, train is no list of windows; choose another')
         self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
         self.preprocess = batching.make_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
@@ -193,6 +195,11 @@ def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
         return tokenizers.from_json(path.read_text()) if path.exists() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: cannot be read as a tokenizer: {error}') from None
+
+
+def initial_tokenizer(config: ConfigDict) -> Tokenizer | None:
+    """That of the run which `init_from` names, whose parameters mean its tokens; None where there is none."""
+    return saved_tokenizer(pathlib.Path(config.init_from).expanduser()) if config.init_from else None
 
 
 def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool = False) -> Checkpoints:

@@ -52,7 +52,8 @@ class Text:
 class Generator:
     """Writes with one model. Raises UserError for flags that do not fit it or each other.
 
-    max_new_tokens: the most that a text gets; None: _MOST.
+    max_new_tokens: the most that a text gets; None: _MOST, but no more than fit where a beam search or a draft goes no
+    further.
     stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
     grammar: of what is written, by name or file (grammars.Grammar). draft: 'ngram' proposes tokens, so that the same
     text needs fewer calls of the model.
@@ -76,7 +77,7 @@ class Generator:
             raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and self._tokenizer.fim is None:
             raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
-        self._how, self._most, self._stop, self._suffix = how, max_new_tokens or _MOST, stop, suffix
+        self._how, self._given_most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
         self._stop_tokens = tuple(self._encode(stop, '--stop').tolist())
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
@@ -98,8 +99,10 @@ class Generator:
                     'the model; give its last part'
                 )
         longest = max(map(len, encoded))
+        bounded = bool(context) and (self._how.beam_size > 1 or self._table is not None)
+        self._most = self._given_most or (min(_MOST, context - longest) if bounded else _MOST)
         beyond = bool(context) and longest + self._most > context
-        if beyond and (self._how.beam_size > 1 or self._table is not None):
+        if beyond and bounded:
             raise UserError(
                 f'--max_new_tokens={self._most}: and {longest} of the prompt are more than the {context} of the model; '
                 f'a beam search or a draft goes no further, {context - longest} fit'
@@ -224,13 +227,13 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
     if not prompt_file:
         return [prompt]
     try:
-        lines = pathlib.Path(prompt_file).expanduser().read_text(encoding='utf-8').splitlines()
+        text = pathlib.Path(prompt_file).expanduser().read_text(encoding='utf-8')
     except OSError as error:
         raise UserError(f'--prompt_file: {prompt_file} cannot be read: {error.strerror or error}') from None
     except UnicodeDecodeError as error:
         raise UserError(f'--prompt_file: {prompt_file}, byte {error.start}: is not UTF-8') from None
     prompts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.removesuffix('\n').split('\n') if text else (), 1):
         try:
             prompts.append(json.loads(line) if line.startswith('"') else line)
         except ValueError:

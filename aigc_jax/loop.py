@@ -15,7 +15,7 @@ from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
-from aigc_jax.experiment import Experiment, initial_params, open_checkpoints, saved_tokenizer
+from aigc_jax.experiment import Experiment, initial_params, initial_tokenizer, open_checkpoints, saved_tokenizer
 from aigc_jax.writer import Progress, Writer
 
 
@@ -40,7 +40,8 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
         nonlocal began
         clock[name], began = time.perf_counter() - began, time.perf_counter()
 
-    experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else None)
+    experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else initial_tokenizer(config))
+    manifest.check(workdir / 'manifest.json', experiment)
     solve.check(experiment)
     image_metrics.check(experiment)
     lap('data')
@@ -79,7 +80,7 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
                 state, metrics = call(state, experiment.seed_array, data, feed)
                 loop.called(state, metrics)
                 feed = next(feeds) if loop.step < config.total_steps else None  # while the device computes
-            loop.conclude(state)
+            loop.conclude(state, signals)
         finally:
             loop.close()
 
@@ -127,7 +128,8 @@ class _Loop:
             self._drain()
             results = self._evaluate(state)
         over = over or self._out_of_patience()
-        if new and (self.step % config.checkpoint_every_steps == 0 or over or asked):
+        best = results is not None and config.eval.best_metric and not self.waited  # which is to be kept
+        if new and (self.step % config.checkpoint_every_steps == 0 or best or over or asked):
             self._drain()
             self.log.flush()
             began = time.perf_counter()
@@ -137,17 +139,16 @@ class _Loop:
             raise Interrupted(asked, self.step)
         return over
 
-    def conclude(self, state: TrainState) -> None:
-        """The final evaluation, evaluation.json and the pictures."""
-        split = self.config.eval.final_split
-        by_seed, solver = self._results(state, split), solve.Solver(self.experiment, self.evaluator)
+    def conclude(self, state: TrainState, signals: '_Signals') -> None:
+        """The final evaluation, evaluation.json and the pictures. Raises Interrupted between its parts."""
         image = image_metrics.ImageMetrics(self.experiment, self.evaluator, self.workdir)
+        by_seed, parts = {}, final_parts(self.experiment, self.evaluator, image)
         for k, seed in enumerate(self.seeds):
-            replica = self.experiment.replica(state, k)
-            arguments = replica, self.experiment.seeds[k], split
-            by_seed[seed] |= self.evaluator.texts(*arguments) | self.evaluator.baselines(*arguments)
-            by_seed[seed] |= self.evaluator.diagnostics(*arguments)
-            by_seed[seed] |= solver.solve(*arguments[:2]) | image.measure(*arguments[:2])
+            replica, by_seed[seed] = self.experiment.replica(state, k), {}
+            for part in parts:
+                by_seed[seed] |= part(replica, self.experiment.seeds[k])
+                if asked := signals.requested(True):
+                    raise Interrupted(asked, self.step)
         for seed, results in by_seed.items():
             self._row('final', {name: found['value'] for name, found in results.items()}, seed)
         if jax.process_index() == 0:
@@ -252,6 +253,14 @@ class _Loop:
         return 0 < self.config.eval.patience <= self.waited
 
 
+def final_parts(experiment: Experiment, evaluator: evaluate.Evaluator, image: image_metrics.ImageMetrics) -> list:
+    """What the final evaluation consists of: functions (state of a replica, its seed) -> Results."""
+    split = experiment.config.eval.final_split
+    of_split = evaluator.evaluate, evaluator.diagnostics, evaluator.texts, evaluator.baselines
+    bound = [lambda state, seed, part=part: part(state, seed, split) for part in of_split]
+    return [*bound, solve.Solver(experiment, evaluator).solve, image.measure]
+
+
 class _Signals:
     """SIGINT and SIGTERM as a wish to stop after the present call; a second one stops at once."""
 
@@ -268,6 +277,7 @@ class _Signals:
         if self._number:
             sys.exit(128 + number)
         self._number = number
+        print(f'\n{signal.Signals(number).name}: stopping as soon as all is saved; once more: at once', file=sys.stderr)
 
     def requested(self, agree: bool) -> int:
         """The signal's number, or 0. Several processes agree on it, at the steps where all ask."""

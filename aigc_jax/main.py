@@ -19,7 +19,7 @@ flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two r
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
 flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1)
-flags.DEFINE_integer('seed', 0, 'sample: of the random draws')
+flags.DEFINE_integer('seed', 0, 'sample: of the random draws', lower_bound=-(2**31), upper_bound=2**31 - 1)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or 0,1,2 (repeated in turn)')
 flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
 flags.DEFINE_string(
@@ -28,7 +28,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     'max_new_tokens',
     None,
-    'sample, language models: the most tokens (default: 200, or what fits)',
+    'sample, language models: the most tokens (default: 200; for a draft or a beam search no more than fit)',
     lower_bound=1,
 )
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
@@ -110,18 +110,15 @@ def _run() -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax import evaluate, image_metrics, solve
+    from aigc_jax import evaluate, image_metrics, loop
     from aigc_jax.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
     evaluator, by_seed = evaluate.Evaluator(experiment), {}
-    solver = solve.Solver(experiment, evaluator)
-    image = image_metrics.ImageMetrics(experiment, evaluator, workdir)
+    parts = loop.final_parts(experiment, evaluator, image_metrics.ImageMetrics(experiment, evaluator, workdir))
     for k, seed in enumerate(experiment.seeds):
-        arguments = experiment.replica(state, k), seed, experiment.config.eval.final_split
-        parts = evaluator.evaluate, evaluator.diagnostics, evaluator.texts, evaluator.baselines
-        by_seed[seed] = {name: found for part in parts for name, found in part(*arguments).items()}
-        by_seed[seed] |= solver.solve(*arguments[:2]) | image.measure(*arguments[:2])
+        replica = experiment.replica(state, k)
+        by_seed[seed] = {name: found for part in parts for name, found in part(replica, seed).items()}
     step = int(experiment.replica(state, 0).step)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
     print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')

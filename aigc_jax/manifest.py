@@ -1,5 +1,6 @@
 """manifest.json: what a run was made with, so that another can make it again."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -11,6 +12,7 @@ import time
 
 import jax
 
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.experiment import Experiment
 
@@ -21,9 +23,22 @@ PACKAGES = (
 _MOST_DIFF = 200_000  # characters
 
 
+def check(path: pathlib.Path, experiment: Experiment) -> None:
+    """Raises UserError where the run that the manifest is of was trained on other data than are there now."""
+    before = json.loads(path.read_text())['data'] if path.exists() else {}
+    if before.get('fingerprint', experiment.dataset.fingerprint) != experiment.dataset.fingerprint:
+        raise UserError(
+            f'data.name: {experiment.config.data.name} is no longer what this run was trained on (sha256 '
+            f'{before["fingerprint"][:8]}… there, {experiment.dataset.fingerprint[:8]}… now); bring the data back, or '
+            'name another --workdir'
+        )
+
+
 def write(path: pathlib.Path, experiment: Experiment, step: int) -> None:
-    """Writes the manifest; a resumed run adds its command line and step to `starts` and keeps the earlier ones."""
-    earlier = json.loads(path.read_text())['starts'] if path.exists() else []
+    """Writes the manifest of this start. A resumed run adds it to `starts` and keeps the earlier ones, each with what
+    was otherwise then in `made_with`."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
     manifest = {
@@ -53,8 +68,10 @@ def write(path: pathlib.Path, experiment: Experiment, step: int) -> None:
             'licence': dataset.licence,
             'sizes': {split: len(source) for split, source in dataset.splits.items()},
         },
-        'starts': [*earlier, start],
     }
+    if earlier and (other := {name: value for name, value in before.items() if manifest.get(name) != value}):
+        earlier[-1]['made_with'] = other
+    manifest['starts'] = [*earlier, start]
     atomic_write(path, json.dumps(manifest, indent=2) + '\n')
 
 
@@ -65,8 +82,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> dict[str, str | None]:
-    """The commit of the code that runs and what differs from it; nothing where it runs from no clone."""
+def _commit() -> dict[str, object]:
+    """The commit of the code that runs, what differs from it, and the sha256 of Python files that it lacks; nothing
+    where it runs from no clone."""
     root = pathlib.Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:
@@ -78,9 +96,13 @@ def _commit() -> dict[str, str | None]:
         return done.stdout if done.returncode == 0 else None
 
     if not (root / '.git').exists():
-        return {'commit': None, 'diff': None}
-    commit, diff = git('rev-parse', 'HEAD'), git('diff', 'HEAD')
-    return {'commit': commit and commit.strip(), 'diff': diff and diff[:_MOST_DIFF]}
+        return {'commit': None, 'diff': None, 'untracked': None}
+    commit, diff, new = git('rev-parse', 'HEAD'), git('diff', 'HEAD'), git('ls-files', '--others', '--exclude-standard')
+    if diff and len(diff) > _MOST_DIFF:
+        diff = f'{diff[:_MOST_DIFF]}\n… {len(diff) - _MOST_DIFF} characters more'
+    paths = [path for path in (new or '').splitlines() if path.endswith('.py')]
+    untracked = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
+    return {'commit': commit and commit.strip(), 'diff': diff, 'untracked': untracked}
 
 
 def _instruction_set() -> str:

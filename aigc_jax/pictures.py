@@ -9,6 +9,7 @@ import numpy as np
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
 from aigc_jax.evals import latents
+from aigc_jax.evals.samples import until_end
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
 from aigc_jax.image_metrics import ImageMetrics, wanted
@@ -29,7 +30,7 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
 
     dataset = experiment.dataset
     if dataset.kind == 'text':
-        texts = [dataset.tokenizer.decode(_written(tokens, dataset.tokenizer.end)) for tokens in samples]
+        texts = [dataset.tokenizer.decode(until_end(tokens, dataset.tokenizer.end)) for tokens in samples]
         atomic_write(path.with_suffix('.txt'), join_texts(texts))
     elif dataset.kind == 'image':
         plots.image_grid(samples, path.with_suffix('.png'))
@@ -38,12 +39,6 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
             experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split]))
         )
         plots.points(path.with_suffix('.png'), real['x'][:_POINTS_SHOWN], samples, density=dataset.density)
-
-
-def _written(tokens: np.ndarray, end: int | None) -> np.ndarray:
-    """The tokens up to the first that ends the text, if one does."""
-    ends = np.flatnonzero(tokens == end)
-    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def join_texts(texts: list[str]) -> str:

@@ -123,7 +123,7 @@ def _baselines(nats: dict, bits: dict) -> dict[str, float]:
     found = {player: _last(nats, player) for player, split in nats if split == 'final' and player != 'model'}
     ours, ours_bits = _last(nats, 'model'), _last(bits, 'model')
     for player, split in bits:
-        if split == 'final' and player not in nats and (player, 'final') not in nats and ours and ours_bits:
+        if split == 'final' and (player, 'final') not in nats and ours and ours_bits:
             found[player] = _last(bits, player) * ours / ours_bits
     return dict(sorted(((k, v) for k, v in found.items() if v), key=lambda item: -item[1]))
 

@@ -52,6 +52,30 @@ def test_without_a_checkpoint(runner, smoke, tmp_path, mode):
     assert snapshot(tmp_path) == before
 
 
+def test_other_data_than_the_run_was_trained_on(runner, tmp_path):
+    text, run = tmp_path / 'a.txt', tmp_path / 'run'
+    text.write_text('the quick brown fox\n' * 500)
+    arguments = ['--config=configs/gpt.py:smoke', f'--config.data.name=text:{text}', f'--workdir={run}']
+    assert runner(*arguments)[0] == 0
+    text.write_text('the lazy brown dog.\n' * 500)
+    before = snapshot(run)
+    assert_refused(runner(*arguments, '--config.total_steps=80'), 'is no longer what this run was trained on')
+    assert snapshot(run) == before
+
+
+def test_parameters_come_with_their_tokenizer(runner, tmp_path):
+    """BPE of other text has other pieces under the same numbers."""
+    first, second = tmp_path / 'a.txt', tmp_path / 'b.txt'
+    first.write_text('the quick brown fox jumps over\n' * 500)
+    second.write_text('all lazy dogs are asleep here by now\n' * 500)
+    own = ['--config=configs/gpt.py:smoke', '--config.data.tokenizer=bpe', '--config.data.vocab_size=270']
+    assert runner(*own, f'--config.data.name=text:{first}', f'--workdir={tmp_path}/one')[0] == 0
+    more = [f'--config.data.name=text:{second}', f'--config.init_from={tmp_path}/one']
+    assert runner(*own, *more, f'--workdir={tmp_path}/two')[0] == 0
+    one, two = (tmp_path / name / 'tokenizer.json' for name in ('one', 'two'))
+    assert one.read_text() == two.read_text()
+
+
 # On a finished run of configs/vae.py:smoke.
 FINISHED = {
     'another field': ([VAE, '--config.seed=7', '--config.model.latent_dim=3'],

@@ -54,6 +54,20 @@ def test_override_reads_the_type_that_is_there(override, value):
     assert found == value and type(found) is type(value)
 
 
+def test_the_arguments_of_a_function_are_replaced_together():
+    config = load("optim.model.options={'momentum': 0.9}", 'optim.model.name=sgd',
+                  "optim.model.schedule={'name': 'constant_schedule', 'value': 0.1}")  # fmt: skip
+    assert config.optim.model.options.to_dict() == {'momentum': 0.9}
+    assert config.optim.model.schedule.to_dict() == {'name': 'constant_schedule', 'value': 0.1}
+    assert 'is no group' in message('optim.model.options=0.9')
+    assert 'this is a group; its fields are' in message("model.encoder={'features': (8,)}")
+
+
+@pytest.mark.parametrize('seed, replicas', [(2**31, 1), (-(2**31) - 1, 1), (2**31 - 2, 4)])
+def test_seeds_have_a_range(seed, replicas):
+    assert f'seed: {seed}; seeds lie between' in message(f'seed={seed}', f'num_seeds={replicas}')
+
+
 def test_the_last_override_wins():
     assert load('seed=1', 'seed=2').seed == 2
 

@@ -140,6 +140,16 @@ def test_a_full_beam_finds_the_best_of_all_texts(end, alpha):
         assert float(found.log_prob[row]) == pytest.approx(texts[best], rel=1e-5)
 
 
+def test_a_beams_likelihood_is_the_models_own_where_a_penalty_ranks():
+    how = Sampling(beam_size=V, repetition_penalty=1.5)
+    found = decoding.beam_search(toy, fresh(1), jnp.array([[2]]), how, 4)
+    token, total = 2, 0.0
+    for t, following in enumerate(found.tokens[0].tolist()):
+        total += float(jax.nn.log_softmax(LOGITS[token] + 0.1 * (t % 3) * np.arange(V))[following])
+        token = following
+    assert float(found.log_prob[0]) == pytest.approx(total, rel=1e-5)
+
+
 @pytest.mark.parametrize('how', [
     Sampling(), Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.3),
 ], ids=str)  # fmt: skip
@@ -217,6 +227,20 @@ def test_a_text_is_the_same_streamed_drafted_or_at_once(smoke, temperature):
     assert [text.text for text in drafted] == [text.text for text in plain]
     assert [text.nats for text in drafted] == pytest.approx([text.nats for text in plain], rel=1e-4)
     assert sum(text.calls for text in drafted) < sum(text.calls for text in plain) == 90
+
+
+def test_a_draft_fills_a_context_of_learned_positions():
+    """A call reads proposals from places behind the context, which no learned position has."""
+    overrides = [('data.block', '24'), ('data.eval_block', '24'), ('data.eval_stride', '12')]
+    experiment = Experiment(config_lib.load(f'{CONFIGS}/gpt.py:smoke,gpt2', overrides))
+    assert experiment.config.model.position == 'learned'
+    state = experiment.create_state()
+    write = lambda draft: generate.Generator(experiment, Sampling(), None, draft=draft).generate(state, ['a'], 2, 0)
+    drafted = write('ngram')
+    assert [len(text.tokens) for text in drafted] == [23, 23]  # what fits, where no flag says how many
+    for ours, plain in zip(drafted, write(''), strict=True):
+        np.testing.assert_array_equal(ours.tokens, plain.tokens[:23])
+        assert np.isfinite(ours.nats)
 
 
 def test_texts_beyond_the_context(smoke):

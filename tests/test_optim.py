@@ -169,6 +169,10 @@ def test_what_is_no_schedule():
         and 'cosine_decay_schedule' in said
     )
     assert 'decay_steps' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0))
+    assert 'optim.model.schedule.name' in message(schedule=dict(value=1.0))
+    assert 'optim.model.schedule.decay_percent' in message(
+        schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent='all')
+    )
     assert 'alfa' in message(schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=50.0, alfa=0.1))
     assert 'optim.model.schedule' in message(
         schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=-5.0)
@@ -205,6 +209,37 @@ def test_weight_decay_by_regex():
     assert "optim.model.weight_decay_regex: 'kernle' matches no parameter" in message(
         name='adamw', options=dict(weight_decay=0.1), weight_decay_regex='kernle'
     )
+
+
+@pytest.mark.parametrize('name, option', [('adafactor', 'weight_decay_rate'), ('muon', 'weight_decay')])
+def test_weight_decay_by_other_names(name, option):
+    """Parameters that the regex leaves out are those without decay, whatever optax calls it."""
+    with_decay, without = (
+        named(steps(make(name=name, options={option: decay}, weight_decay_regex='kernel'), 1)[-1][0])
+        for decay in (0.3, 0.0)
+    )
+    for path in with_decay:
+        assert np.array_equal(with_decay[path], without[path]) == ('kernel' not in path), path
+
+
+@pytest.mark.parametrize('name, option', [('muon', 'adam_weight_decay'), ('schedule_free_adamw', 'weight_decay')])
+def test_weight_decay_without_a_mask(name, option):
+    assert f'optim.model.weight_decay_regex: {option} of optax.{name} decays all parameters' in message(
+        name=name, options={option: 0.1}, weight_decay_regex='kernel'
+    )
+    steps(make(name=name, options={option: 0.1}, weight_decay_regex='.*'), 1)
+
+
+@pytest.mark.parametrize('freeze', ['', 'log_scale'])
+def test_schedule_free_is_evaluated_at_its_average(freeze):
+    params, opt = steps(make(name='schedule_free_sgd', options={}, freeze=freeze), 3)[-1]
+    found = named(optim.averaged({'model': params}, {'model': opt})['model'])
+    nodes = jax.tree.leaves(opt, is_leaf=lambda node: isinstance(node, optax.contrib.ScheduleFreeState))
+    (state,) = (node for node in nodes if isinstance(node, optax.contrib.ScheduleFreeState))
+    for path, y in named(params).items():
+        x = y if freeze and path == freeze else (y - (1 - state.b1) * named(state.z)[path]) / state.b1
+        np.testing.assert_allclose(found[path], x, rtol=1e-6, err_msg=path)
+    assert not np.allclose(*(found['encoder/dense/kernel'], named(params)['encoder/dense/kernel']))
 
 
 def test_learning_rate_rules():

@@ -67,6 +67,32 @@ def test_bytes_that_are_no_utf8_survive(tmp_path):
     assert joined.astype(np.uint8).tobytes() == raw
 
 
+@pytest.mark.parametrize('kind', ['char', 'word', 'bpe'])
+def test_text_that_is_no_utf8_with_any_tokenizer(tmp_path, kind):
+    (tmp_path / 'raw').write_bytes(b'caf\xe9 is no UTF-8\n' * 400)
+    dataset = data.load(make(f'text:{tmp_path}/raw', tokenizer=kind, vocab_size=300))
+    text = dataset.tokenizer.decode(dataset.splits['train'].tokens[:12])
+    assert text.encode() and 'caf\ufffd' in text
+
+
+def test_lines_of_json_hold_any_character(tmp_path):
+    texts = [f'{i} one\u2028two\x85three ' * 20 for i in range(60)]
+    lines = [json.dumps({'text': text}, ensure_ascii=False) for text in texts]
+    (tmp_path / 'a.jsonl').write_text('\n'.join(lines) + '\n')
+    dataset = data.load(make(f'jsonl:{tmp_path}/a.jsonl'))
+    read = ''.join(dataset.tokenizer.decode(windows.tokens) for windows in dataset.splits.values())
+    assert all(text in read for text in texts)
+
+
+def test_a_text_of_pieces_begins_after_a_newline():
+    from aigc_jax.tasks.lm import _newline
+
+    lines = ['a b\n', 'b a\n']
+    for kind in ('byte', 'char', 'word', 'bpe'):
+        tokenizer = tokenizers.train(kind, lines, lines, 260, False)
+        assert tokenizer.decode([_newline(tokenizer)]) == '\n', kind
+
+
 def test_one_document_is_cut_by_place_and_several_by_what_they_hold(tmp_path):
     (tmp_path / 'a.txt').write_text('x' * 800 + 'y' * 100 + 'z' * 100)
     dataset = data.load(make(f'text:{tmp_path}/a.txt'))

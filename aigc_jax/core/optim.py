@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax.core import tree
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Tree
 
 _FIELDS = dict(
@@ -60,12 +60,21 @@ def clip_params(bound: float) -> optax.GradientTransformation:
 
 
 def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
-    """{player: parameters to evaluate and sample with}: their moving average where one is kept."""
+    """{player: parameters to evaluate and sample with}: their moving average where one is kept, or the average that
+    schedule-free optimization is about (Defazio et al. 2024, whose x these are, where `params` are y)."""
 
     def one(player):
-        is_average = lambda node: isinstance(node, AverageState)
-        found = [s for s in jax.tree.leaves(opt[player], is_leaf=is_average) if is_average(s)]
-        return found[0].average if found else params[player]
+        kinds = AverageState, optax.contrib.ScheduleFreeState
+        is_one = lambda node: isinstance(node, kinds)
+        found = [node for node in jax.tree.leaves(opt[player], is_leaf=is_one) if is_one(node)]
+        if not found:
+            return params[player]
+        state = found[-1]  # ema_decay comes last in the chain
+        if isinstance(state, AverageState):
+            return state.average
+        frozen = lambda z: isinstance(z, optax.MaskedNode)
+        x = lambda y, z: y if frozen(z) else optax.contrib.schedule_free_eval_params(state._replace(z=z), y)
+        return jax.tree.map(x, params[player], state.z)
 
     return {player: one(player) for player in params}
 
@@ -98,11 +107,15 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     for name in options:
         if name not in known or name in ('learning_rate', *_MASKS):
             raise UserError(f'{what}.options.{name}: optax.{config.name} has no such option{near(name, known)}')
-    for mask in _MASKS:
-        if options.get('weight_decay') and mask in known:
-            options[mask] = tree.by_rule(
-                ((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex'
+    if decays := [option for option, value in options.items() if 'weight_decay' in option and value]:
+        decayed = tree.by_rule(((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex')
+        masks = [] if 'adam_weight_decay' in decays else [mask for mask in _MASKS if mask in known]
+        if not masks and not all(jax.tree.leaves(decayed)):
+            raise UserError(
+                f'{what}.weight_decay_regex: {decays[-1]} of optax.{config.name} decays all parameters; '
+                "set it to '.*', or leave the decay out"
             )
+        options |= dict.fromkeys(masks, decayed)
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
@@ -134,8 +147,10 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
 def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     """optax.NAME(**arguments), with the durations in percent resolved."""
     arguments = dict(config)
+    check_type(f'{what}.name', arguments.get('name'), str)
     factory = _find(arguments.pop('name'), (optax,), f'{what}.name', 'schedule')
     for name in [name for name in arguments if name.endswith('_percent')]:
+        check_type(f'{what}.{name}', arguments[name], float)
         steps = round(arguments.pop(name) / 100 * total_steps)
         arguments[name.removesuffix('_percent') + '_steps'] = steps
     try:

@@ -234,6 +234,12 @@ def make_plan(
             raise UserError('num_seeds: replicas are laid over the devices by jit; set parallel.mode to jit')
         if num_seeds % mesh.size:
             raise UserError(f'num_seeds: {num_seeds} replicas do not divide over {mesh.size} devices')
+        if plan.rules:
+            raise UserError(
+                'parallel.rules: each replica is whole on its device; leave them out, or set num_seeds to 1'
+            )
+        if batch_size % micro_batches:
+            raise UserError(f'batch_size: {batch_size} does not divide into {micro_batches} micro_batches')
         return plan
     if config.mode == 'pmap' and (shape[0] != mesh.size or jax.process_count() > 1):
         raise UserError('parallel.mode: pmap serves the data axis of one process; use jit for fsdp, tensor or more')

@@ -64,7 +64,8 @@ class Tokenizer:
         elif self.kind == 'bpe':
             sizes = [len(piece) for piece in self.pieces]
         else:  # a word has the space behind it
-            sizes = [len(piece.encode()) + (self.kind == 'word' and piece != '\n') for piece in self.pieces]
+            size = lambda piece: len(piece.encode(errors='surrogateescape'))
+            sizes = [size(piece) + (self.kind == 'word' and piece != '\n') for piece in self.pieces]
         return np.array(sizes + [0] * len(self._special), np.int32)
 
     def encode(self, text: str) -> np.ndarray:
@@ -73,7 +74,7 @@ class Tokenizer:
             # As they were read: bytes that are no UTF-8 come as lone surrogates.
             return np.frombuffer(text.encode(errors='surrogateescape'), np.uint8).astype(np.int32)
         if self.kind == 'bpe':
-            return np.array(self._bpe.encode(text).ids, np.int32)
+            return np.array(self._bpe.encode(_unicode(text)).ids, np.int32)
         if self.kind == 'word':
             unknown = self._index[UNKNOWN]
             return np.array([self._index.get(word, unknown) for word in WORD.findall(text)], np.int32)
@@ -87,7 +88,7 @@ class Tokenizer:
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """encode of each; BPE on all cores."""
         if self.kind == 'bpe':
-            return [np.array(found.ids, np.int32) for found in self._bpe.encode_batch(texts)]
+            return [np.array(found.ids, np.int32) for found in self._bpe.encode_batch([*map(_unicode, texts)])]
         return [self.encode(text) for text in texts]
 
     def boundaries(self, text: str) -> np.ndarray:
@@ -117,7 +118,7 @@ class Tokenizer:
             return bytes(tokens).decode(errors='replace')
         if self.kind == 'bpe':
             return self._bpe.decode(tokens, skip_special_tokens=False)
-        text = (' ' if self.kind == 'word' else '').join(self.pieces[token] for token in tokens)
+        text = _unicode((' ' if self.kind == 'word' else '').join(self.pieces[token] for token in tokens))
         return text.replace(' \n ', '\n').replace('\n ', '\n') if self.kind == 'word' else text
 
     def to_json(self) -> str:
@@ -135,6 +136,11 @@ class Tokenizer:
         import tokenizers
 
         return tokenizers.Tokenizer.from_str(self.model)
+
+
+def _unicode(text: str) -> str:
+    """The text with U+FFFD for bytes that were no UTF-8, which come as lone surrogates."""
+    return text if text.isascii() else text.encode(errors='surrogateescape').decode(errors='replace')
 
 
 def from_json(text: str) -> Tokenizer:
@@ -189,7 +195,7 @@ def _train_bpe(documents: Iterable[str], num_pieces: int, vocab_size: int) -> tu
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=num_pieces, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(documents, trainer)
+    bpe.train_from_iterator(map(_unicode, documents), trainer)
     pieces = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
     return tuple(piece for piece, _ in pieces), bpe.to_str()
 

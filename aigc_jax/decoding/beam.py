@@ -13,7 +13,8 @@ def beam_search(
     """The likeliest continuation of each prompt that a beam of `beam_size` finds.
 
     A finished text stays in the beam with its score, log p / ((5 + length) / 6)^α (Wu et al. 2016, eq. 14), and is
-    overtaken by a better one; without `end`, all texts have max_new_tokens. The score counts what was written alone.
+    overtaken by a better one; without `end`, all texts have max_new_tokens. The score counts what was written alone,
+    after the penalty.
     """
     n, k = prompt.shape[0], how.beam_size
     logits, state = apply(prompt, state)
@@ -32,14 +33,16 @@ def beam_search(
 
     def write(loop):
         t, done = loop['t'], loop['done']
-        log_p = jax.nn.log_softmax(transform(loop['logits'], loop['seen'], Sampling(how.repetition_penalty)))
-        log_p = log_p.reshape(n, k, vocab_size)
+        penalized = transform(loop['logits'], loop['seen'], Sampling(how.repetition_penalty))
+        log_p, own = (jax.nn.log_softmax(x).reshape(n, k, vocab_size) for x in (penalized, loop['logits']))
         # A finished beam has one continuation, itself, written as token 0.
         only_first = jnp.where(jnp.arange(vocab_size) == 0, 0.0, -jnp.inf)
-        total = loop['log_prob'][:, :, None] + jnp.where(done[:, :, None], only_first, log_p)
+        total = loop['score'][:, :, None] + jnp.where(done[:, :, None], only_first, log_p)
+        log_prob = loop['log_prob'][:, :, None] + jnp.where(done[:, :, None], 0.0, own)
         length = loop['length'] + ~done
         ranked = normalized(total, length[:, :, None]).reshape(n, k * vocab_size)
         _, best = jax.lax.top_k(ranked, k)
+        chosen = lambda x: jnp.take_along_axis(x.reshape(n, -1), best, axis=1)
         parent, token = best // vocab_size, (best % vocab_size).astype(jnp.int32)
         take = lambda x: jnp.take_along_axis(x, parent.reshape(n, k, *[1] * (x.ndim - 2)), axis=1)
         rows = (jnp.arange(n)[:, None] * k + parent).reshape(-1)
@@ -52,15 +55,15 @@ def beam_search(
         finished = (token == end) & ~was_done if end is not None else jnp.zeros_like(was_done)
         return dict(
             t=t + 1, done=was_done | finished, tokens=tokens, length=take(length), seen=seen, state=state,
-            log_prob=jnp.take_along_axis(total.reshape(n, -1), best, axis=1), logits=logits[:, -1],
+            score=chosen(total), log_prob=chosen(log_prob), logits=logits[:, -1],
         )  # fmt: skip
 
     zeros = jnp.zeros((n, k), jnp.int32)
     loop = dict(
         t=jnp.int32(0), done=zeros > 0, tokens=jnp.zeros((n, k, max_new_tokens), jnp.int32), length=zeros,
-        seen=seen, state=state, log_prob=score, logits=logits,
+        seen=seen, state=state, score=score, log_prob=jnp.zeros((n, k)), logits=logits,
     )  # fmt: skip
     loop = jax.lax.while_loop(unfinished, write, loop)
-    best = jnp.argmax(normalized(loop['log_prob'], loop['length']), axis=1)[:, None]
+    best = jnp.argmax(normalized(loop['score'], loop['length']), axis=1)[:, None]
     one = lambda x: jnp.take_along_axis(x, best.reshape(n, 1, *[1] * (x.ndim - 2)), axis=1)[:, 0]
     return Generated(one(loop['tokens']), one(loop['length']), one(loop['log_prob']))

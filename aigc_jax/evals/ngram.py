@@ -129,7 +129,7 @@ COMPRESSORS = {
 }
 
 
-def compressed_bits_per_byte(name: str, training: bytes, held_out: bytes) -> float:
-    """Bits that `held_out` adds to the compressed training text, per byte. gzip looks back 32 KiB alone."""
+def compressed_bits(name: str, training: bytes, held_out: bytes) -> int:
+    """Bits that `held_out` adds to the compressed training text. gzip looks back 32 KiB alone."""
     compress = COMPRESSORS[name]
-    return 8 * (len(compress(training + held_out)) - len(compress(training))) / len(held_out)
+    return 8 * (len(compress(training + held_out)) - len(compress(training)))

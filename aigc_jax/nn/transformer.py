@@ -237,7 +237,8 @@ class Transformer(nn.Module):
             table = nn.Embed(
                 self.context, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name='position'
             )
-            x = x + table(position)
+            # Speculation may read beyond the context what it then takes back; flax gives nan there.
+            x = x + table(jnp.minimum(position, self.context - 1))
         x = dropout(x, self.dropout, draw, 'embed')
         block = nn.remat(Block, static_argnums=(6,)) if self.remat and state is None else Block
         layers = None if state is None else state.layers

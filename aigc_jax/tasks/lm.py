@@ -160,6 +160,6 @@ def _build(config, tokenizer):
 
 
 def _newline(tokenizer) -> int:
-    if tokenizer.kind == 'byte':
-        return ord('\n')
+    if tokenizer.kind in ('byte', 'bpe'):
+        return int(tokenizer.encode('\n')[0])
     return tokenizer.pieces.index('\n') if '\n' in tokenizer.pieces else 0
