@@ -46,8 +46,8 @@ class Evaluator:
 
         to_model, to_data, preprocess = experiment.scaling.to_model, experiment.scaling.to_data, experiment.preprocess
 
-        def evaluate(params, extra, batch, ctx):
-            return task.evaluate(params, extra, preprocess(batch, ctx), ctx)
+        def of_batch(function):
+            return lambda params, extra, batch, ctx: function(params, extra, preprocess(batch, ctx), ctx)
 
         def sample(params, extra, labels, ctx):
             return to_data(task.sample(params, extra, ctx, labels))
@@ -57,9 +57,6 @@ class Evaluator:
 
         def reconstruct(params, extra, batch, ctx):
             return to_data(task.reconstruct(params, extra, preprocess(batch, ctx), ctx))
-
-        def codes(params, extra, batch, ctx):
-            return task.codes[1](params, extra, preprocess(batch, ctx), ctx)
 
         def score(params, extra, x, ctx):
             return task.score[1](params, extra, to_model(x), ctx)
@@ -72,25 +69,19 @@ class Evaluator:
 
         self._attention = compiled(attention, 'eval') if task.language and task.language.attention else None
         self._nats = compiled(nats, 'eval') if task.language else None
-        self._evaluate = compiled(evaluate, 'eval') if task.evaluate else None
+        self._evaluate = compiled(of_batch(task.evaluate), 'eval') if task.evaluate else None
         self._sample = compiled(sample, 'sample')
         self._originals = compiled(originals, 'eval')
         self._reconstruct = compiled(reconstruct, 'eval') if task.reconstruct else None
-        self._codes = compiled(codes, 'eval') if task.codes else None
+        self._codes = compiled(of_batch(task.codes[1]), 'eval') if task.codes else None
         self._score = compiled(score, 'score') if task.score else None
-
-        def encode(params, extra, batch, ctx):
-            return task.encode(params, extra, preprocess(batch, ctx), ctx)
 
         def decode(params, extra, z, labels, ctx):
             return to_data(task.decode(params, extra, z, labels))
 
-        def collecting(collect):
-            return lambda params, extra, batch, ctx: collect(params, extra, preprocess(batch, ctx), ctx)
-
-        self._encode = compiled(encode, 'eval') if task.encode else None
+        self._encode = compiled(of_batch(task.encode), 'eval') if task.encode else None
         self._decode = compiled(decode, 'sample') if task.decode else None
-        self._diagnostics = [(d, compiled(collecting(d.collect), 'eval')) for d in task.diagnostics]
+        self._diagnostics = [(d, compiled(of_batch(d.collect), 'eval')) for d in task.diagnostics]
 
     def evaluate(self, state: TrainState, seed: int, split: str) -> Results:
         """Means over a split with their 95 % intervals; metrics of samples where the data's density is known."""
@@ -324,7 +315,7 @@ def parse_labels(text: str, n: int, num_classes: int) -> np.ndarray | None:
         raise UserError('--labels: this model is unconditional (model.conditional is False)')
     try:
         labels = np.array([int(part) for part in text.split(',')], np.int32)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f'--labels={text}: whole numbers, separated by commas') from None
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(f'--labels={text}: the classes are 0 to {num_classes - 1}')

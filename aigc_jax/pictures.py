@@ -35,10 +35,9 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
     elif dataset.kind == 'image':
         plots.image_grid(samples, path.with_suffix('.png'))
     elif dataset.shape == (2,):
-        real = experiment.examples(
-            experiment.config.eval.split, np.arange(len(dataset.splits[experiment.config.eval.split]))
-        )
-        plots.points(path.with_suffix('.png'), real['x'][:_POINTS_SHOWN], samples, density=dataset.density)
+        split = experiment.config.eval.split
+        real = experiment.examples(split, np.arange(min(_POINTS_SHOWN, len(dataset.splits[split]))))
+        plots.points(path.with_suffix('.png'), real['x'], samples, density=dataset.density)
 
 
 def join_texts(texts: list[str]) -> str:

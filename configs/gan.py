@@ -205,7 +205,7 @@ VARIANTS = {
     # Three digits as the channels of an image (Lin et al. 2018), for 'dcgan,stacked' and the like.
     'stacked': {'data.name': 'stacked:idx:mnist', 'data.num_examples': 128_000},
     # Two time scales (Heusel et al. 2017), in the rates of Zhang et al. 2019 (SAGAN).
-    'ttur': {'task.loss': 'hinge', 'optim.discriminator.schedule.init_value': 4e-4,
+    'ttur': {'task.loss': 'hinge', 'task.r1': 0.0, 'task.r2': 0.0, 'optim.discriminator.schedule.init_value': 4e-4,
              'optim.generator.schedule.init_value': 1e-4, 'optim.discriminator.schedule.alpha': 1.0,
              'optim.generator.schedule.alpha': 1.0, 'optim.discriminator.options.b2': 0.9,
              'optim.generator.options.b2': 0.9},

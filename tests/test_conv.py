@@ -124,6 +124,19 @@ def test_networks_halve_and_double(block):
     assert 'attention' in str(jax.tree_util.tree_structure(variables['params']))
 
 
+@pytest.mark.parametrize('block', images.BLOCKS)
+def test_a_discriminator_sees_the_finest_detail_and_what_is_dark(block):
+    net = images.Discriminator(features=(8,), block=block, norm='none', activation='relu')
+    x = -1 - abs(draw(2, 8, 8, 1))
+    params = jax.jit(net.init)(jax.random.key(0), x)
+    # The last convolution of a modern block begins as 0.
+    params = jax.tree.map(lambda p: p if p.any() else draw(*p.shape), params)
+    logits = jax.jit(lambda x: net.apply(params, x))
+    checkerboard = (-1.0) ** np.indices((8, 8)).sum(0)[:, :, None]
+    assert (abs(logits(x + 5 * checkerboard) - logits(x)) > 0.1).all()
+    assert (abs(logits(x) - 2 * logits(x / 2)) > 1e-3).all()  # not linear where all is below 0
+
+
 @pytest.fixture(scope='module')
 def sngan():
     return Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:sngan,smoke', [('data.name', 'digits')]))
@@ -165,6 +178,9 @@ def test_statistics_resume(sngan, assert_same_bits, tmp_path):
     ([('model.generator.features', '(8, 8, 8, 8)')], 'model.generator.features'),
     ([('model.generator.block', 'dense')], 'model.generator.block'),
     ([('model.kind', 'convolution')], 'model.kind'),
+    ([('model.generator.depth', '0')], 'model.generator: depth is 1 or more'),
+    ([('model.discriminator.attention', '3')], 'model.discriminator.attention: 3; its sides are 4, 2'),
+    ([('model.discriminator.block', 'modern')], 'model.discriminator.spectral: a modern block'),
     ([('data.name', 'ring8'), ('data.scale', 'unit')], 'model.kind'),
 ])  # fmt: skip
 def test_bad_fields(fields, message):

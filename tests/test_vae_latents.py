@@ -198,6 +198,8 @@ def test_information_and_active_units_of_gaussians():
     q = scipy.stats.norm.logpdf(z, [0, 0.3], [math.hypot(1.5, 0.5), 0.5]).sum(axis=1)
     np.testing.assert_allclose(codes.log_aggregate(z, mu, log_var)[:50], q[:50], atol=0.3)
     assert codes.active_units(mu) == 1
+    halves = [mu + generator.normal(size=mu.shape) / math.sqrt(16) for _ in range(2)]  # means of 16 draws from N(μ, 1)
+    assert codes.active_units(halves[0]) == 2 and codes.active_units(*halves) == 1
 
 
 def test_mutual_information_and_marginal_kl_make_up_the_kl(linear):

@@ -1,5 +1,5 @@
 """StackedMNIST: three independent images of a labelled set as the channels of one (Srivastava et al. 2017, VEEGAN,
-section 4.2; Lin et al. 2018, PacGAN, section 4.2). With ten classes it has 1000 modes that a classifier can tell.
+section 4.2; Lin et al. 2018, PacGAN, section 4.2). Of ten classes: it has 1000 modes that a classifier can tell.
 """
 
 import hashlib
@@ -63,6 +63,10 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
     """
     if base.kind != 'image' or base.shape[-1] != 1 or not base.num_classes or base.stacked:
         raise UserError(f'data.name=stacked:{name}: only labelled images of one channel can be stacked')
+    if base.num_classes != 10:
+        raise UserError(
+            f'data.name=stacked:{name}: its labels are read as digits, and {name} has {base.num_classes} classes'
+        )
     if num_examples < 1:
         raise UserError(f'data.num_examples={num_examples}: stacked:{name} needs 1 training example or more')
     splits, digest = {}, hashlib.sha256(f'stacked {base.fingerprint}\n'.encode())

@@ -92,7 +92,7 @@ class Classifier:
                 raise ValueError('its weights are of another network')
         except FileNotFoundError:
             raise UserError(f'eval.extractor: there is no file {path}; name the extractor.npz of a run') from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {error}') from None
         return cls(weights, shape)
 

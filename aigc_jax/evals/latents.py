@@ -7,9 +7,15 @@ _CHUNK = 500  # rows of the matrix of all pairs
 INTERPOLATIONS = ('linear', 'spherical')
 
 
-def active_units(means: np.ndarray) -> float:
-    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01 (Burda et al. 2016); of nan, nan."""
-    variance = np.asarray(means, np.float64).var(axis=0)
+def active_units(means: np.ndarray, again: np.ndarray | None = None) -> float:
+    """Dimensions of E q(z given x), (N, d), whose variance over x is above 0.01 (Burda et al. 2016); of nan, nan.
+
+    again: where they are means over draws, those over as many others. The variance is then estimated by the covariance
+    of the two, to which the draws' own does not add.
+    """
+    a = np.asarray(means, np.float64)
+    b = a if again is None else np.asarray(again, np.float64)
+    variance = np.mean((a - a.mean(axis=0)) * (b - b.mean(axis=0)), axis=0)
     return float((variance > ACTIVE).sum()) if np.isfinite(variance).all() else np.nan
 
 

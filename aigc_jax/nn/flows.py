@@ -11,7 +11,6 @@ from aigc_jax.core.types import Array
 from aigc_jax.nn.mlp import ACTIVATIONS
 
 CHOICES = {'activation': tuple(ACTIVATIONS)}
-KINDS = ('realnvp', 'iaf')
 _BOUND = 2.0  # of |log scale| in one layer, so that no layer overflows
 
 

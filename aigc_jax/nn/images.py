@@ -37,7 +37,10 @@ _GROUPED = 16  # channels of a group of a modern block
 
 
 class _Block(nn.Module):
-    """One level, `up` or down; `halve` its sides, or leave them. x (n, H, W, C) -> (n, H', W', features)."""
+    """One level, `up` or down; `resample`: to twice or half its sides. x (n, H, W, C) -> (n, H', W', features).
+
+    first: x is the image, which is read as it is.
+    """
 
     features: int
     block: str
@@ -46,6 +49,7 @@ class _Block(nn.Module):
     spectral: bool
     up: bool
     resample: bool
+    first: bool
     axis_name: str | None
     dtype: Any
 
@@ -66,19 +70,22 @@ class _Block(nn.Module):
             enter = upsample if self.up and self.resample else lambda x: x
             leave = downsample if not self.up and self.resample else lambda x: x
             bias = self.norm != 'batch'  # which takes it away again, wherever the sum is read
-            h = layer(enter(act(normalize(x))), self.features, 3, use_bias=bias)
+            h = enter(x if self.first else act(normalize(x)))
+            h = layer(h, self.features, 3, use_bias=bias)
             h = leave(layer(act(normalize(h)), self.features, 3, use_bias=bias))
             if x.shape[-1] != self.features or self.resample:
                 x = leave(layer(enter(x), self.features, 1, use_bias=bias))
             return x + h
-        if self.resample:
-            x = blur(upsample(x)) if self.up else downsample(blur(x))
+        if self.resample and self.up:
+            x = blur(upsample(x))
         if x.shape[-1] != self.features:
             x = layer(x, self.features, 1, use_bias=False)
         inner = 2 * self.features
         h = act(layer(x, inner, 1))
         h = act(layer(h, inner, 3, groups=max(inner // _GROUPED, 1) if inner % _GROUPED == 0 else 1))
-        return x + layer(h, self.features, 1, use_bias=False, kernel_init=nn.initializers.zeros)
+        x = x + layer(h, self.features, 1, use_bias=False, kernel_init=nn.initializers.zeros)
+        # Not before the layers, which would then never see the finest detail of an image.
+        return downsample(blur(x)) if self.resample and not self.up else x
 
 
 def fall(net: nn.Module, x: Array, train: bool) -> Array:
@@ -87,24 +94,28 @@ def fall(net: nn.Module, x: Array, train: bool) -> Array:
     To be called, as `rise`, inside the compact method of `net`, whose layers it makes and whose fields are those of
     `ImageNetwork`.
     """
+    sides = []
     for level, features in enumerate(net.features):
         for d in range(net.depth):
             # DCGAN: no normalization where the image enters, for it would lose the image's own scale.
-            norm = 'none' if level == d == 0 and net.block == 'plain' else net.norm
-            x = _block(net, features, norm, up=False, resample=d == 0)(x, None, train)
-        if net.attention == x.shape[1]:
-            x = SelfAttention(net.spectral, net.dtype, name='attention')(x, train)
+            first = level == d == 0
+            norm = 'none' if first and net.block == 'plain' else net.norm
+            x = _block(net, features, norm, up=False, resample=d == 0, first=first)(x, None, train)
+        x = _attend(net, x, train, sides)
+    _check_attention(net, sides)
     return x if net.block == 'plain' else ACTIVATIONS[net.activation](x)
 
 
 def rise(net: nn.Module, x: Array, condition: Array | None, train: bool) -> Array:
     """x (n, h, w, c) -> (n, *net.shape), float32, the sides doubled once for every entry of net.features."""
+    sides = []
+    x = _attend(net, x, train, sides)
     # Of a plain network the last level is the convolution that gives the image.
     for features in net.features[1:] if net.block == 'plain' else net.features:
-        if net.attention == x.shape[1]:
-            x = SelfAttention(net.spectral, net.dtype, name='attention')(x, train)
         for d in range(net.depth):
             x = _block(net, features, net.norm, up=True, resample=d == 0)(x, condition, train)
+        x = _attend(net, x, train, sides)
+    _check_attention(net, sides)
     if net.block == 'plain':
         last = Conv(net.shape[-1], 4, 2, transposed=True, dtype=net.dtype, name='image')
     else:
@@ -114,8 +125,22 @@ def rise(net: nn.Module, x: Array, condition: Array | None, train: bool) -> Arra
     return maybe_spectral(last, net.spectral)(x, train).astype(jnp.float32)
 
 
-def _block(net: nn.Module, features: int, norm: str, up: bool, resample: bool) -> _Block:
-    return _Block(features, net.block, norm, net.activation, net.spectral, up, resample, net.axis_name, net.dtype)
+def _block(net: nn.Module, features: int, norm: str, up: bool, resample: bool, first: bool = False) -> _Block:
+    return _Block(
+        features, net.block, norm, net.activation, net.spectral, up, resample, first, net.axis_name, net.dtype
+    )
+
+
+def _attend(net: nn.Module, x: Array, train: bool, sides: list[int]) -> Array:
+    """Self-attention where the side is the one that it is for; `sides` remembers which there have been."""
+    sides.append(x.shape[1])
+    return SelfAttention(net.spectral, net.dtype, name='attention')(x, train) if net.attention == x.shape[1] else x
+
+
+def _check_attention(net: nn.Module, sides: list[int]) -> None:
+    if net.attention and net.attention not in sides:
+        role, known = type(net).__name__.removeprefix('Grid').lower(), ', '.join(map(str, sides))
+        raise UserError(f'model.{role}.attention: {net.attention}; its sides are {known}, and 0 leaves attention out')
 
 
 class ImageNetwork(nn.Module, kw_only=True):
@@ -205,6 +230,15 @@ class Discriminator(ImageNetwork, kw_only=True):
             logit = logit + jnp.sum(projection, axis=-1, keepdims=True)
         logit = logit.astype(jnp.float32)
         return logit[:, 0] if self.outputs == 1 else logit
+
+
+def check(network: ImageNetwork, what: str) -> None:
+    """Raises UserError for fields of `what` that no network can have."""
+    if network.depth < 1 or network.attention < 0 or getattr(network, 'deviation', 0) < 0:
+        raise UserError(f'{what}: depth is 1 or more, attention and deviation are 0 or more')
+    if network.spectral and network.block == 'modern':
+        raise UserError(f'{what}.spectral: a modern block begins with a kernel of zeros, which has no largest singular '
+                        'value; choose plain or residual')  # fmt: skip
 
 
 def check_shape(features: Sequence[int], shape: Sequence[int], what: str) -> None:

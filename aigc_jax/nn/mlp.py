@@ -29,10 +29,6 @@ ACTIVATIONS = {
 CHOICES = {'activation': tuple(ACTIVATIONS), 'bias_init': tuple(BIASES)}
 
 
-def flat_dim(shape: Sequence[int]) -> int:
-    return math.prod(shape)
-
-
 class MLP(nn.Module):
     """(n, …) and an optional condition (n, c) -> (n, out_dim) float32."""
 
@@ -84,7 +80,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
-        out = MLP(self.features, flat_dim(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(
+        out = MLP(self.features, math.prod(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(
             z, condition
         )
         return out.reshape(-1, *self.shape)

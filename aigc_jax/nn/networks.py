@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as linen
 
 from aigc_jax.core import parallel
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import images, mlp
 from aigc_jax.nn.build import build, compute_dtype
@@ -48,10 +48,6 @@ def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) 
         given['axis_name'] = parallel.axis_name(config.parallel.mode, config.num_seeds > 1)
     network = build(getattr(KINDS[kind], role), what, fields, dtype=compute_dtype(config.precision), **given)
     if kind == 'conv':
+        images.check(network, what)
         images.check_shape(fields.features, image_shape, what)
     return Network(network)
-
-
-def check_model(config, fields: dict[str, type]) -> None:
-    """Raises UserError unless `config`, the config's `model`, has `fields`, and kind; runs of earlier days lack it."""
-    check_fields(config, fields, 'model', later={'kind': str})

@@ -34,7 +34,8 @@ def make(config, dataset: Dataset) -> Task:
     model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
     check_fields(options, FIELDS, 'task', later={name: type(value) for name, value in LATER_FIELDS.items()})
     options = SimpleNamespace(**{**LATER_FIELDS, **options})
-    networks.check_model(model, dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict))
+    kinds = dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict)
+    check_fields(model, kinds, 'model', later={'kind': str})
     if options.loss not in LOSSES:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
     if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):
@@ -261,8 +262,9 @@ def _check(options, config, dataset: Dataset) -> None:
         )
     if options.unrolled_steps and options.simultaneous:
         raise UserError('task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes')
-    if options.top_k < 1 and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
-        raise UserError('task.top_k: ranks a whole batch; set micro_batches to 1 and parallel.mode to jit')
+    for name, used in (('top_k', options.top_k < 1), ('unrolled_steps', options.unrolled_steps)):
+        if used and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
+            raise UserError(f'task.{name}: wants the whole batch; set micro_batches to 1 and parallel.mode to jit')
     if options.packing > 1 and config.model.conditional:
         raise UserError('task.packing: a pack has no class; set it to 1 or model.conditional to False')
     if options.packing > 1 and config.batch_size % (options.packing * config.micro_batches):

@@ -26,7 +26,7 @@ EVAL_FIELDS = dict(
     k_curve=False, temperature=1.0, ais_temperatures=0, ais_chains=16, ais_examples=100, interpolation='spherical'
 )
 _MSE_DECAY = 0.99  # of the moving average of the mean squared error, which σ-VAE is evaluated with
-_MEAN_DRAWS = 16  # that the mean of a code is taken over where it has no closed form
+_MEAN_DRAWS = 32  # that each of two means of a code is taken over where it has no closed form
 
 
 def make(config, dataset: Dataset) -> Task:
@@ -56,7 +56,7 @@ def make(config, dataset: Dataset) -> Task:
         if model[role].get('norm') == 'batch' or model[role].get('spectral'):
             raise UserError(f"model.{role}: of a VAE it has norm='group', 'layer' or 'none', and spectral=False")
     latent = latents.make(model, fields, config.data, dataset, compute_dtype(config.precision))
-    _check(options, evaluation, fields, latent)
+    _check(options, evaluation, config, latent)
     outputs = (*shape[:-1], shape[-1] * likelihood.channels)
     latent_dim = d + fields['posterior_context'] // 2
     encoder = networks.make(config, 'Encoder', model.encoder, shape, latent_dim=latent_dim)
@@ -118,7 +118,7 @@ def make(config, dataset: Dataset) -> Task:
         def terms(theta: Tree, components, z: Array, log_q: Array):
             """(log p(x given z) (n, k), log q − log p of z by groups (n, k, G), the new Extra)."""
             (x, out), scale, new = decode_draws(theta, batch, z), theta.get('log_scale'), extra
-            if likelihood.scale == 'optimal':  # no gradient: at its optimum the ELBO's is 0
+            if likelihood.scale == 'optimal':  # no gradient: at its optimum the ELBO's is 0 (of k = 1)
                 mse = jax.lax.stop_gradient(jnp.mean((x - out) ** 2))
                 decay = jnp.minimum(_MSE_DECAY, (1.0 + ctx.step) / (10.0 + ctx.step))  # as optim.average_params
                 scale = likelihoods.optimal_log_scale(mse)
@@ -205,11 +205,13 @@ def make(config, dataset: Dataset) -> Task:
         theta = params['model']
         q, components = encode(theta, batch), latent.components(theta, encode)
         z, _ = latent.draw(theta, q, ctx, 1)
-        draws, _ = latent.draw(theta, q, ctx, _MEAN_DRAWS)
-        means = jnp.mean(draws, axis=1)
-        found = {'means1': q[0] if latent.gaussian else means[:, :d]}
-        if latent.total > d:
-            found['means2'] = means[:, d:]
+        draws, _ = latent.draw(theta, q, ctx, 2 * _MEAN_DRAWS)
+        halves = jnp.mean(draws[:, :_MEAN_DRAWS], axis=1), jnp.mean(draws[:, _MEAN_DRAWS:], axis=1)
+        found = {}
+        for name, half in zip(('means', 'again'), halves, strict=True):
+            found[f'{name}1'] = q[0] if latent.gaussian else half[:, :d]
+            if latent.total > d:
+                found[f'{name}2'] = half[:, d:]
         if latent.gaussian:
             found |= {'z': z[:, 0, :d], 'mu': q[0], 'log_var': q[1]}
             if latent.total == d:
@@ -219,9 +221,9 @@ def make(config, dataset: Dataset) -> Task:
     def summarize(found: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
         """active_units of each layer; for Gaussian q the mutual information and KL(q(z) ‖ p(z)), which make up the
         KL (Hoffman & Johnson 2016)."""
-        results = {'model/active_units': codes.active_units(found['means1'])}
+        results = {'model/active_units': codes.active_units(found['means1'], found['again1'])}
         if 'means2' in found:
-            results['model/active_units2'] = codes.active_units(found['means2'])
+            results['model/active_units2'] = codes.active_units(found['means2'], found['again2'])
         if 'z' in found:
             posterior = found['z'], found['mu'], found['log_var']
             results['model/mutual_information'] = codes.information(*posterior)
@@ -264,8 +266,17 @@ def _filled(config, first: dict[str, type], later: dict, what: str) -> dict:
     return later | dict(config)
 
 
-def _check(options: dict, evaluation: dict, fields: dict, latent: latents.Latents) -> None:
+def _check(options: dict, evaluation: dict, config, latent: latents.Latents) -> None:
     """Raises UserError for fields that do not fit each other."""
+    for name in ('beta', 'kl_warmup_steps'):
+        if not options[name] >= 0:
+            raise UserError(f'task.{name}: {options[name]}; 0 or more')
+    whole = [name for name in ('free_bits', 'tc_weight') if options[name]]
+    whole += ['likelihood'] if options['likelihood'] == 'optimal_gaussian' else []
+    if whole and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
+        raise UserError(
+            f'task.{whole[0]}: {options[whole[0]]} is of a whole batch; set micro_batches to 1 and parallel.mode to jit'
+        )
     if options['estimator'] not in bounds.ESTIMATORS:
         raise UserError(f'task.estimator: {options["estimator"]!r}{near(options["estimator"], bounds.ESTIMATORS)}')
     for name in ('free_bits', 'tc_weight'):
