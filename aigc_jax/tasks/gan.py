@@ -195,8 +195,9 @@ def make(config, dataset: Dataset) -> Task:
         return generator(params['generator'], stats, ctx.normal('z', (d,)), one_hot(labels))
 
     def evaluate(params, extra, batch: Batch, ctx: rng.Context):
-        """Logits on held-out and on generated examples: their gap against the training set's shows overfitting. Of an
-        auxiliary classifier, whether it tells their classes."""
+        """Logits on held-out and on generated examples: their gap against the training set's shows overfitting, unless
+        D is trained on transformed examples, or has batch norm, whose statistics are here those of both kinds together.
+        Of an auxiliary classifier, whether it tells their classes."""
         found = {}
         for name, x in (('real', batch['x']), ('fake', sample(params, extra, ctx, batch.get('label')))):
             out = D_trained(params, extra, regularizers.pack_all(x, m), one_hot(batch.get('label')))
