@@ -1,6 +1,7 @@
 """Training: one loop for every model. Its order is fixed: evaluate → save → feed → call → log."""
 
 import math
+import os
 import pathlib
 import signal
 import sys
@@ -277,7 +278,8 @@ class _Signals:
         if self._number:
             sys.exit(128 + number)
         self._number = number
-        print(f'\n{signal.Signals(number).name}: stopping as soon as all is saved; once more: at once', file=sys.stderr)
+        # Not by print, which a handler may have interrupted.
+        os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; once more: at once\n'.encode())
 
     def requested(self, agree: bool) -> int:
         """The signal's number, or 0. Several processes agree on it, at the steps where all ask."""
