@@ -1,5 +1,5 @@
 """StackedMNIST: three independent images of a labelled set as the channels of one (Srivastava et al. 2017, VEEGAN,
-section 4.2; Lin et al. 2018, PacGAN, section 4.2). Of ten classes: it has 1000 modes that a classifier can tell.
+section 4.2; Lin et al. 2018, PacGAN, section 4.2). With ten classes it has 1000 modes that a classifier can tell.
 """
 
 import hashlib
@@ -13,16 +13,17 @@ from aigc_jax.core.types import Array, Batch
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize
 
 CHANNELS = 3
+_CLASSES = 10  # of a channel, at most: a stack's label is the number whose digits theirs are
 _EVAL_EXAMPLES = {'valid': 10_000, 'test': 26_000}  # of the latter as many as publications draw samples
 
 
 class Stacked:
     """A split that holds which images of another one are stacked, and makes the stacks when they are read."""
 
-    def __init__(self, base: Arrays, draws: np.ndarray, num_classes: int):
-        """base: images (N, H, W, 1); draws: (n, C) int32 places in it; num_classes: of its labels."""
+    def __init__(self, base: Arrays, draws: np.ndarray):
+        """base: images (N, H, W, 1); draws: (n, C) int32 places in it."""
         self._base, self._draws = base, draws
-        self._powers = num_classes ** np.arange(draws.shape[1] - 1, -1, -1, dtype=np.int32)
+        self._powers = _CLASSES ** np.arange(draws.shape[1] - 1, -1, -1, dtype=np.int32)
 
     def __len__(self) -> int:
         return len(self._draws)
@@ -48,7 +49,7 @@ class Stacked:
         return {'x': x.transpose(0, 1, 3, 4, 2), 'label': self._label(parts['label'].reshape(draws.shape))}
 
     def _label(self, labels):
-        """Σ K^(C − 1 − c) label_c: with ten classes, the digits of a decimal number."""
+        """Σ 10^(C − 1 − c) label_c: the digits of a decimal number."""
         return (labels * self._powers).sum(-1, dtype=np.int32)
 
 
@@ -59,11 +60,11 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
     smaller training set is the beginning of a larger one.
 
     Raises:
-      UserError: if `base` has no labels or no single-channel images, or num_examples is below 1.
+      UserError: if `base` has no labels, more than ten, or no single-channel images, or num_examples is below 1.
     """
     if base.kind != 'image' or base.shape[-1] != 1 or not base.num_classes or base.stacked:
         raise UserError(f'data.name=stacked:{name}: only labelled images of one channel can be stacked')
-    if base.num_classes != 10:
+    if base.num_classes > _CLASSES:
         raise UserError(
             f'data.name=stacked:{name}: its labels are read as digits, and {name} has {base.num_classes} classes'
         )
@@ -72,14 +73,14 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
     splits, digest = {}, hashlib.sha256(f'stacked {base.fingerprint}\n'.encode())
     for split, source in sorted(base.splits.items()):
         draws = _draws(f'stacked/{split}', _EVAL_EXAMPLES.get(split, num_examples), source)
-        splits[split] = Stacked(materialize(source), draws, base.num_classes)
+        splits[split] = Stacked(materialize(source), draws)
         digest.update(draws.data)
     return Dataset(
         splits=splits,
         kind='image',
         shape=(*base.shape[:2], CHANNELS),
         levels=base.levels,
-        num_classes=base.num_classes**CHANNELS,
+        num_classes=_CLASSES**CHANNELS,
         density=None,
         licence=base.licence,
         fingerprint=digest.hexdigest(),
