@@ -153,6 +153,12 @@ _CLASSIC = {
     'optim.generator.options.b2': 0.999, 'optim.discriminator.options.b2': 0.999,
     'optim.generator.schedule.init_value': 2e-4, 'optim.discriminator.schedule.init_value': 2e-4,
 }  # fmt: skip
+_DCGAN = {
+    **_CLASSIC, 'optim.generator.schedule.init_value': 1e-3,  # faster than the discriminator, which wins otherwise
+    'optim.generator.ema_decay': 0.99,
+    'model.generator': {**_CONV, 'features': (128, 64), 'block': 'plain', 'norm': 'batch', 'activation': 'relu'},
+    'model.discriminator': {**_CONV, 'features': (64, 128), 'block': 'plain', 'norm': 'batch', 'deviation': 0},
+}  # fmt: skip
 
 VARIANTS = {
     # Seconds on a CPU, for tests.
@@ -172,11 +178,12 @@ VARIANTS = {
         'eval_every_steps': 6000, 'checkpoint_every_steps': 6000,
     },
     # Images, convolutional. DCGAN (Radford et al. 2016) in the classic shape for 28×28: dense 7×7×128 → 64 → 1.
-    'dcgan': {
-        **_CLASSIC, 'optim.generator.schedule.init_value': 1e-3,  # faster than the discriminator, which wins otherwise
-        'optim.generator.ema_decay': 0.99,
-        'model.generator': {**_CONV, 'features': (128, 64), 'block': 'plain', 'norm': 'batch', 'activation': 'relu'},
-        'model.discriminator': {**_CONV, 'features': (64, 128), 'block': 'plain', 'norm': 'batch', 'deviation': 0},
+    'dcgan': _DCGAN,
+    # The same networks in the game of R3GAN: penalties in place of the discriminator's normalization.
+    'rpgan': {
+        **_DCGAN, 'task.loss': 'relativistic', 'task.r1': 1.0, 'task.r2': 1.0,
+        'optim.discriminator.schedule.init_value': 1e-3,
+        'model.discriminator': {**_DCGAN['model.discriminator'], 'norm': 'none'},
     },
     # Residual networks, hinge loss, a spectrally normalized discriminator (Miyato et al. 2018).
     'sngan': {
