@@ -105,6 +105,15 @@ def test_the_newest_and_the_best_checkpoints_stay(whole):
     assert steps(folder) == [20, 30, 40]
 
 
+def test_the_best_evaluation_is_kept_where_no_checkpoint_is_due(command_line, tmp_path):
+    more = dict(eval_every_steps=10, checkpoint_every_steps=40, eval__best_metric='model/kl', eval__best_mode='max',
+                optim__model__schedule__init_value=0.5)  # fmt: skip
+    command_line.run('vae:smoke', tmp_path / 'run', **more)
+    values = {row['step']: row['model/kl'] for row in map(json.loads, rows(tmp_path / 'run')) if row['split'] == 'eval'}
+    assert {max(values, key=values.get), 40} <= set(steps(tmp_path / 'run'))
+    assert len(values) == 4 and max(values, key=values.get) < 40
+
+
 @pytest.mark.parametrize('model', MODELS)
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(
     command_line, command, whole, assert_same_run, tmp_path, model
