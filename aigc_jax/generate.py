@@ -13,7 +13,7 @@ import numpy as np
 from aigc_jax import pictures
 from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import atomic_write
+from aigc_jax.core.files import atomic_write, lines_of
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.decoding import Sampling, draft_table, pad_prompts
 from aigc_jax.experiment import Experiment
@@ -77,7 +77,7 @@ class Generator:
             raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and self._tokenizer.fim is None:
             raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
-        self._how, self._given_most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
+        self._how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
         self._stop_tokens = tuple(self._encode(stop, '--stop').tolist())
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
@@ -100,11 +100,11 @@ class Generator:
                 )
         longest = max(map(len, encoded))
         bounded = bool(context) and (self._how.beam_size > 1 or self._table is not None)
-        self._most = self._given_most or (min(_MOST, context - longest) if bounded else _MOST)
-        beyond = bool(context) and longest + self._most > context
+        most = self._most or (min(_MOST, context - longest) if bounded else _MOST)
+        beyond = bool(context) and longest + most > context
         if beyond and bounded:
             raise UserError(
-                f'--max_new_tokens={self._most}: and {longest} of the prompt are more than the {context} of the model; '
+                f'--max_new_tokens={most}: and {longest} of the prompt are more than the {context} of the model; '
                 f'a beam search or a draft goes no further, {context - longest} fit'
             )
         rows = [[(prompt, tokens)] * num_samples for prompt, tokens in zip(prompts, encoded, strict=True)]
@@ -119,20 +119,20 @@ class Generator:
                 part = group[begin : begin + self._chunk]
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + jnp.arange(len(part), dtype=jnp.int32)
-                found = self._write(*model, tokens[:-1], start[:-1], key, index, beyond, stream)
+                found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, stream)
                 for (prompt, _), *one in zip(part, *map(np.asarray, found), strict=True):
                     texts.append(self._text(prompt, *one))
         if stream:
             stream(texts[0].text)
         return texts
 
-    def _write(self, params, extra, prompt, start, key, index, beyond, stream):
+    def _write(self, params, extra, prompt, start, key, index, most, beyond, stream):
         """(tokens, length, log_prob, ruled_out, calls of the model, whether a grammar ended it) of each text."""
         language, n = self._language, len(prompt)
         arguments = params, extra, prompt, start, key, index
-        rest = self._how, self._most, self._stop_tokens
+        rest = self._how, most, self._stop_tokens
         if self._grammar or beyond or stream:
-            return self._in_parts(*arguments, stream)
+            return self._in_parts(*arguments, most, stream)
         if self._table is not None:
             found, calls = language.speculate(*arguments, self._table, *rest)
         else:
@@ -140,9 +140,9 @@ class Generator:
             calls = found.length
         return *found, np.zeros(n), calls, np.zeros(n, bool)
 
-    def _in_parts(self, params, extra, prompt, start, key, index, stream):
+    def _in_parts(self, params, extra, prompt, start, key, index, most, stream):
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
-        language, most, (n, length) = self._language, self._most, prompt.shape
+        language, (n, length) = self._language, prompt.shape
         columns = min(language.context or length + most, length + most)
         read = lambda prompt, start: language.begin(params, extra, prompt, start, self._how, most, columns)
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
@@ -233,7 +233,7 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f'--prompt_file: {prompt_file}, byte {error.start}: is not UTF-8') from None
     prompts = []
-    for number, line in enumerate(text.removesuffix('\n').split('\n') if text else (), 1):
+    for number, line in enumerate(lines_of(text), 1):
         try:
             prompts.append(json.loads(line) if line.startswith('"') else line)
         except ValueError:

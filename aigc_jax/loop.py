@@ -207,7 +207,12 @@ class _Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         began = time.perf_counter()
-        by_seed = self._results(state, self.config.eval.split)
+        by_seed = {
+            seed: self.evaluator.evaluate(
+                self.experiment.replica(state, k), self.experiment.seeds[k], self.config.eval.split
+            )
+            for k, seed in enumerate(self.seeds)
+        }
         for seed, results in by_seed.items():
             self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
         self._draw(state, 0, self.seeds[0])
@@ -217,12 +222,6 @@ class _Loop:
         self.log.timing(event='evaluation', step=self.step, seconds=time.perf_counter() - began)
         self.logged_at = time.perf_counter()
         return {name: value for name, value in values.items() if math.isfinite(value)}
-
-    def _results(self, state: TrainState, split: str):
-        return {
-            seed: self.evaluator.evaluate(self.experiment.replica(state, k), self.experiment.seeds[k], split)
-            for k, seed in enumerate(self.seeds)
-        }
 
     def _name(self, seed: int | None) -> str:
         return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')

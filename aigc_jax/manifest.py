@@ -97,11 +97,12 @@ def _commit() -> dict[str, object]:
 
     if not (root / '.git').exists():
         return {'commit': None, 'diff': None, 'untracked': None}
-    commit, diff, new = git('rev-parse', 'HEAD'), git('diff', 'HEAD'), git('ls-files', '--others', '--exclude-standard')
+    commit, diff = git('rev-parse', 'HEAD'), git('diff', 'HEAD')
+    new = git('ls-files', '--others', '--exclude-standard', '-z', '--', '*.py')
     if diff and len(diff) > _MOST_DIFF:
         diff = f'{diff[:_MOST_DIFF]}\n… {len(diff) - _MOST_DIFF} characters more'
-    paths = [path for path in (new or '').splitlines() if path.endswith('.py')]
-    untracked = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in paths}
+    files = [path for path in (new or '').split('\0') if (root / path).is_file()]  # an editor's lock is a broken link
+    untracked = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in files}
     return {'commit': commit and commit.strip(), 'diff': diff, 'untracked': untracked}
 
 

@@ -180,6 +180,7 @@ def test_statistics_resume(sngan, assert_same_bits, tmp_path):
     ([('model.kind', 'convolution')], 'model.kind'),
     ([('model.generator.depth', '0')], 'model.generator: depth is 1 or more'),
     ([('model.discriminator.attention', '3')], 'model.discriminator.attention: 3; its sides are 4, and'),
+    ([('model.generator.attention', '3')], 'model.generator.attention: 3; its sides are 8, 4, and'),
     ([('model.discriminator.block', 'modern')], 'model.discriminator.spectral: a modern block'),
     ([('data.name', 'ring8'), ('data.scale', 'unit')], 'model.kind'),
 ])  # fmt: skip

@@ -323,7 +323,7 @@ def test_auxiliary_classifier():
     ({'task__penalty_every': 0}, 'task.penalty_every: 0; it is 1 or more'),
     ({'task__unrolled_steps': 2}, 'task.unrolled_steps: is of a zero-sum game, which relativistic is not'),
     ({'task__unrolled_steps': 2, 'task__loss': 'saturating', 'task__simultaneous': True}, 'unrolled.*simultaneous'),
-    ({'task__top_k': 0.5, 'micro_batches': 2}, 'task.top_k: wants the whole batch'),
+    ({'task__top_k': 0.5, 'micro_batches': 2}, 'task.top_k: ranks a whole batch'),
     ({'task__unrolled_steps': 2, 'task__loss': 'saturating', 'micro_batches': 2}, 'task.unrolled_steps: wants'),
     ({'task__top_k': 0.0}, r'top_k in \(0, 1\]'),
     ({'task__lecam_decay': 1.0}, r'lecam_decay lies in \[0, 1\)'),

@@ -84,6 +84,11 @@ def test_lines_of_json_hold_any_character(tmp_path):
     assert all(text in read for text in texts)
 
 
+def test_a_file_without_lines_of_json_holds_no_text(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('')
+    assert 'holds no text' in message(f'jsonl:{tmp_path}/a.jsonl')
+
+
 def test_a_text_of_pieces_begins_after_a_newline():
     from aigc_jax.tasks.lm import _newline
 

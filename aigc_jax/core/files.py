@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and disk failures that end a run with one line."""
+"""Files that are whole or absent, disk failures that end a run with one line, and the lines of a text."""
 
 import contextlib
 import os
@@ -34,3 +34,8 @@ def atomic_write(path, data: str | bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def lines_of(text: str) -> list[str]:
+    """Its lines, without their ends; str.splitlines cuts at characters that may stand inside one, and in JSON."""
+    return text.removesuffix('\n').split('\n') if text else []

@@ -238,12 +238,9 @@ def make_plan(
             raise UserError(
                 'parallel.rules: each replica is whole on its device; leave them out, or set num_seeds to 1'
             )
-        if batch_size % micro_batches:
-            raise UserError(f'batch_size: {batch_size} does not divide into {micro_batches} micro_batches')
-        return plan
-    if config.mode == 'pmap' and (shape[0] != mesh.size or jax.process_count() > 1):
+    elif config.mode == 'pmap' and (shape[0] != mesh.size or jax.process_count() > 1):
         raise UserError('parallel.mode: pmap serves the data axis of one process; use jit for fsdp, tensor or more')
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = 1 if plan.replicas else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % (shards * micro_batches):
         parts = shards * micro_batches
         raise UserError(
@@ -251,6 +248,12 @@ def make_plan(
             f'micro_batches; the next that does is {math.ceil(batch_size / parts) * parts}'
         )
     return plan
+
+
+def want_whole_batch(config: Any, what: str) -> None:
+    """Raises UserError, which begins with `what`, where the run cuts a batch into parts that do not see each other."""
+    if config.micro_batches > 1 or config.parallel.mode == 'pmap':
+        raise UserError(f'{what}; set micro_batches to 1 and parallel.mode to jit')
 
 
 def _mesh_shape(config: Any, devices: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.files import lines_of
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import infilling, tokenizers
 from aigc_jax.data.dataset import Dataset
@@ -239,8 +240,7 @@ def code(cfg, where: str, tokenizer) -> Dataset:
 def jsonl(cfg, where: str, tokenizer) -> Dataset:
     """jsonl:FILE: one object a line, its field 'text' a document."""
     documents = []
-    # No splitlines, which cuts at characters that may stand inside a JSON string.
-    for number, line in enumerate(_read(pathlib.Path(where)).removesuffix('\n').split('\n'), 1):
+    for number, line in enumerate(lines_of(_read(pathlib.Path(where))), 1):
         try:
             text = json.loads(line)['text']
         except (ValueError, KeyError, TypeError):

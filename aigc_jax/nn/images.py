@@ -94,28 +94,24 @@ def fall(net: nn.Module, x: Array, train: bool) -> Array:
     To be called, as `rise`, inside the compact method of `net`, whose layers it makes and whose fields are those of
     `ImageNetwork`.
     """
-    sides = []
     for level, features in enumerate(net.features):
         for d in range(net.depth):
             # DCGAN: no normalization where the image enters, for it would lose the image's own scale.
             first = level == d == 0
             norm = 'none' if first and net.block == 'plain' else net.norm
             x = _block(net, features, norm, up=False, resample=d == 0, first=first)(x, None, train)
-        x = _attend(net, x, train, sides)
-    _check_attention(net, sides)
+        x = _attend(net, x, train)
     return x if net.block == 'plain' else ACTIVATIONS[net.activation](x)
 
 
 def rise(net: nn.Module, x: Array, condition: Array | None, train: bool) -> Array:
     """x (n, h, w, c) -> (n, *net.shape), float32, the sides doubled once for every entry of net.features."""
-    sides = []
-    x = _attend(net, x, train, sides)
+    x = _attend(net, x, train)
     # Of a plain network the last level is the convolution that gives the image.
     for features in net.features[1:] if net.block == 'plain' else net.features:
         for d in range(net.depth):
             x = _block(net, features, net.norm, up=True, resample=d == 0)(x, condition, train)
-        x = _attend(net, x, train, sides)
-    _check_attention(net, sides)
+        x = _attend(net, x, train)
     if net.block == 'plain':
         last = Conv(net.shape[-1], 4, 2, transposed=True, dtype=net.dtype, name='image')
     else:
@@ -131,16 +127,9 @@ def _block(net: nn.Module, features: int, norm: str, up: bool, resample: bool, f
     )
 
 
-def _attend(net: nn.Module, x: Array, train: bool, sides: list[int]) -> Array:
-    """Self-attention where the side is the one that it is for; `sides` remembers which there have been."""
-    sides.append(x.shape[1])
+def _attend(net: nn.Module, x: Array, train: bool) -> Array:
+    """Self-attention where the side is the one that it is for."""
     return SelfAttention(net.spectral, net.dtype, name='attention')(x, train) if net.attention == x.shape[1] else x
-
-
-def _check_attention(net: nn.Module, sides: list[int]) -> None:
-    if net.attention and net.attention not in sides:
-        role, known = type(net).__name__.removeprefix('Grid').lower(), ', '.join(map(str, sides))
-        raise UserError(f'model.{role}.attention: {net.attention}; its sides are {known}, and 0 leaves attention out')
 
 
 class ImageNetwork(nn.Module, kw_only=True):
@@ -232,18 +221,10 @@ class Discriminator(ImageNetwork, kw_only=True):
         return logit[:, 0] if self.outputs == 1 else logit
 
 
-def check(network: ImageNetwork, what: str) -> None:
-    """Raises UserError for fields of `what` that no network can have."""
-    if network.depth < 1 or network.attention < 0 or getattr(network, 'deviation', 0) < 0:
-        raise UserError(f'{what}: depth is 1 or more, attention and deviation are 0 or more')
-    if network.spectral and network.block == 'modern':
-        raise UserError(f'{what}.spectral: a modern block begins with a kernel of zeros, which has no largest singular '
-                        'value; choose plain or residual')  # fmt: skip
-
-
-def check_shape(features: Sequence[int], shape: Sequence[int], what: str) -> None:
-    """Raises UserError unless images of `shape` can be halved once for every entry of `what`.features."""
-    levels = len(features)
+def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
+    """Raises UserError for fields of `what`, whose network has those of `ImageNetwork`, that images of `shape` or each
+    other do not fit."""
+    levels = len(network.features)
     if len(shape) != 3:
         raise UserError('model.kind: conv is for images; set it to mlp')
     if not levels or any(side % 2**levels for side in shape[:2]):
@@ -251,3 +232,16 @@ def check_shape(features: Sequence[int], shape: Sequence[int], what: str) -> Non
             f'{what}.features: {levels} levels halve the sides {shape[0]} and {shape[1]} {levels} times; '
             f'give as many as go without a remainder, 1 or more'
         )
+    if network.depth < 1 or network.attention < 0 or getattr(network, 'deviation', 0) < 0:
+        raise UserError(f'{what}: depth is 1 or more, attention and deviation are 0 or more')
+    if network.spectral and network.block == 'modern':
+        raise UserError(
+            f'{what}.spectral: a modern block begins with a kernel of zeros, which has no largest singular value; '
+            'choose plain or residual'
+        )
+    # As high as the image only what makes one, where its last level is a block.
+    whole = hasattr(network, 'shape') and network.block != 'plain'
+    sides = [shape[0] // 2**level for level in range(0 if whole else 1, levels + 1)]
+    if network.attention and network.attention not in sides:
+        known = ', '.join(map(str, sides))
+        raise UserError(f'{what}.attention: {network.attention}; its sides are {known}, and 0 leaves attention out')

@@ -48,6 +48,5 @@ def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) 
         given['axis_name'] = parallel.axis_name(config.parallel.mode, config.num_seeds > 1)
     network = build(getattr(KINDS[kind], role), what, fields, dtype=compute_dtype(config.precision), **given)
     if kind == 'conv':
-        images.check(network, what)
-        images.check_shape(fields.features, image_shape, what)
+        images.check(network, image_shape, what)
     return Network(network)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core import optim, rng
+from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
@@ -263,9 +263,10 @@ def _check(options, config, dataset: Dataset) -> None:
         )
     if options.unrolled_steps and options.simultaneous:
         raise UserError('task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes')
-    for name, used in (('top_k', options.top_k < 1), ('unrolled_steps', options.unrolled_steps)):
-        if used and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
-            raise UserError(f'task.{name}: wants the whole batch; set micro_batches to 1 and parallel.mode to jit')
+    if options.top_k < 1:
+        parallel.want_whole_batch(config, 'task.top_k: ranks a whole batch')
+    if options.unrolled_steps:
+        parallel.want_whole_batch(config, 'task.unrolled_steps: wants a whole batch')
     if options.packing > 1 and config.model.conditional:
         raise UserError('task.packing: a pack has no class; set it to 1 or model.conditional to False')
     if options.packing > 1 and config.batch_size % (options.packing * config.micro_batches):

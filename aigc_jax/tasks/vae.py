@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core import rng
+from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Batch, Diagnostic, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
@@ -206,12 +206,10 @@ def make(config, dataset: Dataset) -> Task:
         q, components = encode(theta, batch), latent.components(theta, encode)
         z, _ = latent.draw(theta, q, ctx, 1)
         draws, _ = latent.draw(theta, q, ctx, 2 * _MEAN_DRAWS)
-        halves = jnp.mean(draws[:, :_MEAN_DRAWS], axis=1), jnp.mean(draws[:, _MEAN_DRAWS:], axis=1)
-        found = {}
-        for name, half in zip(('means', 'again'), halves, strict=True):
-            found[f'{name}1'] = q[0] if latent.gaussian else half[:, :d]
-            if latent.total > d:
-                found[f'{name}2'] = half[:, d:]
+        means, again = (jnp.mean(half, axis=1) for half in jnp.split(draws, 2, axis=1))
+        found = {'means1': q[0]} if latent.gaussian else {'means1': means[:, :d], 'again1': again[:, :d]}
+        if latent.total > d:
+            found |= {'means2': means[:, d:], 'again2': again[:, d:]}
         if latent.gaussian:
             found |= {'z': z[:, 0, :d], 'mu': q[0], 'log_var': q[1]}
             if latent.total == d:
@@ -221,7 +219,7 @@ def make(config, dataset: Dataset) -> Task:
     def summarize(found: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
         """active_units of each layer; for Gaussian q the mutual information and KL(q(z) ‖ p(z)), which make up the
         KL (Hoffman & Johnson 2016)."""
-        results = {'model/active_units': codes.active_units(found['means1'], found['again1'])}
+        results = {'model/active_units': codes.active_units(found['means1'], found.get('again1'))}
         if 'means2' in found:
             results['model/active_units2'] = codes.active_units(found['means2'], found['again2'])
         if 'z' in found:
@@ -271,12 +269,12 @@ def _check(options: dict, evaluation: dict, config, latent: latents.Latents) -> 
     for name in ('beta', 'kl_warmup_steps'):
         if not options[name] >= 0:
             raise UserError(f'task.{name}: {options[name]}; 0 or more')
-    whole = [name for name in ('free_bits', 'tc_weight') if options[name]]
-    whole += ['likelihood'] if options['likelihood'] == 'optimal_gaussian' else []
-    if whole and (config.micro_batches > 1 or config.parallel.mode == 'pmap'):
-        raise UserError(
-            f'task.{whole[0]}: {options[whole[0]]} is of a whole batch; set micro_batches to 1 and parallel.mode to jit'
-        )
+    whole = dict(
+        free_bits=options['free_bits'], tc_weight=options['tc_weight'],
+        likelihood=options['likelihood'] == 'optimal_gaussian',
+    )  # fmt: skip
+    for name in filter(whole.get, whole):
+        parallel.want_whole_batch(config, f'task.{name}: {options[name]} is of a whole batch')
     if options['estimator'] not in bounds.ESTIMATORS:
         raise UserError(f'task.estimator: {options["estimator"]!r}{near(options["estimator"], bounds.ESTIMATORS)}')
     for name in ('free_bits', 'tc_weight'):

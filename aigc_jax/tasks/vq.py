@@ -75,8 +75,8 @@ def make(config, dataset: Dataset) -> Task:
     encoder = build(codes.GridEncoder, 'model.encoder', model.encoder, dim=quantizer.dim, dtype=dtype)
     outputs = (*shape[:-1], shape[-1] * likelihood.channels)
     decoder = build(codes.GridDecoder, 'model.decoder', model.decoder, shape=outputs, dtype=dtype)
-    for role in ('encoder', 'decoder'):
-        images.check_shape(model[role].features, shape, f'model.{role}')
+    for role, module in (('encoder', encoder), ('decoder', decoder)):
+        images.check(module, shape, f'model.{role}')
     if len(encoder.features) != len(decoder.features):
         raise UserError('model.decoder.features: as many levels as model.encoder.features, which halve what it doubles')
     grid = tuple(side // 2 ** len(encoder.features) for side in shape[:2])
