@@ -1,5 +1,7 @@
 """Training: one loop for every model. Its order is fixed: evaluate → save → feed → call → log."""
 
+import contextlib
+import fcntl
 import math
 import os
 import pathlib
@@ -34,7 +36,14 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
     Raises UserError before anything is written; RunError on NaN or a full disk, with the last good checkpoint
     kept; Interrupted after saving.
     """
-    resumes = _check_workdir(config, workdir)
+    with contextlib.ExitStack() as held:
+        _train(config, workdir, clock, held)
+
+
+def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: contextlib.ExitStack) -> None:
+    resumes, first = _check_workdir(config, workdir), jax.process_index() == 0
+    if resumes and first:
+        held.enter_context(_locked(workdir))
     began = time.perf_counter()
 
     def lap(name):
@@ -64,9 +73,11 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
         lap('feed')
         call = call.lower(state, experiment.seed_array, data, feed).compile()
         lap('compile')
-    first = jax.process_index() == 0
     parallel.barrier('workdir checked')  # no process may meet what another has written since
     if first:
+        if not resumes:
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(workdir))
         if experiment.dataset.tokenizer:
             atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
         atomic_write(workdir / 'config.json', config_lib.to_json(config))
@@ -317,6 +328,21 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
             'Name another folder, or give the config that is there (total_steps alone may grow).'
         )
     return True
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path):
+    """Keeps other processes from training in `workdir`. The system takes the lock away however a process ends."""
+    with open(workdir / '.lock', 'a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f'--workdir: another process trains in {workdir}; wait for it, stop it, or name another folder'
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            print(f'{workdir}: cannot be locked ({error}); let no other process train in it', file=sys.stderr)
+        yield
 
 
 def _by_step(rows: list[dict], split: str) -> list[dict]:

@@ -1,5 +1,6 @@
 """A user's mistake with a run's folder, a run that fails, and the command line as processes of their own."""
 
+import fcntl
 import json
 import pathlib
 import re
@@ -61,6 +62,22 @@ def test_other_data_than_the_run_was_trained_on(runner, tmp_path):
     before = snapshot(run)
     assert_refused(runner(*arguments, '--config.total_steps=80'), 'is no longer what this run was trained on')
     assert snapshot(run) == before
+
+
+@pytest.mark.parametrize('begun', [True, False])
+def test_two_processes_in_one_folder(runner, smoke, tmp_path, begun):
+    run = tmp_path / 'run'
+    if begun:
+        shutil.copytree(smoke('vae'), run)
+    else:
+        run.mkdir()
+    arguments = VAE, f'--workdir={run}', '--config.total_steps=60'
+    with open(run / '.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = snapshot(run)
+        assert_refused(runner(*arguments), f'another process trains in {run}')
+        assert snapshot(run) == before
+    assert runner(*arguments)[0] == 0
 
 
 def test_parameters_come_with_their_tokenizer(runner, tmp_path):

@@ -337,6 +337,14 @@ def test_contradictions_are_refused(fields, message):
         make(**fields)
 
 
+@pytest.mark.parametrize('penalty', ['r1', 'r2', 'gradient_penalty', 'dragan'])
+def test_penalties_want_a_discriminator_that_sees_examples_alone(penalty):
+    fields = {'data__name': 'digits', f'task__{penalty}': 1.0}
+    with pytest.raises(UserError, match=f'task.{penalty}: .*batch norm.*group, layer or none'):
+        make('dcgan,smoke', **fields)
+    make('dcgan,smoke', **fields, model__discriminator__norm='group')
+
+
 def test_a_run_without_the_later_fields_is_what_it_was():
     from aigc_jax.experiment import Experiment
     from aigc_jax.tasks import gan

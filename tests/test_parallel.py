@@ -172,7 +172,8 @@ def train(experiment, steps: int = STEPS):
     from aigc_jax.core import parallel
 
     state, call = experiment.create_state(), experiment.train_call()
-    feeds, data, rows = list(itertools.islice(experiment.feeds(0), steps // experiment.config.steps_per_call)), experiment.resident_data(), []
+    data, rows, calls = experiment.resident_data(), [], steps // experiment.config.steps_per_call
+    feeds = list(itertools.islice(experiment.feeds(0), calls))
     # As the loop does; pmap would compile its second call again, for the state comes back on a mesh of another name.
     call = call.lower(state, experiment.seed_array, data, feeds[0]).compile()
     for feed in feeds:

@@ -254,7 +254,13 @@ def _check(options, config, dataset: Dataset) -> None:
             raise UserError(f'task.{name}: {getattr(options, name)}; it is {least} or more')
     if not 0 <= options.lecam_decay < 1 or not 0 < options.top_k <= 1 or not -1 < options.ada_target < 1:
         raise UserError('task: lecam_decay lies in [0, 1), top_k in (0, 1] (1: all), ada_target in (−1, 1)')
-    if options.penalty_every > 1 and not (options.r1 or options.r2 or options.gradient_penalty or options.dragan):
+    penalties = [name for name in ('r1', 'r2', 'gradient_penalty', 'dragan') if getattr(options, name)]
+    if penalties and config.model.discriminator.get('norm') == 'batch':
+        raise UserError(
+            f'task.{penalties[0]}: is of the gradient at each example, which batch norm makes depend on the others; '
+            f'set model.discriminator.norm to group, layer or none, or task.{penalties[0]} to 0'
+        )
+    if options.penalty_every > 1 and not penalties:
         raise UserError('task.penalty_every: there is no gradient penalty to take rarely; set it to 1')
     if options.unrolled_steps and options.loss not in ZERO_SUM:
         raise UserError(
