@@ -100,7 +100,8 @@ def get_config(arg=''):
                 # what the discriminator sees: images as they are ('none'), transformed ('fixed': DiffAugment), or
                 # transformed with a probability that grows where it overfits ('adaptive': ADA)
                 augmentation='none',
-                transforms=('colour', 'translation', 'cutout'),  # also 'flip', 'scale', 'rotation'
+                # DiffAugment's; and 'flip', 'rotate90', 'scale', 'rotation', 'aniso', 'lumaflip', 'hue', of ADA
+                transforms=('colour', 'translation', 'cutout'),
                 ada_target=0.6,  # mean sign of the logits of training examples
                 ada_examples=500_000,  # over which the probability can rise from 0 to 1
                 consistency_real=0.0,  # λ of the squared difference of the logits of a real image and of it transformed

@@ -42,13 +42,16 @@ def test_shift_is_a_crop_of_the_padded_image():
 
 
 def test_rotation_and_scale_are_scipys_affine_transform():
-    degrees, factor = np.float32([0, 90, -30, 12.5, 0, 200]), np.float32([1, 1, 1, 1.25, 0.8, 0.9])
+    degrees = np.float32([0, 90, -30, 12.5, 0, 200])
+    factor = np.float32([[1, 1], [1, 1], [1, 1], [1.25, 1.25], [0.8, 1.25], [0.9, 1.3]])
+    same = augment.resample(X[:4], degrees[:4], factor[:4, 0])  # one factor for both axes
+    np.testing.assert_array_equal(same, augment.resample(X[:4], degrees[:4], factor[:4]))
     out = np.asarray(augment.resample(X, degrees, factor))
     np.testing.assert_array_equal(out[0], X[0])
     np.testing.assert_allclose(out[1, :, 1:-1], np.rot90(X[1, :, 1:-1]), atol=1e-5)  # the square in the middle
     centre = np.array([3.0, 4.0])
     for image, x, angle, f in zip(out, X, np.radians(degrees), factor, strict=True):
-        matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / f
+        matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / f[:, None]
         for c in range(2):
             expected = scipy.ndimage.affine_transform(
                 x[..., c], matrix, centre - matrix @ centre, order=1, mode='grid-constant'

@@ -47,7 +47,10 @@ def shift(x: Array, down: Array, right: Array) -> Array:
 
 
 def resample(x: Array, degrees: Array, factor: Array) -> Array:
-    """Turned about the middle of the image and made `factor` times as large, (n,) each; bilinear."""
+    """Turned about the middle of the image, `degrees` (n,), and made `factor` times as large; bilinear.
+
+    factor: (n,), or (n, 2) along the image's own axes, down and right, before it is turned.
+    """
     height, width = x.shape[1:3]
     grid = np.stack(
         np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing='ij')
@@ -55,13 +58,13 @@ def resample(x: Array, degrees: Array, factor: Array) -> Array:
     centre = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)
 
     def one(image: Array, degrees: Array, factor: Array) -> Array:
-        cos, sin = jnp.cos(jnp.radians(degrees)) / factor, jnp.sin(jnp.radians(degrees)) / factor
-        matrix = jnp.array([[cos, sin], [-sin, cos]])  # from a place of the result to where it is read
+        cos, sin = jnp.cos(jnp.radians(degrees)), jnp.sin(jnp.radians(degrees))
+        matrix = jnp.array([[cos, sin], [-sin, cos]]) / factor[:, None]  # from the result to where it is read
         at = jnp.einsum('ij,jhw->ihw', matrix, grid.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
         read = lambda channel: map_coordinates(channel, at + centre[:, None, None], order=1, mode='constant')
         return jax.vmap(read, in_axes=-1, out_axes=-1)(image)
 
-    return jax.vmap(one)(x, degrees, factor)
+    return jax.vmap(one)(x, degrees, jnp.broadcast_to(jnp.reshape(factor, (len(x), -1)), (len(x), 2)))
 
 
 def cutout(x: Array, row: Array, column: Array, side: int) -> Array:

@@ -1,8 +1,9 @@
 """What a discriminator sees of an image, real or generated: a transform T that a generator learns nothing of.
 
 With p = 1 this is DiffAugment (Zhao et al. 2020, section 3.2). With p adapted to how far the discriminator overfits it
-is ADA (Karras et al. 2020, "Training generative adversarial networks with limited data", section 3), with some of its
-transforms. They are differentiable; outside an image lies 0.
+is ADA (Karras et al. 2020, "Training generative adversarial networks with limited data", section 3), with its
+transforms of place and of colour (appendix B); translation, colour and cutout are DiffAugment's. They are
+differentiable; outside an image lies 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,9 +53,35 @@ def _scale(x: Array, u: Array) -> Array:
     return augment.resample(x, jnp.zeros(len(x)), 2 ** (0.7 * u[:, 0] - 0.35))
 
 
+def _aniso(x: Array, u: Array) -> Array:
+    """By 2^U(−0.35, 0.35) down and by its inverse to the right."""
+    s = 0.7 * u[:, 0] - 0.35
+    return augment.resample(x, jnp.zeros(len(x)), 2 ** jnp.stack([s, -s], axis=1))
+
+
+def _rotate90(x: Array, u: Array) -> Array:
+    """By one to three quarter turns, or none; x is square."""
+    turns = augment.whole(u[:, 0], 0, 3)[:, None, None, None]
+    at = [jnp.rot90(x, k, (1, 2)) for k in range(4)]
+    return jnp.select([turns == k for k in range(3)], at[:3], at[3])
+
+
+def _lumaflip(x: Array, u: Array) -> Array:
+    """Brightness negated, with the distance from grey kept, of half of them."""
+    return x - 2 * (u < 0.5)[:, :1, None, None] * x.mean(axis=-1, keepdims=True)
+
+
+def _hue(x: Array, u: Array) -> Array:
+    """Three channels turned about the axis of grey by any angle (Rodrigues' formula)."""
+    angle = 2 * jnp.pi * u[:, 0, None, None, None]
+    grey = x.mean(axis=-1, keepdims=True)
+    across = (jnp.roll(x, 1, axis=-1) - jnp.roll(x, -1, axis=-1)) / jnp.sqrt(3.0)  # of the axis and x
+    return grey + jnp.cos(angle) * (x - grey) + jnp.sin(angle) * across
+
+
 TRANSFORMS = {  # name: function(x, u), u (n, 3) of U[0, 1)
     'flip': _flip, 'colour': _colour, 'translation': _translation, 'scale': _scale, 'rotation': _rotation,
-    'cutout': _cutout,
+    'cutout': _cutout, 'rotate90': _rotate90, 'aniso': _aniso, 'lumaflip': _lumaflip, 'hue': _hue,
 }  # fmt: skip
 
 
