@@ -208,10 +208,13 @@ def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool 
     )
 
 
-def initial_params(experiment: Experiment) -> Tree | None:
-    """The newest parameters of the run that `init_from` names; None where it names none. Raises UserError."""
+def initial_params(experiment: Experiment) -> tuple[Tree | None, int | None]:
+    """The newest parameters of the run that `init_from` names, and their step; None where it names none.
+
+    Raises UserError.
+    """
     if not experiment.config.init_from:
-        return None
+        return None, None
     folder = pathlib.Path(experiment.config.init_from).expanduser()
     if not folder.is_dir():
         raise UserError(f'init_from: there is no folder {folder}; name the folder of a run')
@@ -220,9 +223,10 @@ def initial_params(experiment: Experiment) -> Tree | None:
         raise UserError(f'init_from: {folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
     checkpoints = open_checkpoints(folder, theirs, read_only=True)
     try:
-        if checkpoints.latest() is None:
+        step = checkpoints.latest()
+        if step is None:
             raise UserError(f'init_from: {folder} has no checkpoint')
         template = jax.eval_shape(lambda: create_state(experiment.task, experiment.optimizers, 0)).params
-        return checkpoints.restore_params(checkpoints.latest(), template)
+        return checkpoints.restore_params(step, template), step
     finally:
         checkpoints.close()

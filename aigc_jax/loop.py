@@ -55,12 +55,12 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     solve.check(experiment)
     image_metrics.check(experiment)
     lap('data')
-    params = None if resumes else initial_params(experiment)
-    checkpoints = open_checkpoints(workdir, config) if resumes else None
+    checkpoints, taken = open_checkpoints(workdir, config) if resumes else None, None
     if checkpoints and checkpoints.latest() is not None:
         state = checkpoints.restore(checkpoints.latest(), experiment.abstract_state)
     else:
-        state = experiment.create_state(params if params is not None else initial_params(experiment))
+        params, taken = initial_params(experiment)
+        state = experiment.create_state(params)
     start = int(np.ravel(parallel.fetch(state.step))[0])
     if start > config.total_steps:
         raise UserError(f'total_steps: {config.total_steps}, but {workdir} is at step {start} already')
@@ -81,7 +81,7 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
         if experiment.dataset.tokenizer:
             atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
         atomic_write(workdir / 'config.json', config_lib.to_json(config))
-        manifest.write(workdir / 'manifest.json', experiment, start)
+        manifest.write(workdir / 'manifest.json', experiment, start, taken)
     checkpoints = checkpoints or open_checkpoints(workdir, config)
     loop = _Loop(experiment, workdir, checkpoints, start, first)
     loop.log.timing(event='start', step=start, seconds={**clock})

@@ -34,13 +34,14 @@ def check(path: pathlib.Path, experiment: Experiment) -> None:
         )
 
 
-def write(path: pathlib.Path, experiment: Experiment, step: int) -> None:
+def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
     """Writes the manifest of this start. A resumed run adds it to `starts` and keeps the earlier ones, each with what
-    was otherwise then in `made_with`."""
+    was otherwise then in `made_with`. init_step: of the parameters that `init_from` gave it."""
     before = json.loads(path.read_text()) if path.exists() else {}
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
+    start |= {} if init_step is None else {'init_from_step': init_step}
     manifest = {
         **_commit(),
         'packages': {name: _version(name) for name in PACKAGES},

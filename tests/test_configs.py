@@ -170,6 +170,8 @@ def test_init_from_takes_parameters_and_starts_anew(tmp_path):
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert int(second.step) == 10
+    starts = json.loads((tmp_path / 'second' / 'manifest.json').read_text())['starts']
+    assert [start['init_from_step'] for start in starts] == [int(first.step)]
 
 
 def test_early_stopping(tmp_path):
