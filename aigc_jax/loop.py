@@ -16,7 +16,7 @@ from aigc_jax import config as config_lib
 from aigc_jax import evaluate, image_metrics, manifest, pictures, solve
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import atomic_write
+from aigc_jax.core.files import atomic_write, disk_errors
 from aigc_jax.core.types import TrainState
 from aigc_jax.experiment import Experiment, initial_params, initial_tokenizer, open_checkpoints, saved_tokenizer
 from aigc_jax.writer import Progress, Writer
@@ -76,7 +76,6 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     parallel.barrier('workdir checked')  # no process may meet what another has written since
     if first:
         if not resumes:
-            workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(workdir))
         if experiment.dataset.tokenizer:
             atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
@@ -333,7 +332,11 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path):
     """Keeps other processes from training in `workdir`. The system takes the lock away however a process ends."""
-    with open(workdir / '.lock', 'a') as file:
+    path = workdir / '.lock'
+    with disk_errors(path):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a')
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
