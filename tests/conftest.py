@@ -17,8 +17,9 @@ from refusals import Runner
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Most of their time is compilation: a third less without LLVM's optimization, and half of the rest with the older code
 # for fused operations. A version of jaxlib that lacks a flag aborts. Any XLA_FLAGS of one's own are kept.
+UNOPTIMIZED, OLDER = '--xla_backend_optimization_level=0', ' --xla_cpu_use_fusion_emitters=false'
 if 'XLA_FLAGS' not in os.environ:
-    for flags in ('--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false', ''):
+    for flags in (UNOPTIMIZED + OLDER, UNOPTIMIZED, ''):
         os.environ['XLA_FLAGS'] = flags
         if not subprocess.run([sys.executable, '-c', 'import jax; jax.devices()'], capture_output=True).returncode:
             break
@@ -77,6 +78,12 @@ class CommandLine:
 @pytest.fixture(scope='session')
 def command_line() -> CommandLine:
     return CommandLine()
+
+
+@pytest.fixture(scope='session')
+def exact_flags() -> str:
+    """XLA_FLAGS for two programs whose bits are compared, which the older code rounds differently."""
+    return os.environ['XLA_FLAGS'].replace(OLDER, '')
 
 
 @pytest.fixture(scope='session')

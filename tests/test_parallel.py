@@ -17,9 +17,6 @@ STEPS, BATCH = 10, 32  # optimizer steps, examples
 K, ONE = 5, {'steps_per_call': 1}
 # Measured over all cases: parameters 6e-8, moments and metrics 2e-6 of their size; ten times that is allowed.
 TOLERANCE = dict(rtol=2e-5, atol=1e-6)
-# Optimized code compiles twice as slowly and agrees as well. The older code for fused operations (conftest.py) rounds
-# resident and streamed data differently.
-FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 WHOLE = {'data': -1, 'fsdp': 1, 'tensor': 1}
 FSDP = dict(mesh={'data': 1, 'fsdp': 8, 'tensor': 1}, rules=(('.*', 'fsdp'),))
@@ -106,10 +103,11 @@ TOY_CASES = {  # case: (devices, config.parallel, micro_batches)
 
 
 @pytest.fixture(scope='module')
-def found(command_line, tmp_path_factory):
+def found(command_line, exact_flags, tmp_path_factory):
     """({(model, case): {name: array}}, {(model, case): names of the leaves that no device holds whole})."""
     folder = tmp_path_factory.mktemp('parallel')
-    done = command_line.python(__file__, folder, env={'XLA_FLAGS': FLAGS}, seconds=900)
+    flags = f'{exact_flags} --xla_force_host_platform_device_count=8'
+    done = command_line.python(__file__, folder, env={'XLA_FLAGS': flags}, seconds=900)
     assert done.returncode == 0, done.stderr
     arrays, cases = np.load(folder / 'arrays.npz'), {}
     for key in arrays.files:

@@ -1,17 +1,14 @@
 """Replicas by seed: each is its single run, wherever it lives and whatever becomes of the others."""
 
 import json
-import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from refusals import Runner
 
 import aigc_jax
-from aigc_jax import config as config_lib
-from aigc_jax import loop, plots
-from aigc_jax.core.errors import RunError
 from aigc_jax.experiment import open_checkpoints
 
 SEEDS = [3, 4, 5]
@@ -46,12 +43,23 @@ def config_of(model, **fields):
     return f'configs/{model}.py:{"gpt2," * (model == "gpt")}smoke', overrides
 
 
-def train(model, workdir, **fields):
-    loop.train(config_lib.load(*config_of(model, **fields)), workdir, {})
+@pytest.fixture(scope='module')
+def train(command_line, exact_flags):
+    """train(model, workdir, **fields) -> (exit code, stderr) of the command line, in a process that stays."""
+    runner = Runner(command_line.root, {'XLA_FLAGS': exact_flags})
+
+    def trained(model, workdir, **fields):
+        name, overrides = config_of(model, **fields)
+        flags = [f'--config.{field}={value}' for field, value in overrides]
+        code, _, err = runner(f'--config={name}', f'--workdir={workdir}', *flags)
+        return code, err
+
+    yield trained
+    runner.close()
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory, command_line):
+def run(tmp_path_factory, train):
     """run(model, **fields) -> the folder of that run, trained once; to be read, or copied."""
     folders = {}
 
@@ -59,14 +67,11 @@ def run(tmp_path_factory, command_line):
         key = model, tuple(fields.items())
         if key not in folders:
             folders[key] = tmp_path_factory.mktemp('replicas') / model
-            train(model, folders[key], **fields)
+            code, err = train(model, folders[key], **fields)
+            assert code == 0, err
         return folders[key]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(command_line.root)
-        for picture in ('curves', 'points'):  # that take most of a tiny run
-            patch.setattr(plots, picture, lambda *args, **kwargs: None)
-        yield trained
+    return trained
 
 
 @pytest.fixture(scope='module')
@@ -130,10 +135,10 @@ def test_vmap_is_map_within_rounding(run, leaves, model):
     assert kernels and all(len(np.unique(kernel, axis=0)) == 3 for kernel in kernels)  # the seeds do differ
 
 
-def test_replicas_over_two_devices_are_their_single_runs(run, command_line, tmp_path, assert_is_single):
+def test_replicas_over_two_devices_are_their_single_runs(run, command_line, exact_flags, tmp_path, assert_is_single):
     name, overrides = config_of('vae', num_seeds=4, replicas='map')
     pairs = [f'{field}={value}' for field, value in overrides]
-    flags = {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'}
+    flags = {'XLA_FLAGS': f'{exact_flags} --xla_force_host_platform_device_count=2'}
     done = command_line.python('-c', PROGRAM, name, tmp_path / 'run', *pairs, env=flags)
     assert done.returncode == 0, done.stderr
     for k in range(3):
@@ -159,9 +164,9 @@ def test_each_seed_is_evaluated_and_sampled(run, model):
         assert samples.tobytes() == single.tobytes()
 
 
-def test_resumed_replicas_are_uninterrupted_bit_for_bit(run, leaves, assert_same_bits, tmp_path):
+def test_resumed_replicas_are_uninterrupted_bit_for_bit(run, train, leaves, assert_same_bits, tmp_path):
     folder = back_at_step_10(run, 'gan', tmp_path / 'run')
-    train('gan', folder, **MAPPED)
+    assert train('gan', folder, **MAPPED)[0] == 0
     whole = run('gan', **MAPPED)
     assert_same_bits(leaves(folder), leaves(whole))
     for name in ('metrics.jsonl', 'evaluation.json'):
@@ -170,13 +175,11 @@ def test_resumed_replicas_are_uninterrupted_bit_for_bit(run, leaves, assert_same
 
 @pytest.mark.parametrize('model, k', [('vae', 1), ('gan', 0)])  # replica 0 is the one that evaluations draw
 def test_a_diverged_replica_is_marked_and_the_others_are_their_single_runs(
-    run, command_line, assert_is_single, tmp_path, model, k
+    run, train, assert_is_single, tmp_path, model, k
 ):
     folder = back_at_step_10(run, model, tmp_path / 'run')
     poison(folder, [k])
-    name, overrides = config_of(model, **MAPPED)
-    fields = {field.replace('.', '__'): value for field, value in overrides}
-    command_line.run(f'{model}:smoke', folder, **fields)  # and ends with exit code 0
+    assert train(model, folder, **MAPPED)[0] == 0
     marked = [row for row in rows(folder) if 'diverged' in row]
     assert marked == [{'step': 11, 'split': 'train', 'seed': SEEDS[k], 'diverged': 1.0}]
     after = [row for row in rows(folder, SEEDS[k]) if row['step'] > 10 and 'diverged' not in row]
@@ -192,9 +195,9 @@ def test_a_diverged_replica_is_marked_and_the_others_are_their_single_runs(
         assert found[field]['value'] == (pytest.approx(np.mean(known)) if known else None)
 
 
-def test_all_replicas_diverged_ends_the_run(run, tmp_path):
+def test_all_replicas_diverged_ends_the_run(run, train, tmp_path):
     folder = back_at_step_10(run, 'gan', tmp_path / 'run')
     poison(folder, [0, 1, 2])
-    with pytest.raises(RunError, match='step 11: all 3 replicas diverged'):
-        train('gan', folder, **MAPPED)
+    code, err = train('gan', folder, **MAPPED)
+    assert code == 1 and 'step 11: all 3 replicas diverged' in err
     assert sorted(path.name for path in (folder / 'checkpoints').iterdir()) == ['10']  # no NaN was saved
