@@ -41,10 +41,11 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
 
 
 def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: contextlib.ExitStack) -> None:
-    resumes, first = _check_workdir(config, workdir), jax.process_index() == 0
+    resumes = _check_workdir(config, workdir)
+    began = time.perf_counter()
+    first = jax.process_index() == 0
     if resumes and first:
         held.enter_context(_locked(workdir))
-    began = time.perf_counter()
 
     def lap(name):
         nonlocal began

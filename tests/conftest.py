@@ -96,10 +96,18 @@ def runner(command_line):
 
 @pytest.fixture(scope='session')
 def runner8(command_line):
-    """The same, with eight virtual devices."""
+    """`runner` with eight virtual devices."""
     runner = Runner(
         command_line.root, {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'}
     )
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope='session')
+def exact_runner(command_line, exact_flags):
+    """`runner` with exact_flags."""
+    runner = Runner(command_line.root, {'XLA_FLAGS': exact_flags})
     yield runner
     runner.close()
 

@@ -335,6 +335,7 @@ def test_auxiliary_classifier():
     ({'task__augmentation': 'fixed', 'task__consistency_real': 1.0}, 'task.consistency_real.*choose one'),
     ({'task__consistency_fake': 1.0, 'task__transforms': '()'}, 'task.consistency_.*transforms'),
     ({'task__transforms': "('color',)"}, "task.transforms: 'color'; did you mean colour"),
+    ({'task__transforms': "('hue',)", 'task__augmentation': 'fixed'}, 'task.transforms: .*hue three.*digits are 8×8×1'),
     ({'task__penalty_every': 4, **PLAIN}, 'task.penalty_every: there is no gradient penalty'),
     ({'task__penalty_every': 0}, 'task.penalty_every: 0; it is 1 or more'),
     ({'task__unrolled_steps': 2}, 'task.unrolled_steps: is of a zero-sum game, which relativistic is not'),

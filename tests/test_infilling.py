@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
-from aigc_jax import data, loop
+from aigc_jax import data
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import infilling, tokenizers
@@ -194,18 +194,21 @@ def test_contradictions_are_named():
         data.load(config(), tokenizers.Tokenizer('byte', (), False))
 
 
-def small(**more):
+SMALL = f'{ROOT}/configs/rnn_lm.py:gru,smoke'
+
+
+def small_fields(**more):
     fields = {
         'data.order': 'shuffled', 'data.fim_rate': '0.5', 'data.fim_identifiers': '0.5', 'data.eval_block': '0',
         'data.eval_stride': '16', 'eval_every_steps': '40', 'model.layers': '1', 'eval.ngram_order': '0',
         'eval.sample_tokens': '2',
         'optim.model.schedule.warmup_percent': '0.0', 'optim.model.schedule.end_value': '3e-3',
     }  # fmt: skip
-    return config_lib.load(f'{ROOT}/configs/rnn_lm.py:gru,smoke', list({**fields, **more}.items()))
+    return list({**fields, **more}.items())
 
 
 def test_windows_are_the_same_streamed_and_in_parts():
-    experiment = Experiment(small())
+    experiment = Experiment(config_lib.load(SMALL, small_fields()))
     source, index = experiment.dataset.splits['train'], np.arange(0, 6000, 100)
     transform = jax.jit(experiment.train_preprocess)
 
@@ -221,17 +224,18 @@ def test_windows_are_the_same_streamed_and_in_parts():
     np.testing.assert_array_equal(whole, np.concatenate(halves))
 
 
-def test_resumed_and_streamed_are_the_whole_run(tmp_path, leaves, assert_same_bits):
-    loop.train(small(), tmp_path / 'whole', {})
-    loop.train(small(total_steps='20'), tmp_path / 'parts', {})
-    loop.train(small(), tmp_path / 'parts', {})
-    loop.train(small(**{'data.stream': 'True'}), tmp_path / 'streamed', {})
-    whole = leaves(tmp_path / 'whole')
-    assert_same_bits(whole, leaves(tmp_path / 'parts'))
-    streamed = leaves(tmp_path / 'streamed')  # bit for bit as the command line compiles: tests/test_parallel.py
-    assert streamed.keys() == whole.keys()
-    for name, value in whole.items():
-        np.testing.assert_allclose(streamed[name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+def test_resumed_and_streamed_are_the_whole_run(exact_runner, tmp_path, leaves, assert_same_bits):
+    def train(folder, **more):
+        flags = [f'--config.{name}={value}' for name, value in small_fields(**more)]
+        code, _, err = exact_runner(f'--config={SMALL}', f'--workdir={tmp_path / folder}', *flags)
+        assert code == 0, err
+
+    train('whole')
+    train('parts', total_steps='20')
+    train('parts')
+    train('streamed', **{'data.stream': 'True'})
+    for other in ('parts', 'streamed'):
+        assert_same_bits(leaves(tmp_path / 'whole'), leaves(tmp_path / other))
     experiment, _ = open_run(tmp_path / 'whole')
     assert experiment.dataset.tokenizer.fim == (PRE, SUF, MID)
     saved = json.loads((tmp_path / 'whole/tokenizer.json').read_text())

@@ -30,7 +30,7 @@ TENSOR = dict(
 EPSILON = {f'optim.{player}.options': {'b1': 0.0, 'b2': 0.99, 'eps': 1e-5} for player in ('discriminator', 'generator')}
 MODELS = {
     'vae': ('vae', {'model.conditional': True}),
-    'gan': ('gan', {**ONE, 'task.penalty_every': 2}),
+    'gan': ('gan', ONE),
     'gpt': ('gpt', {**ONE, 'model.dropout': 0.1}),
     # With a codebook, all of which the first step revives. Two channels to a group of the normalization: it takes the
     # bias of a channel by itself away, whose gradient then is rounding, which Adam divides by itself.
@@ -70,6 +70,8 @@ MODELS = {
             'task.ada_target': -0.9,
             'task.ada_examples': 320,
             'task.packing': 2,
+            'task.r1': 1.0,
+            'task.penalty_every': 2,
             'model.generator.block': 'plain', 'model.discriminator.block': 'plain',  # half the time of compilation
             **EPSILON,
         },

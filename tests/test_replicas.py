@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from refusals import Runner
 
 import aigc_jax
 from aigc_jax.experiment import open_checkpoints
@@ -44,18 +43,16 @@ def config_of(model, **fields):
 
 
 @pytest.fixture(scope='module')
-def train(command_line, exact_flags):
-    """train(model, workdir, **fields) -> (exit code, stderr) of the command line, in a process that stays."""
-    runner = Runner(command_line.root, {'XLA_FLAGS': exact_flags})
+def train(exact_runner):
+    """train(model, workdir, **fields) -> (exit code, stderr) of the command line."""
 
     def trained(model, workdir, **fields):
         name, overrides = config_of(model, **fields)
         flags = [f'--config.{field}={value}' for field, value in overrides]
-        code, _, err = runner(f'--config={name}', f'--workdir={workdir}', *flags)
+        code, _, err = exact_runner(f'--config={name}', f'--workdir={workdir}', *flags)
         return code, err
 
-    yield trained
-    runner.close()
+    return trained
 
 
 @pytest.fixture(scope='module')

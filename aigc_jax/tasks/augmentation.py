@@ -48,19 +48,24 @@ def _rotation(x: Array, u: Array) -> Array:
     return augment.resample(x, 360 * u[:, 0] - 180, jnp.ones(len(x)))
 
 
+def _factor(u: Array) -> Array:
+    """2^U(−0.35, 0.35), whose exponent deviates by 0.2 as theirs does."""
+    return 2 ** (0.7 * u - 0.35)
+
+
 def _scale(x: Array, u: Array) -> Array:
-    """By a factor 2^U(−0.35, 0.35), whose exponent deviates by 0.2 as theirs does."""
-    return augment.resample(x, jnp.zeros(len(x)), 2 ** (0.7 * u[:, 0] - 0.35))
+    """By one factor, both ways."""
+    return augment.resample(x, jnp.zeros(len(x)), _factor(u[:, 0]))
 
 
 def _aniso(x: Array, u: Array) -> Array:
-    """By 2^U(−0.35, 0.35) down and by its inverse to the right."""
-    s = 0.7 * u[:, 0] - 0.35
-    return augment.resample(x, jnp.zeros(len(x)), 2 ** jnp.stack([s, -s], axis=1))
+    """By a factor down, and by its inverse to the right."""
+    factor = _factor(u[:, 0])
+    return augment.resample(x, jnp.zeros(len(x)), jnp.stack([factor, 1 / factor], axis=1))
 
 
 def _rotate90(x: Array, u: Array) -> Array:
-    """By one to three quarter turns, or none; x is square."""
+    """By none to three quarter turns; x is square."""
     turns = augment.whole(u[:, 0], 0, 3)[:, None, None, None]
     at = [jnp.rot90(x, k, (1, 2)) for k in range(4)]
     return jnp.select([turns == k for k in range(3)], at[:3], at[3])

@@ -233,13 +233,16 @@ def _check(options, config, dataset: Dataset) -> None:
     for name in options.transforms:
         if name not in augmentation.TRANSFORMS:
             raise UserError(f'task.transforms: {name!r}{near(name, augmentation.TRANSFORMS)}')
-        if name == 'rotate90' and dataset.shape[0] != dataset.shape[1] or name == 'hue' and dataset.shape[-1] != 3:
-            raise UserError(
-                f'task.transforms: rotate90 wants square images, hue three channels; {dataset.name} has {dataset.shape}'
-            )
     consistent = options.consistency_real or options.consistency_fake
     if (consistent or options.augmentation != 'none') and (dataset.kind != 'image' or not options.transforms):
         raise UserError('task.augmentation, task.consistency_*: want images, and transforms in task.transforms')
+    if dataset.kind == 'image':
+        height, width, channels = dataset.shape
+        if 'rotate90' in options.transforms and height != width or 'hue' in options.transforms and channels != 3:
+            raise UserError(
+                'task.transforms: rotate90 wants square images, hue three channels; those of '
+                f'{config.data.name} are {height}×{width}×{channels}'
+            )
     if consistent and options.augmentation != 'none':
         raise UserError(
             'task.consistency_real, _fake: D sees transformed examples alone by task.augmentation; choose one'
