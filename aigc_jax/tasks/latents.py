@@ -20,7 +20,7 @@ from aigc_jax.data.batching import make_preprocess, make_scaling
 from aigc_jax.nn.build import build
 from aigc_jax.nn.flows import Flow
 from aigc_jax.nn.mlp import Encoder
-from aigc_jax.tasks.likelihoods import gaussian_kl_terms, log_normal, normal_terms
+from aigc_jax.tasks.likelihoods import gaussian_kl_terms, log_normal, log_normal_pairs, normal_terms
 
 PRIORS, POSTERIORS = ('normal', 'vamp', 'flow'), ('gaussian', 'realnvp', 'iaf')
 # Of `model`, given to it later, with what the runs that lack them were made with.
@@ -109,9 +109,8 @@ class Latents:
             top, log_det = self._flow('prior_flow', theta, top, None, inverse=True)
             found = (log_normal(top, 0.0, 0.0) + log_det)[..., None]
         elif components is not None:
-            mu, log_var = components
-            each = log_normal(top[:, :, None], mu, log_var)
-            found = (jax.nn.logsumexp(each, axis=-1) - jnp.log(len(mu)))[..., None]
+            each = log_normal_pairs(top, *components)
+            found = (jax.nn.logsumexp(each, axis=-1) - jnp.log(each.shape[-1]))[..., None]
         elif self.upward:
             found = log_normal(top, 0.0, 0.0)[..., None]
         else:

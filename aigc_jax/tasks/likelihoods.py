@@ -25,6 +25,20 @@ def log_normal(z: Array, mu: Array | float, log_var: Array | float) -> Array:
     return jnp.sum(normal_terms(z, mu, log_var), axis=-1)
 
 
+def log_normal_pairs(z: Array, mu: Array, log_var: Array) -> Array:
+    """log N(z; μ_j, σ_j²) of each z under K Gaussians, (…, d) and two (K, d) -> (…, K), by products of matrices.
+
+    (z − μ)²/σ² is multiplied out, as in scikit-learn's mixtures: the differences themselves would be (…, K, d), twenty
+    times slower on a CPU. Measured from the mean of the μ, so that what cancels is small: float32 keeps 1e-3 nats while
+    Σ (z/σ)² is below 1e4.
+    """
+    center = jax.lax.stop_gradient(jnp.mean(mu, axis=0))
+    z, mu, precision = z - center, mu - center, jnp.exp(-log_var)
+    dot = lambda a, b: jnp.matmul(a, b.T, precision='highest')
+    square = dot(z**2, precision) - 2 * dot(z, mu * precision)
+    return -0.5 * (square + jnp.sum(mu**2 * precision + log_var + LOG_2PI, axis=-1))
+
+
 def gaussian_kl_terms(mu: Array, log_var: Array) -> Array:
     """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − log σ² − 1) of each dimension, (…, d)."""
     return 0.5 * (mu**2 + jnp.exp(log_var) - log_var - 1)
