@@ -67,6 +67,22 @@ def test_kl_and_log_normal_agree_with_scipy():
     np.testing.assert_allclose(likelihoods.log_normal(x, mu, log_var), expected, rtol=1e-5)
 
 
+def test_log_normal_of_all_pairs_is_the_sum_of_differences():
+    """As VampPrior meets it: 40 dimensions, z drawn from some of the Gaussians, whose means lie far from 0."""
+    draw = np.random.default_rng(0).normal
+    mu, log_var = 5 + 2 * draw(size=(30, 40)), draw(size=(30, 40)) - 2
+    z = (mu + np.exp(log_var / 2) * draw(size=mu.shape)).reshape(6, 5, 40)
+    expected = scipy.stats.norm.logpdf(z[:, :, None], mu, np.exp(log_var / 2)).sum(axis=-1)
+    mixture = lambda pairs: lambda *given: jnp.sum(jax.nn.logsumexp(pairs(*given), axis=-1))
+    by_differences = lambda z, mu, log_var: likelihoods.log_normal(z[:, :, None], mu, log_var)
+    given = [jnp.asarray(a, jnp.float32) for a in (z, mu, log_var)]
+    found = likelihoods.log_normal_pairs(*given)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-3)
+    gradients = (jax.grad(mixture(f), (0, 1, 2))(*given) for f in (likelihoods.log_normal_pairs, by_differences))
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
+
+
 def test_bernoulli_agrees_with_scipy():
     logits = np.random.default_rng(2).normal(size=(5, 7)) * 3
     x = (np.random.default_rng(3).random((5, 7)) < 0.5).astype(float)
