@@ -78,6 +78,10 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if first:
         if not resumes:
             held.enter_context(_locked(workdir))
+            if _check_workdir(config, workdir):
+                raise UserError(
+                    f'--workdir: another process began {workdir} meanwhile; the same command goes on from it'
+                )
         if experiment.dataset.tokenizer:
             atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
         atomic_write(workdir / 'config.json', config_lib.to_json(config))
