@@ -99,12 +99,18 @@ class Checkpoints:
         self._compare(step, leaves, template)
         return self._read(step, template, leaves)
 
-    def restore_params(self, step: int, template: Tree) -> Tree:
-        """{player: parameters} of `step`, on the host, whatever else it holds: for `init_from`."""
+    def restore_model(self, step: int, params: Tree, stats: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:
+        """(parameters, statistics) of `step`, on the host, whatever else it holds: for `init_from`.
+
+        params must fit; of `stats` come those that it has in the same shape, for another loss may keep others.
+        """
         leaves = self._checked_record(step)['leaves']
-        template = {'params': template}
-        self._compare(step, {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}, template)
-        return self._read(step, template, leaves)['params']
+        own = {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}
+        self._compare(step, own, {'params': params})
+        fits = lambda part: all(leaves.get(name, [])[:2] == kind for name, kind in _kinds({'stats': part}).items())
+        template = {'params': params, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}
+        found = self._read(step, {name: part for name, part in template.items() if part}, leaves)
+        return found['params'], found.get('stats', {})
 
     def close(self) -> None:
         self._orbax.close()
@@ -136,7 +142,7 @@ class Checkpoints:
         raise self._corrupt(step, f'{_RECORD} {why}')
 
     def _compare(self, step: int, saved: dict[str, list], template: Tree) -> None:
-        wanted = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
+        wanted = _kinds(template)
         first = lambda name: (not name.startswith('params/'), name)  # the optimizer's follow from them
         missing, extra = (
             sorted(names, key=first) for names in (wanted.keys() - saved.keys(), saved.keys() - wanted.keys())
@@ -242,6 +248,11 @@ def _describe(leaf: Any) -> list:
     """[shape, dtype, sha256] of a host array."""
     array = np.ascontiguousarray(leaf)
     return [list(np.shape(leaf)), str(array.dtype), _digest(array.tobytes())]
+
+
+def _kinds(template: Tree) -> dict[str, list]:
+    """{name: [shape, dtype]}, as the record of a checkpoint begins with."""
+    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
 
 
 def _few(names: list[str]) -> str:

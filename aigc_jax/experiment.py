@@ -83,12 +83,12 @@ class Experiment:
         placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         return jax.tree.map(placed, state, self.plan.state_sharding(state))
 
-    def create_state(self, params: Tree | None = None) -> TrainState:
-        """The state at step 0; `params` (of `init_from`) take the place of the drawn ones."""
+    def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
+        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones."""
 
         @jax.jit
         def create(seed):
-            return create_state(self.task, self.optimizers, seed, params)
+            return create_state(self.task, self.optimizers, seed, params, stats)
 
         # One program for every seed, so that a replica starts with the very bits of its single run.
         states = [jax.device_get(create(np.int32(seed))) for seed in self.seeds]
@@ -208,13 +208,13 @@ def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool 
     )
 
 
-def initial_params(experiment: Experiment) -> tuple[Tree | None, int | None]:
-    """The newest parameters of the run that `init_from` names, and their step; None where it names none.
+def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
+    """(parameters, statistics), the newest of the run that `init_from` names, and their step; () where it names none.
 
     Raises UserError.
     """
     if not experiment.config.init_from:
-        return None, None
+        return (), None
     folder = pathlib.Path(experiment.config.init_from).expanduser()
     if not folder.is_dir():
         raise UserError(f'init_from: there is no folder {folder}; name the folder of a run')
@@ -226,7 +226,7 @@ def initial_params(experiment: Experiment) -> tuple[Tree | None, int | None]:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f'init_from: {folder} has no checkpoint')
-        template = jax.eval_shape(lambda: create_state(experiment.task, experiment.optimizers, 0)).params
-        return checkpoints.restore_params(step, template), step
+        template = jax.eval_shape(lambda: create_state(experiment.task, experiment.optimizers, 0))
+        return checkpoints.restore_model(step, template.params, template.stats), step
     finally:
         checkpoints.close()

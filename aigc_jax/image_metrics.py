@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from aigc_jax import manifest
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.types import TrainState
@@ -36,6 +37,11 @@ def check(experiment: Experiment) -> None:
         return
     if 'num_samples' not in config:
         raise UserError('eval.num_samples: this field is missing; eval.extractor needs it')
+    if config.final_split == 'train':
+        raise UserError(
+            "eval.final_split: samples are compared with images held out, which train's are not; or set "
+            "eval.extractor to ''"
+        )
     counts = len(dataset.splits['train']), len(dataset.splits[config.final_split]), config.num_samples
     if min(counts) <= K:
         raise UserError(
@@ -78,6 +84,12 @@ class ImageMetrics:
 
     def __init__(self, experiment: Experiment, evaluator: Evaluator, workdir: pathlib.Path):
         check(experiment)
+        own = manifest.trained_on(workdir / 'manifest.json') in (None, experiment.dataset.fingerprint)
+        if wanted(experiment) == 'classifier' and not own and not (workdir / FILE).exists():
+            raise UserError(
+                f'eval.extractor: {workdir} was trained on other data than these, and keeps no classifier of its own; '
+                "name the extractor.npz of another run, pixels, or '' for no metrics of samples"
+            )
         self._experiment, self._evaluator, self._workdir = experiment, evaluator, workdir
         self._held_out_split = experiment.config.eval.final_split
         self._kept: dict[int, np.ndarray] = {}  # features of training images, by the first one's place

@@ -18,7 +18,7 @@ from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, disk_errors
 from aigc_jax.core.types import TrainState
-from aigc_jax.experiment import Experiment, initial_params, initial_tokenizer, open_checkpoints, saved_tokenizer
+from aigc_jax.experiment import Experiment, initial_model, initial_tokenizer, open_checkpoints, saved_tokenizer
 from aigc_jax.writer import Progress, Writer
 
 
@@ -60,8 +60,8 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if checkpoints and checkpoints.latest() is not None:
         state = checkpoints.restore(checkpoints.latest(), experiment.abstract_state)
     else:
-        params, taken = initial_params(experiment)
-        state = experiment.create_state(params)
+        model, taken = initial_model(experiment)
+        state = experiment.create_state(*model)
     start = int(np.ravel(parallel.fetch(state.step))[0])
     if start > config.total_steps:
         raise UserError(f'total_steps: {config.total_steps}, but {workdir} is at step {start} already')

@@ -25,13 +25,17 @@ _MOST_DIFF = 200_000  # characters
 
 def check(path: pathlib.Path, experiment: Experiment) -> None:
     """Raises UserError where the run that the manifest is of was trained on other data than are there now."""
-    before = json.loads(path.read_text())['data'] if path.exists() else {}
-    if before.get('fingerprint', experiment.dataset.fingerprint) != experiment.dataset.fingerprint:
+    before, now = trained_on(path), experiment.dataset.fingerprint
+    if before not in (None, now):
         raise UserError(
             f'data.name: {experiment.config.data.name} is no longer what this run was trained on (sha256 '
-            f'{before["fingerprint"][:8]}… there, {experiment.dataset.fingerprint[:8]}… now); bring the data back, or '
-            'name another --workdir'
+            f'{before[:8]}… there, {now[:8]}… now); bring the data back, or name another --workdir'
         )
+
+
+def trained_on(path: pathlib.Path) -> str | None:
+    """The fingerprint of the data; None where there is no manifest, or one that says nothing of it."""
+    return json.loads(path.read_text())['data'].get('fingerprint') if path.exists() else None
 
 
 def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:

@@ -105,6 +105,9 @@ def draw(
         if pair:
             plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png')
         _walks(folder / 'plots', experiment, evaluator, state, seed)
+        use = evaluator.code_use(state, seed, config.eval.split)
+        if use is not None:
+            plots.code_use(use, folder / 'plots' / 'codes.png')
     elif dataset.shape == (2,):
         real = experiment.examples(config.eval.split, np.arange(min(n, len(dataset.splits[config.eval.split]))))['x']
         low, high = real.min(axis=0), real.max(axis=0)

@@ -184,10 +184,12 @@ def points(path, real, generated, reconstructed=None, density=None, surface=None
 
 
 def _tiles(x) -> np.ndarray:
-    """(N, H, W, C) in [0, 1] to uint8 (N, sH, sW, 3), enlarged by the whole factor s."""
+    """(N, H, W, C) in [0, 1] to uint8 (N, sH, sW, 3), enlarged by the whole factor s; the first three channels are the
+    colours, the first is grey where there are fewer."""
     x = np.asarray(x, np.float32)
-    if x.ndim != 4 or x.shape[-1] not in (1, 3) or not x.size:
-        raise ValueError(f'images must have shape (N, H, W, 1 or 3) with N > 0, got {x.shape}')
+    if x.ndim != 4 or not x.size:
+        raise ValueError(f'images must have shape (N, H, W, C) with N > 0, got {x.shape}')
+    x = x[..., : 3 if x.shape[-1] >= 3 else 1]
     pixels = np.rint(255 * np.clip(np.nan_to_num(x), 0, 1)).astype(np.uint8)
     scale = math.ceil(_TILE / min(x.shape[1:3]))
     return np.broadcast_to(pixels, x.shape[:3] + (3,)).repeat(scale, axis=1).repeat(scale, axis=2)

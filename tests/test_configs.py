@@ -14,7 +14,7 @@ from aigc_jax import loop, tasks
 from aigc_jax.core import rng
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.evaluate import Evaluator
-from aigc_jax.experiment import Experiment, open_run
+from aigc_jax.experiment import Experiment, initial_model, open_run
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py'))
@@ -94,10 +94,18 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
         stored = np.load(tmp_path / 'samples' / f'{step:08d}.npz')['samples']
         assert stored.shape[1:] == shape
     pictures = ['plots/curves.png'] + ['samples/00000040.png'] * (not is_text)
+    pictures += ['plots/codes.png'] * (path.stem == 'vq')
     assert all((tmp_path / picture).stat().st_size > 500 for picture in pictures)
     if is_text:
         texts = (tmp_path / 'samples/00000040.txt').read_text()
         assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
+    # Another run begins where this one ended, with its codebook and its statistics too.
+    experiment.config.init_from = str(tmp_path)
+    model, step = initial_model(experiment)
+    begun = experiment.create_state(*model)
+    assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')
+    for a, b in zip(*(jax.tree.leaves((s.params, s.stats)) for s in (state, begun)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_bfloat16_and_2d_train(tmp_path):

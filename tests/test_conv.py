@@ -182,11 +182,28 @@ def test_statistics_resume(sngan, assert_same_bits, tmp_path):
     ([('model.discriminator.attention', '3')], 'model.discriminator.attention: 3; its sides are 4, and'),
     ([('model.generator.attention', '3')], 'model.generator.attention: 3; its sides are 8, 4, and'),
     ([('model.discriminator.block', 'modern')], 'model.discriminator.spectral: a modern block'),
+    ([('model.generator.block', 'modern')], 'model.generator.norm: a modern block has none'),
+    ([('model.discriminator.deviation', '1')], 'deviation 0 or 2 or more'),
     ([('data.name', 'ring8'), ('data.scale', 'unit')], 'model.kind'),
 ])  # fmt: skip
 def test_bad_fields(fields, message):
     with pytest.raises(UserError, match=message):
         Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:sngan,smoke', [('data.name', 'digits'), *fields]))
+
+
+def test_the_deviation_is_of_whole_groups_while_training():
+    """Other groups under pmap or with smaller parts would be another model."""
+    for micro_batches, fits in ((1, True), (4, False)):
+        fields = [('model.discriminator.deviation', '8'), ('batch_size', '16'), ('micro_batches', str(micro_batches))]
+        experiment = Experiment(
+            config_lib.load(f'{CONFIGS / "gan.py"}:dcgan,smoke', [('data.name', 'digits'), *fields])
+        )
+        shapes = experiment.abstract_state, experiment.seed_array, experiment.resident_data(), next(experiment.feeds(0))
+        if fits:
+            experiment.train_call().lower(*shapes)
+            continue
+        with pytest.raises(UserError, match='deviation: 8; it must divide the 4 that D sees at once'):
+            experiment.train_call().lower(*shapes)
 
 
 def test_a_vae_takes_no_statistics():

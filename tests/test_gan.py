@@ -103,19 +103,28 @@ def test_penalties_are_annealed():
         assert value - base == pytest.approx(0.1 * 25 * factor, rel=1e-3)
 
 
-def test_r1_is_taken_at_the_data_and_r2_at_the_samples():
-    """Against the gradient by central differences, for a discriminator that bends."""
-    experiment = make('ring8,smoke', task__r1=1.0, task__r2=1.0, model__discriminator__activation='tanh')
+def test_each_penalty_is_taken_where_its_article_has_it():
+    """R1 at the data, R2 at the samples, WGAN's on the lines between them, DRAGAN's around the data: against the
+    gradient by central differences, for a discriminator that bends."""
+    fields = dict.fromkeys(('r1', 'r2', 'gradient_penalty', 'dragan'), 1.0) | {'dragan_std': 0.7}
+    fields = {f'task__{name}': value for name, value in fields.items()}
+    experiment = make('ring8,smoke', model__discriminator__activation='tanh', **fields)
     params = experiment.create_state().params
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)), jnp.float32)
     metrics = losses(experiment, params, {'x': x})['discriminator'][1][0]
     D = lambda x: np.asarray(experiment.task.score[1](params, EXTRA, x, None), np.float64)
     ctx = rng.context(0, 'train', 0, jnp.arange(4))
     fake = experiment.task.sample(params, EXTRA, ctx, None)
-    for name, at in (('r1', x), ('r2', fake)):
+    u = ctx.uniform('interpolate')[:, None]
+    places = {
+        'r1': x, 'r2': fake, 'gradient_penalty': u * x + (1 - u) * fake, 'dragan': x + 0.7 * ctx.normal('dragan', (2,)),
+    }  # fmt: skip
+    for name, at in places.items():
         steps = np.eye(2) * 1e-2
         gradient = np.stack([(D(at + h) - D(at - h)) / 2e-2 for h in steps.astype(np.float32)], -1)
-        assert metrics[name] == pytest.approx((gradient**2).sum(-1).mean(), rel=2e-2)
+        norm = np.sqrt((gradient**2).sum(-1))
+        expected = (norm**2).mean() if name in ('r1', 'r2') else ((norm - 1) ** 2).mean()
+        assert metrics[name] == pytest.approx(expected, rel=2e-2), name
 
 
 def test_gradients_go_where_they_should():

@@ -60,15 +60,6 @@ def test_dragan_of_a_linear_discriminator():
     assert value - base == pytest.approx(160, rel=1e-4) and metrics['dragan'] == pytest.approx(16, rel=1e-5)
 
 
-def test_dragan_is_taken_around_the_data():
-    """For D(x) = ‖x‖²/2, whose gradient has the norm ‖x + δ‖: the mean of (‖x + δ‖ − 1)² over many δ ~ N(0, s² I)."""
-    x = jnp.full((20_000, 2), 0.6)
-    noise = 0.5 * rng.context(0, 'train', 0, jnp.arange(20_000)).normal('dragan', (2,))
-    found = float(regularizers.one_centred(lambda x: (jnp.sum(x**2, -1) / 2, None), x + noise))
-    draws = 0.6 + 0.5 * np.random.default_rng(0).normal(size=(10**6, 2))
-    assert found == pytest.approx(((np.sqrt((draws**2).sum(-1)) - 1) ** 2).mean(), rel=0.03)
-
-
 def test_rare_penalties_average_to_the_same():
     fields = {**POINTS, 'task__r1': 0.2, 'task__dragan': 1.0, 'task__penalty_schedule__decay_rate': 1.0}
     always, rarely = (make(**fields, task__penalty_every=k) for k in (1, 4))

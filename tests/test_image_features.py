@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from refusals import assert_refused, snapshot
 
 from aigc_jax import config as config_lib
 from aigc_jax import image_metrics, loop, pictures, plots
@@ -173,6 +174,26 @@ def test_evaluating_again_uses_the_same_extractor(run, runner):
     assert len({line.index('(n=') > 60 for line in lines}) == 1 and max(map(len, before)) < 60
     code, out, err = runner('--mode=evaluate', f'--workdir={run}', '--config.eval.extractor=')
     assert code == 0 and 'frechet' not in out
+
+
+def test_training_images_are_not_held_out(run):
+    with pytest.raises(UserError, match='eval.final_split: samples are compared with images held out'):
+        image_metrics.check(open_run(run, [('eval.final_split', 'train')])[0])
+
+
+def test_no_classifier_of_other_data_is_kept(run, runner, tmp_path):
+    other = tmp_path / 'other'
+    shutil.copytree(run, other)
+    (other / 'extractor.npz').unlink()
+    rng = np.random.default_rng(0)
+    arrays = {f'x_{split}': rng.integers(0, 256, (300, 8, 8)).astype(np.uint8) for split in ('train', 'test')}
+    arrays |= {f'y_{split}': np.arange(300) % 10 for split in ('train', 'test')}
+    np.savez(tmp_path / 'noise.npz', **arrays)
+    before = snapshot(other)
+    arguments = '--mode=evaluate', f'--workdir={other}', f'--config.data.name=npz:{tmp_path / "noise.npz"}'
+    arguments += ('--config.data.valid_examples=50',)
+    assert_refused(runner(*arguments), 'eval.extractor', 'was trained on other data')
+    assert snapshot(other) == before
 
 
 def test_a_run_of_before_opens_and_is_measured(run, tmp_path, runner):

@@ -22,14 +22,14 @@ def read(path):
     return np.rint(255 * imread(path)[..., :3]).astype(int)
 
 
-@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_image_grid_is_exact(tmp_path, channels):
     x = np.random.default_rng(0).uniform(-0.2, 1.2, (5, 8, 8, channels))
     plots.image_grid(x, tmp_path / 'new' / 'grid.png', columns=3)
     assert [p.name for p in (tmp_path / 'new').iterdir()] == ['grid.png']
     picture = read(tmp_path / 'new' / 'grid.png')
     assert picture.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels enlarged by 6, and gaps of 2
-    want = np.rint(255 * np.clip(x.astype(np.float32), 0, 1))
+    want = np.rint(255 * np.clip(x[..., : 3 if channels > 2 else 1].astype(np.float32), 0, 1))
     for i in range(5):
         top, left = 2 + i // 3 * 50, 2 + i % 3 * 50
         tile = picture[top : top + 48, left : left + 48]
@@ -43,7 +43,7 @@ def test_image_grid_is_square_by_default_and_leaves_large_images_alone(tmp_path)
     assert read(tmp_path / 'grid.png').shape == (3 * 66 + 2, 3 * 66 + 2, 3)
 
 
-@pytest.mark.parametrize('shape', [(0, 8, 8, 1), (4, 8, 8), (4, 8, 8, 2)])
+@pytest.mark.parametrize('shape', [(0, 8, 8, 1), (4, 8, 8)])
 def test_image_grid_refuses(tmp_path, shape):
     with pytest.raises(ValueError, match='images must have shape'):
         plots.image_grid(np.zeros(shape), tmp_path / 'grid.png')

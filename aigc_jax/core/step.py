@@ -14,13 +14,17 @@ NORMS = ('grad_norm', 'update_ratio')  # metrics of a player's update, global no
 
 
 def create_state(
-    task: Task, optimizers: dict[str, optax.GradientTransformation], seed: Array | int, params: Tree | None = None
+    task: Task,
+    optimizers: dict[str, optax.GradientTransformation],
+    seed: Array | int,
+    params: Tree | None = None,
+    stats: dict[str, Tree] | None = None,
 ) -> TrainState:
-    """The state at step 0, a function of the seed alone, or of `params` where they are given."""
+    """The state at step 0, a function of the seed alone, but for the `params` and `stats` that are given."""
     drawn, extra = task.init(rng.stream(seed, 'init'))
     params = drawn if params is None else params
     opt = {player: optimizers[player].init(params[player]) for player in params}
-    return TrainState(jnp.zeros((), jnp.int32), params, opt, extra.stats, extra.carry)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt, {**extra.stats, **(stats or {})}, extra.carry)
 
 
 def make_optimizers(task: Task, config, total_steps: int) -> dict[str, optax.GradientTransformation]:

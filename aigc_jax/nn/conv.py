@@ -172,7 +172,8 @@ def blur(x: Array) -> Array:
 
 def minibatch_deviation(x: Array, group: int) -> Array:
     """x with one channel more: the standard deviation over `group` neighbours in the batch, averaged over features
-    and places (Karras et al. 2018, section 3). Neighbours, so that no group is cut where devices share a batch."""
+    and places (Karras et al. 2018, section 3). Neighbours, so that no group is cut where devices share a batch. Where
+    they do not divide it, as may be in evaluation, groups are of the largest number that divides both."""
     n, height, width, _ = x.shape
     group = math.gcd(n, group)
     grouped = x.reshape(n // group, group, *x.shape[1:])

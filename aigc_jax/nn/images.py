@@ -232,8 +232,11 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
             f'{what}.features: {levels} levels halve the sides {shape[0]} and {shape[1]} {levels} times; '
             f'give as many as go without a remainder, 1 or more'
         )
-    if network.depth < 1 or network.attention < 0 or getattr(network, 'deviation', 0) < 0:
-        raise UserError(f'{what}: depth is 1 or more, attention and deviation are 0 or more')
+    deviation = getattr(network, 'deviation', 0)
+    if network.depth < 1 or network.attention < 0 or deviation < 0 or deviation == 1:
+        raise UserError(f'{what}: depth is 1 or more, attention 0 or more, deviation 0 or 2 or more')
+    if network.norm != 'none' and network.block == 'modern':
+        raise UserError(f'{what}.norm: a modern block has none; set it to none, or the block to plain or residual')
     if network.spectral and network.block == 'modern':
         raise UserError(
             f'{what}.spectral: a modern block begins with a kernel of zeros, which has no largest singular value; '

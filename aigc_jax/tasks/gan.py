@@ -85,6 +85,12 @@ def make(config, dataset: Dataset) -> Task:
         """D: x -> (logits, (logits of the classes or None, renewed stats)), while training."""
 
         def D(x: Array):
+            neighbours = model.discriminator.get('deviation', 0)
+            if neighbours and len(x) % neighbours:
+                raise UserError(
+                    f'model.discriminator.deviation: {neighbours}; it must divide the {len(x)} that D sees at once '
+                    '(batch_size by micro_batches, packing, and the devices of pmap)'
+                )
             out, renewed = run('discriminator', params, stats, x, told(c))
             return (out[:, 0], (out[:, 1:], renewed)) if judges else (out, (None, renewed))
 
