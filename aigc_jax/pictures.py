@@ -74,8 +74,8 @@ def draw(
     rows: list | None,
 ) -> None:  # fmt: skip
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), samples over training time,
-    reconstructions beside originals, the use of codes, 2-D points over the score, or of text its loss beside the
-    baselines and attention maps.
+    reconstructions beside originals, the use of codes, the rate–distortion curve, 2-D points over the score, or of text
+    its loss beside the baselines and attention maps.
     rows: None for the samples alone."""
     from aigc_jax import plots, text_plots
 
@@ -98,6 +98,13 @@ def draw(
             labels = [dataset.tokenizer.decode([token]) for token in tokens]
             text_plots.attention(weights, labels, folder / 'plots' / 'attention.png')
         return
+    final = next((row for row in reversed(rows) if row['split'] == 'final'), {})
+    curve = [
+        (value, final[name.replace('rate', 'distortion')]) for name, value in final.items() if 'ais_rate_b' in name
+    ]
+    if curve and None not in np.ravel(curve):
+        own = final['model/kl'], final['model/reconstruction']
+        plots.rate_distortion(sorted(curve), own, folder / 'plots' / 'rate_distortion.png')
     pair = evaluator.reconstruct(state, seed, config.eval.split, n)
     if dataset.kind == 'image':
         plots.image_grid(samples, folder / 'plots' / 'samples.png')

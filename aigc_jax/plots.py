@@ -146,6 +146,18 @@ def code_use(counts, path) -> None:
     save_figure(figure, path)
 
 
+def rate_distortion(curve, own, path) -> None:
+    """The decoder's curve, (points, 2) of rate and distortion in nats, and `own`, (rate, distortion) of the encoder."""
+    rate, distortion = np.asarray(curve).T
+    figure = new_figure(6, 4, layout='constrained')
+    axes = figure.add_subplot()
+    axes.plot(distortion, rate, color=BLUE, marker='o', markersize=3.5, label='best channels, by annealing')
+    axes.plot(own[1], own[0], color='black', marker='D', linewidth=0, label='the encoder')
+    axes.set(xlabel='distortion, −log p(x given z), nats', ylabel='rate, KL(q ‖ p(z)), nats', ylim=(0, None))
+    axes.legend(frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
 def points(path, real, generated, reconstructed=None, density=None, surface=None, extent=None) -> None:
     """Scatters of 2-D points (N, 2): the data, the samples over `surface`, and all modes recentred.
 

@@ -167,11 +167,25 @@ def test_ais_of_a_narrow_posterior():
     log_prior = lambda z: likelihoods.log_normal(z, 0.0, 0.0)
     log_likelihood = lambda z: likelihoods.log_normal(z, x[:, None, None] * jnp.ones(3), 2 * math.log(s))
     z = context(16).normal('start', (32, 3))
-    found, _ = jax.jit(lambda z: ais(z, log_prior, log_likelihood, context(16), 500))(z)
+    annealed = jax.jit(lambda z: ais(z, log_prior, log_likelihood, context(16), 500))(z)
+    found = annealed.log_p
     expected = scipy.stats.norm.logpdf(np.asarray(x), 0, math.sqrt(1 + s**2)) * 3
     assert -0.3 < np.mean(found - expected) < 0.15 and np.abs(found - expected).max() < 1.2
     plain = jax.nn.logsumexp(log_likelihood(z), axis=1) - math.log(32)
     assert np.mean(plain - expected) < -3
+    # The channel at b is Gaussian, so that its rate and distortion have closed forms.
+    assert len(annealed.curve) == 10 and max(annealed.curve) == 1
+    rates = []
+    for b, (rate, distortion) in annealed.curve.items():
+        variance = 1 / (1 + b / s**2)
+        mean = np.asarray(x) * variance * b / s**2
+        squares = (np.asarray(x) - mean) ** 2 + variance
+        exact_distortion = 3 * (0.5 * math.log(2 * math.pi * s**2) + squares / (2 * s**2))
+        assert np.mean(distortion) == pytest.approx(np.mean(exact_distortion), rel=0.05, abs=0.5), b
+        exact_rate = 1.5 * (variance + mean**2 - 1 - math.log(variance))
+        assert abs(np.mean(rate - exact_rate)) < 0.2, b
+        rates.append(np.mean(rate))
+    assert rates[-1] > 2 * rates[0]
 
 
 def test_k_curve_shares_its_draws():

@@ -232,14 +232,19 @@ def make(config, dataset: Dataset) -> Task:
     def anneal(params, extra, batch: Batch, ctx: rng.Context):
         theta = params['model']
         components, scale = latent.components(theta, encode), log_scale(theta, extra)
-        log_p_x, accepted = ais(
+        found = ais(
             latent.sample(theta, components, ctx, evaluation['ais_chains']),
             lambda z: jnp.sum(latent.log_p(theta, components, z), axis=-1),
             lambda z: log_p_x_given_z(theta, batch, z, scale),
             ctx,
             evaluation['ais_temperatures'],
         )
-        return {'model/ais_nll': -log_p_x, 'model/ais_acceptance': accepted}
+        curve = {
+            f'model/ais_{name}_b{b:.3g}': values
+            for b, pair in found.curve.items()
+            for name, values in zip(('rate', 'distortion'), pair, strict=True)
+        }
+        return {'model/ais_nll': -found.log_p, 'model/ais_acceptance': found.acceptance, **curve}
 
     diagnostics = [Diagnostic(collect, summarize)]
     if evaluation['ais_temperatures']:
