@@ -32,8 +32,8 @@ class Text:
     """What was written between prompt and suffix.
 
     nats: −log p of `tokens` under the model; ended: 'end' (of a document, or of what a grammar allows), 'stop' (before
-    the stop text) or 'length' (cut off); ruled_out: −log of the probability that a grammar left, summed over tokens;
-    calls: of the model.
+    the stop text), 'length' (cut off) or 'trimmed' (cut off, and back to where a grammar lets it end); ruled_out: −log
+    of the probability that a grammar left, summed over tokens; calls: of the model.
     """
 
     prompt: str
@@ -78,7 +78,14 @@ class Generator:
         if suffix and self._tokenizer.fim is None:
             raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
         self._how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
-        self._stop_tokens = tuple(self._encode(stop, '--stop').tolist())
+        stop_tokens = tuple(self._encode(stop, '--stop').tolist())
+        # Of words and BPE other tokens may spell it, so the text itself is looked at.
+        self._read_stop = bool(stop) and self._tokenizer.kind in ('word', 'bpe')
+        self._stop_tokens = () if self._read_stop else stop_tokens
+        if draft and self._read_stop:
+            raise UserError(
+                f'--stop: a draft writes several tokens of kind {self._tokenizer.kind} at once; leave one out'
+            )
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
         self._table = draft_table(training, self._language.vocab_size) if draft else None
@@ -107,6 +114,11 @@ class Generator:
                 f'--max_new_tokens={most}: and {longest} of the prompt are more than the {context} of the model; '
                 f'a beam search or a draft goes no further, {context - longest} fit'
             )
+        if beyond and self._suffix:
+            raise UserError(
+                f'--max_new_tokens={most}: and {longest} of prompt and suffix are more than the {context} of the '
+                f'model, which would forget what to fill in; {context - longest} fit'
+            )
         rows = [[(prompt, tokens)] * num_samples for prompt, tokens in zip(prompts, encoded, strict=True)]
         # What a text beyond the context has forgotten depends on the length of its prompt: so that it does not depend
         # on the texts beside it, each prompt is then for itself. Else all are together, in one shape, so one program.
@@ -119,7 +131,8 @@ class Generator:
                 part = group[begin : begin + self._chunk]
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + jnp.arange(len(part), dtype=jnp.int32)
-                found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, stream)
+                shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
+                found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown)
                 for (prompt, _), *one in zip(part, *map(np.asarray, found), strict=True):
                     texts.append(self._text(prompt, *one))
         if stream:
@@ -127,18 +140,18 @@ class Generator:
         return texts
 
     def _write(self, params, extra, prompt, start, key, index, most, beyond, stream):
-        """(tokens, length, log_prob, ruled_out, calls of the model, whether a grammar ended it) of each text."""
+        """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
         language, n = self._language, len(prompt)
         arguments = params, extra, prompt, start, key, index
         rest = self._how, most, self._stop_tokens
-        if self._grammar or beyond or stream:
+        if self._grammar or beyond or stream or self._read_stop:
             return self._in_parts(*arguments, most, stream)
         if self._table is not None:
             found, calls = language.speculate(*arguments, self._table, *rest)
         else:
             found = language.generate(*arguments, *rest)
             calls = found.length
-        return *found, np.zeros(n), calls, np.zeros(n, bool)
+        return *found, np.zeros(n), calls, np.full(n, 'length')
 
     def _in_parts(self, params, extra, prompt, start, key, index, most, stream):
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
@@ -154,6 +167,13 @@ class Generator:
             until, allowed = min(most, full), None
             if matchers:
                 allowed = matchers.allowed(alive)
+                whole = alive & ~allowed.any(axis=1)  # nothing can follow, and no token says so
+                if whole.any():
+                    ended |= whole
+                    progress = progress._replace(done=progress.done | whole)
+                    continue
+            elif self._read_stop:
+                until = min(until, t + 1)
             elif stream:
                 until = min(until, t + _STREAMED)
             progress = language.advance(
@@ -169,6 +189,11 @@ class Generator:
                     kept = [
                         jnp.where(whole, getattr(progress, name), old) for name, old in zip(_SUMS, kept, strict=True)
                     ]
+            if self._read_stop:
+                reach = max(0, t - len(self._stop.encode()))  # a token is a byte or more
+                tokens = np.asarray(progress.tokens[:, reach:t])
+                met = [alive[i] and self._stop in self._tokenizer.decode(tokens[i]) for i in range(n)]
+                progress = progress._replace(done=progress.done | np.array(met))
             if stream:
                 stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
             if t == full < most:  # the second half of what the context holds is read again
@@ -178,14 +203,20 @@ class Generator:
                 progress = progress._replace(logits=again.logits, state=again.state)
                 full = t + columns - half
         calls, sums = progress.length, [getattr(progress, name) for name in _SUMS]
+        trimmed = np.zeros(n, bool)
         if kept:
-            ended = np.asarray(kept[0]) > 0
-            sums = [jnp.where(ended, at_end, last) for at_end, last in zip(kept, sums, strict=True)]
-        return progress.tokens, *sums, calls, ended
+            last = ~np.asarray(progress.done) & matchers.may_end()
+            ended |= last & ~matchers.allowed(last).any(axis=1)
+            trimmed = ~ended & (np.asarray(kept[0]) > 0)
+            sums = [jnp.where(ended | trimmed, at_end, last) for at_end, last in zip(kept, sums, strict=True)]
+        return progress.tokens, *sums, calls, np.where(ended, 'end', np.where(trimmed, 'trimmed', 'length'))
 
     def _encode(self, text: str, flag: str) -> np.ndarray:
         try:
+            text.encode()
             return self._tokenizer.encode(text)
+        except UnicodeEncodeError as error:  # bytes that are no UTF-8 come as lone surrogates, as halves of letters do
+            raise UserError(f'{flag}: character {error.start + 1}, {text[error.start]!r}, is no UTF-8') from None
         except UserError as error:
             raise UserError(f'{flag}: {error}') from None
 
@@ -209,15 +240,29 @@ class Generator:
         begun = (n for n in range(len(self._stop) - 1, 0, -1) if kept.endswith(self._stop[:n]))
         return kept[: len(kept) - next(begun, 0)]
 
-    def _text(self, prompt: str, tokens, length, log_prob, ruled_out, calls, grammatical) -> Text:
-        tokens = tokens[:length]
-        ended, kept = 'end' if grammatical else 'length', tokens
+    def _behind(self, prompt: str, text: str) -> str:
+        """The text as it stands behind the prompt: words with a space between."""
+        apart = self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
+        return ' ' * bool(apart) + text
+
+    def _text(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
+        tokens, ended = tokens[:length], str(ended)
+        kept = tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:
             kept, ended = tokens[:-1], 'end'
         text = self._tokenizer.decode(kept)
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
-        return Text(prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix)
+        return Text(
+            prompt,
+            self._behind(prompt, text),
+            tokens,
+            -float(log_prob),
+            ended,
+            float(ruled_out),
+            int(calls),
+            self._suffix,
+        )
 
 
 def read_prompts(prompt: str, prompt_file: str) -> list[str]:
@@ -262,7 +307,10 @@ def summary(texts: list[Text]) -> str:
     """How the texts ended and what they cost, in one line."""
     written = max(sum(len(text.tokens) for text in texts), 1)
     counts = Counter(text.ended for text in texts)
-    words = {'end': 'to their end', 'stop': 'to the stop text', 'length': 'cut off by length'}
+    words = {
+        'end': 'to their end', 'stop': 'to the stop text', 'length': 'cut off by length',
+        'trimmed': 'cut off by length, back to where the grammar lets them end',
+    }  # fmt: skip
     ends = ', '.join(f'{counts[ended]} {words[ended]}' for ended in words if counts[ended])
     nats, ruled_out = (sum(getattr(text, name) for text in texts) / written for name in ('nats', 'ruled_out'))
     cost = f', {ruled_out:.4g} nats a token ruled out by the grammar' if ruled_out else ''

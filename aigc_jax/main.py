@@ -30,6 +30,7 @@ flags.DEFINE_integer(
     None,
     'sample, language models: the most tokens (default: 200; for a draft or a beam search no more than fit)',
     lower_bound=1,
+    upper_bound=1_000_000,
 )
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
 flags.DEFINE_string('suffix', '', 'sample, models trained with data.fim_rate: the text behind the one to be filled in')
@@ -155,7 +156,14 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     prompts = generate.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
     names = [field.name for field in dataclasses.fields(Sampling)]
     how = Sampling(**{name: FLAGS[name].value for name in names})
-    if FLAGS.stream and len(prompts) * FLAGS.num_samples * len(experiment.seeds) > 1:
+    num_samples = FLAGS.num_samples
+    if how.beam_size > 1 or how.temperature == 0:
+        if FLAGS['num_samples'].present and num_samples > 1:
+            raise UserError(
+                f'--num_samples={num_samples}: nothing is drawn, so that all would be the same; set it to 1'
+            )
+        num_samples = 1
+    if FLAGS.stream and len(prompts) * num_samples * len(experiment.seeds) > 1:
         raise UserError('--stream: shows a single text; add --num_samples=1, one prompt, a run of one seed')
     if FLAGS.stream and (FLAGS.draft or how.beam_size > 1):
         raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
@@ -165,7 +173,7 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     everything = []
     for k, seed in enumerate(experiment.seeds):
         stream = _Terminal(prompts[0]) if FLAGS.stream else None
-        texts = writer.generate(experiment.replica(state, k), prompts, FLAGS.num_samples, FLAGS.seed, stream)
+        texts = writer.generate(experiment.replica(state, k), prompts, num_samples, FLAGS.seed, stream)
         step = int(experiment.replica(state, k).step)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         generate.save(workdir / 'samples' / name, texts)

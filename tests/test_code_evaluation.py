@@ -30,7 +30,7 @@ MBPP = {
 }  # fmt: skip
 SANITIZED = {
     'task_id': 8, 'prompt': 'Write a function to take the root.', 'code': 'def root(x):\n    return x ** 0.5',
-    'test_list': ['assert math.isclose(root(4), 2)'], 'test_imports': ['import math'],
+    'test_list': ['assert math.isclose(root(4), TWO)'], 'test_imports': ['import math'], 'test_setup_code': 'TWO = 2',
 }  # fmt: skip
 
 

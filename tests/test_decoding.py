@@ -3,6 +3,7 @@
 import itertools
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -15,7 +16,7 @@ from aigc_jax import config as config_lib
 from aigc_jax import decoding, generate
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.decoding import Sampling
+from aigc_jax.decoding import Sampling, sampling
 from aigc_jax.decoding.speculation import propose, speculate
 from aigc_jax.experiment import Experiment, open_run
 from aigc_jax.nn.language import State
@@ -281,6 +282,68 @@ def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     assert 'ruled out by the grammar' in generate.summary(texts)
 
 
+def text_model(tmp_path, text, *overrides):
+    """A small untrained model of this text."""
+    (tmp_path / 'text').write_text(text)
+    fields = [('data.name', f'text:{tmp_path}/text'), ('data.block', '16'), ('data.eval_block', '16'),
+              ('data.eval_stride', '8'), *overrides]  # fmt: skip
+    experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', fields))
+    return experiment, experiment.create_state()
+
+
+def test_a_grammar_ends_a_text_that_no_token_ends(tmp_path):
+    """One document has no end, and no token is a Y, so after V nothing can follow; X alone is no text, VXVX is VXV."""
+    experiment, state = text_model(tmp_path, 'XVXXV' * 200, ('data.tokenizer', 'char'))
+    write = lambda most: generate.Generator(experiment, Sampling(), most, grammar=f'{tmp_path}/g.lark').generate(
+        state, [''], 20, seed=0
+    )
+    (tmp_path / 'g.lark').write_text('start: "X"* "V" "Y"?\n')
+    texts = write(3)
+    whole = [text for text in texts if text.ended == 'end']
+    assert {text.text for text in whole} == {'V', 'XV', 'XXV'} and all(np.isfinite(text.ruled_out) for text in texts)
+    assert {(text.text, text.ended) for text in texts if text.ended != 'end'} == {('XXX', 'length')}
+    (tmp_path / 'g.lark').write_text('start: "V" ("X" "V")*\n')
+    assert {(text.text, text.ended, len(text.tokens)) for text in write(4)} == {('VXV', 'trimmed', 3)}
+    assert 'cut off by length, back to where' in generate.summary(write(4))
+
+
+def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
+    text = 'the cat sat on the mat and then the hat ran\n' * 60
+    experiment, state = text_model(tmp_path, text, ('data.tokenizer', 'bpe'), ('data.vocab_size', '300'))
+    decode = experiment.dataset.tokenizer.decode
+    assert any('at' in decode([token]) and decode([token]) != 'at' for token in range(256, 300))
+    texts = generate.Generator(experiment, Sampling(), 40, stop='at').generate(state, ['the '], 30, seed=0)
+    assert {text.ended for text in texts} == {'stop', 'length'}
+    for text in texts:
+        assert ('at' in decode(text.tokens)) == (text.ended == 'stop') and 'at' not in text.text
+        assert 'at' not in decode(text.tokens[:-1])  # nothing is written, or paid for, behind it
+        assert decode(text.tokens).startswith(text.text)
+    with pytest.raises(UserError, match='--stop: a draft writes several tokens'):
+        generate.Generator(experiment, Sampling(), 40, stop='at', draft='ngram')
+
+
+def test_words_stand_apart(tmp_path):
+    experiment, state = text_model(tmp_path, 'one two three\n' * 300, ('data.tokenizer', 'word'))
+    tokenizer = experiment.dataset.tokenizer
+    words = tokenizer.encode('one\ntwo three\n')
+    growing = [tokenizer.decode(words[:n]) for n in range(len(words) + 1)]
+    assert growing[-1] == 'one\ntwo three\n'
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(growing))
+    seen = []
+    writer = generate.Generator(experiment, Sampling(), 12)
+    (text,) = writer.generate(state, ['one two'], 1, seed=0, stream=seen.append)
+    assert re.match(r'one two( |\n)', str(text)) and seen[-1] == text.text
+    assert all(late.startswith(early) for early, late in itertools.pairwise(seen))
+
+
+def test_a_penalty_leaves_the_end_alone():
+    """The token before a text is the one that ends it."""
+    tokens, start = jnp.array([[3, 9, 1], [0, 9, 2]]), jnp.array([0, 1])
+    found = sampling.seen_tokens(tokens, start, 10, 9)
+    assert [np.flatnonzero(row).tolist() for row in found] == [[1, 3], [2]]
+    assert np.flatnonzero(sampling.seen_tokens(tokens, start, 10, None)[1]).tolist() == [2, 9]
+
+
 def test_what_is_filled_in_is_asked_for_as_in_training():
     """The prompt is what stands before the middle in a training window; the suffix comes behind the text."""
     overrides = [('data.fim_rate', '1.0'), ('eval.batch_size', '4')]
@@ -291,6 +354,8 @@ def test_what_is_filled_in_is_asked_for_as_in_training():
     expected = [tok.end, before, *b'import ', between, ord('\n'), after]
     assert writer._prompt('import ').tolist() == expected
     (text,) = writer.generate(state, ['import '], 1, seed=0)
+    with pytest.raises(UserError, match='would forget what to fill in; 36 fit'):
+        generate.Generator(experiment, Sampling(), 37, suffix='\n').generate(state, ['import '], 1, seed=0)
     assert str(text) == 'import ' + text.text + '\n' and len(text.tokens) <= 12
     # A window of one document, cut by the transform of training, holds the same.
     window = np.frombuffer(b'import os\nx', np.uint8).astype(np.int32)
@@ -325,6 +390,12 @@ MISTAKES = {
     'grammar of a beam': (['--beam_size=2', '--grammar=json'], ['--grammar', 'beam']),
     'unknown grammar': (['--grammar=jsn'], ['--grammar', 'json']),
     'stream of many': (['--stream'], ['--stream', '--num_samples=1']),
+    'the same many times': (['--temperature=0', '--num_samples=3'], ['--num_samples=3', 'the same']),
+    'penalty of no search': (['--length_penalty=0.5'], ['--length_penalty', '--beam_size']),
+    'too many tokens': (['--max_new_tokens=2000000'], ['max_new_tokens']),
+    'prompt no UTF-8': (['--prompt=caf\udce9'], ['--prompt: character 4', 'UTF-8']),
+    'stop no UTF-8': (['--stop=\ud83d'], ['--stop: character 1', 'UTF-8']),
+    'line no UTF-8': (['--prompt_file={}/half'], ['--prompt: character 2', 'UTF-8']),
     'no infilling': (['--suffix=x'], ['--suffix', 'data.fim_rate']),
     'no UTF-8': (['--prompt_file={}/latin1'], ['latin1', 'byte 1', 'UTF-8']),
     'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
@@ -341,6 +412,7 @@ MISTAKES = {
 def test_mistakes_on_the_command_line(runner, smoke, tmp_path, arguments, words):
     (tmp_path / 'latin1').write_bytes('é'.encode('latin1').join([b'a', b'b']))
     (tmp_path / 'empty').write_text('')
+    (tmp_path / 'half').write_text('"a\\ud83d"\n')
     arguments = [argument.format(tmp_path) for argument in arguments]
     before = sorted(smoke('gpt').rglob('*'))
     code, out, err = runner('--mode=sample', f'--workdir={smoke("gpt")}', '--max_new_tokens=20', *arguments)

@@ -84,6 +84,24 @@ def test_lines_of_json_hold_any_character(tmp_path):
     assert all(text in read for text in texts)
 
 
+def test_half_a_letter_in_json_is_no_text(tmp_path):
+    """As cutting text by UTF-16 leaves it; two halves are the letter."""
+    (tmp_path / 'a.jsonl').write_text('{"text": "' + 40 * 'one \\ud83d two \\ud83d\\ude00 ' + '"}\n')
+    dataset = data.load(make(f'jsonl:{tmp_path}/a.jsonl'))
+    assert '\ufffd two \U0001f600 one' in dataset.tokenizer.decode(dataset.splits['train'].tokens)
+
+
+def test_a_tokenizer_without_an_end_reads_documents_as_one_and_says_so(tmp_path, capsys):
+    for name in ('a', 'b', 'c'):
+        (tmp_path / name).write_text(f'the text of {name}\n' * 200)
+    one = data.load(make(f'text:{tmp_path}/a'))
+    capsys.readouterr()
+    data.load(make(f'text:{tmp_path}/*'), one.tokenizer)
+    assert 'read as one text, for the tokenizer of the run has no end' in capsys.readouterr().err
+    data.load(make(f'text:{tmp_path}/*'))
+    assert not capsys.readouterr().err
+
+
 def test_a_file_without_lines_of_json_holds_no_text(tmp_path):
     (tmp_path / 'a.jsonl').write_text('')
     assert 'holds no text' in message(f'jsonl:{tmp_path}/a.jsonl')

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Mapping
 
@@ -107,6 +108,11 @@ def from_splits(
         )
     if tokenizer.kind != cfg.tokenizer:
         raise UserError(f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}')
+    if has_end and tokenizer.end is None:
+        print(
+            f'data.name={cfg.name}: read as one text, for the tokenizer of the run has no end of a document',
+            file=sys.stderr,
+        )
     if has_fim and not tokenizer.fim:
         raise UserError(f'data.fim_rate: {cfg.fim_rate}, but the tokenizer of the run has no tokens for infilling')
     for name in ('block', 'eval_stride'):
@@ -247,7 +253,8 @@ def jsonl(cfg, where: str, tokenizer) -> Dataset:
             text = None
         if not isinstance(text, str):
             raise UserError(f'data.name={cfg.name}: line {number} is no JSON object with a field "text"')
-        documents.append(text)
+        # Halves of letters beyond U+FFFF, as cut texts have them, are no text.
+        documents.append(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'))
     return load(cfg, distinct(documents), _OWN, tokenizer)
 
 

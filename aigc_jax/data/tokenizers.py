@@ -119,7 +119,7 @@ class Tokenizer:
         if self.kind == 'bpe':
             return self._bpe.decode(tokens, skip_special_tokens=False)
         text = _unicode((' ' if self.kind == 'word' else '').join(self.pieces[token] for token in tokens))
-        return text.replace(' \n ', '\n').replace('\n ', '\n') if self.kind == 'word' else text
+        return re.sub(' ?\n ?', '\n', text) if self.kind == 'word' else text
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)

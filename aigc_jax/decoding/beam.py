@@ -19,7 +19,7 @@ def beam_search(
     n, k = prompt.shape[0], how.beam_size
     logits, state = apply(prompt, state)
     vocab_size = logits.shape[-1]
-    seen = seen_tokens(prompt, state.start, vocab_size)
+    seen = seen_tokens(prompt, state.start, vocab_size, end)
     # Beams of one prompt lie together: row i·k + j is beam j of prompt i.
     spread = lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x
     state, logits, seen = jax.tree.map(spread, (state, logits[:, -1], seen))

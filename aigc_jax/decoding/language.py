@@ -56,7 +56,7 @@ class Language:
             return beam_search(apply, state, prompt, how, max_new_tokens, self.end)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.
         first, *others = _sizes(read, max_new_tokens) if self.context else [read + max_new_tokens]
-        progress = sampling.begin(apply, fresh(first), prompt, how, max_new_tokens)
+        progress = sampling.begin(apply, fresh(first), prompt, how, max_new_tokens, self.end)
         progress = sampling.advance(apply, progress, key, index, how, first - read, self.end, stop)
         for columns in others:
             layers = jax.tree.map(_put, fresh(columns).layers, progress.state.layers)
@@ -85,7 +85,7 @@ class Language:
         """Reads the prompt; what follows is written by `advance`, for which there is room in so many columns."""
         state = self.fresh(prompt.shape[0], columns)._replace(start=start)
         apply = lambda tokens, state: self.apply(params, extra, tokens, state)
-        return sampling.begin(apply, state, prompt, how, max_new_tokens)
+        return sampling.begin(apply, state, prompt, how, max_new_tokens, self.end)
 
     @functools.partial(jax.jit, static_argnums=(0, 7, 8))
     def advance(

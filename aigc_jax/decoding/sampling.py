@@ -5,6 +5,7 @@ left, so that all of them end in one column; State.start says where each begins.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Sampling:
     repetition_penalty: θ of Keskar et al. 2019, section 4.1: logits of tokens that were read or written are divided by
         it where positive, multiplied where negative; 1: none.
     temperature: 0 takes the likeliest token.
-    top_k: of so many of the likeliest (Fan et al. 2018); 0: of all.
+    top_k: of so many of the likeliest (Fan et al. 2018), and of those as likely as the last of them; 0: of all.
     top_p: of the smallest set of the likeliest whose probability reaches it (Holtzman et al. 2020, eq. 2); 1: of all.
     min_p: of those with at least this share of the likeliest one's probability (Nguyen et al. 2024); 0: of all.
     beam_size: 1 samples; more: beam search for the likeliest text, which leaves all of these but the penalty aside.
@@ -49,6 +50,7 @@ class Sampling:
             ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
             ('min_p', 0 <= self.min_p <= 1, 'in [0, 1]'),
             ('repetition_penalty', self.repetition_penalty > 0, 'positive'),
+            ('length_penalty', math.isfinite(self.length_penalty), 'a finite number'),
             ('beam_size', 1 <= self.beam_size <= vocab_size, f'1 to the {vocab_size} tokens of the vocabulary'),
         )
         for name, fits, words in ranges:
@@ -57,6 +59,8 @@ class Sampling:
         drawn = self.temperature != 1 or self.top_k or self.top_p < 1 or self.min_p
         if self.beam_size > 1 and drawn:
             raise UserError('--beam_size: a beam search draws nothing; leave temperature, top_k, top_p and min_p out')
+        if self.length_penalty and self.beam_size == 1:
+            raise UserError('--length_penalty: compares the texts of a beam search; add --beam_size, or leave it out')
         if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
             raise UserError('--temperature=0 takes the likeliest token; leave top_k, top_p and min_p out')
 
@@ -100,9 +104,10 @@ def pad_prompts(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.array([longest - len(prompt) for prompt in prompts], np.int32)
 
 
-def seen_tokens(tokens: Array, start: Array, vocab_size: int) -> Array:
-    """(n, vocab_size) bool: which tokens stand in each row from its start on."""
-    real = jnp.arange(tokens.shape[1]) >= start[:, None]
+def seen_tokens(tokens: Array, start: Array, vocab_size: int, end: int | None) -> Array:
+    """(n, vocab_size) bool: which tokens stand in each row from its start on, but for `end`: it stands before a text,
+    and a penalty of it would make texts longer."""
+    real = (jnp.arange(tokens.shape[1]) >= start[:, None]) & (tokens != (-1 if end is None else end))
     rows = jnp.arange(tokens.shape[0])[:, None]
     return jnp.zeros((tokens.shape[0], vocab_size), bool).at[rows, tokens].max(real)
 
@@ -135,14 +140,16 @@ class Progress(NamedTuple):
     seen: Array
 
 
-def begin(apply: Apply, state: Tree, prompt: Array, how: Sampling, max_new_tokens: int) -> Progress:
+def begin(
+    apply: Apply, state: Tree, prompt: Array, how: Sampling, max_new_tokens: int, end: int | None = None
+) -> Progress:
     """Reads `prompt` (n, P), for which `state` is fresh."""
     n = prompt.shape[0]
     logits, state = apply(prompt, state)
     logits = logits[:, -1]
-    seen = (
-        seen_tokens(prompt, state.start, logits.shape[-1]) if how.repetition_penalty != 1 else jnp.zeros((n, 1), bool)
-    )
+    seen = jnp.zeros((n, 1), bool)
+    if how.repetition_penalty != 1:
+        seen = seen_tokens(prompt, state.start, logits.shape[-1], end)
     zeros, nothing = jnp.zeros((n,), jnp.int32), jnp.zeros((n,))
     tokens = jnp.zeros((n, max_new_tokens), jnp.int32)
     return Progress(jnp.int32(0), tokens, zeros > 0, zeros, nothing, nothing, logits, state, seen)
@@ -202,6 +209,6 @@ def sample(
     end: int | None = None, stop: tuple[int, ...] = (),
 ) -> Generated:  # fmt: skip
     """Continues `prompt` (n, P), for which `state` is fresh, to `end`, the tokens `stop`, or max_new_tokens."""
-    progress = begin(apply, state, prompt, how, max_new_tokens)
+    progress = begin(apply, state, prompt, how, max_new_tokens, end)
     found = advance(apply, progress, key, index, how, max_new_tokens, end, stop)
     return Generated(found.tokens, found.length, found.log_prob)

@@ -55,7 +55,7 @@ def speculate(
     not the distribution alone is that of plain sampling, the text is (but for rounding of the logits).
     `state` is one that can be cut back by its `column`: a cache, not a recurrent state.
     """
-    progress = begin(apply, state, prompt, how, max_new_tokens)
+    progress = begin(apply, state, prompt, how, max_new_tokens, end)
     first = jnp.pad(prompt[0], (_CONTEXT, 0))[-_CONTEXT:]
 
     def put(progress, recent, logits):

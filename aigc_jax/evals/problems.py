@@ -42,13 +42,13 @@ def mbpp(path: str) -> tuple[Problem, ...]:
     for where, row in _rows(pathlib.Path(path)):
         tests = _texts(row, 'test_list', where)
         task = _text(row, 'text' if 'text' in row else 'prompt', where)
-        before = _text(row, 'test_setup_code', where) if 'test_setup_code' in row else ''
-        before += '\n'.join(_texts(row, 'test_imports', where)) if 'test_imports' in row else ''
+        before = [_text(row, 'test_setup_code', where)] if 'test_setup_code' in row else []
+        before += _texts(row, 'test_imports', where) if 'test_imports' in row else []
         number = row.get('task_id')
         if not isinstance(number, int):
             raise UserError(f'{where}: the field "task_id" is no whole number')
         prompt = '"""\n' + '\n'.join([task.strip(), *tests]) + '\n"""\n'
-        behind = '\n'.join(['', before, *tests, ''])
+        behind = '\n'.join(['', *before, *tests, ''])
         problems.append(Problem(f'MBPP/{number}', prompt, _MBPP_STOPS, _around(prompt, behind)))
     return _some(problems, path)
 

@@ -151,8 +151,10 @@ class Block(nn.Module):
         n, h, length, d = q.shape
         if self.attention != 'einsum':
             swap = lambda x: x.transpose(0, 2, 1, 3)
+            # The fused kernel is a GPU's, and of whole texts; elsewhere the same is computed without it.
+            fused = self.attention == 'cudnn' and whole and jax.default_backend() == 'gpu'
             out = jax.nn.dot_product_attention(
-                swap(q), swap(k), swap(v), mask=mask[:, None], implementation=self.attention
+                swap(q), swap(k), swap(v), mask=mask[:, None], implementation='cudnn' if fused else 'xla'
             )
             return swap(out)
         q = q.reshape(n, self.kv_heads, h // self.kv_heads, length, d) * d**-0.5
@@ -275,6 +277,11 @@ def check(module: Transformer, what: str) -> None:
     for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width'):
         if getattr(module, name) < 1:
             raise UserError(f'{what}.{name}: {getattr(module, name)}; 1 or more')
+    for name in ('window', 'softcap'):
+        if not getattr(module, name) >= 0:
+            raise UserError(f'{what}.{name}: {getattr(module, name)}; 0 (none) or more')
+    if module.attention == 'cudnn' and module.dtype == jnp.float32:
+        raise UserError(f'{what}.attention: cudnn has no float32; set precision to bfloat16, or it to xla')
     if not 0 <= module.dropout < 1:
         raise UserError(f'{what}.dropout: {module.dropout}; it lies in [0, 1)')
     if module.width % module.heads or module.heads % module.kv_heads:

@@ -25,6 +25,8 @@ def make(config, dataset: Dataset) -> Task:
     Raises UserError for a field that fits neither these nor the data."""
     options, tokenizer = config.task, dataset.tokenizer
     check_fields(options, dict(name=str, z_loss=float, separate_documents=bool), 'task')
+    if not options.z_loss >= 0:
+        raise UserError(f'task.z_loss: {options.z_loss}; 0 (none) or more')
     if dataset.kind != 'text':
         raise UserError(f'task.name: lm reads text; {config.data.name} is {dataset.kind}')
     module, block = _build(config, tokenizer), config.data.block
