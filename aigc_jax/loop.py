@@ -230,7 +230,8 @@ class _Loop:
         }
         for seed, results in by_seed.items():
             self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
-        self._draw(state, 0, self.seeds[0])
+        if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
+            self._draw(state, 0, self.seeds[0])
         values = {name: found['value'] for name, found in evaluate.across(by_seed).items()}
         self._watch(values)
         self.waited = parallel.of_first(self.waited)

@@ -86,7 +86,7 @@ def draw(
     save_samples(folder / 'samples' / name, experiment, samples, labels)
     if rows is None:
         return
-    plots.curves(_of_curves(rows) if dataset.kind == 'image' else rows, folder / 'plots' / 'curves.png')
+    plots.curves(_of_curves(rows), folder / 'plots' / 'curves.png')
     if dataset.kind == 'text':
         windows = dataset.splits[config.eval.split]
         read, epoch = config.batch_size * dataset.shape[0], len(dataset.splits['train'].tokens)

@@ -138,7 +138,7 @@ _SHAKESPEARE = {
 VARIANTS = {
     # Seconds on a CPU, for tests.
     'smoke': {
-        'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
+        'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
         'eval.num_samples': 2, 'eval.ngram_order': 2, 'eval.batch_size': 256, 'data.block': 48, 'data.eval_stride': 32,
         'model.layers': 2,

@@ -107,7 +107,7 @@ def get_config(arg=''):
 VARIANTS = {
     # Seconds on a CPU, for tests.
     'smoke': {
-        'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
+        'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.num_shown': 2, 'eval.sample_tokens': 10,
         'eval.num_samples': 2, 'eval.ngram_order': 2, 'eval.batch_size': 64, 'data.block': 16, 'data.eval_block': 128,
         'data.eval_stride': 96, 'model.features': 16, 'model.layers': 2,

@@ -138,7 +138,7 @@ def get_config(arg=''):
 VARIANTS = {
     # Seconds on a CPU, for tests.
     'smoke': {
-        'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
+        'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.num_shown': 16, 'data.num_examples': 1000,
         'eval.extractor': '', 'eval.num_samples': 200,
         'model.quantizer.codes': 16, 'model.quantizer.dim': 4, 'model.encoder.features': (8,),

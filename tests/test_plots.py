@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
 from aigc_jax import plots
@@ -139,7 +140,10 @@ def test_points_shows_and_counts(tmp_path, figure):
     plots.points(tmp_path / 'p.png', real, generated, real, RING, (xs, ys, values, 'D(x)'))
     data, samples, recentred = figure[0].axes[:3]
     assert samples.get_xlim() == (-3, 3) and samples.get_ylim() == (-2.5, 2.5)
-    assert len(samples.patches) == 9 and len(recentred.patches) == 3
+    for axes, count, std in ((samples, 3, RING.std), (recentred, 1, 1.0)):
+        rings = [part for part in axes.collections if isinstance(part, EllipseCollection)]
+        assert [len(part.get_offsets()) for part in rings] == [count] * 3
+        np.testing.assert_allclose([part.get_widths()[0] for part in rings], 2 * std * np.arange(1, 4))
     labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure[0].axes[:3]]
     assert labels[0] == ['real', 'reconstructed']
     assert labels[1] == ['generated (8 of 11 outside)']

@@ -12,14 +12,17 @@ from aigc_jax.experiment import open_checkpoints
 
 SEEDS = [3, 4, 5]
 FIELDS = dict(
-    seed=SEEDS[0], total_steps=20, steps_per_call=5, log_every_steps=5, eval_every_steps=10,
-    checkpoint_every_steps=10, eval__num_shown=4,
+    seed=SEEDS[0], total_steps=20, log_every_steps=5, eval_every_steps=10, checkpoint_every_steps=10,
+    eval__num_shown=4,
 )  # fmt: skip
 # Images with a likelihood, and points with a known density: what is evaluated and drawn differs.
+# Several steps a call compile twice as long, so that of one model.
 OF_MODEL = {
-    'vae': {'eval__num_samples': 100},
-    'gan': {'data__name': 'ring8', 'eval__num_samples': 100},
-    'gpt': {},  # with AdamW: Muon's products round otherwise inside lax.map, by some 1e-7 after 10 steps
+    'vae': {'eval__num_samples': 100, 'steps_per_call': 5},
+    'gan': {'data__name': 'ring8', 'eval__num_samples': 100, 'steps_per_call': 1},
+    'gpt': {
+        'steps_per_call': 1
+    },  # with AdamW: Muon's products round otherwise inside lax.map, by some 1e-7 after 10 steps
 }
 MAPPED = dict(num_seeds=3, replicas='map')
 # Measured for vmap after 20 steps: 3e-7 of a value.

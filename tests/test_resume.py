@@ -23,7 +23,9 @@ OF_MODEL = {
     'gan': {
         'optim__generator__schedule__alpha': 1.0, 'optim__discriminator__schedule__alpha': 1.0, 'eval__num_samples': 64,
     },
-    'rnn_lm': {'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 3e-3},
+    'rnn_lm': {
+        'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 3e-3, 'steps_per_call': 1,
+    },
 }  # fmt: skip
 MODELS = list(OF_MODEL)
 
