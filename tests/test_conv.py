@@ -210,3 +210,24 @@ def test_a_vae_takes_no_statistics():
     for fields in ([('model.encoder.norm', 'batch')], [('model.decoder.spectral', 'True')]):
         with pytest.raises(UserError, match='coder'):
             Experiment(config_lib.load(f'{CONFIGS / "vae.py"}:conv,smoke', fields))
+
+
+@pytest.mark.parametrize('variant', ['dcgan', 'rpgan', 'sngan', 'r3gan'])
+def test_every_network_takes_colour_of_32_by_32(tmp_path, variant):
+    """The shape of CIFAR-10, conditional, at the variant's own size: losses and samples have their shapes."""
+    x = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
+    np.savez(tmp_path / 'a.npz', x_train=x, y_train=np.arange(40) % 10, x_test=x, y_test=np.arange(40) % 10)
+    fields = [('data.name', f'npz:{tmp_path}/a.npz'), ('data.valid_examples', '5'), ('batch_size', '4')]
+    fields += [('model.conditional', 'True'), ('eval.extractor', '')]
+    experiment = Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:{variant}', fields))
+    task, ctx = experiment.task, rng.context(0, 'test', 0, jnp.arange(4))
+    examples = experiment.examples('train', np.arange(4))
+
+    def everything():
+        params, extra = task.init(rng.stream(0, 'init'))
+        batch = experiment.train_preprocess(examples, ctx)
+        losses = [turn.loss(params, extra, batch, ctx)[0] for turns in task.rounds for turn in turns]
+        return losses, task.sample(params, extra, ctx, jnp.arange(4))
+
+    losses, samples = jax.eval_shape(everything)
+    assert {loss.shape for loss in losses} == {()} and samples.shape == (4, 32, 32, 3)
