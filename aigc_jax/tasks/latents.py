@@ -72,8 +72,8 @@ class Latents:
         return params
 
     def components(self, theta: Tree, encode: Callable[[Tree, dict], Posterior]) -> Posterior | None:
-        """VampPrior's (Tomczak & Welling 2018): p(z) = 1/K Σ q(z given u_k); else None. The u_k are parameters, which may
-        leave the data's range."""
+        """VampPrior's (Tomczak & Welling 2018): p(z) = 1/K Σ q(z given u_k), else None. The u_k are parameters, and may
+        leave the range of the data."""
         return encode(theta, {'x': theta['pseudo_inputs']}) if self.pseudo_inputs is not None else None
 
     def draw(self, theta: Tree, q: Posterior, ctx: rng.Context, k: int) -> tuple[Array, Array]:
