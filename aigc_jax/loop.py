@@ -74,14 +74,12 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
         lap('feed')
         call = call.lower(state, experiment.seed_array, data, feed).compile()
         lap('compile')
+    if first and not resumes:
+        held.enter_context(_locked(workdir))
+        if _check_workdir(config, workdir):
+            raise UserError(f'--workdir: another process began {workdir} meanwhile; the same command goes on from it')
     parallel.barrier('workdir checked')  # no process may meet what another has written since
     if first:
-        if not resumes:
-            held.enter_context(_locked(workdir))
-            if _check_workdir(config, workdir):
-                raise UserError(
-                    f'--workdir: another process began {workdir} meanwhile; the same command goes on from it'
-                )
         if experiment.dataset.tokenizer:
             atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
         atomic_write(workdir / 'config.json', config_lib.to_json(config))

@@ -15,7 +15,6 @@ from refusals import GAN, VAE, assert_refused, snapshot
 
 from aigc_jax import config as config_lib
 from aigc_jax import loop
-from aigc_jax.core import parallel
 from aigc_jax.core.errors import UserError
 
 
@@ -88,7 +87,7 @@ def test_two_processes_in_one_folder(runner, smoke, tmp_path, begun):
 def test_a_folder_that_another_process_began_and_ended_while_this_one_compiled(smoke, tmp_path, monkeypatch):
     run, others = tmp_path / 'run', []
     config = config_lib.from_json(smoke('vae') / 'config.json')
-    monkeypatch.setattr(parallel, 'barrier', lambda _: others.append(snapshot(shutil.copytree(smoke('vae'), run))))
+    monkeypatch.setattr(loop.solve, 'check', lambda _: others.append(snapshot(shutil.copytree(smoke('vae'), run))))
     with pytest.raises(UserError, match=f'another process began {run} meanwhile'):
         loop.train(config, run, {})
     assert [snapshot(run)] == others
