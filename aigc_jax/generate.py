@@ -167,10 +167,10 @@ class Generator:
             until, allowed = min(most, full), None
             if matchers:
                 allowed = matchers.allowed(alive)
-                whole = alive & ~allowed.any(axis=1)  # nothing can follow, and no token says so
-                if whole.any():
-                    ended |= whole
-                    progress = progress._replace(done=progress.done | whole)
+                stuck = alive & ~allowed.any(axis=1)  # a whole text: nothing can follow, and no token says so
+                if stuck.any():
+                    ended |= stuck
+                    progress = progress._replace(done=progress.done | stuck)
                     continue
             elif self._read_stop:
                 until = min(until, t + 1)
@@ -253,16 +253,8 @@ class Generator:
         text = self._tokenizer.decode(kept)
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
-        return Text(
-            prompt,
-            self._behind(prompt, text),
-            tokens,
-            -float(log_prob),
-            ended,
-            float(ruled_out),
-            int(calls),
-            self._suffix,
-        )
+        text = self._behind(prompt, text)
+        return Text(prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix)
 
 
 def read_prompts(prompt: str, prompt_file: str) -> list[str]:

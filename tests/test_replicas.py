@@ -20,9 +20,8 @@ FIELDS = dict(
 OF_MODEL = {
     'vae': {'eval__num_samples': 100, 'steps_per_call': 5},
     'gan': {'data__name': 'ring8', 'eval__num_samples': 100, 'steps_per_call': 1},
-    'gpt': {
-        'steps_per_call': 1
-    },  # with AdamW: Muon's products round otherwise inside lax.map, by some 1e-7 after 10 steps
+    # With AdamW: Muon's products round otherwise inside lax.map, by some 1e-7 after 10 steps.
+    'gpt': {'steps_per_call': 1},
 }
 MAPPED = dict(num_seeds=3, replicas='map')
 # Measured for vmap after 20 steps: 3e-7 of a value.

@@ -16,7 +16,7 @@ class TrainState(NamedTuple):
 
     step: () int32, optimizer steps done.
     params, opt: {player: tree}.
-    stats: what all examples share (batch statistics, codebooks); averaged over devices.
+    stats: {name: tree} of what all examples share (batch statistics, codebooks); averaged over devices.
     carry: what has a batch axis (recurrent state between blocks); sharded over devices, never averaged.
     """
 

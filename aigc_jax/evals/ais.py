@@ -14,8 +14,6 @@ LEAPFROG_STEPS = 10
 _ACCEPTANCE = 0.65  # that the step size is led to (Wu et al. 2017)
 _FIRST_STEP, _CHANGE = 0.1, 1.02
 _STEEPNESS = 4.0  # of the sigmoid that the temperatures lie on: most of them where the likelihood enters and settles
-
-
 _POINTS = 10  # of the rate–distortion curve
 
 
@@ -24,9 +22,8 @@ class Annealed(NamedTuple):
 
     curve: {b: (rate (n,), distortion (n,))} of the channels q(z given x) ∝ p(z) p(x given z)^b, which are the best for
     the prior p(z) and the distortion −log p(x given z), in nats: KL(q ‖ p(z)) = −log Z_b − b D and D = E_q of the
-    distortion (Huang et al. 2020, "Evaluating lossy compression rates of deep generative models", section 4), where AIS
-    gives log Z_b up to b and its chains, by their weights, stand for q. The rate is, in the mean, too high rather than
-    too low.
+    distortion (Huang et al. 2020, "Evaluating lossy compression rates of deep generative models"), where AIS gives
+    log Z_b up to b, in the mean too low, and its chains, by their weights, stand for q.
     """
 
     log_p: Array
