@@ -15,6 +15,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import is_code
+from aigc_jax.evals import code
 from aigc_jax.evals import samples as text_samples
 from aigc_jax.evals.codes import perplexity, used_share
 from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
@@ -175,19 +176,21 @@ class Evaluator:
         both = [[dataset.tokenizer.decode(row) for row in rows] for rows in (ours, theirs)]
         found, reference = (text_samples.text_metrics(texts, self._text('train')) for texts in both)
         if is_code(config.data.name):
-            found['parses'] = text_samples.parses_share(both[0], [len(row) == most for row in ours])
-            reference['parses'] = self._parses(split, n, most)
+            beginnings = self._beginnings(split, n, most)
+            for what in (code.parses, code.compiles):
+                found[what.__name__] = text_samples.python_share(what, both[0], [len(row) == most for row in ours])
+                reference[what.__name__] = text_samples.python_share(what, *beginnings)
         return {
             f'samples/{name}': {'value': value, 'held_out': reference[name], 'n': n} for name, value in found.items()
         }
 
-    def _parses(self, split: str, n: int, most: int) -> float:
-        """The share of the beginnings of n held-out documents, or of all, that are Python; nan: there are none."""
+    def _beginnings(self, split: str, n: int, most: int) -> tuple[list[str], list[bool]]:
+        """Those of n held-out documents, or of all, of at most so many tokens, and which of them were cut there."""
         dataset = self._experiment.dataset
         tokens, end = dataset.splits[split].tokens, dataset.tokenizer.end
         starts = np.flatnonzero(tokens == end)[:n] + 1 if end is not None else ()
         rows = [text_samples.until_end(tokens[start : start + most], end) for start in starts]
-        return text_samples.parses_share([dataset.tokenizer.decode(r) for r in rows], [len(r) == most for r in rows])
+        return [dataset.tokenizer.decode(row) for row in rows], [len(row) == most for row in rows]
 
     def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""

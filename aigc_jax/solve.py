@@ -3,7 +3,7 @@
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from aigc_jax.experiment import Experiment
 from aigc_jax.generate import Generator
 
 MOST = 200  # problems of 'programs'
+_ENUMERATED = (100, 1000)  # programs, beside as many as the model writes
 _SECONDS = 10.0  # of each program
 _FIELDS = dict(
     problems=str, problem_samples=int, pass_k=tuple, problem_tokens=int, problem_temperature=float, problem_beam=int
@@ -165,10 +166,7 @@ class Solver:
                 completions.append(own)
             results |= self._passed(f'{self._name}/{config.ngram_order}-gram', completions)
         if self._name == 'programs':
-            shortest = {kind: [p for p in programs.generate() if p.kind == kind][: max(config.pass_k)] for kind in 'LS'}
-            tries = [[_gives(p, e.pairs) for p in shortest[e.program.kind]] for e in _examples(self._experiment)]
-            for k in config.pass_k:
-                results[f'programs/enumeration/solved@{k}'] = _mean([any(own[:k]) for own in tries])
+            results |= enumeration(_examples(self._experiment), {*config.pass_k, *_ENUMERATED})
         return results
 
     def _single(self, stop: str) -> int | None:
@@ -179,9 +177,20 @@ class Solver:
         return int(tokens[0]) if len(tokens) == 1 else None
 
 
-def _gives(program: Callable, pairs: Iterable[tuple]) -> bool:
-    """Operators of our own need no sandbox."""
-    return all(repr(program(x)) == repr(y) for x, y in pairs)
+def enumeration(examples: Sequence[programs.Example], budgets: Iterable[int]) -> Results:
+    """solved@k for each k of `budgets`: one of the first k programs of a problem's kind, the smallest first, is right.
+
+    Operators of our own need no sandbox.
+    """
+    most = max(budgets := sorted(budgets))
+    smallest = {kind: [p for p in programs.generate() if p.kind == kind][:most] for kind in 'LS'}
+
+    def rank(example):
+        tries = enumerate(smallest[example.program.kind])
+        return next((i for i, p in tries if all(repr(p(x)) == repr(y) for x, y in example.pairs)), math.inf)
+
+    ranks = np.array([rank(example) for example in examples])
+    return {f'programs/enumeration/solved@{k}': _mean(ranks < k) for k in budgets}
 
 
 def _mean(values: Sequence[float]) -> dict[str, float]:

@@ -124,6 +124,7 @@ def get_config(arg=''):
                 # 'pixels', another run's extractor.npz, 'onnx:FILE'; '': no metrics of images
                 extractor='classifier',
                 num_shown=64,  # in a picture
+                temperature=1.0,  # of the codes that the prior draws for samples; 0: the likeliest ones
                 best_metric='model/nll_bound',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',
                 patience=0,  # evaluations without a better value before stopping; 0: never

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from aigc_jax import data
+from aigc_jax import data, solve
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import programs, tokenizers
 from aigc_jax.data.programs import Program
@@ -90,6 +90,17 @@ def test_a_problem_is_solved_by_its_program_and_by_no_shorter_way():
     assert examples[0].prompt.endswith('\n' + programs.START) and examples[0].prompt.count('->') == programs.SHOWN
     shown = {repr(x) for x, _ in examples[0].pairs}
     assert len(shown) == programs.SHOWN + programs.HIDDEN
+
+
+def test_enumeration_solves_what_stands_among_its_first_programs():
+    examples = programs.problems(programs.split(*PERCENT)['test'], 30)
+    every = len(programs.generate())
+    value = {name.rpartition('@')[2]: row['value'] for name, row in solve.enumeration(examples, (every, 1, 50)).items()}
+    assert list(value) == ['1', '50', str(every)] and value['1'] == 0 and value[str(every)] == 1
+    # The rank of a problem's own program bounds what is found before it.
+    of_kind = {kind: [p for p in programs.generate() if p.kind == kind] for kind in 'LS'}
+    own = [of_kind[e.program.kind].index(e.program) < 50 for e in examples]
+    assert np.mean(own) <= value['50'] < 1
 
 
 def config(**fields):

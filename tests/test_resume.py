@@ -26,6 +26,9 @@ OF_MODEL = {
     'rnn_lm': {
         'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 3e-3, 'steps_per_call': 1,
     },
+    'gpt': {
+        'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 2e-2, 'steps_per_call': 1,
+    },
 }  # fmt: skip
 MODELS = list(OF_MODEL)
 

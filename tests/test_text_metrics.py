@@ -11,7 +11,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from aigc_jax import config as config_lib
 from aigc_jax import evaluate, loop
 from aigc_jax.evals import samples
-from aigc_jax.evals.code import begins, compiles, parses
+from aigc_jax.evals.code import compiles, may_become, parses
 from aigc_jax.experiment import open_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -89,9 +89,10 @@ def test_python_is_told_from_what_is_none():
     for text in ('x = = 1\n', 'x = (\n', 'def f():\n', '\0', '(' * 5000, '\ud800'):
         assert not parses(text) and not compiles(text), text[:9]
     for text in ('', 'x = 1\n', 'x = (1,\n', '"""Doc\n', 'try:\n    x\n', 'class A:\n    def f(self):\n', '@f\n'):
-        assert begins(text), text
+        assert may_become(parses, text) and may_become(compiles, text), text
     for text in ('x = = 1\n', 'else:\n', ' x\n', 'if a:\n        b\n    c\n', 'x = ")\n', 'x = )\n'):
-        assert not begins(text), text
+        assert not may_become(parses, text) and not may_become(compiles, text), text
+    assert may_become(parses, 'return 1\n') and not may_become(compiles, 'return 1\n')
 
 
 def test_a_text_that_is_cut_is_judged_by_its_whole_lines():
@@ -99,8 +100,11 @@ def test_a_text_that_is_cut_is_judged_by_its_whole_lines():
     is_cut = [True, True, False, True, False, True]
     expected = [True, False, True, False, False, True]
     for text, cut, right in zip(texts, is_cut, expected, strict=True):
-        assert samples.parses_share([text], [cut]) == right, text
-    assert samples.parses_share(texts, is_cut) == 0.5
+        for what in (parses, compiles):
+            assert samples.python_share(what, [text], [cut]) == right, text
+    assert samples.python_share(parses, texts, is_cut) == 0.5
+    for cut in (True, False):
+        assert [samples.python_share(what, ['return x\n'], [cut]) for what in (parses, compiles)] == [1, 0]
 
 
 def test_held_out_text_is_cut_where_documents_begin():
@@ -127,8 +131,10 @@ def test_the_final_evaluation_scores_samples_beside_held_out_text(tmp_path):
     written = json.loads((tmp_path / 'run/evaluation.json').read_text())
     found = {name.removeprefix('samples/'): row for name, row in written.items() if name.startswith('samples/')}
     names = [*(f'distinct_{n}' for n in range(1, 5)), 'self_bleu_4', 'repetition_4', 'copied_16', 'copied_32']
-    assert list(found) == [*names, 'copied_whole', 'parses'] and all(row['n'] == 8 for row in found.values())
-    assert found['parses']['held_out'] == 1
+    assert list(found) == [*names, 'copied_whole', 'parses', 'compiles'] and all(
+        row['n'] == 8 for row in found.values()
+    )
+    assert found['parses']['held_out'] == found['compiles']['held_out'] == 1
     assert found['copied_16']['held_out'] > 0.3 > found['copied_16']['value']
     assert found['self_bleu_4']['held_out'] > 0.5
     experiment, state = open_run(tmp_path / 'run')

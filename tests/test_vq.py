@@ -1,6 +1,7 @@
 """Quantizers against brute force and hand computation, the prior against enumeration, the task as a whole."""
 
 import itertools
+import math
 import pathlib
 
 import jax
@@ -13,6 +14,7 @@ from aigc_jax import plots
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
+from aigc_jax.decoding import Sampling
 from aigc_jax.evals.codes import perplexity, used_share
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment, open_checkpoints
@@ -169,7 +171,8 @@ def test_the_prior_is_a_distribution_over_codes_given_the_class(prior):
 def test_the_prior_draws_from_what_its_loss_measures(prior):
     prior, params = prior
     n, labels = 4000, jnp.arange(4000) % 2
-    drawn = prior.draw(params, rng.context(0, 'sample', 0, jnp.arange(n)), labels)
+    ctx = rng.context(0, 'sample', 0, jnp.arange(n))
+    drawn = prior.draw(params, ctx, labels, Sampling())
     assert drawn.tokens.shape == (n, 3) and drawn.tokens.min() >= 0 and drawn.tokens.max() < 4
     nats = prior.nats(params, drawn.tokens, labels).sum(axis=1)
     np.testing.assert_allclose(drawn.log_prob, -nats, atol=1e-4)
@@ -179,6 +182,23 @@ def test_the_prior_draws_from_what_its_loss_measures(prior):
         mine = np.asarray(drawn.tokens)[label::2] @ np.array([16, 4, 1])
         shares = np.bincount(mine, minlength=64) / len(mine)
         assert np.abs(shares - p).sum() < 3 * np.sqrt(p * (1 - p) / len(mine)).sum()
+    # At temperature 0 each code is the likeliest after those before it, the same for all of a class.
+    likeliest = prior.draw(params, ctx, labels, Sampling(temperature=0)).tokens
+    assert (likeliest == likeliest[labels]).all()
+    other = [likeliest[0].at[2].set(code) for code in range(4)]
+    nats = prior.nats(params, jnp.stack(other), jnp.zeros(4, jnp.int32))[:, 2]
+    assert likeliest[0, 2] == np.argmin(nats)
+
+
+def test_the_temperature_of_samples_is_a_field():
+    ctx = rng.context(0, 'sample', 0, jnp.arange(8))
+
+    def samples(temperature):
+        task = Experiment(config_of('smoke', eval__temperature=temperature)).task
+        return jax.jit(lambda key: task.sample(*task.init(key), ctx, None))(jax.random.key(0))
+
+    alike, drawn = samples(0.0), samples(1.0)
+    assert (alike == alike[0]).all() and not (drawn == drawn[0]).all()
 
 
 @pytest.fixture(scope='module', params=['smoke', 'smoke,fsq'])
@@ -262,6 +282,8 @@ def test_the_codebook_is_renewed_in_the_turn_of_the_model_alone(trained):
     ('smoke', {'model.conditional': True, 'data.name': 'ring8'}, 'vq is for images'),
     ('smoke', {'data.scale': 'symmetric'}, 'task.likelihood'),
     ('smoke', {'task.likelihood': 'gausian'}, 'did you mean gaussian'),
+    ('smoke', {'eval.temperature': -1.0}, 'eval.temperature: -1.0; 0 or more'),
+    ('smoke', {'eval.temperature': math.nan}, 'eval.temperature: nan'),
 ])  # fmt: skip
 def test_fields_that_do_not_fit_are_named(arg, fields, words):
     config = config_of(arg)

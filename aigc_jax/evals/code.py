@@ -4,6 +4,7 @@ import ast
 import codeop
 import math
 import warnings
+from collections.abc import Callable
 
 # What the parser and the compiler raise for a text that is no Python, or nested too deep for them.
 _FAILURES = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
@@ -19,9 +20,9 @@ def compiles(text: str) -> bool:
     return _succeeds(lambda source: compile(source, '<text>', 'exec', dont_inherit=True), text)
 
 
-def begins(text: str) -> bool:
-    """Whether `text`, whole lines, is a module or may become one by what follows: an open bracket, string or block."""
-    return parses(text) or _succeeds(lambda source: codeop.compile_command(source, symbol='exec'), text)
+def may_become(what: Callable[[str], bool], text: str) -> bool:
+    """Whether `text`, whole lines, `parses` or `compiles`, or may by what follows: an open bracket, string or block."""
+    return what(text) or _succeeds(lambda source: codeop.compile_command(source, symbol='exec'), text)
 
 
 def _succeeds(function, text: str) -> bool:

@@ -6,11 +6,11 @@ compare. n-grams never cross from one text to the next.
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from aigc_jax.evals.code import begins, parses
+from aigc_jax.evals.code import may_become
 
 _WORD = re.compile(r'\w+|[^\w\s]')
 _CHUNK = 1 << 24  # bytes of the training text that are hashed at once
@@ -135,13 +135,13 @@ def text_metrics(texts: Sequence[str], training: bytes) -> dict[str, float]:
     }
 
 
-def parses_share(texts: Sequence[str], is_cut: Sequence[bool]) -> float:
-    """Share of the texts that are Python. Of one that was cut off by length, the lines up to the last whole one must be
-    it, or may become it by what would follow; a text without a word in these lines is none."""
+def python_share(what: Callable[[str], bool], texts: Sequence[str], is_cut: Sequence[bool]) -> float:
+    """Share of the texts that `code.parses` or `code.compiles`. Of one that was cut off by length, the lines up to the
+    last whole one must do so, or may by what would follow; a text without a word in these lines does not."""
 
     def one(text: str, cut: bool) -> bool:
         text = text[: text.rfind('\n') + 1] if cut else text
-        return bool(text.strip()) and (begins(text) if cut else parses(text))
+        return bool(text.strip()) and (may_become(what, text) if cut else what(text))
 
     return float(np.mean([one(text, cut) for text, cut in zip(texts, is_cut, strict=True)])) if len(texts) else math.nan
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, check_fields
+from aigc_jax.core.errors import UserError, check_fields, check_type
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.decoding import Generated, Sampling
@@ -50,12 +50,12 @@ class Prior:
         chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen
 
-    def draw(self, params: Tree, ctx: rng.Context, labels: Array | None) -> Generated:
+    def draw(self, params: Tree, ctx: rng.Context, labels: Array | None, how: Sampling) -> Generated:
         """Codes (n, places) in `tokens`, and log p of them, written with a cache."""
         n = ctx.index.shape[0]
         call = lambda tokens, state: self._logits(params, tokens, state)
         state = self.network.initial_state(n, self.places + 1)
-        return write(call, state, self._first(n, labels), ctx.key, ctx.index, Sampling(), self.places)
+        return write(call, state, self._first(n, labels), ctx.key, ctx.index, how, self.places)
 
 
 def make(config, dataset: Dataset) -> Task:
@@ -88,6 +88,10 @@ def make(config, dataset: Dataset) -> Task:
     )  # fmt: skip
     transformer.check(network, 'model.prior')
     prior = Prior(network, K, places, num_classes)
+    temperature = config.eval.get('temperature', 1.0)  # runs of before it lack the field
+    check_type('eval.temperature', temperature, float)
+    if not 0 <= temperature < math.inf:
+        raise UserError(f'eval.temperature: {temperature}; 0 or more')
 
     def init(key: Array):
         x, z = jnp.zeros((1, *shape)), jnp.zeros((1, *grid, quantizer.dim))
@@ -151,7 +155,8 @@ def make(config, dataset: Dataset) -> Task:
 
     def sample(params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         """E[x given z] of codes z that the prior draws."""
-        index = prior.draw(params['prior'], ctx, labels).tokens.reshape(-1, *grid)
+        drawn = prior.draw(params['prior'], ctx, labels, Sampling(temperature=temperature))
+        index = drawn.tokens.reshape(-1, *grid)
         return mean(params, decode(params, quantizer.vectors(extra.stats, index)))
 
     def reconstruct(params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
