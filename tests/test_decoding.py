@@ -14,7 +14,7 @@ import scipy.stats
 
 from aigc_jax import config as config_lib
 from aigc_jax import decoding, generate
-from aigc_jax.core import rng
+from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding import Sampling, sampling
 from aigc_jax.decoding.speculation import propose, speculate
@@ -193,9 +193,11 @@ def test_flags_that_contradict_or_leave_their_range():
 
 
 @pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
-def test_texts_of_a_trained_model(smoke, model):
-    """Prompts of unequal length, one batch or many, cached or not: the same texts, and the likelihood of a forward."""
+def test_texts_of_a_trained_model(smoke, model, monkeypatch):
+    """Prompts of unequal length, one batch or many, in threads or in one, cached or not: the same texts, and the
+    likelihood of a forward pass."""
     experiment, state = open_run(smoke(model))
+    monkeypatch.setattr(parallel, 'cores', lambda: 4)  # 9 texts in 4 threads of 3, of which one has 3 copies
     prompts = ['The', 'An import statement', '']
     how = Sampling(temperature=0.8)
     texts = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
@@ -203,6 +205,7 @@ def test_texts_of_a_trained_model(smoke, model):
     experiment.config.eval.batch_size = 2
     again = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
     assert [text.text for text in texts] == [text.text for text in again]
+    assert [text.nats for text in texts] == pytest.approx([text.nats for text in again], rel=1e-4)
     language, tokenizer = experiment.task.language, experiment.dataset.tokenizer
     for text in texts:
         read = np.concatenate([tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)

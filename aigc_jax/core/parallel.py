@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import jax
@@ -18,6 +19,11 @@ WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
 BATCH_AXES = ('data', 'fsdp')  # fsdp shards the parameters over devices that each see other examples
 _AUTO = (AxisType.Auto,) * len(AXES)
 _FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def axis_name(mode: str, replicas: int) -> str | None:

@@ -4,15 +4,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from aigc_jax.core import parallel
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
 from aigc_jax.decoding.sampling import Generated, Progress, Sampling
 
 _STAGES, _LEAST = 4, 32  # how often a cache grows at most, and by how many columns at least
+_ROWS = 2  # texts that are worth a thread
 
 
 def _sizes(read: int, new: int) -> list[int]:
@@ -23,6 +28,24 @@ def _sizes(read: int, new: int) -> list[int]:
 
 def _put(whole: Array, part: Array) -> Array:
     return jax.lax.dynamic_update_slice(whole, part, (0,) * part.ndim)
+
+
+def _divided(write: Callable[..., Tree], prompt, start, index) -> Tree:
+    """write(prompt, start, index), on a CPU in as many threads as there are cores, each with a part of the texts.
+
+    XLA computes the small products of a step, of which attention has one for each text and head, in a single thread;
+    whole programs beside each other keep all cores busy. The last part is filled up with copies of the last text.
+    """
+    n = len(prompt)
+    alone = jax.default_backend() == 'cpu' and jax.device_count() == 1
+    parts = max(1, min(parallel.cores(), n // _ROWS)) if alone else 1
+    if parts == 1:
+        return write(prompt, start, index)
+    rows = np.minimum(np.arange(parts * math.ceil(n / parts)), n - 1).reshape(parts, -1)
+    part = lambda own: jax.block_until_ready(write(*(np.asarray(x)[own] for x in (prompt, start, index))))
+    with ThreadPoolExecutor(parts) as threads:
+        found = list(threads.map(part, rows))
+    return jax.tree.map(lambda *x: jnp.concatenate(x)[:n], *found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +68,23 @@ class Language:
     first: int
     attention: Callable[..., Array] | None = None
 
+    def generate(
+        self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple
+    ) -> Generated:
+        """What follows each prompt (n, P) int32, filled on the left up to start (n,); text index (n,) of all."""
+        write = lambda *rows: self._generate(params, extra, *rows[:2], key, rows[2], how, max_new_tokens, stop)
+        return _divided(write, prompt, start, index)
+
+    def speculate(
+        self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens: int, stop: tuple
+    ) -> tuple[Generated, Array]:
+        """(what `generate` returns, calls of the model (n,)), with speculative decoding."""
+        write = lambda *rows: self._speculate(params, extra, *rows[:2], key, rows[2], table, how, max_new_tokens, stop)
+        return _divided(write, prompt, start, index)
+
     @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9))
-    def generate(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple):
-        """One compiled program: prompt (n, P) int32 filled on the left, start (n,), index (n,) -> Generated."""
+    def _generate(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple):
+        """One compiled program."""
         apply = lambda tokens, state: self.apply(params, extra, tokens, state)
         n, read = prompt.shape
         fresh = lambda columns: self.fresh(n, columns)._replace(start=start)
@@ -65,10 +102,9 @@ class Language:
         return Generated(progress.tokens, progress.length, progress.log_prob)
 
     @functools.partial(jax.jit, static_argnums=(0, 8, 9, 10))
-    def speculate(
+    def _speculate(
         self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens: int, stop: tuple
     ):
-        """(what `generate` returns, calls of the model (n,)), with speculative decoding."""
         columns = prompt.shape[1] + max_new_tokens + speculation.LENGTH
 
         def one(row, start, index):

@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError
 
 STATUSES = ('passed', 'failed', 'exited', 'timeout', 'memory', 'output', 'forbidden')
@@ -54,9 +55,8 @@ class Sandbox:
     """
 
     def __init__(self, workers: int | None = None):
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
         self._workers: list[_Worker] = []
-        self._count = workers or cpus
+        self._count = workers or parallel.cores()
 
     def __enter__(self) -> 'Sandbox':
         try:
