@@ -204,24 +204,24 @@ def test_scanned_layers_are_the_layers(remat):
 
 @pytest.mark.parametrize('cell', ['lstm', 'gru'])
 def test_the_gradient_of_a_recurrence_is_that_of_its_scan(cell):
-    function, gates, parts = recurrent._CELLS[cell]
+    cell = recurrent.CELLS[cell]
     keys = jax.random.split(jax.random.key(0), 4)
-    xs, weights = jax.random.normal(keys[0], (5, 2, gates * 3)), jax.random.normal(keys[1], (3, gates * 3))
-    state = tuple(jax.random.normal(keys[2], (parts, 2, 3)))
+    xs, weights = jax.random.normal(keys[0], (5, 2, cell.gates * 3)), jax.random.normal(keys[1], (3, cell.gates * 3))
+    state = tuple(jax.random.normal(keys[2], (cell.arrays, 2, 3)))
     keep = jnp.ones((5, 2, 1)).at[2, 0].set(0)
 
     def plain(weights, xs, state):
         def step(state, inputs):
             x, k = inputs
             state = tuple(part * k for part in state)
-            state = function(state[0] @ weights, x, state)
+            state = cell.step(cell.sees(x, state[0] @ weights), state)
             return state, state[0]
 
         last, hs = jax.lax.scan(step, state, (xs, keep))
         return jnp.sum(jnp.sin(hs)) + sum(jnp.sum(part**2) for part in last)
 
     def ours(weights, xs, state):
-        hs, last = recurrent.unroll(function, weights, xs, keep, state)
+        hs, last = recurrent.unroll(cell, weights, xs, keep, state)
         return jnp.sum(jnp.sin(hs)) + sum(jnp.sum(part**2) for part in last)
 
     for a, b in zip(*(jax.tree.leaves(jax.value_and_grad(f, (0, 1, 2))(weights, xs, state)) for f in (plain, ours)),

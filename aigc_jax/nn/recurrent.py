@@ -1,7 +1,8 @@
 """Recurrent language models: LSTM, GRU, and a linear recurrence that is computed by an associative scan."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,28 +14,51 @@ from aigc_jax.nn.language import Dense, Draw, State, dropout, logits
 CHOICES = {'cell': ('lstm', 'gru', 'linear')}
 
 
-def lstm(pre: Array, x: Array, state: Tree) -> Tree:
-    """Hochreiter & Schmidhuber 1997, forget gates of Gers et al. 2000. state (h, c); pre = h W; x: projected input."""
-    _, c = state
-    i, f, g, o = jnp.split(x + pre, 4, axis=-1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+class Cell(NamedTuple):
+    """A recurrent network of d units with `gates` · d projected inputs x and `arrays` of state, h first.
+
+    sees(x, h W) -> what a step sees of the two, whose first part has the gradient of x and its last that of h W;
+    step(seen, state) -> state.
+    """
+
+    sees: Callable[[Array, Array], tuple[Array, ...]]
+    step: Callable[[tuple[Array, ...], Tree], Tree]
+    gates: int
+    arrays: int
+
+
+def lstm(seen: tuple[Array], state: Tree) -> Tree:
+    """Hochreiter & Schmidhuber 1997, forget gates of Gers et al. 2000; state (h, c)."""
+    i, f, g, o = jnp.split(seen[0], 4, axis=-1)
+    c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def gru(pre: Array, x: Array, state: Tree) -> Tree:
-    """Cho et al. 2014, the reset gate after the product, as cuDNN has it."""
-    (h,) = state
-    xr, xz, xn = jnp.split(x, 3, axis=-1)
-    hr, hz, hn = jnp.split(pre, 3, axis=-1)
+def gru(seen: tuple[Array, Array], state: Tree) -> Tree:
+    """Cho et al. 2014, the reset gate after the product, as cuDNN has it; state (h,)."""
+    (xr, xz, xn), (hr, hz, hn) = (jnp.split(part, 3, axis=-1) for part in seen)
     z = jax.nn.sigmoid(xz + hz)
-    return ((1 - z) * jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn) + z * h,)
+    return ((1 - z) * jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn) + z * state[0],)
 
 
-_CELLS = {'lstm': (lstm, 4, 2), 'gru': (gru, 3, 1)}  # gates, and arrays of state
+CELLS = {'lstm': Cell(lambda x, pre: (x + pre,), lstm, 4, 2), 'gru': Cell(lambda x, pre: (x, pre), gru, 3, 1)}
+
+
+def _times(weights: Array, steps: int) -> Callable[[Array], Array]:
+    """x (n, d) -> x weights (n, e), for so many steps.
+
+    XLA's product on a CPU copies its right factor, in each step, into the order that it computes in. So there the right
+    factor is xᵀ, by far the smaller one; the barriers keep XLA from turning it round again.
+    """
+    if steps == 1 or jax.default_backend() != 'cpu':
+        return lambda x: x @ weights
+    barrier = jax.lax.optimization_barrier
+    transposed = barrier(weights.T)  # once for all steps
+    return lambda x: barrier(transposed @ barrier(x.T)).T
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def unroll(cell, weights: Array, xs: Array, keep: Array, state: Tree) -> tuple[Array, Tree]:
+def unroll(cell: Cell, weights: Array, xs: Array, keep: Array, state: Tree) -> tuple[Array, Tree]:
     """h of every step (L, n, d), and the last state.
 
     xs (L, n, gates · d) projected inputs, weights (d, gates · d), state (n, d) each.
@@ -46,31 +70,34 @@ def unroll(cell, weights: Array, xs: Array, keep: Array, state: Tree) -> tuple[A
 
 
 def _forward(cell, weights, xs, keep, state):
+    project = _times(weights, len(xs))
+
     def step(state, inputs):
         x, k = inputs
         before = tuple(part * k for part in state)
-        pre = before[0] @ weights
-        after = cell(pre, x, before)
-        return after, (after[0], before, pre)
+        seen = cell.sees(x, project(before[0]))
+        after = cell.step(seen, before)
+        return after, (after[0], before, seen)
 
-    last, (hs, before, pre) = jax.lax.scan(step, state, (xs, keep))
-    return (hs, last), (weights, xs, keep, before, pre)
+    last, (hs, before, seen) = jax.lax.scan(step, state, (xs, keep))
+    return (hs, last), (weights, keep, before, seen)
 
 
 def _backward(cell, residuals, gradients):
-    weights, xs, keep, before, pre = residuals
+    weights, keep, before, seen = residuals
     d_hs, d_last = gradients
+    project = _times(weights.T, len(keep))
 
     def step(d_state, inputs):
-        d_h, x, k, before, pre = inputs
+        d_h, k, before, seen = inputs
         d_state = (d_state[0] + d_h, *d_state[1:])
-        d_pre, d_x, d_before = jax.vjp(cell, pre, x, before)[1](d_state)
-        d_before = (d_before[0] + d_pre @ weights.T, *d_before[1:])
-        return tuple(part * k for part in d_before), (d_pre, d_x)
+        d_seen, d_before = jax.vjp(cell.step, seen, before)[1](d_state)
+        d_before = (d_before[0] + project(d_seen[-1]), *d_before[1:])
+        return tuple(part * k for part in d_before), d_seen
 
-    d_state, (d_pre, d_xs) = jax.lax.scan(step, d_last, (d_hs, xs, keep, before, pre), reverse=True)
-    d_weights = jnp.einsum('lnd,lng->dg', before[0], d_pre)
-    return d_weights, d_xs, jnp.zeros_like(keep), d_state
+    d_state, d_seen = jax.lax.scan(step, d_last, (d_hs, keep, before, seen), reverse=True)
+    d_weights = jnp.einsum('lnd,lng->dg', before[0], d_seen[-1])
+    return d_weights, d_seen[0], jnp.zeros_like(keep), d_state
 
 
 unroll.defvjp(_forward, _backward)
@@ -90,10 +117,12 @@ class Layer(nn.Module):
         keep = keep.astype(self.dtype)[..., None]
         if self.cell == 'linear':
             return self._linear(x, keep, state)
-        cell, gates, _ = _CELLS[self.cell]
+        cell = CELLS[self.cell]
         uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # U(±1/√fan_in), torch.nn.LSTM's
-        xs = Dense(gates * self.features, kernel_init=uniform, dtype=self.dtype, name='input')(x.transpose(1, 0, 2))
-        shape = (self.features, gates * self.features)
+        xs = Dense(cell.gates * self.features, kernel_init=uniform, dtype=self.dtype, name='input')(
+            x.transpose(1, 0, 2)
+        )
+        shape = (self.features, cell.gates * self.features)
         weights = self.param('recurrent', nn.initializers.orthogonal(), shape).astype(self.dtype)
         hs, state = unroll(cell, weights, xs, keep.transpose(1, 0, 2), state)
         return hs.transpose(1, 0, 2), state
@@ -129,7 +158,7 @@ class Recurrent(nn.Module):
     dtype: Any = jnp.float32
 
     def initial_state(self, n: int, columns: int = 0) -> State:
-        arrays = 1 if self.cell == 'linear' else _CELLS[self.cell][2]
+        arrays = 1 if self.cell == 'linear' else CELLS[self.cell].arrays
         zeros = lambda: jnp.zeros((n, self.features), jnp.float32)
         layers = [tuple(zeros() for _ in range(arrays)) for _ in range(self.layers)]
         return State(jnp.int32(0), layers, jnp.zeros((n,), jnp.int32))
