@@ -25,6 +25,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -34,13 +35,16 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this file is measured, installed or not
 
-from bench_workloads import WORKLOADS, Contender, Generation, Text, Workload  # noqa: E402
+from bench_workloads import WORKLOADS, Contender, Generation, Sets, Text, Workload  # noqa: E402
 
 OURS, TORCH, KERAS = ('jax', 'aigc_jax.experiment'), ('torch',), ('tensorflow', 'keras')
 
 
 def contenders(workload: Workload) -> dict[str, tuple]:
     """{name: (what it imports, its builder 'module.function', an option of it)}; 'ours…' are no peers."""
+    if isinstance(workload, Sets):
+        peers = {'prdc': (('prdc',), 'bench_peers.prdc', None)} if workload.metric == 'prdc' else {}
+        return {'ours': (('aigc_jax.evals.images',), 'bench_ours.compare', None), **peers}
     if isinstance(workload, Generation):
         return {
             'ours': (OURS, 'bench_ours.generate', None),
@@ -83,7 +87,7 @@ def build(workload: Workload, name: str, data_file: str) -> Contender:
 
 
 def serve(workload: str, name: str, data_file: str) -> None:
-    """A contender's process: one JSON line of facts, then one for each request, a number of steps or 'peak'."""
+    """A contender's process: one JSON line of facts, then one for each request, a number of steps, 'peak' or 'memory'."""
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever the libraries print is no reply
     began = time.perf_counter()
@@ -97,6 +101,9 @@ def serve(workload: str, name: str, data_file: str) -> None:
     for line in sys.stdin:
         if line.strip() == 'peak':
             reply = {'peak': contender.peak()}
+        elif line.strip() == 'memory':
+            unit = 1024 if sys.platform == 'linux' else 1
+            reply = {'memory': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
         else:
             began, found = time.perf_counter(), contender.run(int(line))
             reply = {'seconds': time.perf_counter() - began, 'loss': contender.score(found)}
@@ -138,6 +145,10 @@ class Worker:
         """FLOP/s of its library's matrix product, now."""
         return self._ask('peak')['peak']
 
+    def memory(self) -> float:
+        """Bytes that its process has held at most."""
+        return self._ask('memory')['memory']
+
     def check(self, workload: Workload) -> None:
         """Trains check_steps; RuntimeError where that was not the workload's work."""
         losses = [self.train(workload.unit)['loss'] for _ in range(workload.check_steps // workload.unit)]
@@ -170,7 +181,9 @@ def measure(name: str, rounds: int, seconds: float, folder: str) -> dict:
                 worker.facts['rates'].append(steps / worker.train(steps)['seconds'])
                 if workload.flops:
                     worker.facts['peaks'].append(worker.peak())
-        for facts in (worker.facts for worker in workers):
+        for worker in workers:
+            facts = worker.facts
+            facts['memory'] = worker.memory()
             rates = facts.pop('rates')[1:]
             if peaks := facts.pop('peaks'):
                 facts['peak'] = max(peaks)
@@ -187,14 +200,16 @@ def table(results: dict, counted: str = 'steps') -> str:
     medians = {name: statistics.median(facts['rates']) for name, facts in results.items()}
     best = max([name for name in medians if not name.startswith('ours')] or ['ours'], key=medians.get)
     has_peak = any('peak' in facts for facts in results.values())
-    columns = ['', f'{counted}/s', f'× {best} (range)', *['share of peak, GFLOP/s'] * has_peak, 'first call, s']
-    lines = [f'| {" | ".join([*columns, "import, s", "loss"])} |', '|---' * (len(columns) + 2) + '|']
+    columns = ['', f'{counted}/s', f'× {best} (range)', *['share of peak, GFLOP/s'] * has_peak]
+    columns += ['first call, s', 'import, s', 'memory, GB', 'loss']
+    lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
     for name, facts in results.items():
         ratios = sorted(a / b for a, b in zip(facts['rates'], results[best]['rates'], strict=True))
         cells = [name, f'{medians[name]:,.0f}', f'{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})']
         if has_peak:
             cells.append(f'{facts["share"]:.0%} of {facts["peak"] / 1e9:.0f}')
-        cells += [f'{facts["first_s"]:.2f}', f'{facts["import_s"]:.2f}', f'{facts["loss"]:.5g}']
+        cells += [f'{facts["first_s"]:.2f}', f'{facts["import_s"]:.2f}', f'{facts["memory"] / 1e9:.2f}']
+        cells.append(f'{facts["loss"]:.5g}')
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines).replace('|  |', '| |')
 

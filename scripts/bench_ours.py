@@ -6,13 +6,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_workloads import NEW_TOKENS, PROMPT, Contender, Generation, Text, Workload, fastest
+from bench_workloads import NEW_TOKENS, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
 from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
 from aigc_jax.core import rng
 from aigc_jax.core.types import Extra
 from aigc_jax.decoding import Sampling
+from aigc_jax.evals import images
 from aigc_jax.experiment import Experiment
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
@@ -66,6 +67,18 @@ def train(workload: Workload, data_file: str, steps_per_call: int) -> Contender:
 
     precision = getattr(workload, 'precision', 'float32')
     return Contender(run, size(state.params), steps_per_call, peak=lambda: peak(precision))
+
+
+def compare(workload: Sets, data_file: str, _) -> Contender:
+    sets, metric = np.load(data_file), getattr(images, workload.metric)
+    real, fake = sets['real'], sets['fake']
+
+    def run(steps: int):
+        for _ in range(steps):
+            found = metric(real, fake)
+        return found
+
+    return Contender(run, 0, score=lambda found: found['density'] if isinstance(found, dict) else found)
 
 
 def generate(workload: Generation, data_file: str, _) -> Contender:

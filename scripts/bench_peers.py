@@ -1,9 +1,9 @@
-"""The peers of bench.py that are no language models: the VAE and the GAN in PyTorch and in Keras."""
+"""The peers of bench.py that are no language models: the VAE and the GAN in PyTorch and in Keras, and prdc."""
 
 import functools
 
 import numpy as np
-from bench_workloads import Contender, Examples
+from bench_workloads import Contender, Examples, Sets
 
 
 def flat(data_file: str) -> np.ndarray:
@@ -162,3 +162,18 @@ def keras(workload: Examples, data_file: str, steps_per_execution: int) -> Conte
         return float(model.fit(data, epochs=1, steps_per_epoch=steps, verbose=0).history['last'][-1])
 
     return Contender(run, sum(network.count_params() for network in networks), steps_per_execution)
+
+
+def prdc(workload: Sets, data_file: str, _) -> Contender:
+    """The package of Naeem et al. 2020, which holds the matrices of all distances."""
+    from prdc import compute_prdc
+
+    sets = np.load(data_file)
+    real, fake = sets['real'], sets['fake']
+
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            found = compute_prdc(real, fake, 5)
+        return found['density']
+
+    return Contender(run, 0)

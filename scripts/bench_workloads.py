@@ -130,6 +130,28 @@ class Generation(Text):
         return self.batch_size * NEW_TOKENS
 
 
+@dataclasses.dataclass(frozen=True)
+class Sets(Workload):
+    """A step compares two sets of as many features: all pairs of them. metric: of aigc_jax.evals.images."""
+
+    metric: str
+    num_features: int = 128
+    tolerance = 1e-9
+    counted = 'pairs'
+    suffix = 'npz'
+
+    def write(self, path: str, num_examples: int | None = None) -> str:
+        """Writes them as arrays `real` and `fake`, which is a little narrower; returns the path."""
+        size = num_examples or self.batch_size, self.num_features
+        real, fake = np.random.default_rng(0).normal(size=(2, *size))
+        np.savez(path, real=real, fake=0.95 * fake)
+        return path
+
+    @property
+    def items_per_step(self) -> int:
+        return self.batch_size**2
+
+
 def fastest(timed: Callable[[int], float]) -> float:
     """FLOP/s of the fastest n × n matrix product of some, timed(n) in seconds.
 
@@ -160,6 +182,7 @@ SMALL = dict(vocab_size=65, block=64, layers=4, width=128, heads=4, batch_size=1
 LARGE = dict(vocab_size=65, block=256, layers=6, width=384, heads=6, batch_size=8, check_steps=40, unit=5)
 LSTM = dict(block=64, layers=1, width=512, batch_size=32, unit=10)
 GENERATE = dict(vocab_size=65, block=256, layers=4, width=128, heads=4, check_steps=1, unit=1)
+SETS = dict(config='', parameters=0, batch_size=10_000, check_steps=1, unit=1)
 WORKLOADS = {
     'vae': Examples(
         'VAE 784-128-64-2, Bernoulli, batch 128', 'vae.py', 218_644, 403.0, 128, 2000, 100, images, 60_000,
@@ -194,6 +217,11 @@ WORKLOADS = {
         'LSTM 512, 64 steps, batch 32, vocabulary 10,000', 'rnn_lm.py:shakespeare', 12_339_200, 7.46, vocab_size=10_000,
         check_steps=60, **LSTM,
     ),
+    'prdc': Sets(
+        'Precision, recall, density and coverage of 10,000 and 10,000 features of 128', loss=3.37442, metric='prdc',
+        **SETS,
+    ),
+    'frechet': Sets('Fréchet distance of the same', loss=1.1163213776, metric='frechet_distance', **SETS),
     'generate': Generation(
         'GPT-2 4×4×128 writes 200 tokens after 32, batch 1', 'gpt.py:nanogpt,gpt2', 834_432, 2.45, batch_size=1,
         **GENERATE,
