@@ -87,7 +87,7 @@ def build(workload: Workload, name: str, data_file: str) -> Contender:
 
 
 def serve(workload: str, name: str, data_file: str) -> None:
-    """A contender's process: one JSON line of facts, then one for each request, a number of steps, 'peak' or 'memory'."""
+    """A contender's process: a JSON line of facts, and one for each request, a number of steps, 'peak' or 'memory'."""
     replies = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever the libraries print is no reply
     began = time.perf_counter()
