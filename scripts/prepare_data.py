@@ -118,7 +118,8 @@ def _prepare(dataset: Dataset, name: str, folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that `write` cleans up
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # an exception, so that `write` cleans up
     try:
         if len(argv) > 1:
             raise UserError(f'{argv[1]}: is no flag; every argument is a --flag=value')
@@ -135,8 +136,6 @@ def main(argv: list[str]) -> None:
     except (UserError, RunError) as e:
         print(f'prepare_data: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
     print(f'--config.data.name=tfds:{_NAME.value} --config.data.dir={data_dir}')
 
 
