@@ -17,31 +17,50 @@ CHOICES = {'cell': ('lstm', 'gru', 'linear')}
 class Cell(NamedTuple):
     """A recurrent network of d units with `gates` · d projected inputs x and `arrays` of state, h first.
 
-    sees(x, h W) -> what a step sees of the two, whose first part has the gradient of x and its last that of h W;
-    step(seen, state) -> state.
+    step(x, h W, state) -> the state after, and what back wants of it;
+    back(that, the gradient of the state after) -> the gradients of x, h W and state. By hand, since jax.vjp would
+    keep twice as many arrays, or compute the gates once more.
     """
 
-    sees: Callable[[Array, Array], tuple[Array, ...]]
-    step: Callable[[tuple[Array, ...], Tree], Tree]
+    step: Callable[[Array, Array, Tree], tuple[Tree, Tree]]
+    back: Callable[[Tree, Tree], tuple[Array, Array, Tree]]
     gates: int
     arrays: int
 
 
-def lstm(seen: tuple[Array], state: Tree) -> Tree:
+def _lstm(x: Array, pre: Array, state: Tree) -> tuple[Tree, Tree]:
     """Hochreiter & Schmidhuber 1997, forget gates of Gers et al. 2000; state (h, c)."""
-    i, f, g, o = jnp.split(seen[0], 4, axis=-1)
-    c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return jax.nn.sigmoid(o) * jnp.tanh(c), c
+    i, f, g, o = jnp.split(x + pre, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    c = f * state[1] + i * g
+    seen = jnp.tanh(c)
+    return (o * seen, c), (i, f, g, o, state[1], seen)
 
 
-def gru(seen: tuple[Array, Array], state: Tree) -> Tree:
+def _lstm_back(kept: Tree, gradient: Tree) -> tuple[Array, Array, Tree]:
+    i, f, g, o, before, seen = kept
+    d_h, d_c = gradient[0], gradient[1] + gradient[0] * o * (1 - seen**2)
+    parts = d_c * g * i * (1 - i), d_c * before * f * (1 - f), d_c * i * (1 - g**2), d_h * seen * o * (1 - o)
+    d_x = jnp.concatenate(parts, axis=-1)
+    return d_x, d_x, (jnp.zeros_like(d_h), d_c * f)
+
+
+def _gru(x: Array, pre: Array, state: Tree) -> tuple[Tree, Tree]:
     """Cho et al. 2014, the reset gate after the product, as cuDNN has it; state (h,)."""
-    (xr, xz, xn), (hr, hz, hn) = (jnp.split(part, 3, axis=-1) for part in seen)
-    z = jax.nn.sigmoid(xz + hz)
-    return ((1 - z) * jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn) + z * state[0],)
+    (xr, xz, xn), (hr, hz, hn) = (jnp.split(part, 3, axis=-1) for part in (x, pre))
+    r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+    n = jnp.tanh(xn + r * hn)
+    return ((1 - z) * n + z * state[0],), (r, z, n, hn, state[0])
 
 
-CELLS = {'lstm': Cell(lambda x, pre: (x + pre,), lstm, 4, 2), 'gru': Cell(lambda x, pre: (x, pre), gru, 3, 1)}
+def _gru_back(kept: Tree, gradient: Tree) -> tuple[Array, Array, Tree]:
+    r, z, n, hn, before = kept
+    d_h, d_n = gradient[0], gradient[0] * (1 - z) * (1 - n**2)
+    gates = d_n * hn * r * (1 - r), d_h * (before - n) * z * (1 - z)
+    return jnp.concatenate([*gates, d_n], axis=-1), jnp.concatenate([*gates, d_n * r], axis=-1), (d_h * z,)
+
+
+CELLS = {'lstm': Cell(_lstm, _lstm_back, 4, 2), 'gru': Cell(_gru, _gru_back, 3, 1)}
 
 
 def _times(weights: Array, steps: int) -> Callable[[Array], Array]:
@@ -75,29 +94,26 @@ def _forward(cell, weights, xs, keep, state):
     def step(state, inputs):
         x, k = inputs
         before = tuple(part * k for part in state)
-        seen = cell.sees(x, project(before[0]))
-        after = cell.step(seen, before)
-        return after, (after[0], before, seen)
+        after, kept = cell.step(x, project(before[0]), before)
+        return after, (after[0], before[0], kept)
 
-    last, (hs, before, seen) = jax.lax.scan(step, state, (xs, keep))
-    return (hs, last), (weights, keep, before, seen)
+    last, (hs, before, kept) = jax.lax.scan(step, state, (xs, keep))
+    return (hs, last), (weights, keep, before, kept)
 
 
 def _backward(cell, residuals, gradients):
-    weights, keep, before, seen = residuals
+    weights, keep, before, kept = residuals
     d_hs, d_last = gradients
     project = _times(weights.T, len(keep))
 
     def step(d_state, inputs):
-        d_h, k, before, seen = inputs
-        d_state = (d_state[0] + d_h, *d_state[1:])
-        d_seen, d_before = jax.vjp(cell.step, seen, before)[1](d_state)
-        d_before = (d_before[0] + project(d_seen[-1]), *d_before[1:])
-        return tuple(part * k for part in d_before), d_seen
+        d_h, k, kept = inputs
+        d_x, d_pre, d_before = cell.back(kept, (d_state[0] + d_h, *d_state[1:]))
+        d_before = (d_before[0] + project(d_pre), *d_before[1:])
+        return tuple(part * k for part in d_before), (d_x, d_pre)
 
-    d_state, d_seen = jax.lax.scan(step, d_last, (d_hs, keep, before, seen), reverse=True)
-    d_weights = jnp.einsum('lnd,lng->dg', before[0], d_seen[-1])
-    return d_weights, d_seen[0], jnp.zeros_like(keep), d_state
+    d_state, (d_xs, d_pre) = jax.lax.scan(step, d_last, (d_hs, keep, kept), reverse=True)
+    return jnp.einsum('lnd,lng->dg', before, d_pre), d_xs, jnp.zeros_like(keep), d_state
 
 
 unroll.defvjp(_forward, _backward)
