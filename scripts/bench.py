@@ -97,7 +97,8 @@ def serve(workload: str, name: str, data_file: str) -> None:
     contender = build(WORKLOADS[workload], name, data_file)
     contender.run(contender.steps_per_call)
     facts = {'import_s': imported - began, 'first_s': time.perf_counter() - imported}
-    print(json.dumps({**facts, 'parameters': contender.parameters}), file=replies, flush=True)
+    facts |= {'parameters': contender.parameters, 'steps': contender.steps_per_call}
+    print(json.dumps(facts), file=replies, flush=True)
     for line in sys.stdin:
         if line.strip() == 'peak':
             reply = {'peak': contender.peak()}
@@ -111,7 +112,8 @@ def serve(workload: str, name: str, data_file: str) -> None:
 
 
 class Worker:
-    """A contender in its process. facts: {parameters, import_s, first_s: of building, compiling and one call}."""
+    """A contender in its process. facts: {parameters, import_s, steps: of its first call,
+    first_s: of building, compiling and that call}."""
 
     def __init__(self, workload: str, name: str, data_file: str, folder: str):
         environment = os.environ | {
@@ -151,8 +153,11 @@ class Worker:
 
     def check(self, workload: Workload) -> None:
         """Trains check_steps; RuntimeError where that was not the workload's work."""
+        if rest := -self.facts['steps'] % workload.unit:  # so that all come from the same number of steps
+            self.train(rest)
         losses = [self.train(workload.unit)['loss'] for _ in range(workload.check_steps // workload.unit)]
-        loss = self.facts['loss'] = statistics.mean(losses[-(len(losses) // 2 or 1) :][-10:])
+        last = losses[-(len(losses) // 2 or 1) :][-10:]
+        loss = self.facts['loss'] = statistics.median(last)  # a game's loss may jump
         if self.facts['parameters'] != workload.parameters:
             raise RuntimeError(f'{self.name}: {self.facts["parameters"]} parameters, not {workload.parameters}')
         if not abs(loss - workload.loss) <= workload.tolerance * workload.loss:

@@ -179,7 +179,7 @@ def points(num: int) -> np.ndarray:
 
 ADAM = {'b1': 0.5, 'b2': 0.999}
 SMALL = dict(vocab_size=65, block=64, layers=4, width=128, heads=4, batch_size=12, check_steps=300, unit=10)
-LARGE = dict(vocab_size=65, block=256, layers=6, width=384, heads=6, batch_size=8, check_steps=40, unit=5)
+LARGE = dict(vocab_size=65, block=256, layers=6, width=384, heads=6, batch_size=8, check_steps=60, unit=5)
 LSTM = dict(block=64, layers=1, width=512, batch_size=32, unit=10)
 GENERATE = dict(vocab_size=65, block=256, layers=4, width=128, heads=4, check_steps=1, unit=1)
 SETS = dict(config='', parameters=0, batch_size=10_000, check_steps=1, unit=1)
@@ -205,13 +205,13 @@ WORKLOADS = {
     'gpt_small_bf16': Text(
         'GPT-2 4×4×128, block 64, batch 12, bfloat16', 'gpt.py:nanogpt', 804_096, 2.41, precision='bfloat16', **SMALL
     ),
-    'gpt': Text('GPT-2 6×6×384, block 256, batch 8, float32', 'gpt.py:nanogpt', 10_745_088, 2.45, **LARGE),
+    'gpt': Text('GPT-2 6×6×384, block 256, batch 8, float32', 'gpt.py:nanogpt', 10_745_088, 2.42, **LARGE),
     'gpt_bf16': Text(
-        'GPT-2 6×6×384, block 256, batch 8, bfloat16', 'gpt.py:nanogpt', 10_745_088, 2.45, precision='bfloat16', **LARGE
+        'GPT-2 6×6×384, block 256, batch 8, bfloat16', 'gpt.py:nanogpt', 10_745_088, 2.42, precision='bfloat16', **LARGE
     ),
     'lstm': Text(
-        'LSTM 512, 64 steps, batch 32, vocabulary 64', 'rnn_lm.py:shakespeare', 2_164_736, 2.51, vocab_size=64,
-        check_steps=100, **LSTM,
+        'LSTM 512, 64 steps, batch 32, vocabulary 64', 'rnn_lm.py:shakespeare', 2_164_736, 2.44, vocab_size=64,
+        check_steps=200, **LSTM,
     ),
     'lstm_10000': Text(
         'LSTM 512, 64 steps, batch 32, vocabulary 10,000', 'rnn_lm.py:shakespeare', 12_339_200, 7.46, vocab_size=10_000,

@@ -123,7 +123,7 @@ def test_the_work_of_a_step_is_counted_by_the_formula():
 def test_what_does_not_train_is_no_result():
     workload = WORKLOADS['vae']
     worker = bench.Worker.__new__(bench.Worker)
-    worker.name, worker.facts = 'ours', {'parameters': workload.parameters}
+    worker.name, worker.facts = 'ours', {'parameters': workload.parameters, 'steps': workload.unit}
     worker.train = lambda steps: {'seconds': 1.0, 'loss': 784 * math.log(2)}
     with pytest.raises(RuntimeError, match='ours: the loss comes to 543.4, not 403'):
         worker.check(workload)
