@@ -86,6 +86,14 @@ def build(workload: Workload, name: str, data_file: str) -> Contender:
     return getattr(importlib.import_module(module), function)(workload, data_file, option)
 
 
+def most_memory() -> int:
+    """Bytes that this process has held at most."""
+    if sys.platform == 'linux':  # getrusage would count what the parent held when it started this process
+        status = pathlib.Path('/proc/self/status').read_text()
+        return int(status.split('VmHWM:')[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def serve(workload: str, name: str, data_file: str) -> None:
     """A contender's process: a JSON line of facts, and one for each request, a number of steps, 'peak' or 'memory'."""
     replies = os.fdopen(os.dup(1), 'w')
@@ -103,8 +111,7 @@ def serve(workload: str, name: str, data_file: str) -> None:
         if line.strip() == 'peak':
             reply = {'peak': contender.peak()}
         elif line.strip() == 'memory':
-            unit = 1024 if sys.platform == 'linux' else 1
-            reply = {'memory': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+            reply = {'memory': most_memory()}
         else:
             began, found = time.perf_counter(), contender.run(int(line))
             reply = {'seconds': time.perf_counter() - began, 'loss': contender.score(found)}
