@@ -118,8 +118,8 @@ def _prepare(dataset: Dataset, name: str, folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # an exception, so that `write` cleans up
+    for caught in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(caught, lambda number, _: sys.exit(128 + number))  # an exception, so that `write` cleans up
     try:
         if len(argv) > 1:
             raise UserError(f'{argv[1]}: is no flag; every argument is a --flag=value')

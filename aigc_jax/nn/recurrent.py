@@ -17,13 +17,13 @@ CHOICES = {'cell': ('lstm', 'gru', 'linear')}
 class Cell(NamedTuple):
     """A recurrent network of d units with `gates` · d projected inputs x and `arrays` of state, h first.
 
-    step(x, h W, state) -> the state after, and what back wants of it;
-    back(that, the gradient of the state after) -> the gradients of x, h W and state. By hand, since jax.vjp would
-    keep twice as many arrays, or compute the gates once more.
+    step(x, h W, state) -> the state after, and kept: h before, and what else back wants;
+    back(kept, the gradient of the state after) -> the gradients of x and h W, once where they are one, and that of
+    state. By hand, since jax.vjp would keep twice as many arrays, or compute the gates once more.
     """
 
     step: Callable[[Array, Array, Tree], tuple[Tree, Tree]]
-    back: Callable[[Tree, Tree], tuple[Array, Array, Tree]]
+    back: Callable[[Tree, Tree], tuple[tuple[Array, ...], Tree]]
     gates: int
     arrays: int
 
@@ -33,16 +33,15 @@ def _lstm(x: Array, pre: Array, state: Tree) -> tuple[Tree, Tree]:
     i, f, g, o = jnp.split(x + pre, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     c = f * state[1] + i * g
-    seen = jnp.tanh(c)
-    return (o * seen, c), (i, f, g, o, state[1], seen)
+    tanh_c = jnp.tanh(c)
+    return (o * tanh_c, c), (*state, i, f, g, o, tanh_c)
 
 
-def _lstm_back(kept: Tree, gradient: Tree) -> tuple[Array, Array, Tree]:
-    i, f, g, o, before, seen = kept
-    d_h, d_c = gradient[0], gradient[1] + gradient[0] * o * (1 - seen**2)
-    parts = d_c * g * i * (1 - i), d_c * before * f * (1 - f), d_c * i * (1 - g**2), d_h * seen * o * (1 - o)
-    d_x = jnp.concatenate(parts, axis=-1)
-    return d_x, d_x, (jnp.zeros_like(d_h), d_c * f)
+def _lstm_back(kept: Tree, gradient: Tree) -> tuple[tuple[Array], Tree]:
+    _, c, i, f, g, o, tanh_c = kept
+    d_h, d_c = gradient[0], gradient[1] + gradient[0] * o * (1 - tanh_c**2)
+    gates = d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g**2), d_h * tanh_c * o * (1 - o)
+    return (jnp.concatenate(gates, axis=-1),), (jnp.zeros_like(d_h), d_c * f)
 
 
 def _gru(x: Array, pre: Array, state: Tree) -> tuple[Tree, Tree]:
@@ -50,14 +49,14 @@ def _gru(x: Array, pre: Array, state: Tree) -> tuple[Tree, Tree]:
     (xr, xz, xn), (hr, hz, hn) = (jnp.split(part, 3, axis=-1) for part in (x, pre))
     r, z = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
     n = jnp.tanh(xn + r * hn)
-    return ((1 - z) * n + z * state[0],), (r, z, n, hn, state[0])
+    return ((1 - z) * n + z * state[0],), (*state, r, z, n, hn)
 
 
-def _gru_back(kept: Tree, gradient: Tree) -> tuple[Array, Array, Tree]:
-    r, z, n, hn, before = kept
+def _gru_back(kept: Tree, gradient: Tree) -> tuple[tuple[Array, Array], Tree]:
+    h, r, z, n, hn = kept
     d_h, d_n = gradient[0], gradient[0] * (1 - z) * (1 - n**2)
-    gates = d_n * hn * r * (1 - r), d_h * (before - n) * z * (1 - z)
-    return jnp.concatenate([*gates, d_n], axis=-1), jnp.concatenate([*gates, d_n * r], axis=-1), (d_h * z,)
+    gates = d_n * hn * r * (1 - r), d_h * (h - n) * z * (1 - z)
+    return tuple(jnp.concatenate([*gates, d], axis=-1) for d in (d_n, d_n * r)), (d_h * z,)
 
 
 CELLS = {'lstm': Cell(_lstm, _lstm_back, 4, 2), 'gru': Cell(_gru, _gru_back, 3, 1)}
@@ -95,25 +94,25 @@ def _forward(cell, weights, xs, keep, state):
         x, k = inputs
         before = tuple(part * k for part in state)
         after, kept = cell.step(x, project(before[0]), before)
-        return after, (after[0], before[0], kept)
+        return after, (after[0], kept)
 
-    last, (hs, before, kept) = jax.lax.scan(step, state, (xs, keep))
-    return (hs, last), (weights, keep, before, kept)
+    last, (hs, kept) = jax.lax.scan(step, state, (xs, keep))
+    return (hs, last), (weights, keep, kept)
 
 
 def _backward(cell, residuals, gradients):
-    weights, keep, before, kept = residuals
+    weights, keep, kept = residuals
     d_hs, d_last = gradients
     project = _times(weights.T, len(keep))
 
     def step(d_state, inputs):
         d_h, k, kept = inputs
-        d_x, d_pre, d_before = cell.back(kept, (d_state[0] + d_h, *d_state[1:]))
-        d_before = (d_before[0] + project(d_pre), *d_before[1:])
-        return tuple(part * k for part in d_before), (d_x, d_pre)
+        d_inputs, d_before = cell.back(kept, (d_state[0] + d_h, *d_state[1:]))
+        d_before = (d_before[0] + project(d_inputs[-1]), *d_before[1:])
+        return tuple(part * k for part in d_before), d_inputs
 
-    d_state, (d_xs, d_pre) = jax.lax.scan(step, d_last, (d_hs, keep, kept), reverse=True)
-    return jnp.einsum('lnd,lng->dg', before, d_pre), d_xs, jnp.zeros_like(keep), d_state
+    d_state, d_inputs = jax.lax.scan(step, d_last, (d_hs, keep, kept), reverse=True)
+    return jnp.einsum('lnd,lng->dg', kept[0], d_inputs[-1]), d_inputs[0], jnp.zeros_like(keep), d_state
 
 
 unroll.defvjp(_forward, _backward)
