@@ -1,0 +1,11 @@
+"""Lines that tell the user, on stderr, what was chosen for them or what they should know of their data."""
+
+import sys
+
+import jax
+
+
+def note(message: str) -> None:
+    """Prints one line on stderr, in the first process alone: a choice that followed from the data, a warning."""
+    if jax.process_index() == 0:
+        print(f'note: {message}', file=sys.stderr, flush=True)
