@@ -41,7 +41,7 @@ class Experiment:
             if split == 'train' and self.dataset.kind == 'text':
                 raise UserError('eval.split, eval.final_split: of text, train is no list of windows; choose another')
         self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
-        self.preprocess = batching.make_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
+        self.preprocess = batching.make_eval_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
         self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.scaling, rows)
         self.task = tasks.make(config, self.dataset)

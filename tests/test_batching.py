@@ -1,15 +1,21 @@
 """The index stream, resident and streamed batches, and what happens to examples on the device."""
 
+import dataclasses
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from aigc_jax import config as config_lib
 from aigc_jax import data
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import batching
+from aigc_jax.evaluate import Evaluator
+from aigc_jax.experiment import Experiment
 
 
 @pytest.fixture(scope='module')
@@ -91,6 +97,38 @@ def test_dynamic_binarization_draws_anew_with_the_right_mean(digits):
     changed = (first != second).mean((1, 2, 3)).reshape(5, 2).mean(1)
     np.testing.assert_allclose(changed, [0, 0.375, 0.5, 0.375, 0], atol=0.02)  # 2 p (1 − p)
     assert (first[2] != first[3]).any()  # no two examples share their draws
+
+
+def test_held_out_images_are_binarized_alike_whatever_the_seed():
+    """Runs with different seeds, and the replicas of one, are evaluated on the same data, bit for bit."""
+    path = pathlib.Path(__file__).parent.parent / 'configs' / 'vae.py'
+
+    def make(**more):
+        fields = {'data.binarize': 'dynamic', 'task.likelihood': 'bernoulli', 'eval.batch_size': 50, **more}
+        return Experiment(config_lib.load(f'{path}:smoke', [(name, str(value)) for name, value in fields.items()]))
+
+    def seen(seed, **more):
+        """What `evaluate` gets for each replica, as bytes, and the originals of the pictures."""
+        experiment, found = make(seed=seed, **more), []
+        weights = np.random.default_rng(0).normal(size=experiment.dataset.shape)
+        project = lambda params, extra, batch, ctx: {'x': (batch['x'] * weights).sum((1, 2, 3))}
+        experiment.task = dataclasses.replace(experiment.task, evaluate=project)
+        evaluator, state = Evaluator(experiment), experiment.create_state()
+        for k, own in enumerate(experiment.seeds):
+            replica = experiment.replica(state, k)
+            x, _ = evaluator.reconstruct(replica, own, 'valid', 60)
+            found.append((evaluator.evaluate(replica, own, 'valid')['x'], x.tobytes()))
+        return found, x
+
+    (zero, x), (one, _), (replicas, _) = seen(0), seen(1), seen(5, num_seeds=2)
+    assert zero == one and replicas == 2 * zero
+    assert set(np.unique(x)) == {0.0, 1.0}
+    experiment = make()
+    grey = experiment.examples('valid', np.arange(60))['x'] / 16
+    assert 0.01 < (x != (grey > 0.5)).mean() < 0.3  # drawn, not cut at a half
+    contexts = [rng.context(seed, 'train', 0, jnp.arange(60)) for seed in (0, 1)]
+    first, second = (experiment.train_preprocess({'x': grey * 16}, ctx)['x'] for ctx in contexts)
+    assert (first != second).any()  # training keeps its draws
 
 
 def test_static_binarization_is_drawn_once(digits):

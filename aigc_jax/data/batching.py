@@ -162,8 +162,8 @@ def make_preprocess(
     """preprocess(batch, ctx) -> batch with x float32 as the model sees it, on the device.
 
     binarize: 'none'; 'threshold': x > ½; 'static': each pixel drawn once for the whole run and every seed,
-        a function of the pixel's own image (see `binarize_static`); 'dynamic': drawn anew whenever it is seen
-        (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5).
+        a function of the pixel's own image (see `binarize_static`); 'dynamic': drawn anew for each `ctx`, in training
+        whenever it is seen (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5).
     transform(batch, ctx) -> batch: of the intensities, before they are binarized.
     """
     if dataset.kind == 'text':
@@ -187,6 +187,13 @@ def make_preprocess(
         return {**batch, 'x': scaling.to_model(x)}
 
     return preprocess
+
+
+def make_eval_preprocess(dataset: Dataset, binarize: str, scaling: Scaling) -> Callable[[Batch, rng.Context], Batch]:
+    """As `make_preprocess`, of examples that are looked at: each is drawn once, by its place in its split (ctx.index)
+    alone. All runs are evaluated on the same data, whatever their seed, and so are the replicas of one."""
+    preprocess = make_preprocess(dataset, binarize, scaling)
+    return lambda batch, ctx: preprocess(batch, rng.context(0, 'eval', 0, ctx.index))
 
 
 def make_train_preprocess(dataset: Dataset, cfg, scaling: Scaling, rows: int):
