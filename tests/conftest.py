@@ -159,8 +159,14 @@ def assert_same_bits():
 
 @pytest.fixture
 def warnings_fail():
+    """Each warning of the test itself is an error. What is said of files and threads that earlier tests left is not:
+    the garbage collector comes upon those at any moment, and the load decides which tests share a process.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter('error')
+        of_others = pytest.PytestUnraisableExceptionWarning, pytest.PytestUnhandledThreadExceptionWarning
+        for category in (ResourceWarning, *of_others):
+            warnings.simplefilter('ignore', category)
         yield
 
 

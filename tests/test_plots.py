@@ -1,8 +1,10 @@
 """plots.py: the pixels where they are exact, the figure's contents where they are not."""
 
+import gc
 import math
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,6 +182,21 @@ def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(RunError, match='grid.png: No space left'):
         plots.image_grid(np.zeros((1, 8, 8, 1)), path)
     assert path.read_bytes() == b'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_other_tests_left_behind_does_not_fail_one_whose_warnings_do():
+    """The garbage collector may find, in the middle of a test, an open file or an object whose deletion fails."""
+
+    class Stubborn:
+        def __del__(self):
+            raise OSError('closed already')
+
+    left = [open(__file__), Stubborn()]
+    left.append(left)
+    del left
+    gc.collect()
+    with pytest.raises(UserWarning, match='of the test itself'):
+        warnings.warn('of the test itself', stacklevel=1)
 
 
 def test_import_brings_neither_matplotlib_nor_tensorboard():
