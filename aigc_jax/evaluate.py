@@ -195,8 +195,7 @@ class Evaluator:
     def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""
         classes = self._experiment.task.num_classes
-        if classes and labels is None:
-            labels = np.arange(n, dtype=np.int32) % classes
+        labels = labels_in_turn(n, classes) if labels is None else labels
 
         def one(index):
             return self._sample(state, np.int32(seed), index, None if not classes else jnp.asarray(labels)[index])
@@ -310,10 +309,15 @@ def table(results: Results) -> str:
     return '\n'.join(lines)
 
 
+def labels_in_turn(n: int, num_classes: int) -> np.ndarray | None:
+    """(n,) int32, the classes one after the other, over and over; None where there are none."""
+    return np.arange(n, dtype=np.int32) % num_classes if num_classes else None
+
+
 def parse_labels(text: str, n: int, num_classes: int) -> np.ndarray | None:
-    """--labels=3 or --labels=0,1,2 (repeated as often as needed) -> (n,) int32. Raises UserError."""
+    """--labels=3 or --labels=0,1,2 (repeated as often as needed) -> (n,) int32; '': `labels_in_turn`. UserError."""
     if not text:
-        return None
+        return labels_in_turn(n, num_classes)
     if not num_classes:
         raise UserError('--labels: this model is unconditional (model.conditional is False)')
     try:

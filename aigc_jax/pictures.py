@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from aigc_jax import evaluate
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
 from aigc_jax.evals import latents
@@ -33,11 +34,29 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
         texts = [dataset.tokenizer.decode(until_end(tokens, dataset.tokenizer.end)) for tokens in samples]
         atomic_write(path.with_suffix('.txt'), join_texts(texts))
     elif dataset.kind == 'image':
-        plots.image_grid(samples, path.with_suffix('.png'))
+        _grid(path.with_suffix('.png'), experiment, samples, labels)
     elif dataset.shape == (2,):
         split = experiment.config.eval.split
         real = experiment.examples(split, np.arange(min(_POINTS_SHOWN, len(dataset.splits[split]))))
         plots.points(path.with_suffix('.png'), real['x'], samples, density=dataset.density)
+
+
+def _grid(path: pathlib.Path, experiment: Experiment, images: np.ndarray, labels: np.ndarray | None) -> None:
+    """Images (n, H, W, C) as they come, or by class where they have labels (n,)."""
+    from aigc_jax import plots
+
+    if labels is None:
+        return plots.image_grid(images, path)
+    order = np.argsort(labels, kind='stable')
+    plots.image_classes(images[order], _classes(experiment, labels[order]), path)
+
+
+def _classes(experiment: Experiment, labels: np.ndarray) -> list[str]:
+    """What each label (n,) is called: the class's name where the data have one, else its number; of stacked images the
+    digit of each channel."""
+    dataset = experiment.dataset
+    digits = dataset.shape[2] if dataset.stacked else 1
+    return [dataset.class_names[label] if dataset.class_names else f'{label:0{digits}}' for label in labels]
 
 
 def join_texts(texts: list[str]) -> str:
@@ -55,18 +74,24 @@ def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, s
         return
     from aigc_jax import plots
 
-    rows = min(_WALKS, len(z) // 2)
+    pairs = min(_WALKS, len(z) // 2)
     how = config.eval.get('interpolation', 'spherical')
     walks = {
         'traversals': latents.traversals(z, _WALKS, _WALK_STEPS),
-        'interpolations': latents.interpolations(z[: 2 * rows : 2], z[1 : 2 * rows : 2], _WALK_STEPS, how),
+        'interpolations': latents.interpolations(z[: 2 * pairs : 2], z[1 : 2 * pairs : 2], _WALK_STEPS, how),
     }
-    starts = {'traversals': np.zeros(len(walks['traversals']), np.int64), 'interpolations': 2 * np.arange(rows)}
-    labels = experiment.examples(config.eval.split, np.arange(2 * rows)).get('label')
+    starts = {'traversals': np.zeros(len(walks['traversals']), np.int64), 'interpolations': 2 * np.arange(pairs)}
+    labels = experiment.examples(config.eval.split, np.arange(2 * pairs)).get('label')
     for name, codes in walks.items():
         conditions = None if labels is None else labels[starts[name]].repeat(_WALK_STEPS)
         images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), conditions)
-        plots.image_grid(images, folder / f'{name}.png', _WALK_STEPS)
+        path = folder / f'{name}.png'
+        if experiment.task.num_classes:
+            images = images.reshape(*codes.shape[:2], *images.shape[1:])
+            rows = zip(_classes(experiment, labels[starts[name]]), images, strict=True)
+            plots.image_rows(list(rows), path)
+        else:
+            plots.image_grid(images, path, _WALK_STEPS)
 
 
 def draw(
@@ -82,7 +107,7 @@ def draw(
     config, dataset = experiment.config, experiment.dataset
     n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
     samples = evaluator.sample(state, seed, n)
-    labels = np.arange(n) % experiment.task.num_classes if experiment.task.num_classes else None
+    labels = evaluate.labels_in_turn(n, experiment.task.num_classes)
     save_samples(folder / 'samples' / name, experiment, samples, labels)
     if rows is None:
         return
@@ -107,10 +132,22 @@ def draw(
         plots.rate_distortion(sorted(curve), own, folder / 'plots' / 'rate_distortion.png')
     pair = evaluator.reconstruct(state, seed, config.eval.split, n)
     if dataset.kind == 'image':
-        plots.image_grid(samples, folder / 'plots' / 'samples.png')
-        plots.image_rows(_over_time(folder / 'samples', name), folder / 'plots' / 'progress.png')
+        _grid(folder / 'plots' / 'samples.png', experiment, samples, labels)
+        shown = _over_time(folder / 'samples', name)
+        path = folder / 'plots' / 'progress.png'
+        if labels is None:
+            plots.image_rows(shown, path)
+        else:
+            columns = _by_class(labels[: len(shown[0][1])], experiment.task.num_classes)
+            shown = [(step, x[columns]) for step, x in shown]
+            plots.image_rows(shown, path, len(shown), [_classes(experiment, labels[columns])])
         if pair:
-            plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png')
+            classes = None
+            if labels is not None:
+                real = experiment.examples(config.eval.split, np.arange(len(pair[0])))['label']
+                order = np.argsort(real, kind='stable')
+                pair, classes = [x[order] for x in pair], _classes(experiment, real[order])
+            plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png', classes)
         _walks(folder / 'plots', experiment, evaluator, state, seed)
         use = evaluator.code_use(state, seed, config.eval.split)
         if use is not None:
@@ -134,9 +171,13 @@ def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, met
 
     if experiment.dataset.kind != 'image' or (experiment.config.data.stream and not wanted(experiment)):
         return
-    samples = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN]
+    samples, classes = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
+    labels = evaluate.labels_in_turn(len(samples), experiment.task.num_classes)
+    if labels is not None:
+        order = np.argsort(labels, kind='stable')
+        samples, classes = samples[order], _classes(experiment, labels[order])
     path = folder / 'plots' / 'neighbours.png'
-    plots.image_pairs(samples, metrics.neighbours(samples), path, ('sample', 'nearest trained'))
+    plots.image_pairs(samples, metrics.neighbours(samples), path, ('sample', 'nearest trained'), classes)
 
 
 def _over_time(folder: pathlib.Path, name: str) -> list[tuple[str, np.ndarray]]:
@@ -147,6 +188,12 @@ def _over_time(folder: pathlib.Path, name: str) -> list[tuple[str, np.ndarray]]:
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _ROWS_SHOWN)).round().astype(int))
     files = [(int(steps[i]), folder / f'{steps[i]}{seed}{number}.npz') for i in chosen]
     return [(f'step {step:,}', _samples(path)[:_COLUMNS_SHOWN]) for step, path in files]
+
+
+def _by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """The places of labels (n,) that run through the classes in turn, by class; as many of each where there is room."""
+    n = len(labels)
+    return np.argsort(labels[: n - n % num_classes if n > num_classes else n], kind='stable')
 
 
 def _samples(path: pathlib.Path) -> np.ndarray:

@@ -36,10 +36,34 @@ def image_grid(x, path, columns: int = 0) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def image_pairs(upper, lower, path, labels: tuple[str, str]) -> None:
+def image_classes(x, classes: list[str], path) -> None:
+    """Images (N, H, W, C) in order of their classes, each named: a line or more of each class where the picture becomes
+    at most twice as tall as wide by that, else a square whose images have their classes above them.
+
+    classes: N names, equal ones side by side. Values and errors as in `image_grid`.
+    """
+    columns, names = math.ceil(math.sqrt(len(x))), list(dict.fromkeys(classes))
+    if len(names) ** 2 > 2 * len(x):
+        rows, heads = _lines(x, classes, columns)
+        return image_rows(rows, path, heads=heads)
+    rows = []
+    for name in names:
+        own = np.flatnonzero(np.asarray(classes) == name)
+        lines = [own[start : start + columns] for start in range(0, len(own), columns)]
+        rows += [('' if i else name, np.asarray(x)[line]) for i, line in enumerate(lines)]
+    image_rows(rows, path)
+
+
+def _lines(x, heads: list[str], columns: int) -> tuple[list, list[list[str]]]:
+    """Rows without labels, and the texts above them, for `image_rows`."""
+    starts = range(0, len(x), columns)
+    return [('', x[start : start + columns]) for start in starts], [heads[start : start + columns] for start in starts]
+
+
+def image_pairs(upper, lower, path, labels: tuple[str, str], classes: list[str] | None = None) -> None:
     """Rows of `upper` (N, H, W, C), each with its row of `lower` (the same shape) below, labelled.
 
-    Values and errors as in `image_grid`.
+    classes: N names, to stand above the pairs. Values and errors as in `image_grid`.
     """
     if np.shape(upper) != np.shape(lower):
         raise ValueError(f'shapes differ: {np.shape(upper)} and {np.shape(lower)}')
@@ -48,32 +72,49 @@ def image_pairs(upper, lower, path, labels: tuple[str, str]) -> None:
     rows = []
     for start in range(0, len(upper), columns):
         rows += [(label, x[start : start + columns]) for label, x in zip(labels, (upper, lower), strict=True)]
-    image_rows(rows, path, together=2)
+    image_rows(rows, path, together=2, heads=classes and _lines(upper, classes, columns)[1])
 
 
-def reconstructions(original, reconstruction, path) -> None:
-    """Rows of `original` (N, H, W, C), each with its row of `reconstruction` below."""
-    image_pairs(original, reconstruction, path, ('original', 'reconstruction'))
+def reconstructions(original, reconstruction, path, classes: list[str] | None = None) -> None:
+    """Rows of `original` (N, H, W, C), each with its row of `reconstruction` below; classes as in `image_pairs`."""
+    image_pairs(original, reconstruction, path, ('original', 'reconstruction'), classes)
 
 
-def image_rows(rows, path, together: int = 1) -> None:
-    """Rows of images, [(label, (N, H, W, C)), …], N up to that of the first; each `together` rows are set apart.
+def image_rows(rows, path, together: int = 1, heads: list[list[str]] | None = None) -> None:
+    """Rows of images, [(label, (N, H, W, C)), …], N at most as in the longest; each `together` rows are set apart.
 
-    Values and errors as in `image_grid`.
+    heads: of each set of rows, the texts above its columns. Values and errors as in `image_grid`.
     """
-    columns = len(rows[0][1])
+    columns = max(len(x) for _, x in rows)
     strips = [_grid(_tiles(x), columns) for _, x in rows]
     tall, wide = strips[0].shape[:2]
-    between, margin = (12 if together > 1 else 0), 130  # pixels between sets of rows, and left of them for the labels
-    height = len(strips) * tall + (-(-len(strips) // together) + 1) * between
-    figure = new_figure((margin + wide + 12) / _DPI, height / _DPI)
+    between = 18 if heads else 12 if together > 1 else 0  # pixels between sets of rows
+    margin = 130 if any(label for label, _ in rows) else 12  # pixels left of them, for the labels
+    width, height = margin + wide + 12, len(strips) * tall + (-(-len(strips) // together) + 1) * between
+    figure = new_figure(width / _DPI, height / _DPI)
     for index, (strip, (label, _)) in enumerate(zip(strips, rows, strict=True)):
         top = between + index * tall + index // together * between
         # figimage copies pixel for pixel; imshow would resample.
         figure.figimage(strip, margin, height - top - tall, origin='upper')
-        x, y = (margin - 8) / (margin + wide + 12), 1 - (top + tall / 2) / height
-        figure.text(x, y, label, ha='right', va='center', fontsize=9)
+        if label:
+            x, y = (margin - 8) / width, 1 - (top + tall / 2) / height
+            _write(figure, x, y, label, margin - 8, 9, ha='right', va='center')
+        if heads and index % together == 0:
+            each = (wide - _GAP) / columns
+            for column, head in enumerate(heads[index // together]):
+                x, y = (margin + _GAP / 2 + (column + 0.5) * each) / width, 1 - (top - 1) / height
+                _write(figure, x, y, head, each, 7, ha='center', va='bottom')
     save_figure(figure, path)
+
+
+def _write(figure, x: float, y: float, text: str, room: float, size: int, **how) -> None:
+    """A text in a place `room` pixels wide: smaller than `size` points where it is long, and cut where that is too."""
+    written = figure.text(x, y, text, fontsize=size, parse_math=False, **how)
+    if written.get_window_extent().width > room:
+        written.set_fontsize(5)
+    while len(text) > 1 and written.get_window_extent().width > room:
+        text = text[:-1]
+        written.set_text(text + '…')
 
 
 def curves(rows: list[dict], path) -> None:

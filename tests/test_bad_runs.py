@@ -156,6 +156,9 @@ def test_labels(runner, tmp_path):
     code, out, err = runner(f'--workdir={tmp_path}', '--mode=sample', '--labels=3,1', '--num_samples=3')
     assert code == 0, err
     assert list(np.load(out.strip())['labels']) == [3, 1, 3]
+    code, out, err = runner(f'--workdir={tmp_path}', '--mode=sample', '--num_samples=12')
+    assert code == 0, err
+    assert list(np.load(out.strip())['labels']) == [*range(10), 0, 1]  # all in turn
 
 
 # Sane up to step 45, then absurd.

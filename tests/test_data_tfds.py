@@ -161,11 +161,12 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
 
     features = {
         'image': tensorflow_datasets.features.Image(shape=(6, 5, 1)),
-        'label': tensorflow_datasets.features.ClassLabel(num_classes=7),
+        'label': tensorflow_datasets.features.ClassLabel(names=list('abcdefg')),
     }
     build_tfds(tmp_path, {'train': examples(IMAGES), 'test': examples(IMAGES[:3])}, features)
     dataset = load('tfds:made', tmp_path)
     assert sizes(dataset) == [26, 4, 3] and dataset.levels == 255 and dataset.num_classes == 7
+    assert dataset.class_names == tuple('abcdefg')
     np.testing.assert_array_equal(arrays(dataset, 'valid')['x'][..., 0], IMAGES[26:])
     np.testing.assert_array_equal(arrays(dataset, 'valid')['label'], LABELS[26:])
     user_error('tfds:made', 'data.valid_examples=30', '0..29', folder=tmp_path, valid_examples=30)

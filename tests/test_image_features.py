@@ -290,22 +290,33 @@ def test_what_the_data_do_not_allow_is_refused(tmp_path):
 
 
 def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
-    rows, pairs = [], []
+    rows, pairs = {}, []
     draw_rows = plots.image_rows
-    monkeypatch.setattr(plots, 'image_rows', lambda *a, **k: (rows.append(a[0]), draw_rows(*a, **k)))
+
+    def image_rows(drawn, path, *more, **fields):
+        rows[path.name] = drawn
+        draw_rows(drawn, path, *more, **fields)
+
+    monkeypatch.setattr(plots, 'image_rows', image_rows)
     monkeypatch.setattr(plots, 'image_pairs', lambda *a, **k: pairs.append(a))
     assert (run / 'plots' / 'neighbours.png').stat().st_size > 500
     experiment, state = open_run(run)
     evaluator = Evaluator(experiment)
     pictures.draw(run, '00000040', experiment, evaluator, state, 0, [])
-    assert [label for label, _ in rows[0]] == ['step 20', 'step 40']
-    for (_, shown), step in zip(rows[0], (20, 40), strict=True):
-        np.testing.assert_array_equal(shown, np.load(run / 'samples' / f'{step:08d}.npz')['samples'][:12])
-    assert [text.get_text() for text in figure[-1].texts] == ['step 20', 'step 40']
+    assert [label for label, _ in rows['progress.png']] == ['step 20', 'step 40']
+    for (_, shown), step in zip(rows['progress.png'], (20, 40), strict=True):
+        # As many of each class as there is room for: of 12, the first 10, which have the classes 0 to 9.
+        np.testing.assert_array_equal(shown, np.load(run / 'samples' / f'{step:08d}.npz')['samples'][:10])
+    assert [text.get_text() for text in figure[-1].texts] == ['step 20', *map(str, range(10)), 'step 40']
     measured = image_metrics.ImageMetrics(experiment, evaluator, run)
     pictures.draw_neighbours(run, '00000040', experiment, measured)
-    samples, training, path, _ = pairs[-1]
+    samples, training, path, _, classes = pairs[-1]
     assert path == run / 'plots' / 'neighbours.png'
+    drawn = np.load(run / 'samples' / '00000040.npz')
+    assert list(drawn['labels']) == [i % 10 for i in range(16)]  # a sample's place is its own, whatever is drawn
+    order = sorted(range(16), key=lambda i: i % 10)
+    assert classes == [str(i % 10) for i in order]
+    np.testing.assert_array_equal(samples, drawn['samples'][order])
     train = experiment.examples('train', np.arange(1437))['x'] / 16
     ours, theirs = (measured.extractor.extract(x.astype(np.float32))[0] for x in (samples, train))
     nearest = np.linalg.norm(ours[:, None] - theirs, axis=-1).argmin(axis=1)

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -70,6 +71,51 @@ def test_reconstructions_lie_below_their_originals(tmp_path, figure):
         np.testing.assert_array_equal(tile(row + 1, column), np.rint(255 * y[index, ..., 0]))
     with pytest.raises(ValueError, match='differ'):
         plots.reconstructions(x, y[:5], tmp_path / 'r.png')
+
+
+def tile_of(picture, left, top):
+    """One of 8 x 8 pixels, each enlarged by 6."""
+    return picture[top + 2 : top + 50 : 6, left + 2 : left + 50 : 6, 0]
+
+
+def test_classes_are_rows_with_their_names(tmp_path, figure):
+    x = np.random.default_rng(0).random((14, 8, 8, 1))
+    plots.image_classes(x, ['cat'] * 6 + ['$5 or $6'] * 8, tmp_path / 'c.png')
+    assert [text.get_text() for text in figure[0].texts] == ['cat', '$5 or $6']
+    picture = read(tmp_path / 'c.png')
+    places = [(0, i) for i in range(4)] + [(1, i) for i in range(2)] + [(2 + i // 4, i % 4) for i in range(8)]
+    for image, (row, column) in zip(x, places, strict=True):
+        shown = tile_of(picture, 130 + 50 * column, 52 * row)
+        np.testing.assert_array_equal(shown, np.rint(255 * image[..., 0]))
+    heights = [text.get_position()[1] * picture.shape[0] for text in figure[0].texts]
+    np.testing.assert_allclose(heights, [4 * 52 - 26, 2 * 52 - 26])  # beside the first line of each
+
+
+def test_many_classes_stand_above_their_images(tmp_path, figure):
+    x, names = np.random.default_rng(0).random((9, 8, 8, 1)), [f'{i:03}' for i in range(7)] + ['a' * 10, 'b' * 30]
+    plots.image_classes(x, names, tmp_path / 'c.png')
+    assert [text.get_text() for text in figure[0].texts[:8]] == names[:8]
+    assert re.fullmatch('b{7,10}…', figure[0].texts[8].get_text())
+    picture = read(tmp_path / 'c.png')
+    for index, (image, text) in enumerate(zip(x, figure[0].texts, strict=True)):
+        left, top = 12 + 50 * (index % 3), 18 + 70 * (index // 3)
+        np.testing.assert_array_equal(tile_of(picture, left, top), np.rint(255 * image[..., 0]))
+        box = text.get_window_extent()  # from below
+        assert left <= box.x0 and box.x1 <= left + 52, text
+        assert 0 <= picture.shape[0] - box.y0 - (top - 18) <= 19
+
+
+def test_classes_stand_above_pairs_and_columns(tmp_path, figure):
+    x = np.random.default_rng(0).random((20, 8, 8, 1))
+    names = [str(i) for i in range(20)]
+    plots.reconstructions(x, x, tmp_path / 'r.png', names)
+    shown = [text.get_text() for text in figure[0].texts]
+    assert shown == ['original', *names[:16], 'reconstruction', 'original', *names[16:], 'reconstruction']
+    np.testing.assert_array_equal(
+        tile_of(read(tmp_path / 'r.png'), 130 + 50 * 3, 2 * 18 + 2 * 52), np.rint(255 * x[19, ..., 0])
+    )
+    plots.image_rows([('a', x[:3]), ('b', x[3:6])], tmp_path / 'p.png', 2, [names[:3]])
+    assert [text.get_text() for text in figure[1].texts] == ['a', '0', '1', '2', 'b']
 
 
 def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):

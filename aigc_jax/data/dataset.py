@@ -76,6 +76,7 @@ class Dataset:
       shape: of one example, (H, W, C), (D,) or (tokens of a training window,).
       levels: integer examples lie in 0..levels (digits 16, images 255, binary 1); 0: real numbers.
       num_classes: labels lie in 0..num_classes-1; 0: no labels.
+      class_names: of each class, where the source tells them; else empty.
       density: the true density, where it is known.
       licence: as its source states it.
       fingerprint: sha256 (hex) over what the splits hold.
@@ -95,6 +96,7 @@ class Dataset:
     tokenizer: Tokenizer | None = None
     contiguous: bool = False
     stacked: bool = False
+    class_names: tuple[str, ...] = ()
 
 
 def from_arrays(

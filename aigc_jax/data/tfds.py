@@ -84,6 +84,7 @@ def tfds(cfg, where: str) -> Dataset:
         density=None,
         licence=licence,
         fingerprint=_fingerprint(info, streams),
+        class_names=tuple(info.features['label'].names) if classes else (),
     )
 
 
