@@ -67,7 +67,7 @@ def join_texts(texts: list[str]) -> str:
 def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int) -> None:
     """traversals.png: the first held-out example, a row for each of the dimensions of its code that vary most, over ± 3
     standard deviations; interpolations.png: a row from each of some held-out examples to the next, with the label of
-    the first."""
+    the first. Rows of a conditional model are in order of the classes, and name them."""
     config = experiment.config
     z = evaluator.encode(state, seed, config.eval.split, config.eval.batch_size)
     if z is None or len(z) < 2:
@@ -83,15 +83,18 @@ def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, s
     starts = {'traversals': np.zeros(len(walks['traversals']), np.int64), 'interpolations': 2 * np.arange(pairs)}
     labels = experiment.examples(config.eval.split, np.arange(2 * pairs)).get('label')
     for name, codes in walks.items():
-        conditions = None if labels is None else labels[starts[name]].repeat(_WALK_STEPS)
-        images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), conditions)
         path = folder / f'{name}.png'
-        if experiment.task.num_classes:
-            images = images.reshape(*codes.shape[:2], *images.shape[1:])
-            rows = zip(_classes(experiment, labels[starts[name]]), images, strict=True)
-            plots.image_rows(list(rows), path)
-        else:
+        if not experiment.task.num_classes:
+            images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), None)
             plots.image_grid(images, path, _WALK_STEPS)
+            continue
+        own = labels[starts[name]]
+        order = np.argsort(own, kind='stable')
+        codes, own = codes[order], own[order]
+        images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), own.repeat(_WALK_STEPS))
+        images = images.reshape(*codes.shape[:2], *images.shape[1:])
+        classes = [f'class {one}' for one in _classes(experiment, own)]
+        plots.image_rows(list(zip(classes, images, strict=True)), path)
 
 
 def draw(

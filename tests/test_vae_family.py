@@ -11,7 +11,7 @@ import vaes
 from vaes import CONFIG, LINEAR, context, disturbed, make, ppca, start
 
 from aigc_jax import config as config_lib
-from aigc_jax import loop
+from aigc_jax import loop, plots
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.evaluate import Evaluator
@@ -158,12 +158,23 @@ def test_tc_weight_adds_the_total_correlation():
 # Runs
 
 
-def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path):
+def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path, monkeypatch):
+    drawn, image_rows = {}, plots.image_rows
+
+    def record(rows, path, together=1, heads=None):
+        drawn[path.name] = [label for label, _ in rows], heads
+        image_rows(rows, path, together, heads)
+
+    monkeypatch.setattr(plots, 'image_rows', record)
     fields = [('model.conditional', 'True'), ('eval.ais_temperatures', '3'), ('eval.ais_examples', '5')]
     config = config_lib.load(f'{CONFIG}:flow_prior,smoke', fields)
     loop.train(config, tmp_path, {})
     for name in ('traversals', 'interpolations'):
         assert (tmp_path / 'plots' / f'{name}.png').stat().st_size > 500
+    labels = open_run(tmp_path)[0].examples('valid', np.arange(20))['label']
+    assert drawn['traversals.png'] == ([f'class {labels[0]}'] * 2, None)
+    assert drawn['interpolations.png'] == ([f'class {label}' for label in sorted(labels[::2])], None)
+    assert drawn['reconstructions.png'] == (['original', 'reconstruction'], [[str(c) for c in sorted(labels[:16])]])
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['model/ais_nll']['n'] == 5 and 0 <= written['model/active_units']['value'] <= 2
     assert 0 < written['model/mutual_information']['value'] <= math.log(180)
