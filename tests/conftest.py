@@ -28,6 +28,21 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
+SIGNALLED = """
+import os, sys
+from absl import app
+from aigc_jax import loop, main
+
+called = loop._Loop.called
+
+def signalled(self, *arguments):
+    called(self, *arguments)
+    if self.step == %d:
+        os.kill(os.getpid(), %d)
+
+loop._Loop.called = signalled
+app.run(main.main, flags_parser=main.parse)
+"""
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 300  # that any process of a test may take
 
@@ -50,9 +65,13 @@ class CommandLine:
         assert returns is None or done.returncode == returns, f'exit code {done.returncode}\n{done.stderr}'
         return done
 
-    def start(self, config, workdir, *flags, env=None, **overrides) -> subprocess.Popen:
-        """The same, left running. `overrides`: optim__model__name='sgd' is --config.optim.model.name=sgd."""
-        arguments = ['-m', 'aigc_jax.main', f'--workdir={workdir}', *flags]
+    def start(self, config, workdir, *flags, env=None, signalled=None, **overrides) -> subprocess.Popen:
+        """The same, left running. `overrides`: optim__model__name='sgd' is --config.optim.model.name=sgd.
+
+        signalled: (step, number), for the signal of that number as soon as the call up to that step has returned.
+        """
+        program = ['-m', 'aigc_jax.main'] if signalled is None else ['-c', SIGNALLED % signalled]
+        arguments = [*program, f'--workdir={workdir}', *flags]
         if config:
             name, colon, variants = config.partition(':')
             path = name if name.endswith('.py') else f'configs/{name}.py'

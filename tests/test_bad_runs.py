@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -249,11 +248,11 @@ def test_as_processes(command_line, tmp_path):
 
 
 def test_help(command_line):
-    """Answers at once, for it imports no jax."""
+    """Answers at once, for it imports little, and no jax."""
     code = 'import runpy, sys; sys.argv = ["main", "--help"]\n'
     code += 'try: runpy.run_module("aigc_jax.main", run_name="__main__")\n'
     code += 'finally: print(*sys.modules, file=sys.stderr)'
-    done = command_line.python('-c', code, seconds=60)
+    done = command_line.python('-c', code)
     assert done.returncode == 0
     for flag in (
         '--config:',
@@ -265,13 +264,10 @@ def test_help(command_line):
         'num_samples',
     ):
         assert flag in done.stdout
-    assert not {'jax', 'numpy', 'flax', 'orbax', 'optax'} & set(done.stderr.split())
-    seconds = []
-    for _ in range(3):  # the machine may be busy: the fastest of three
-        began = time.perf_counter()
-        assert command_line.python('-m', 'aigc_jax.main', '--help').returncode == 0
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 2
+    modules = set(done.stderr.split())
+    assert not {'jax', 'numpy', 'flax', 'orbax', 'optax'} & modules
+    assert len(modules) < 300  # 200 as it is, 700 with jax
+    assert command_line.python('-m', 'aigc_jax.main', '--help').returncode == 0
 
 
 LATE = {'tensorflow_datasets', 'tensorflow', 'matplotlib', 'sklearn', 'tensorboardX', 'grain', 'scipy.stats'}

@@ -75,7 +75,7 @@ def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
     right = [HUMANEVAL['canonical_solution']] * 2 + [MBPP['code'], SANITIZED['code']]
     wrong = ['    return x * x\n', '    import sys; sys.exit(0)\n', 'def neg(x): return x', 'exit()']
     with Sandbox(1) as sandbox:
-        run = lambda texts: sandbox.run([p.program(text) for p, text in zip(read, texts, strict=True)])
+        run = lambda texts: sandbox.run([p.program(text) for p, text in zip(read, texts, strict=True)], 60)
         assert all(result.passed for result in run(right))
         assert not any(result.passed for result in run(wrong))
     assert read[0].cut('    return 2 * x\n\ndef other(): pass\n') == '    return 2 * x\n'
@@ -120,7 +120,7 @@ def test_humanevals_own_solutions_pass():
     with Sandbox() as sandbox:
         own = [p.program(p.cut(row['canonical_solution'])) for p, row in zip(read, rows, strict=True)]
         assert [p.name for p, r in zip(read, sandbox.run(own, seconds=60), strict=True) if not r.passed] == []
-        assert not any(result.passed for result in sandbox.run([p.program('    pass\n') for p in read]))
+        assert not any(result.passed for result in sandbox.run([p.program('    pass\n') for p in read], 60))
 
 
 @pytest.fixture(scope='module')

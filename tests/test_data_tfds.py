@@ -39,7 +39,7 @@ ENV = os.environ | {'PYTHONPATH': ROOT}
 
 def prepare(*args):
     command = [sys.executable, SCRIPT, *args]
-    return subprocess.run(command, text=True, capture_output=True, env=ENV, timeout=60)
+    return subprocess.run(command, text=True, capture_output=True, env=ENV, timeout=300)
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def test_prepare_interrupted_leaves_nothing(tmp_path, number, code):
         if b'Generating' in line:
             run.send_signal(number)
             break
-    stdout, _ = run.communicate(timeout=60)
+    stdout, _ = run.communicate(timeout=300)
     assert (run.returncode, stdout, os.listdir(tmp_path / 'sets')) == (code, b'', [])
 
 

@@ -83,7 +83,7 @@ def test_a_problem_is_solved_by_its_program_and_by_no_shorter_way():
     ]  # what is shown, learned by heart
     with Sandbox() as sandbox:
         solved = lambda texts: [
-            r.passed for r in sandbox.run([e.test(text) for e, text in zip(examples, texts, strict=True)])
+            r.passed for r in sandbox.run([e.test(text) for e, text in zip(examples, texts, strict=True)], 60)
         ]
         assert all(solved([e.program.text for e in examples]))
         assert not any(solved(by_table)) and not any(solved(['x'] * 60)) and not any(solved(['exit()'] * 60))

@@ -12,6 +12,8 @@ import pytest
 
 from aigc_jax.evals.sandbox import Sandbox
 
+SECONDS = 300  # for what ends by itself
+
 # {}: a folder that belongs to somebody. Of two statuses either may come first.
 HOSTILE = {
     'loop': ('while True: pass', 'timeout'),
@@ -79,14 +81,16 @@ def theirs(tmp_path_factory):
 
 
 def test_hostile_programs_end_in_time_and_change_nothing(sandbox, theirs):
-    began = time.monotonic()
-    found = sandbox.run([program.replace('{}', str(theirs)) for program, _ in HOSTILE.values()], seconds=1)
-    ended = {name: (result.status, status) for (name, (_, status)), result in zip(HOSTILE.items(), found, strict=True)}
+    ended = {}
+    for seconds in (1, SECONDS):  # those that never end by themselves, and the others, however slow the machine is
+        some = {name: how for name, how in HOSTILE.items() if ('timeout' in how[1]) == (seconds == 1)}
+        found = sandbox.run([program.replace('{}', str(theirs)) for program, _ in some.values()], seconds)
+        ended |= {name: (result.status, how[1]) for (name, how), result in zip(some.items(), found, strict=True)}
+    assert len(ended) == len(HOSTILE)
     assert not {name: both for name, both in ended.items() if both[0] not in both[1].split()}
-    assert time.monotonic() - began < 60
     assert [path.name for path in theirs.iterdir()] == ['kept'] and (theirs / 'kept').read_text() == 'kept'
     assert not (pathlib.Path.home() / 'aigc_jax_was_here').exists()
-    assert sandbox.run(['x = 1', 'raise KeyError("k")']) == [('passed', ''), ('failed', "KeyError: 'k'")]
+    assert sandbox.run(['x = 1', 'raise KeyError("k")'], SECONDS) == [('passed', ''), ('failed', "KeyError: 'k'")]
 
 
 # What the kernel itself does, where there is no audit hook: most of these would work, or do harm, without it.
@@ -144,12 +148,12 @@ def test_a_program_finds_an_empty_place_and_the_library(sandbox):
         'assert Point(1) == Point(1)\nprint("a little")\n'
     )
     hashes = 'raise KeyError(hash("x"))'
-    found = sandbox.run([program, hashes, hashes])
+    found = sandbox.run([program, hashes, hashes], SECONDS)
     assert found[0] == ('passed', '') and found[1] == found[2]
 
 
 def test_results_keep_their_order(sandbox):
-    found = sandbox.run([f'import time\ntime.sleep({0.05 * (i % 3)})\nassert {i} % 2' for i in range(12)])
+    found = sandbox.run([f'import time\ntime.sleep({0.05 * (i % 3)})\nassert {i} % 2' for i in range(12)], SECONDS)
     assert [result.passed for result in found] == [bool(i % 2) for i in range(12)]
 
 
@@ -166,7 +170,7 @@ def descendants(pid: int) -> list[int]:
 def test_nothing_is_left_behind(number, tmp_path):
     script = (
         'from aigc_jax.evals.sandbox import Sandbox\nimport sys\nwith Sandbox(2) as sandbox:\n'
-        ' print("begun", flush=True)\n sandbox.run(["while True: pass"] * 4, seconds=100)\n'
+        ' print("begun", flush=True)\n sandbox.run(["while True: pass"] * 4, seconds=1000)\n'
     )
     env = {**os.environ, 'TMPDIR': str(tmp_path), 'PYTHONPATH': os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -174,12 +178,12 @@ def test_nothing_is_left_behind(number, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
     )  # fmt: skip
     assert process.stdout.readline() == b'begun\n'
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + SECONDS
     while len(children := descendants(process.pid)) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(children) == 4  # two servers, two programs
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=SECONDS)
     while any(os.path.exists(f'/proc/{pid}') for pid in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in children if os.path.exists(f'/proc/{pid}')]
