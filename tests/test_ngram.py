@@ -91,7 +91,8 @@ def test_a_mixture_costs_little_more_than_its_better_half_and_may_beat_both():
     random = np.random.default_rng(0)
     good, bad, parts = np.full(1000, 1.0), np.full(1000, 5.0), np.arange(1000) // 300
     assert mixture_nats(good, good, parts) == pytest.approx([300, 300, 300, 100])
-    assert 1000 < mixture_nats(good, bad, parts).sum() < 1000 + 20  # the least λ for the worse one is 1 %, and the prior ln 50
+    # The least λ for the worse one is 1 %, and the prior ln 50.
+    assert 1000 < mixture_nats(good, bad, parts).sum() < 1000 + 20
     which = random.random(1000) < 0.5
     ours, theirs = np.where(which, 0.5, 3.0), np.where(which, 3.0, 0.5)
     (whole,) = mixture_nats(ours, theirs, np.zeros(1000, int))
