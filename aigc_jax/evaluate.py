@@ -346,6 +346,7 @@ def table(results: Results) -> str:
         if 'difference' in found:
             less = found['difference']
             mark += f'  minus the model {less["value"]:.4g}{_interval(less)}'
+            mark += f' over {less["n"]} {less["over"]}' if less['over'] != found['over'] else ''
         if 'diverged' in found:
             mark += f'  {found["diverged"]} of {len(found["values"])} diverged'
         interval = _interval(found)

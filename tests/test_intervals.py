@@ -229,6 +229,8 @@ def test_what_no_seed_changes_keeps_its_own_interval():
     by_seed = {seed: {'programs/pass@1': intervals.wilson(0, 200, 'problems')} for seed in range(3)}
     row = evaluate.across(by_seed)['programs/pass@1']
     assert row['over'] == 'problems' and row['n'] == 200 and row['high'] == pytest.approx(0.01885, abs=1e-5)
+    exact = {seed: {'xz/bits_per_byte': {'value': 1.5, 'n': 900}} for seed in range(3)}
+    assert '±' not in (text := evaluate.table(evaluate.across(exact))) and '(n=900)' in text
     assert '(0–0.01885) over 200 problems' in evaluate.table({'programs/pass@1': row})
 
 

@@ -100,9 +100,10 @@ def exponential(of: str, row: Row) -> Row:
 def across(rows: dict[str, Row]) -> Row:
     """One metric of several replicas, {seed: its row}: the mean over the seeds whose value is finite.
 
-    ci: Student's interval over seeds, n their number, 'n_each' what a seed's own value is over. Where the values do not
-    differ at all, as those of an n-gram model or of 0 solved problems, a spread over seeds would be a false 0: the
-    interval of the first seed's own row stays. diverged: how many seeds of `values` are left out, where there are some.
+    ci: Student's interval over seeds, n their number, 'n_each' the n of a seed's own row. Where the values do not
+    differ at all, as those of an n-gram model or of 0 solved problems, a spread over seeds would be a false 0: what one
+    seed's own row is over stays, with its interval if it has one. diverged: how many seeds of `values` are left out, if
+    any is.
     """
     first, values = next(iter(rows.values())), {seed: row['value'] for seed, row in rows.items()}
     alive = {seed: value for seed, value in values.items() if math.isfinite(value)}
@@ -115,7 +116,7 @@ def across(rows: dict[str, Row]) -> Row:
         kept['difference'] = across({seed: row['difference'] for seed, row in rows.items()})
     joined = {**kept, 'value': float(numbers.mean()) if len(numbers) else math.nan}
     alike = next((rows[seed] for seed in alive), first)
-    if len(numbers) and np.ptp(numbers) == 0 and limits(alike):
+    if len(numbers) != 1 and (not len(numbers) or np.ptp(numbers) == 0):
         joined |= {name: alike[name] for name in ('ci', 'low', 'high', 'n', 'over') if name in alike}
     else:
         spread = numbers.std(ddof=1) / math.sqrt(len(numbers)) if len(numbers) > 1 else math.nan

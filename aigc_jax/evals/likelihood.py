@@ -32,8 +32,8 @@ class Clusters:
         Documents, each with its end, where there are 20 or more and none has half of the tokens: the next ones will
         differ as these do. A variance estimated from fewer clusters, or with one that outweighs all others, is too
         small on the average (Cameron, Gelbach & Miller 2008), so then the text is cut into blocks of 4096 tokens, the
-        last one longer. Means of blocks depend little on each other, where those of neighbouring windows of 128 tokens
-        correlate; but they say nothing of what another document would be like.
+        last one longer. Most of the dependence of tokens on their neighbours lies inside such blocks, but what is
+        common to a document is not seen: the interval is of more text of these documents, not of others.
         """
         n = len(tokens) - 1
         if end is not None:
