@@ -17,7 +17,7 @@ def draw(seed, *shape):
 
 
 @pytest.mark.parametrize('scale', [1e-3, 1.0, 1e6])
-@pytest.mark.parametrize('copies', [1, 4, 7, 30])
+@pytest.mark.parametrize('copies', [1, 7])
 def test_a_set_is_itself_however_often_its_rows_stand(scale, copies, small_blocks):
     """The balls of rows that stand more than k times have no width, and hold the copies nevertheless."""
     for dim, offset in ((1, 0.0), (3, 100.0), (64, -1.0)):
