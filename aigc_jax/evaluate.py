@@ -4,7 +4,8 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,18 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import is_code
-from aigc_jax.evals import code
+from aigc_jax.evals import code, intervals, likelihood
 from aigc_jax.evals import samples as text_samples
 from aigc_jax.evals.codes import perplexity, used_share
+from aigc_jax.evals.intervals import ratio
 from aigc_jax.evals.mixture import mixture_metrics, perfect_sampler
 from aigc_jax.evals.ngram import COMPRESSORS, KneserNey, compressed_bits, mixture_nats
 from aigc_jax.experiment import Experiment
 
-Results = dict[str, dict[str, float]]  # {metric: {'value', 'n', and 'ci', 'perfect', 'held_out' or 'real' if known}}
+# {metric: {'value', 'n', and if known 'over' with 'ci' or 'low' and 'high' (see evals.intervals), 'difference' (to the
+# model, a row), 'perfect', 'held_out' or 'real'}}
+Results = dict[str, dict[str, float]]
 _SURFACE_POINTS = 100  # along each axis
-NORMAL_95 = 1.959964  # half-width of a 95 % interval, in standard errors
 
 
 class Evaluator:
@@ -63,7 +66,7 @@ class Evaluator:
             return task.score[1](params, extra, to_model(x), ctx)
 
         def nats(params, extra, batch, ctx):
-            return task.language.nats(params, extra, preprocess(batch, ctx)['tokens'])
+            return task.language.nats(params, extra, preprocess(batch, ctx)['tokens']), batch['counted']
 
         def attention(params, extra, batch, ctx):
             return task.language.attention(params, extra, batch['tokens'])
@@ -89,11 +92,11 @@ class Evaluator:
         results = {}
         if self._evaluate:
             n = len(self._experiment.dataset.splits[split])
-            for name, values in self._over_split(self._evaluate, state, seed, split, n).items():
-                results[name] = ratio(*values) if isinstance(values, tuple) else ratio(values, np.ones(n))
-            if self._experiment.task.derive:
-                more = self._experiment.task.derive({name: found['value'] for name, found in results.items()})
-                results |= {name: {'value': value, 'n': n} for name, value in more.items()}
+            found = self._over_split(self._evaluate, state, seed, split, n)
+            for name in sorted(found, key=_by_numbers):
+                results[name] = _mean(found[name])
+        if self._nats:
+            results |= likelihood.scores(self._text_nats(state, seed, split), *self._clusters(split))
         use = self.code_use(state, seed, split)
         if use is not None:
             n = len(self._experiment.dataset.splits[split])
@@ -106,7 +109,10 @@ class Evaluator:
             finite = np.isfinite(samples).all()
             found = mixture_metrics(samples, density) if finite else dict.fromkeys(perfect, math.nan)
             for name, value in found.items():
-                results[f'samples/{name}'] = {'value': float(value), 'perfect': float(perfect[name]), 'n': n}
+                row = results[f'samples/{name}'] = {'value': float(value), 'perfect': float(perfect[name]), 'n': n}
+                if name == 'high_quality' and finite:  # in percent
+                    low, high = _share(value / 100, n)
+                    row |= {'low': 100 * low, 'high': 100 * high, 'over': 'samples'}
         return results
 
     def diagnostics(self, state: TrainState, seed: int, split: str) -> Results:
@@ -115,28 +121,43 @@ class Evaluator:
         for diagnostic, collect in self._diagnostics:
             n = min(diagnostic.most or size, size)
             found = diagnostic.summarize(self._over_split(collect, state, seed, split, n))
-            for name, value in found.items():
-                one = ratio(value, np.ones(n)) if np.ndim(value) else {'value': float(value), 'n': n}
-                results[name] = one
+            for name in sorted(found, key=_by_numbers):
+                value = found[name]
+                results[name] = _mean(value) if np.ndim(value) else {'value': float(value), 'n': n}
         return results
 
     def baselines(self, state: TrainState, seed: int, split: str) -> Results:
         """Of text: what an n-gram model, its mixture with this one, and compressors reach with the training text."""
-        dataset, order = self._experiment.dataset, self._experiment.config.eval.get('ngram_order', 0)
+        order = self._experiment.config.eval.get('ngram_order', 0)
         if not self._nats or not order:  # an image model has no such field
             return {}
-        windows, tokenizer = dataset.splits[split], dataset.tokenizer
-        every = windows[np.arange(len(windows))]
-        rows = self._over_split(self._nats, state, seed, split, len(windows))
-        ours = [row[len(row) - n :] for row, n in zip(rows, every['counted'], strict=True)]
-        ours, theirs = np.concatenate(ours).astype(np.float64), self._ngram_nats(split)
-        # The first token of a split is what the others are given.
-        n, num_bytes = len(ours), int(tokenizer.num_bytes[windows.tokens[1:]].sum())
-        results = {}
-        for name, nats in ((f'{order}-gram', theirs.sum()), ('mixture', mixture_nats(ours, theirs))):
-            results[f'{name}/nats_per_token'] = {'value': float(nats / n), 'n': n}
-            results[f'{name}/bits_per_byte'] = {'value': float(nats / (math.log(2) * num_bytes)), 'n': num_bytes}
-        return results | self._compressors(split, num_bytes)
+        (clusters, num_bytes), theirs = self._clusters(split), self._ngram_nats(split)
+        ours = self._text_nats(state, seed, split).counted
+        results, model = {}, clusters.sums(ours)
+        by_name = {f'{order}-gram': clusters.sums(theirs), 'mixture': mixture_nats(ours, theirs, clusters.index)}
+        for name, nats in by_name.items():
+            results |= likelihood.beside(name, nats, model, clusters, num_bytes)
+        return results | (self._compressors(split, int(num_bytes.sum())) if num_bytes is not None else {})
+
+    def _text_nats(self, state: TrainState, seed: int, split: str) -> likelihood.Nats:
+        """Of each token of a text split but the first, which is given."""
+        windows = self._experiment.dataset.splits[split]
+        n = len(windows.tokens) - 1
+        nats, end = likelihood.Nats(np.zeros(n), np.zeros(n), np.zeros(n, np.int32)), 0
+        for rows, counts in self._chunks(self._of_split(self._nats, state, seed, split), len(windows)):
+            for row, counted in zip(rows, counts, strict=True):
+                end += counted
+                nats.counted[end - counted : end] = row[len(row) - counted :]
+                nats.total[end - len(row) : end] += row
+                nats.times[end - len(row) : end] += 1
+        return nats
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def _clusters(self, split: str) -> tuple[likelihood.Clusters, np.ndarray | None]:
+        """(what the tokens of a text split but the first are grouped by, the bytes that each stands for or None)."""
+        tokens, tokenizer = self._experiment.dataset.splits[split].tokens, self._experiment.dataset.tokenizer
+        num_bytes = None if tokenizer.num_bytes is None else tokenizer.num_bytes[tokens[1:]]
+        return likelihood.Clusters.of_text(tokens, tokenizer.end), num_bytes
 
     @functools.cached_property
     def ngram(self) -> KneserNey:
@@ -180,9 +201,14 @@ class Evaluator:
             for what in (code.parses, code.compiles):
                 found[what.__name__] = text_samples.python_share(what, both[0], [len(row) == most for row in ours])
                 reference[what.__name__] = text_samples.python_share(what, *beginnings)
-        return {
+        results = {
             f'samples/{name}': {'value': value, 'held_out': reference[name], 'n': n} for name, value in found.items()
         }
+        for name in ('copied_whole', 'parses', 'compiles'):  # shares of the texts
+            if name in found:
+                low, high = _share(found[name], n)
+                results[f'samples/{name}'] |= {'low': low, 'high': high, 'over': 'samples'}
+        return results
 
     def _beginnings(self, split: str, n: int, most: int) -> tuple[list[str], list[bool]]:
         """Those of n held-out documents, or of all, of at most so many tokens, and which of them were cut there."""
@@ -247,71 +273,96 @@ class Evaluator:
         return xs, ys, values, self._experiment.task.score[0]
 
     def _over_split(self, function, state, seed, split, n):
+        return self._in_chunks(self._of_split(function, state, seed, split), n)
+
+    def _of_split(self, function, state, seed, split) -> Callable:
         def one(index):
             examples = parallel.put(self._experiment.examples(split, index), self._placement)
             return function(state, np.int32(seed), index, examples)
 
-        return self._in_chunks(one, n)
+        return one
 
     def _in_chunks(self, one: Callable, n: int):
-        """`one` over index chunks of one shape (the last is filled up, and cut), joined on the host."""
+        """What `_chunks` yields, joined."""
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._chunks(one, n))
+
+    def _chunks(self, one: Callable, n: int) -> Iterator:
+        """`one` of index chunks of one shape (the last is filled up, and cut), on the host."""
         chunk = min(self._chunk, n) if self._placement.is_fully_replicated else self._chunk
-        parts = []
         for start in range(0, n, chunk):
             index = np.minimum(np.arange(start, start + chunk, dtype=np.int32), n - 1)
-            parts.append(parallel.fetch(one(index)))
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+            yield jax.tree.map(lambda leaf, left=n - start: leaf[:left], parallel.fetch(one(index)))
 
 
-def ratio(total: np.ndarray, count: np.ndarray) -> dict[str, float]:
-    """R = Σ total / Σ count over n examples, with its 95 % interval: Cochran 1977, eq. 6.13, of a large population."""
-    total, count, n = total.astype(np.float64), count.astype(np.float64), len(total)
-    value = total.sum() / count.sum()
-    error = (total - value * count).std(ddof=1) / (math.sqrt(n) * count.mean()) if n > 1 else math.nan
-    return {'value': float(value), 'ci': float(NORMAL_95 * error), 'n': n}
+def _mean(values: np.ndarray | tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """Over examples, of what Task.evaluate says of each."""
+    if isinstance(values, tuple):
+        return ratio(*values)
+    return intervals.wilson(values.sum(), len(values)) if values.dtype == bool else ratio(values)
+
+
+def _share(share: float, n: int) -> tuple[float, float]:
+    """Wilson's interval of a share of n samples; nan where that is undefined."""
+    return (math.nan, math.nan) if math.isnan(share) else intervals.limits(intervals.wilson(share * n, n))
+
+
+def _by_numbers(name: str) -> list:
+    """A key that sorts k2 before k10, where a compiled function returns them by the letters."""
+    parts = re.split(r'(\d+(?:\.\d+)?(?:e[-+]?\d+)?)', name)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:
-    """evaluation.json: {"step", metric: {"value", …}}; with replicas each metric is their mean, "values" by seed."""
+    """evaluation.json: {"step", metric: {"value", …}}; with replicas as `across` has it."""
     atomic_write(path, json.dumps({'step': step, **_finite(across(by_seed))}, indent=2) + '\n')
 
 
 def across(by_seed: dict[int, Results]) -> Results:
-    """One replica's results as they are; several as their mean, its 95 % interval over seeds, and the values."""
+    """One replica's results as they are; several as their means with intervals over seeds (intervals.across).
+
+    What is the exponential of another metric is that of its mean: the mean of exponentials would be above it.
+    """
     if len(by_seed) == 1:
         return next(iter(by_seed.values()))
-    from scipy.stats import t as student
-
-    joined = {}
-    for name, first in next(iter(by_seed.values())).items():
-        values = {str(seed): results[name]['value'] for seed, results in by_seed.items()}
-        alive = np.array([value for value in values.values() if math.isfinite(value)])
-        ci = (
-            student.ppf(0.975, len(alive) - 1) * alive.std(ddof=1) / math.sqrt(len(alive))
-            if len(alive) > 1
-            else math.nan
-        )
-        mean = float(alive.mean()) if len(alive) else math.nan
-        joined[name] = {**first, 'value': mean, 'ci': float(ci), 'seeds': len(alive), 'values': values}
+    first = next(iter(by_seed.values()))
+    joined = {
+        name: intervals.across({str(seed): results[name] for seed, results in by_seed.items()}) for name in first
+    }
+    for name, found in joined.items():
+        if 'exp_of' in found:
+            values = found['values']
+            joined[name] = intervals.exponential(found['exp_of'], joined[found['exp_of']]) | {'values': values}
     return joined
 
 
 def table(results: Results) -> str:
     """The evaluation for a person: one metric a line."""
-    lines, width = [], max(32, *map(len, results)) if results else 0
+    width = max(32, *map(len, results)) if results else 0
+    marks = {'perfect': 'perfect sampler', 'held_out': 'held-out text', 'real': 'real images'}
+    lines = []
     for name, found in results.items():
-        ci = f' ± {found["ci"]:.4g}' if math.isfinite(found.get('ci', math.nan)) else ''
-        mark = f'  perfect sampler {found["perfect"]:.5g}' if 'perfect' in found else ''
-        mark += f'  held-out text {found["held_out"]:.5g}' if 'held_out' in found else ''
-        mark += f'  real images {found["real"]:.5g}' if 'real' in found else ''
-        seeds = f', {found["seeds"]} seeds' if 'seeds' in found else ''
-        lines.append(f'{name:<{width}} {found["value"]:>12.6g}{ci:<14}{mark}  (n={found["n"]}{seeds})')
+        mark = ''.join(f'  {label} {found[key]:.5g}' for key, label in marks.items() if key in found)
+        if 'difference' in found:
+            less = found['difference']
+            mark += f'  minus the model {less["value"]:.4g}{_interval(less)}'
+            mark += f' over {less["n"]} {less["over"]}' if less['over'] != found['over'] else ''
+        if 'diverged' in found:
+            mark += f'  {found["diverged"]} of {len(found["values"])} diverged'
+        interval = _interval(found)
+        over = f' over {found["n"]} {found["over"]}' if interval else f' (n={found["n"]})'
+        lines.append(f'{name:<{width}} {found["value"]:>12.6g}{interval}{over}{mark}')
     return '\n'.join(lines)
 
 
 def labels_in_turn(n: int, num_classes: int) -> np.ndarray | None:
     """(n,) int32, the classes one after the other, over and over; None where there are none."""
     return np.arange(n, dtype=np.int32) % num_classes if num_classes else None
+
+
+def _interval(row: dict[str, float]) -> str:
+    if not (limits := intervals.limits(row)):
+        return ''
+    return f' ± {row["ci"]:.4g}' if 'ci' in row else ' ({:.4g}–{:.4g})'.format(*limits)
 
 
 def parse_labels(text: str, n: int, num_classes: int) -> np.ndarray | None:

@@ -18,6 +18,7 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
+from aigc_jax.evals import likelihood
 from aigc_jax.evals.codes import perplexity, used_share
 from aigc_jax.evals.mixture import perfect_sampler
 
@@ -67,7 +68,8 @@ class Experiment:
                 return self.task.evaluate(params, extra, self.preprocess(example, ctx), ctx)
 
             names += jax.eval_shape(evaluate)
-            names += self.task.derive(dict.fromkeys(names, 0.0)) if self.task.derive else ()
+        if self.task.language:
+            names += likelihood.names(self.dataset.tokenizer.num_bytes is not None)
         if self.task.codes:
             names += [f'codes/{f.__name__}' for f in (perplexity, used_share)]
         if self.dataset.density is not None:

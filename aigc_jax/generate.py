@@ -308,7 +308,8 @@ def summary(texts: list[Text]) -> str:
     cost = f', {ruled_out:.4g} nats a token ruled out by the grammar' if ruled_out else ''
     calls = sum(text.calls for text in texts)
     drafted = f', {written / calls:.3g} tokens a call of the model' if calls < written else ''
-    return f'{len(texts)} texts ({ends}), {written} tokens, {nats:.4g} nats a token{cost}{drafted}'
+    count = '1 text' if len(texts) == 1 else f'{len(texts)} texts'
+    return f'{count} ({ends}), {written} tokens, {nats:.4g} nats a token{cost}{drafted}'
 
 
 def _shortened(text: str) -> str:

@@ -14,7 +14,8 @@ from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.types import TrainState
 from aigc_jax.evals import features, images
 from aigc_jax.evals.features import Classifier, Extractor
-from aigc_jax.evaluate import NORMAL_95, Evaluator, Results
+from aigc_jax.evals.intervals import NORMAL_95, wilson
+from aigc_jax.evaluate import Evaluator, Results
 from aigc_jax.experiment import Experiment
 
 K = 5  # neighbours that the balls of precision, recall, density and coverage reach to
@@ -139,7 +140,9 @@ class ImageMetrics:
             label = 'pixels' if name == 'ms_ssim' else self.extractor.name
             row = results[f'samples/{name}_{n}_{label}'] = {'value': value, 'real': mark[0], 'n': n}
             if error is not None:
-                row['ci'] = NORMAL_95 * error
+                row |= {'ci': NORMAL_95 * error, 'over': 'samples'}
+            if name == 'label_accuracy' and found:
+                row |= wilson(value * n, n, 'samples')
             if name in self._perfect:
                 row['perfect'] = self._perfect[name]
         return results

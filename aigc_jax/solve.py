@@ -14,9 +14,10 @@ from aigc_jax.core.types import TrainState
 from aigc_jax.data import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.evals import code, problems
+from aigc_jax.evals.intervals import mean_of_shares
 from aigc_jax.evals.problems import Problem
 from aigc_jax.evals.sandbox import Sandbox
-from aigc_jax.evaluate import Evaluator, Results, ratio
+from aigc_jax.evaluate import Evaluator, Results
 from aigc_jax.experiment import Experiment
 from aigc_jax.generate import Generator
 
@@ -103,11 +104,12 @@ class Solver:
         results = self._passed(name, samples)
         if config.problem_beam > 1:
             beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed)
-            results[f'{name}/solved@beam'] = _mean(self._correct(beams).mean(axis=1))
-        texts = [p.prompt + text for p, own in zip(self._problems, samples, strict=True) for text in own]
+            results[f'{name}/solved@beam'] = mean_of_shares(self._correct(beams).mean(axis=1), 'problems')
+        texts = [[p.prompt + text for text in own] for p, own in zip(self._problems, samples, strict=True) if own]
         for what in (code.parses, code.compiles):
             if texts:
-                results[f'{name}/{what.__name__}'] = _mean([what(text) for text in texts])
+                shares = [np.mean([what(text) for text in own]) for own in texts]
+                results[f'{name}/{what.__name__}'] = mean_of_shares(shares, 'problems')
         results[f'{name}/does_not_fit'] = {'value': float(self._fits.count(False)), 'n': len(self._fits)}
         return results | self._baselines
 
@@ -148,7 +150,8 @@ class Solver:
 
     def _passed(self, name: str, completions: Sequence[Sequence[str]]) -> Results:
         n, counts = self._config.problem_samples, self._correct(completions).sum(axis=1).tolist()
-        return {f'{name}/pass@{k}': _mean([code.pass_at_k(n, c, k) for c in counts]) for k in self._config.pass_k}
+        at = lambda k: mean_of_shares([code.pass_at_k(n, c, k) for c in counts], 'problems')
+        return {f'{name}/pass@{k}': at(k) for k in self._config.pass_k}
 
     @functools.cached_property
     def _baselines(self) -> Results:
@@ -190,9 +193,4 @@ def enumeration(examples: Sequence[programs.Example], budgets: Iterable[int]) ->
         return next((i for i, p in tries if all(repr(p(x)) == repr(y) for x, y in example.pairs)), math.inf)
 
     ranks = np.array([rank(example) for example in examples])
-    return {f'programs/enumeration/solved@{k}': _mean(ranks < k) for k in budgets}
-
-
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    values = np.asarray(values, np.float64)
-    return ratio(values, np.ones(len(values)))
+    return {f'programs/enumeration/solved@{k}': mean_of_shares(ranks < k, 'problems') for k in budgets}

@@ -159,10 +159,12 @@ def test_the_rows_of_an_evaluation(experiment, monkeypatch):
     assert value['humaneval/solved@beam'] == 0.5 and value['humaneval/does_not_fit'] == 1
     assert value['humaneval/parses'] == value['humaneval/compiles'] == 0.75
     assert value['humaneval/2-gram/pass@1'] == 0
-    assert rows['humaneval/pass@1']['n'] == 2 and rows['humaneval/parses']['n'] == 4
-    assert rows['humaneval/pass@1']['ci'] == pytest.approx(
-        1.959964 * np.std([0.25, 0], ddof=1) / math.sqrt(2), rel=1e-6
-    )
+    assert rows['humaneval/pass@1']['n'] == 2 and rows['humaneval/parses']['n'] == 1  # four texts of one problem
+    assert all(row['over'] == 'problems' for name, row in rows.items() if 'does_not_fit' not in name)
+    assert rows['humaneval/pass@1']['low'] == 0 < rows['humaneval/pass@1']['high'] == 0.25
+    none, half = rows['humaneval/2-gram/pass@1'], rows['humaneval/solved@beam']
+    assert (none['low'], none['high']) == pytest.approx((0, 0.6576), abs=1e-4)  # Wilson's, of 0 of 2
+    assert half['low'] < 0.1 and half['high'] > 0.9
 
 
 def test_the_model_itself_writes(experiment):

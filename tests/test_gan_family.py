@@ -147,7 +147,10 @@ def test_packing():
     plain = make(**{**POINTS, 'task__loss': 'wasserstein', 'task__r1': 2.0})
     params = linear_discriminator(single, [3.0, 4.0])
     assert turns(single, params, {'x': X}) == turns(plain, params, {'x': X})
-    assert packed.task.evaluate(both, Extra({}, {}), {'x': X}, CTX)['discriminator/real_logit'].shape == (8,)
+    total, count = packed.task.evaluate(both, Extra({}, {}), {'x': X}, CTX)['discriminator/real_logit']
+    assert count.tolist() == [0, 1] * 4  # packs that share no example
+    later_first = np.sum(np.asarray(X) * np.tile([[1.0, 2.0], [3.0, 4.0]], (4, 1)))
+    assert float(total.sum()) == pytest.approx(later_first, rel=1e-4)
     assert packed.task.score is None
 
 

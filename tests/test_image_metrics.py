@@ -16,6 +16,19 @@ def draw(seed, *shape):
     return np.random.Generator(np.random.PCG64(seed)).normal(size=shape)
 
 
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize('copies', [1, 7])
+def test_a_set_is_itself_however_often_its_rows_stand(scale, copies, small_blocks):
+    """The balls of rows that stand more than k times have no width, and hold the copies nevertheless."""
+    for dim, offset in ((1, 0.0), (3, 100.0), (64, -1.0)):
+        rows = np.concatenate([np.repeat(draw(dim, 9, dim), copies, axis=0), draw(dim + 1, 8, dim)]) + offset
+        x = (scale * rows).astype(np.float32)
+        found = images.prdc(x, x)
+        assert found['precision'] == found['recall'] == found['coverage'] == 1, (dim, found)
+        apart = images.prdc(x, x + np.float32(1000 * scale))
+        assert apart['precision'] == apart['recall'] == apart['coverage'] == apart['density'] == 0
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks, the last one ragged, of the few pairs that a test has."""

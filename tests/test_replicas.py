@@ -155,6 +155,8 @@ def test_each_seed_is_evaluated_and_sampled(run, model):
         assert found[name]['values'] == dict(zip(map(str, SEEDS), values, strict=True))
         known = [value for value in values if value is not None]  # that of samples may be undefined so early
         assert found[name]['seeds'] == len(known)
+        if len(set(known)) > 1:
+            assert (found[name]['n'], found[name]['over']) == (len(known), 'seeds')
         assert found[name]['value'] == (pytest.approx(np.mean(known)) if known else None)
     drawn = [np.load(folder / 'samples' / f'00000020_seed{seed}.npz')['samples'] for seed in SEEDS]
     assert len({samples.tobytes() for samples in drawn}) == 3
@@ -191,6 +193,7 @@ def test_a_diverged_replica_is_marked_and_the_others_are_their_single_runs(
         assert found[field]['values'] == {**without[field]['values'], str(SEEDS[k]): None}
         known = [value for value in found[field]['values'].values() if value is not None]
         assert found[field]['seeds'] == len(known)
+        assert found[field].get('diverged', 0) == (len(SEEDS) - len(known) if known else 0)
         assert found[field]['value'] == (pytest.approx(np.mean(known)) if known else None)
 
 

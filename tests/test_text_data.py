@@ -50,6 +50,7 @@ def test_words_are_the_most_frequent_and_the_rest_is_unknown():
     assert tokenizer.pieces == ('<unk>', 'b', '\n', 'a') and tokenizer.end == 4
     assert tokenizer.encode('a b d\n').tolist() == [3, 1, 0, 2]
     assert tokenizer.decode([3, 1, 2, 1]) == 'a b\nb'
+    assert tokenizer.num_bytes is None  # white space and unknown words are lost: no bits a byte of the text
 
 
 def test_bpe_merges_what_is_frequent():

@@ -78,8 +78,8 @@ class Task:
     sample(params, extra, ctx, labels) -> (n, *shape): one sample for each of the n indices of ctx;
         labels: (n,) int32, or None where the model is unconditional.
     evaluate(params, extra, batch, ctx) -> {metric: (n,)}: one value an example, of which the mean is reported; or
-        {metric: ((n,), (n,))}: sums and what they are over, of which the ratio is. None: nothing to say.
-    derive({metric: value}) -> more of them, on the host: functions of the others; None: there are none.
+        {metric: ((n,), (n,))}: sums and what they are over, of which the ratio is. Successes and failures are bool.
+        Examples are taken to be independent of each other. None: nothing to say, or it is `language` that is scored.
     reconstruct(params, extra, batch, ctx) -> (n, *shape), or None.
     score: (label, function(params, extra, x (n, *shape), ctx) -> (n,)): a field over data space to draw
         beneath 2-D points, such as the discriminator's logit; or None.
@@ -88,7 +88,7 @@ class Task:
     diagnostics: of the final evaluation.
     codes: (K, function(params, extra, batch, ctx) -> (n, …) int32 in 0..K−1): the discrete latent of each example;
         how the codes are used over a split is reported; or None.
-    language: a decoding.Language, of a model that text can be generated from with a prompt; or None.
+    language: a decoding.Language, of a model of text, which can be scored and generated from; or None.
     num_classes: of the labels that `sample` wants; 0: unconditional.
     """
 
@@ -96,7 +96,6 @@ class Task:
     rounds: tuple[tuple[Turn, ...], ...]
     sample: Callable[..., Array]
     evaluate: Callable[..., Metrics] | None = None
-    derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     reconstruct: Callable[..., Array] | None = None
     score: tuple[str, Callable[..., Array]] | None = None
     encode: Callable[..., Array] | None = None

@@ -57,15 +57,17 @@ class Tokenizer:
         return (n, n + 1, n + 2) if self.has_fim else None
 
     @functools.cached_property
-    def num_bytes(self) -> np.ndarray:
-        """(vocab_size,) int32: the bytes of text that a token stands for; 0 for a special one."""
+    def num_bytes(self) -> np.ndarray | None:
+        """(vocab_size,) int32: the bytes of text that a token stands for; 0 for a special one. None for 'word', whose
+        tokens keep neither the white space nor the words that it does not know."""
         if self.kind == 'byte':
             sizes = [1] * 256
         elif self.kind == 'bpe':
             sizes = [len(piece) for piece in self.pieces]
-        else:  # a word has the space behind it
-            size = lambda piece: len(piece.encode(errors='surrogateescape'))
-            sizes = [size(piece) + (self.kind == 'word' and piece != '\n') for piece in self.pieces]
+        elif self.kind == 'char':
+            sizes = [len(piece.encode(errors='surrogateescape')) for piece in self.pieces]
+        else:
+            return None
         return np.array(sizes + [0] * len(self._special), np.int32)
 
     def encode(self, text: str) -> np.ndarray:

@@ -82,6 +82,9 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     recall     share of the reals in the ball of any fake
     density    the balls of reals that a fake lies in, divided by k; 1 in the mean for sets that are alike, and no bound
     coverage   share of the reals whose own ball holds a fake; 1 − 2⁻ᵏ in the mean for large sets that are alike
+
+    A ball holds what lies on its surface, up to the rounding of squared distances, which products of matrices give. So
+    the ball of an example that stands more than k times, of radius 0, holds its copies.
     """
     if k < 1 or min(len(real), len(fake)) <= k:
         raise ValueError(f'sets of {len(real)} and {len(fake)} for k = {k} neighbours')
@@ -90,12 +93,14 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     real, fake = real - centre, fake - centre
     radius_real, radius_fake = np.square(_kth_neighbour(real, k)), np.square(_kth_neighbour(fake, k))
     square_real, square_fake = np.square(real).sum(axis=1), np.square(fake).sum(axis=1)
+    rounding = 4 * (real.shape[1] + 4) * np.finfo(np.float64).eps  # of |x|² − 2 x·y + |y|², of |x|² + |y|²
     balls, in_ball, covered = np.zeros(len(fake), np.int64), np.empty(len(real), bool), np.empty(len(real), bool)
     for rows in _blocks(len(real), len(fake)):
         squared = real[rows] @ fake.T
         squared *= -2
         squared += square_fake
         squared += square_real[rows, None]
+        squared -= rounding * (square_real[rows, None] + square_fake)
         inside = squared <= radius_real[rows, None]
         balls += np.count_nonzero(inside, axis=0)
         covered[rows] = inside.any(axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 import zstandard
 
 _MIXTURES = 50
+_LEAST_DISCOUNT = 0.1
 
 
 class KneserNey:
@@ -16,7 +17,8 @@ class KneserNey:
 
     p_n(w given h) = max(c(hw) − D, 0) / c(h) + γ(h) p_{n−1}(w given h'), D by whether c(hw) is 1, 2, or more, γ such
     that it sums to one, h' without its first token; c are counts at the highest order, and below it the numbers of
-    different tokens that stand before. p_0 is uniform over the vocabulary.
+    different tokens that stand before. p_0 is uniform over the vocabulary. D is 0.1 or more, so that γ is above 0 and
+    so is p of every token: small texts have estimates of 0 and less.
     """
 
     def __init__(self, tokens: np.ndarray, order: int, vocab_size: int):
@@ -96,21 +98,25 @@ def _table(keys, count, vocab_size, num_contexts):
     y = n1 / (n1 + 2 * n2) if n1 else 0.0
     ratio = lambda a, b: a / b if b else 0.0
     discounts = np.array([0, 1 - 2 * y * ratio(n2, n1), 2 - 3 * y * ratio(n3, n2), 3 - 4 * y * ratio(n4, n3)])
-    discount = np.clip(discounts, 0, [0, 1, 2, 3])[np.minimum(count, 3)]  # small texts have estimates outside
+    least = [0, _LEAST_DISCOUNT, _LEAST_DISCOUNT, _LEAST_DISCOUNT]
+    discount = np.maximum(discounts, least)[np.minimum(count, 3)]  # small texts have estimates below
     context = keys // vocab_size
     total = np.bincount(context, count, num_contexts)
     taken = np.bincount(context, discount, num_contexts)
     return keys, count - discount, total, np.where(total > 0, taken / np.maximum(total, 1), 1.0)
 
 
-def mixture_nats(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """−log p of a text, in all, under λ p_ours + (1 − λ) p_theirs with a uniform prior over _MIXTURES values of λ.
+def mixture_nats(ours: np.ndarray, theirs: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """−log p of each part of a text given those before it, (G,), under λ p_ours + (1 − λ) p_theirs with a uniform prior
+    over _MIXTURES values of λ.
 
-    The prior is paid for in the sum, so no λ is chosen by what is scored. ours, theirs: −log p of each token, (N,).
+    The prior is paid for in the sum, so no λ is chosen by what is scored. ours, theirs: −log p of each token, (N,);
+    part: that it belongs to, (N,) ascending from 0.
     """
     weights = (np.arange(_MIXTURES) + 0.5) / _MIXTURES
-    by_weight = [np.logaddexp(np.log(w) - ours, np.log1p(-w) - theirs).sum() for w in weights]
-    return float(-np.logaddexp.reduce(by_weight) + np.log(_MIXTURES))
+    by_weight = [np.bincount(part, np.logaddexp(np.log(w) - ours, np.log1p(-w) - theirs)) for w in weights]
+    so_far = np.cumsum(by_weight, axis=1)  # log p of all up to each part
+    return np.diff(np.log(_MIXTURES) - np.logaddexp.reduce(so_far), prepend=0.0)
 
 
 def _zstd(data: bytes) -> bytes:

@@ -203,15 +203,17 @@ def make(config, dataset: Dataset) -> Task:
     def evaluate(params, extra, batch: Batch, ctx: rng.Context):
         """Logits on held-out and on generated examples: their gap against the training set's shows overfitting, unless
         D is trained on transformed examples, or has batch norm, whose statistics are here those of both kinds together.
-        Of an auxiliary classifier, whether it tells their classes."""
-        found = {}
+        Of an auxiliary classifier, whether it tells their classes.
+
+        Of packs of m, each m-th one counts: those between share examples with it."""
+        found, counts = {}, (jnp.arange(len(batch['x'])) % m == m - 1).astype(jnp.float32)
         for name, x in (('real', batch['x']), ('fake', sample(params, extra, ctx, batch.get('label')))):
             out = D_trained(params, extra, regularizers.pack_all(x, m), one_hot(batch.get('label')))
             found[f'discriminator/{name}_logit'] = out[:, 0] if judges else out
             if judges:
                 right = jnp.argmax(out[:, 1:], axis=-1) == batch['label']
-                found[f'discriminator/{name}_accuracy'] = right.astype(jnp.float32)
-        return found
+                found[f'discriminator/{name}_accuracy'] = right
+        return found if m == 1 else {name: (values * counts, counts) for name, values in found.items()}
 
     def score(params, extra, x: Array, ctx: rng.Context) -> Array:
         return D_trained(params, extra, x, None)

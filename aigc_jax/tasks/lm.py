@@ -4,8 +4,6 @@ One player, 'model'. A recurrent model on contiguous data carries its state from
 back-propagation through time, Mikolov et al. 2010), in TrainState.carry.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
@@ -45,7 +43,6 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'eval.ngram_order: {config.eval.ngram_order}; 1 or more, or 0 for no baselines')
     if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
         raise UserError('eval.sample_tokens: 1 or more, and less than the data.block of a transformer')
-    num_bytes = jnp.asarray(tokenizer.num_bytes)
     # The first token of a text that has no prompt: the end of another document, or what begins a line.
     first = tokenizer.end if tokenizer.end is not None else _newline(tokenizer)
     rows = len(dataset.splits['train']) // config.batch_size if dataset.contiguous else 0
@@ -80,23 +77,6 @@ def make(config, dataset: Dataset) -> Task:
             value = value + options.z_loss * jnp.mean(log_z**2)
         return value, (metrics, extra._replace(carry=state.layers) if dataset.contiguous else extra)
 
-    def evaluate(params, extra, batch: Batch, ctx: rng.Context):
-        """Sums over the counted targets of each window, with how many tokens or bytes they are."""
-        tokens = batch['tokens']
-        per_token = nats(params, tokens)[0]
-        length = per_token.shape[1]
-        counted = jnp.arange(length) >= length - batch['counted'][:, None]
-        total = jnp.sum(jnp.where(counted, per_token, 0), axis=1)
-        sizes = jnp.sum(jnp.where(counted, num_bytes[tokens[:, 1:]], 0), axis=1)
-        return {
-            'model/nats_per_token': (total, batch['counted']),
-            'model/bits_per_byte': (total / math.log(2), sizes),
-            'model/nats_per_token_window': jnp.mean(per_token, axis=1),
-        }
-
-    def derive(values: dict[str, float]) -> dict[str, float]:
-        return {'model/perplexity': math.exp(min(values['model/nats_per_token'], 700.0))}
-
     def apply(params, extra, tokens: Array, state):
         return forward(params, tokens, state)
 
@@ -124,8 +104,6 @@ def make(config, dataset: Dataset) -> Task:
         init=init,
         rounds=((Turn('model', loss),),),
         sample=draw_sample,
-        evaluate=evaluate,
-        derive=derive,
         language=Language(
             apply=apply,
             nats=lambda params, extra, tokens: nats(params, tokens)[0],
