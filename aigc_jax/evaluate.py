@@ -113,8 +113,9 @@ class Evaluator:
         """What the task says of a split as a whole (core.types.Diagnostic); for the final evaluation."""
         results, size = {}, len(self._experiment.dataset.splits[split])
         for diagnostic, collect in self._diagnostics:
-            n = min(diagnostic.most or size, size)
-            found = diagnostic.summarize(self._over_split(collect, state, seed, split, n))
+            where = rng.fixed_choice(size, diagnostic.most or size)
+            n = len(where)
+            found = diagnostic.summarize(self._over_split(collect, state, seed, split, where))
             for name, value in found.items():
                 one = ratio(value, np.ones(n)) if np.ndim(value) else {'value': float(value), 'n': n}
                 results[name] = one
@@ -247,12 +248,16 @@ class Evaluator:
         values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
         return xs, ys, values, self._experiment.task.score[0]
 
-    def _over_split(self, function, state, seed, split, n):
-        def one(index):
+    def _over_split(self, function, state, seed, split, where):
+        """`function` of the examples at these places of a split, (n,); an int: the first so many."""
+        places = np.arange(where, dtype=np.int32) if isinstance(where, int) else where.astype(np.int32)
+
+        def one(row):
+            index = places[row]
             examples = parallel.put(self._experiment.examples(split, index), self._placement)
             return function(state, np.int32(seed), index, examples)
 
-        return self._in_chunks(one, n)
+        return self._in_chunks(one, len(places))
 
     def _in_chunks(self, one: Callable, n: int):
         """`one` over index chunks of one shape (the last is filled up, and cut), joined on the host."""

@@ -100,7 +100,7 @@ def make(config, dataset: Dataset) -> Task:
             'decoder': decoder.init(rng.named(key, 'decoder'), z)['params'],
         }
         if likelihood.scale:
-            params['log_scale'] = jnp.zeros(())
+            params['log_scale'] = jnp.float32(likelihood.start)
         own = network.init(rng.named(key, 'prior'), jnp.zeros((1, places), jnp.int32))['params']
         return {'model': params, 'prior': own}, Extra(quantizer.init(rng.named(key, 'codebook')), {})
 
