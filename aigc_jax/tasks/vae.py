@@ -2,6 +2,7 @@
 
 One player, 'model': {encoder, decoder, log_scale where the likelihood learns one, and those of Latents.init}. Of an
 evaluation, kl is the rate and reconstruction the distortion, in nats: runs of several task.beta trace their curve.
+Where p(x given z) is a density, all of log p(x) is one in the data's own units, whatever data.scale (likelihoods).
 """
 
 import math
