@@ -250,7 +250,7 @@ class Evaluator:
 
     def _over_split(self, function, state, seed, split, where):
         """`function` of the examples at these places of a split, (n,); an int: the first so many."""
-        places = np.arange(where, dtype=np.int32) if isinstance(where, int) else where.astype(np.int32)
+        places = np.asarray(where if np.ndim(where) else np.arange(where), np.int32)
 
         def one(row):
             index = places[row]
