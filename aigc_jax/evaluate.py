@@ -119,11 +119,11 @@ class Evaluator:
         """What the task says of a split as a whole (core.types.Diagnostic); for the final evaluation."""
         results, size = {}, len(self._experiment.dataset.splits[split])
         for diagnostic, collect in self._diagnostics:
-            n = min(diagnostic.most or size, size)
-            found = diagnostic.summarize(self._over_split(collect, state, seed, split, n))
+            where = rng.fixed_choice(size, diagnostic.most or size)
+            found = diagnostic.summarize(self._over_split(collect, state, seed, split, where))
             for name in sorted(found, key=_by_numbers):
                 value = found[name]
-                results[name] = _mean(value) if np.ndim(value) else {'value': float(value), 'n': n}
+                results[name] = _mean(value) if np.ndim(value) else {'value': float(value), 'n': len(where)}
         return results
 
     def baselines(self, state: TrainState, seed: int, split: str) -> Results:
@@ -272,8 +272,11 @@ class Evaluator:
         values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
         return xs, ys, values, self._experiment.task.score[0]
 
-    def _over_split(self, function, state, seed, split, n):
-        return self._in_chunks(self._of_split(function, state, seed, split), n)
+    def _over_split(self, function, state, seed, split, where):
+        """`function` of the examples at these places of a split, (n,); an int: the first so many."""
+        places = np.asarray(where if np.ndim(where) else np.arange(where), np.int32)
+        one = self._of_split(function, state, seed, split)
+        return self._in_chunks(lambda row: one(places[row]), len(places))
 
     def _of_split(self, function, state, seed, split) -> Callable:
         def one(index):

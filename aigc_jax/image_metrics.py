@@ -104,7 +104,7 @@ class ImageMetrics:
         if path.exists():
             return _fitted(Classifier.load(path).extractor, self._experiment)
         dataset = self._experiment.dataset
-        places = _places(len(dataset.splits['train']), _MOST_TRAINED)
+        places = rng.fixed_choice(len(dataset.splits['train']), _MOST_TRAINED)
         x, labels, num_classes = self._real('train', places), self._labels('train')[places], dataset.num_classes
         if dataset.stacked:
             labels, num_classes = _digits(labels, x.shape[3]).ravel(), features.DIGITS
@@ -174,10 +174,10 @@ class ImageMetrics:
     @functools.cached_property
     def _of_real(self) -> dict[str, tuple]:
         """The same of training images, and the classifier's accuracy on held-out ones."""
-        x = self._real('train', _places(len(self._experiment.dataset.splits['train']), self._n))
+        x = self._real('train', rng.fixed_choice(len(self._experiment.dataset.splits['train']), self._n))
         found = self._scores(x, False)
         if self._knows_classes and self._experiment.task.num_classes:
-            places = _places(len(self._experiment.dataset.splits[self._held_out_split]), self._n)
+            places = rng.fixed_choice(len(self._experiment.dataset.splits[self._held_out_split]), self._n)
             right = self._held_out[1] == self._labels(self._held_out_split)[places]
             found['label_accuracy'] = float(np.mean(right)), None
         return found
@@ -190,7 +190,7 @@ class ImageMetrics:
     def _held_out(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(features, classes) of the final split."""
         count = len(self._experiment.dataset.splits[self._held_out_split])
-        return self.extractor.extract(self._real(self._held_out_split, _places(count, self._n)))
+        return self.extractor.extract(self._real(self._held_out_split, rng.fixed_choice(count, self._n)))
 
     @functools.cached_property
     def _held_out_nearest(self) -> np.ndarray:
@@ -252,11 +252,6 @@ class ImageMetrics:
 
     def _labels(self, split: str) -> np.ndarray:
         return np.concatenate([self._experiment.examples(split, chunk)['label'] for chunk in self._chunks(split)])
-
-
-def _places(count: int, n: int) -> np.ndarray:
-    """n of `count` places, or all, drawn at random, always the same."""
-    return np.sort(np.random.Generator(np.random.PCG64(0)).permutation(count)[:n])
 
 
 def _digits(labels: np.ndarray, channels: int) -> np.ndarray:

@@ -37,7 +37,9 @@ def get_config(arg=''):
                     schedule=dict(name='cosine_decay_schedule', init_value=1e-3, decay_percent=100.0, alpha=0.01),
                     clip_norm=0.0,  # global norm; 0: not clipped
                     weight_decay_regex='kernel',
-                    learning_rate_rules=(),  # ((regex of parameters, factor), …)
+                    # ((regex of parameters, factor), …). That of the learned scale of a likelihood, where there is one:
+                    # Adam moves each parameter by the rate at most, and log σ has further to go than a weight.
+                    learning_rate_rules=(('log_scale', 10.0),),
                     freeze='',  # regex of parameters
                     ema_decay=0.0,  # of the parameters that are evaluated and sampled; 0: those trained
                 ),
@@ -48,7 +50,7 @@ def get_config(arg=''):
                 num_examples=100_000,  # of the 2-D and stacked sets' training split
                 valid_examples=10_000,  # held out if the data have no valid split; 0: there is none, all is trained on
                 binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
-                scale='unit',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric')
+                scale='unit',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric'); 'standard': of points
                 stream=False,  # read by Grain while training, instead of resident on the device
                 augment=dict(  # of training images, on the device, by draws of each step
                     flip=False,  # half of them left to right
@@ -92,11 +94,11 @@ def get_config(arg=''):
                 final_split='test',
                 batch_size=500,  # examples
                 k=64,  # importance samples of the NLL; 5000 is the literature's
-                k_chunk=8,  # of them at a time
+                k_chunk=8,  # of them at a time, at most
                 k_curve=False,  # whether to tell the bound of 1, 2, 5, 10, … of them, too
                 ais_temperatures=0,  # of annealed importance sampling in the final evaluation; 0: none
                 ais_chains=16,  # of it, for each example
-                ais_examples=100,  # that it is done for; 0: all
+                ais_examples=100,  # that it is done for, drawn at random, the same for every run; 0: all
                 temperature=1.0,  # of the prior in samples: a factor of its standard deviation
                 interpolation='spherical',  # or 'linear', of the picture interpolations.png
                 num_samples=10_000,  # for metrics of samples

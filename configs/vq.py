@@ -38,7 +38,9 @@ def get_config(arg=''):
                     schedule=dict(name='cosine_decay_schedule', init_value=1e-3, decay_percent=100.0, alpha=0.01),
                     clip_norm=0.0,  # global norm; 0: not clipped
                     weight_decay_regex='kernel',
-                    learning_rate_rules=(),  # ((regex of parameters, factor), …)
+                    # ((regex of parameters, factor), …). That of the learned scale of a likelihood, where there is one:
+                    # Adam moves each parameter by the rate at most, and log σ has further to go than a weight.
+                    learning_rate_rules=(('log_scale', 10.0),),
                     freeze='',  # regex of parameters
                     ema_decay=0.0,  # of the parameters that are evaluated and sampled; 0: those trained
                 ),

@@ -252,6 +252,18 @@ def test_learning_rate_rules():
         np.testing.assert_allclose(after[name], before[name] - 0.1 * factors.get(name, 1.0) * g, rtol=1e-5, atol=1e-6)
 
 
+def test_a_rule_for_the_scale_of_a_likelihood_may_find_none():
+    """A config has it for the likelihoods that learn one; of others the state is as without a rule."""
+    rules = (('log_scale', 10.0),)
+    params = {name: leaf for name, leaf in PARAMS.items() if name != 'log_scale'}
+    states = [
+        optim.optimizer(make(learning_rate_rules=given), params, TOTAL_STEPS, 'optim.model').init(params)
+        for given in (rules, ())
+    ]
+    assert len(params) < len(PARAMS) and jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    assert 'matches no' in message(learning_rate_rules=(*rules, ('log_scales', 2.0)))
+
+
 def test_rules_that_do_nothing_are_mistakes():
     for rules in (((('bais'), 2.0),), (('bias', 2.0), ('gamma', 1.0))):
         assert (

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import vaes
 from vaes import CONFIG, LINEAR, context, disturbed, make, ppca, start
 
 from aigc_jax import config as config_lib
 from aigc_jax import loop, plots
+from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.evaluate import Evaluator
@@ -59,6 +61,91 @@ def test_uniform_levels_cost_log2_17_bits(scale):
     np.testing.assert_allclose(found['model/bits_per_dim'], math.log2(17), rtol=1e-5)
     middle = experiment.scaling.to_data(experiment.task.sample(params, extra, context(3), None))
     np.testing.assert_allclose(middle, 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize('likelihood', ['gaussian', 'optimal_gaussian'])
+@pytest.mark.parametrize(
+    'data, scales', [('digits', ('unit', 'symmetric')), ('grid25', ('unit', 'standard'))], ids=['digits', 'grid25']
+)
+def test_a_density_is_the_same_whatever_the_scale_of_the_data(likelihood, data, scales):
+    """A decoder that says N(m, s²) of each dimension, m and s in the data's own units, by scipy."""
+    m, s = 0.3, 0.4
+    for scale in scales:
+        more = dict(data__name=data, data__scale=scale, task__likelihood=likelihood, eval__ais_temperatures=2)
+        experiment = make('points,smoke' if data == 'grid25' else 'smoke', **more)
+        params, scaling = jax.tree.map(np.zeros_like, start(experiment)[0]), experiment.scaling
+        factor = 1.0 if scaling.factor is None else float(scaling.factor)
+        assert (factor == 1) == (scale == 'unit')
+        params['model']['decoder']['mlp']['Dense_1']['bias'][:] = scaling.to_model(m)
+        extra, log_scale = Extra({}, {}), math.log(s / factor)
+        if likelihood == 'optimal_gaussian':
+            extra = Extra({'mse': jnp.float32(math.exp(2 * log_scale))}, {})
+        else:
+            params['model']['log_scale'] = np.float32(log_scale)
+        x, ctx = experiment.examples('test', np.arange(5)), context(5)
+        batch = experiment.preprocess(x, ctx)
+        own = np.asarray(scaling.to_data(batch['x']), np.float64).reshape(5, -1)
+        expected = scipy.stats.norm.logpdf(own, m, s).sum(axis=1)  # z tells nothing of x, so that all bounds are exact
+        found = vaes.evaluate(experiment, params, extra, batch['x'])
+        annealed = experiment.task.diagnostics[1].collect(params, extra, batch, ctx)
+        found = {**found, **annealed, 'model/elbo': -found['model/elbo']}
+        for nats in (found[f'model/{name}'] for name in ('nll', 'reconstruction', 'elbo', 'ais_nll')):
+            np.testing.assert_allclose(nats, -expected, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(found['model/bits_per_dim'], -expected / own.shape[1] / math.log(2), rtol=1e-5)
+        score = experiment.task.score[1](params, extra, batch['x'], ctx)
+        np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-4)
+        if likelihood == 'gaussian':
+            _, (metrics, _) = experiment.task.rounds[0][0].loss(params, extra, batch, ctx)
+            assert float(metrics['reconstruction']) == pytest.approx(-expected.mean(), rel=1e-5)
+
+
+def test_log_densities_are_scipys_at_float64():
+    """Of data in [−1, 1], as the model sees them: N(x; m, s²) of [0, 1], and P(x) of a logistic cut into levels."""
+    draw = np.random.default_rng(0)
+    experiment = make(data__scale='symmetric', task__likelihood='gaussian')
+    levels, s = draw.integers(17, size=(3, 8)), 0.07
+    m = draw.normal(0.5, 0.2, size=(3, 8))
+    edges = (np.stack([levels - 0.5, levels + 0.5]) / 16 - m) / s
+    edges[0][levels == 0], edges[1][levels == 16] = -np.inf, np.inf
+    with jax.enable_x64(True):
+        for name, scale, expected in (
+            ('gaussian', s, scipy.stats.norm.logpdf(levels / 16, m, s)),
+            ('discretized_logistic', s, np.log(np.diff(scipy.stats.logistic.cdf(edges), axis=0)[0])),
+        ):
+            likelihood = likelihoods.make(name, experiment.dataset, experiment.config.data)
+            found = likelihood.log_prob(jnp.asarray(levels / 8 - 1), jnp.asarray(2 * m - 1), jnp.log(2 * scale))
+            assert found.dtype == jnp.float64
+            np.testing.assert_allclose(found, expected.sum(axis=1), rtol=1e-9)
+
+
+@pytest.mark.parametrize('scale, width', [('unit', 1.0), ('symmetric', 2.0)])
+def test_a_scale_begins_at_the_spread_of_the_training_data(scale, width):
+    std = width * (vaes.make().dataset.splits['train'].arrays['x'] / 16).std(axis=0)
+    spread = math.sqrt((std**2).mean())
+    for name in ('gaussian', 'discretized_logistic', 'optimal_gaussian'):
+        experiment = make(task__likelihood=name, data__scale=scale)
+        params, extra = start(experiment)
+        if name == 'optimal_gaussian':
+            found = math.sqrt(extra.stats['mse'])
+        else:
+            found = math.exp(params['model']['log_scale'])
+            found = scipy.stats.logistic(scale=found).std() if name == 'discretized_logistic' else found
+        assert found == pytest.approx(spread, rel=0.02), name
+
+
+def test_a_learned_scale_gets_to_the_data_in_300_steps():
+    """It goes 10 times as far in a step as a weight; after 300 steps the levels cost less than uniform ones do."""
+    more = dict(total_steps=300, steps_per_call=300, log_every_steps=300, eval_every_steps=300)
+    experiment = make(task__likelihood='discretized_logistic', checkpoint_every_steps=300, **more)
+    params, optimizer = start(experiment)[0]['model'], experiment.optimizers['model']
+    updates, _ = optimizer.update(jax.tree.map(np.ones_like, params), optimizer.init(params), params)
+    kernel = updates['decoder']['mlp']['Dense_0']['kernel']
+    assert float(updates['log_scale']) == pytest.approx(10 * float(kernel[0, 0]), rel=1e-5)
+    state, _ = experiment.train_call()(
+        experiment.create_state(), experiment.seed_array, experiment.resident_data(), next(experiment.feeds(0))
+    )
+    found = Evaluator(experiment).evaluate(state, 0, 'valid')['model/bits_per_dim']
+    assert found['value'] + found['ci'] < 0.9 * math.log2(17)
 
 
 def test_sigma_vae_has_the_batchs_error_as_its_variance():
@@ -185,6 +272,34 @@ def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path, monkeypatch):
     assert (warm[0] != warm[10]).any() and (cold[0] == cold[10]).all()  # of the same class
 
 
+def test_annealed_importance_sampling_is_of_a_fixed_random_choice():
+    """And the NLL of the same images stands beside it, by the very draws of the NLL of the split."""
+    experiment = make(eval__ais_temperatures=2, eval__ais_examples=7)
+    state, evaluator = experiment.create_state(), Evaluator(experiment)
+    where = rng.fixed_choice(180, 7)
+    assert len(set(where)) == 7 and where.max() > 100 and (np.sort(where) == where).all()
+    found = evaluator.diagnostics(state, 0, 'test')
+    batch, ctx = experiment.preprocess(experiment.examples('test', where), None), rng.context(0, 'eval', 0, where)
+    extra = Extra(state.stats, state.carry)
+    annealed = experiment.task.diagnostics[1].collect(state.params, extra, batch, ctx)
+    nll = experiment.task.evaluate(state.params, extra, batch, ctx)['model/nll']
+    assert found['model/ais_nll']['value'] == pytest.approx(float(annealed['model/ais_nll'].mean()), rel=1e-5)
+    assert found['model/nll_ais_examples']['value'] == pytest.approx(float(nll.mean()), rel=1e-5)
+    assert found['model/nll_ais_examples']['n'] == found['model/ais_nll']['n'] == 7
+    every = make(eval__ais_temperatures=2, eval__ais_examples=0).task.diagnostics[1]  # model/nll is of the same
+    assert every.most == 0 and 'model/nll_ais_examples' not in every.collect(state.params, extra, batch, ctx)
+
+
+def test_chunks_need_not_divide_k(linear):
+    """With exact posteriors log w is log p(x) of every draw, so that a wrong count would show."""
+    _, matrix, scale, x = linear
+    for k, chunk, counts in ((7, 3, {1, 2, 5, 7}), (2, 8, {1, 2})):
+        experiment = make('points,smoke', eval__k=k, eval__k_chunk=chunk, eval__k_curve=True, **LINEAR)
+        found = vaes.evaluate(experiment, ppca(matrix, scale, start(experiment)[0]), Extra({}, {}), x)
+        np.testing.assert_allclose(-found['model/nll'], vaes.exact(x, matrix, scale), atol=5e-4)
+        assert {name for name in found if 'bound' in name} == {f'model/bound_k{count}' for count in counts}
+
+
 def test_a_run_of_earlier_days_opens():
     """Its config lacks the fields that came later; the same numbers come out."""
     config = config_lib.load(f'{CONFIG}:smoke', [])
@@ -216,6 +331,9 @@ def test_a_run_of_earlier_days_opens():
         (dict(model__posterior_context=2), 'model.posterior_context: it is for'),
         (dict(task__estimator='drag'), "task.estimator: 'drag'"),
         (dict(task__beta=-1.0), 'task.beta: -1.0; 0 or more'),
+        (dict(task__beta='1e999'), 'task.beta: inf; 0 or more'),
+        (dict(eval__temperature='1e999'), 'eval.temperature: inf; 0 or more'),
+        (dict(task__k=0), 'task.k: 0; it counts importance samples, 1 or more'),
         (dict(task__free_bits=0.1, micro_batches=2), 'task.free_bits: 0.1 is of a whole batch'),
         (dict(task__likelihood='optimal_gaussian', micro_batches=2), 'task.likelihood: optimal_gaussian is of a whole'),
         (dict(task__k=2, task__free_bits=0.1), 'task.free_bits: 0.1; 0 or more, and 0 where task.k'),

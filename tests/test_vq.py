@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from aigc_jax import config as config_lib
 from aigc_jax import plots
@@ -247,6 +248,19 @@ def test_the_bound_and_the_codes_of_an_evaluation(trained, tmp_path, figure):
     assert f'perplexity {perplexity(use):.1f}' in axes.get_title()
     shares = axes.patches[0].get_data().values
     np.testing.assert_allclose(shares, np.sort(use)[::-1] / use.sum())
+
+
+def test_densities_and_errors_are_in_the_datas_own_units():
+    """Of a run that sees images in [−1, 1], with a learned scale s, which is s / 2 in [0, 1]."""
+    experiment = Experiment(config_of('smoke', data__scale='symmetric', task__likelihood='gaussian'))
+    state, evaluator = experiment.create_state(), Evaluator(experiment)
+    found = {name: value['value'] for name, value in evaluator.evaluate(state, 0, 'test').items()}
+    x, reconstructed = (images.astype(np.float64) for images in evaluator.reconstruct(state, 0, 'test', 180))
+    s = math.exp(state.params['model']['log_scale']) / 2
+    assert s == pytest.approx(np.sqrt(x.var(axis=0).mean()), rel=0.05)
+    assert found['model/mse'] == pytest.approx(np.mean((x - reconstructed) ** 2), rel=1e-4)
+    nats = -scipy.stats.norm.logpdf(x, reconstructed, s).sum(axis=(1, 2, 3)).mean()
+    assert found['model/reconstruction'] == pytest.approx(nats, rel=1e-4)
 
 
 @pytest.mark.parametrize('trained', ['smoke'], indirect=True)

@@ -20,6 +20,7 @@ _LATER_FIELDS = dict(clip_weights=float)  # which runs of earlier days lack; wit
 
 _MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
 _MATRICES = 'muon_weight_dimension_numbers'
+_SOMETIMES = ('log_scale',)  # parameters that only some models of a family have: a rate for them may find none
 
 
 class AverageState(NamedTuple):
@@ -87,7 +88,8 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     schedule: {name, arguments of optax.NAME}; an argument `X_percent` means X_steps, in percent of total_steps.
     clip_norm: the global norm that a gradient is cut to; 0: not cut.
     weight_decay_regex: which parameters an optimizer with weight decay decays.
-    learning_rate_rules: ((regex, factor), …), the first that matches; freeze: a regex, '': nothing is frozen.
+    learning_rate_rules: ((regex, factor), …), the first that matches; one for `log_scale`, which only some models have,
+        may match nothing. freeze: a regex, '': nothing is frozen.
     ema_decay: of the moving average of the parameters; 0: none is kept.
     clip_weights: the bound that every parameter is kept within, from the first update on; 0: none.
     """
@@ -131,12 +133,14 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     if config.freeze:
         labels = tree.by_rule(((config.freeze, 'frozen'),), params, 'trained', f'{what}.freeze')
         parts = [optax.partition({'trained': parts[0], 'frozen': optax.set_to_zero()}, labels)]
-    if config.learning_rate_rules:  # after the partition, inside which frozen parameters have no update to scale
+    if config.learning_rate_rules:
         for rule in config.learning_rate_rules:
             if not isinstance(rule, (tuple, list)) or not isinstance(rule[-1], (int, float)):
                 raise UserError(f'{what}.learning_rate_rules: {rule!r} is no pair (regex, factor)')
-        factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules')
-        parts.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
+        factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules', _SOMETIMES)
+        # After the partition, inside which frozen parameters have no update to scale.
+        if any(factor != 1 for factor in jax.tree.leaves(factors)):
+            parts.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
     if clip_weights:
         parts.append(clip_params(clip_weights))
     if config.ema_decay:

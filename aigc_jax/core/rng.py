@@ -83,6 +83,11 @@ class Context:
         return jax.vmap(lambda key: jax.random.randint(key, (), 0, maximum))(self.keys(name))
 
 
+def fixed_choice(count: int, n: int) -> np.ndarray:
+    """n of `count` places, or all, in order: drawn at random, and the same for every run and seed."""
+    return np.sort(np.random.Generator(np.random.PCG64(0)).permutation(count)[:n])
+
+
 def context(seed: Array | int, name: str, step: Array | int, index: Array) -> Context:
     key = fold_in(stream(seed, name), step)
     return Context(key, index, jnp.asarray(step, jnp.int32))

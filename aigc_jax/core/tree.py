@@ -24,11 +24,13 @@ def map_named(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
-def by_rule(rules: Iterable[tuple[str, object]], tree: Tree, default, what: str) -> Tree:
+def by_rule(
+    rules: Iterable[tuple[str, object]], tree: Tree, default, what: str, sometimes: tuple[str, ...] = ()
+) -> Tree:
     """The value of the first rule (regex, value) whose regex is found in a leaf's name; `default` for the rest.
 
     Raises UserError for a regex that is no regex, or that no leaf's name holds (a misspelt rule does nothing
-    in silence otherwise). `what` names the config field in that message.
+    in silence otherwise). `what` names the config field in that message; `sometimes`: names that only some trees have.
     """
     rules = tuple(rules)
     names = list(flatten(tree))
@@ -37,7 +39,7 @@ def by_rule(rules: Iterable[tuple[str, object]], tree: Tree, default, what: str)
             raise UserError(f'{what}: {rule!r} is no pair of a regular expression and a value')
     for pattern, _ in rules:
         try:
-            found = any(re.search(pattern, name) for name in names)
+            found = any(re.search(pattern, name) for name in (*names, *sometimes))
         except re.error as error:
             raise UserError(f'{what}: {pattern!r} is no regular expression: {error}') from None
         if not found:

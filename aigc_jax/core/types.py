@@ -58,7 +58,7 @@ class Diagnostic(NamedTuple):
 
     collect(params, extra, batch, ctx) -> {name: (n, …)}, of each example, on the device.
     summarize({name: (N, …)}) -> {metric: a number, or (N,) of which the mean is reported}, on the host.
-    most: examples of the split that are looked at, the first ones; 0: all.
+    most: how many examples of the split are looked at, drawn by rng.fixed_choice; 0: all.
     """
 
     collect: Callable[..., dict[str, Array]]

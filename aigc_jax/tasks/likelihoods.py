@@ -6,13 +6,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array
+from aigc_jax.data.batching import Scaling, make_preprocess, make_scaling
 from aigc_jax.data.dataset import Dataset
 
 LOG_2PI = math.log(2 * math.pi)
 LEAST_SCALE = math.exp(-6)  # of σ-VAE; Rybkin et al. 2021 keep log σ above −6, by a soft clip
+_EXAMPLES = 1000  # that the spread of the training split is measured on
 
 
 def normal_terms(z: Array, mu: Array | float, log_var: Array | float) -> Array:
@@ -111,18 +114,22 @@ def log_categorical(x: Array, logits: Array, low: float, high: float, levels: in
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """p(x given z), from what the decoder gives.
+    """p(x given z), from what the decoder gives. x, out and log_scale are in the model's units (data.scale).
 
-    log_prob(x (n, D), out (n, D · channels), log_scale) -> (n,), in nats.
+    log_prob(x (n, D), out (n, D · channels), log_scale) -> (n,), in nats: the probability of x, or, of a Gaussian, its
+        density in the data's own units, which data.scale does not change. Those of images are [0, 1], those of points
+        as the set has them.
     mean(out (n, …, C · channels), log_scale) -> E[x given z], (n, …, C).
     channels: numbers that the decoder gives for each of x's.
     scale: of all dimensions: 'learned', a parameter; 'optimal', that of the batch (σ-VAE); '', there is none.
+    start: where log_scale begins, at the spread of the training split.
     """
 
     log_prob: Callable[[Array, Array, Array | None], Array]
     mean: Callable[[Array, Array | None], Array]
     channels: int = 1
     scale: str = ''
+    start: float = 0.0
 
 
 NAMES = ('bernoulli', 'gaussian', 'optimal_gaussian', 'discretized_logistic', 'categorical')
@@ -138,13 +145,10 @@ def make(name: str, dataset: Dataset, data) -> Likelihood:
         raise UserError(f'task.likelihood: {name!r}{near(name, NAMES)}')
     if name == 'bernoulli' and (dataset.kind != 'image' or data.scale != 'unit'):
         raise UserError('task.likelihood: bernoulli wants images in [0, 1] (data.scale=unit); use gaussian')
-    if data.scale == 'standard':
-        raise UserError(
-            'data.scale: standard would change the units of the likelihood, which learns its scale; use unit'
-        )
     if name in _OF_LEVELS and (dataset.kind != 'image' or not dataset.levels):
         raise UserError(f'task.likelihood: {name} wants images of whole levels; {data.name} has none: use gaussian')
-    low, high = (-1.0, 1.0) if data.scale == 'symmetric' else (0.0, 1.0)
+    scaling = make_scaling(dataset, data.scale)
+    low, high = (scaling.to_model(end) for end in (0.0, 1.0))
     grid = low, high, 1 if data.binarize != 'none' else dataset.levels
     if name == 'bernoulli':
         return Likelihood(log_bernoulli, lambda logits, _: jax.nn.sigmoid(logits))
@@ -153,6 +157,7 @@ def make(name: str, dataset: Dataset, data) -> Likelihood:
             lambda x, out, log_scale: log_discretized_logistic(x, out, log_scale, *grid),
             lambda out, log_scale: discretized_logistic_mean(out, log_scale, *grid),
             scale='learned',
+            start=math.log(spread(dataset, scaling) * math.sqrt(3) / math.pi),  # σ = s π / √3
         )
     if name == 'categorical':
         values = jnp.linspace(*grid[:2], grid[2] + 1)
@@ -161,8 +166,24 @@ def make(name: str, dataset: Dataset, data) -> Likelihood:
             lambda out, _: jax.nn.softmax(out.reshape(*out.shape[:-1], -1, len(values))) @ values,
             channels=len(values),
         )
-    scale = 'optimal' if name == 'optimal_gaussian' else 'learned'
-    return Likelihood(log_gaussian, lambda mean, _: mean, scale=scale)
+    # p of the data is p of what the model sees, times |d model / d data| for each dimension.
+    log_factor = 0.0 if scaling.factor is None else math.log(scaling.factor)
+    return Likelihood(
+        lambda x, mean, log_scale: log_gaussian(x, mean, log_scale) - x.shape[-1] * log_factor,
+        lambda mean, _: mean,
+        scale='optimal' if name == 'optimal_gaussian' else 'learned',
+        start=math.log(spread(dataset, scaling)),
+    )
+
+
+def spread(dataset: Dataset, scaling: Scaling) -> float:
+    """The standard deviation of the training examples about their mean, over all dimensions together, in the model's
+    units; LEAST_SCALE or more. Of many examples, it is that of some, evenly spaced."""
+    source = dataset.splits['train']
+    count = min(len(source), _EXAMPLES)
+    examples = {'x': source[np.arange(count) * (len(source) // count)]['x']}
+    x = np.asarray(make_preprocess(dataset, 'none', scaling)(examples, None)['x'], np.float64)
+    return max(math.sqrt(np.square(x - x.mean(axis=0)).mean()), LEAST_SCALE)
 
 
 def optimal_log_scale(mse: Array) -> Array:

@@ -2,6 +2,7 @@
 
 One player, 'model': {encoder, decoder, log_scale where the likelihood learns one, and those of Latents.init}. Of an
 evaluation, kl is the rate and reconstruction the distortion, in nats: runs of several task.beta trace their curve.
+Where p(x given z) is a density, all of log p(x) is one in the data's own units, whatever data.scale (likelihoods).
 """
 
 import math
@@ -50,8 +51,10 @@ def make(config, dataset: Dataset) -> Task:
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     eval_k, chunk = config.eval.get('k', 0), config.eval.get('k_chunk', 0)
-    if options['k'] < 1 or eval_k < 1 or chunk < 1 or eval_k % chunk:
-        raise UserError('task.k and eval.k count importance samples: 1 or more, eval.k a multiple of eval.k_chunk')
+    for name, value in (('task.k', options['k']), ('eval.k', eval_k), ('eval.k_chunk', chunk)):
+        check_type(name, value, int)
+        if value < 1:
+            raise UserError(f'{name}: {value}; it counts importance samples, 1 or more')
     for role in ('encoder', 'decoder'):  # every bound here calls them with k samples, so no statistics are renewed
         if model[role].get('norm') == 'batch' or model[role].get('spectral'):
             raise UserError(f"model.{role}: of a VAE it has norm='group', 'layer' or 'none', and spectral=False")
@@ -73,8 +76,9 @@ def make(config, dataset: Dataset) -> Task:
             **latent.init(key),
         }
         if likelihood.scale == 'learned':
-            params['log_scale'] = jnp.zeros(())
-        return {'model': params}, Extra({'mse': jnp.ones(())} if likelihood.scale == 'optimal' else {}, {})
+            params['log_scale'] = jnp.float32(likelihood.start)
+        mse = jnp.float32(math.exp(2 * likelihood.start))
+        return {'model': params}, Extra({'mse': mse} if likelihood.scale == 'optimal' else {}, {})
 
     def one_hot(labels: Array | None) -> Array | None:
         return jax.nn.one_hot(labels, num_classes) if num_classes else None
@@ -149,14 +153,16 @@ def make(config, dataset: Dataset) -> Task:
         return value, (metrics, new)
 
     def all_log_weights(theta: Tree, extra: Extra, batch: Batch, ctx: rng.Context, k: int, chunk: int) -> Array:
-        """log w of k draws, (n, k), in chunks, so that memory does not grow with k."""
+        """log w of k draws, (n, k), in chunks, so that memory does not grow with k; the last is cut where they do not
+        divide k."""
+        chunk = min(chunk, k)
 
         def part(_, j):
             here = rng.Context(rng.fold_in(ctx.key, j), ctx.index, ctx.step)
             return None, log_weights(theta, extra, batch, here, chunk)
 
-        _, found = jax.lax.scan(part, None, jnp.arange(k // chunk))
-        return jnp.moveaxis(found, 0, 1).reshape(batch['x'].shape[0], k)
+        _, found = jax.lax.scan(part, None, jnp.arange(-(-k // chunk)))
+        return jnp.moveaxis(found, 0, 1).reshape(batch['x'].shape[0], -1)[:, :k]
 
     def evaluate(params, extra, batch: Batch, ctx: rng.Context):
         theta = params['model']
@@ -230,6 +236,7 @@ def make(config, dataset: Dataset) -> Task:
         return results
 
     def anneal(params, extra, batch: Batch, ctx: rng.Context):
+        """log p(x) by AIS and, where it is not done for all, the NLL of importance sampling on the same examples."""
         theta = params['model']
         components, scale = latent.components(theta, encode), log_scale(theta, extra)
         found = ais(
@@ -244,7 +251,11 @@ def make(config, dataset: Dataset) -> Task:
             for b, pair in found.curve.items()
             for name, values in zip(('rate', 'distortion'), pair, strict=True)
         }
-        return {'model/ais_nll': -found.log_p, 'model/ais_acceptance': found.acceptance, **curve}
+        beside = {}
+        if evaluation['ais_examples']:  # the draws of `evaluate`
+            log_w = all_log_weights(theta, extra, batch, ctx, eval_k, chunk)
+            beside = {'model/nll_ais_examples': -bounds.importance_weighted(log_w)}
+        return {'model/ais_nll': -found.log_p, **beside, 'model/ais_acceptance': found.acceptance, **curve}
 
     diagnostics = [Diagnostic(collect, summarize)]
     if evaluation['ais_temperatures']:
@@ -272,7 +283,7 @@ def _filled(config, first: dict[str, type], later: dict, what: str) -> dict:
 def _check(options: dict, evaluation: dict, config, latent: latents.Latents) -> None:
     """Raises UserError for fields that do not fit each other."""
     for name in ('beta', 'kl_warmup_steps'):
-        if not options[name] >= 0:
+        if not 0 <= options[name] < math.inf:
             raise UserError(f'task.{name}: {options[name]}; 0 or more')
     whole = dict(
         free_bits=options['free_bits'], tc_weight=options['tc_weight'],
@@ -283,7 +294,7 @@ def _check(options: dict, evaluation: dict, config, latent: latents.Latents) -> 
     if options['estimator'] not in bounds.ESTIMATORS:
         raise UserError(f'task.estimator: {options["estimator"]!r}{near(options["estimator"], bounds.ESTIMATORS)}')
     for name in ('free_bits', 'tc_weight'):
-        if options[name] < 0 or (options[name] and options['k'] > 1):
+        if not 0 <= options[name] < math.inf or (options[name] and options['k'] > 1):
             raise UserError(f'task.{name}: {options[name]}; 0 or more, and 0 where task.k is more than 1')
     if options['tc_weight'] and not (latent.gaussian and latent.total == latent.dim):
         raise UserError('task.tc_weight: wants model.posterior gaussian and one stochastic layer')
@@ -291,5 +302,5 @@ def _check(options: dict, evaluation: dict, config, latent: latents.Latents) -> 
         known = near(evaluation['interpolation'], codes.INTERPOLATIONS)
         raise UserError(f'eval.interpolation: {evaluation["interpolation"]!r}{known}')
     for name, least in (('temperature', 0), ('ais_temperatures', 0), ('ais_chains', 1), ('ais_examples', 0)):
-        if not evaluation[name] >= least:
+        if not least <= evaluation[name] < math.inf:
             raise UserError(f'eval.{name}: {evaluation[name]}; {least} or more')

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, check_fields, check_type
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.data.batching import make_scaling
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.decoding import Generated, Sampling
 from aigc_jax.decoding import sample as write
@@ -81,6 +82,7 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError('model.decoder.features: as many levels as model.encoder.features, which halve what it doubles')
     grid = tuple(side // 2 ** len(encoder.features) for side in shape[:2])
     places, num_dims, K = math.prod(grid), math.prod(shape), quantizer.codes
+    to_data = make_scaling(dataset, config.data.scale).to_data
     num_classes = dataset.num_classes if model.conditional else 0
     network = build(
         transformer.Transformer, 'model.prior', model.prior, vocab_size=K + max(num_classes, 1), context=places + 1,
@@ -100,7 +102,7 @@ def make(config, dataset: Dataset) -> Task:
             'decoder': decoder.init(rng.named(key, 'decoder'), z)['params'],
         }
         if likelihood.scale:
-            params['log_scale'] = jnp.zeros(())
+            params['log_scale'] = jnp.float32(likelihood.start)
         own = network.init(rng.named(key, 'prior'), jnp.zeros((1, places), jnp.int32))['params']
         return {'model': params, 'prior': own}, Extra(quantizer.init(rng.named(key, 'codebook')), {})
 
@@ -138,7 +140,8 @@ def make(config, dataset: Dataset) -> Task:
 
     def evaluate(params, extra: Extra, batch: Batch, ctx: rng.Context):
         """nll_bound: −log p(x given z_q) − log p(z_q). It is an upper bound of −log p(x), as p(x) is the sum of
-        p(x given z) p(z) over all z, of which the encoder's own is one."""
+        p(x given z) p(z) over all z, of which the encoder's own is one. Densities (tasks.likelihoods) and the squared
+        error are in the data's own units."""
         z, z_q, index = encode(params, extra, batch)
         out = decode(params, z_q)
         reconstruction = reconstruction_nats(params['model'], batch['x'], out)
@@ -146,7 +149,7 @@ def make(config, dataset: Dataset) -> Task:
         bound = reconstruction + nats
         return {
             'model/reconstruction': reconstruction,
-            'model/mse': jnp.mean((mean(params, out) - batch['x']) ** 2, axis=(1, 2, 3)),
+            'model/mse': jnp.mean((to_data(mean(params, out)) - to_data(batch['x'])) ** 2, axis=(1, 2, 3)),
             'prior/nats_per_code': nats / places,
             'prior/nats': nats,
             'model/nll_bound': bound,
