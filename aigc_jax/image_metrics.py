@@ -51,7 +51,7 @@ def check(experiment: Experiment) -> None:
     if name == 'classifier' and not dataset.num_classes:
         raise UserError(
             f'eval.extractor: {experiment.config.data.name} has no labels to train a classifier with; '
-            "set it to pixels, to the extractor.npz of another run, or to '' for no metrics of samples"
+            "set it to auto, pixels, the extractor.npz of another run, or '' for no metrics of samples"
         )
     if extractor := _given(experiment):
         extractor.extract(np.zeros((1, *dataset.shape), np.float32))
