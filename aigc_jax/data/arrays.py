@@ -108,6 +108,7 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False) -> Datase
     rows = divide(cfg.valid_examples, len(x['train']), splits, where)
     for split, part in rows.items():
         splits[split] = Arrays(x['train'][part], y['train'][part] if y else None)
+    splits = {split: splits[split] for split in SPLITS if split in splits}
     if y:
         labels.tell_of_empty_classes(splits['train'].arrays['label'], num_classes, where)
     levels = 0

@@ -152,9 +152,9 @@ def divide(valid_examples: int, count: int, other: Collection[str], where: str) 
     sizes = {split: n for split, n in sizes.items() if n}
     if list(sizes) == ['train']:
         return {'train': slice(0, count)}
-    how = 'the last ones are valid' if 'test' in other else 'held out at random, always the same ones'
+    how = 'valid are the last ones' if 'test' in other else 'drawn at random, always the same ones'
     split_up = ', '.join(f'{n} {split}' for split, n in sizes.items())
-    note(f'{where}: of the {count} examples for training, {split_up} ({how}; data.valid_examples={valid_examples})')
+    note(f'{where}: its {count} training examples become {split_up} ({how}; data.valid_examples={valid_examples})')
     ends = np.cumsum(list(sizes.values()))
     if 'test' in other:
         return {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}

@@ -1,5 +1,6 @@
 """Class labels as files have them (numbers from anywhere, one-hot rows, names) -> 0..K−1, the same in every split."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,22 +35,27 @@ def to_classes(by_split: Mapping[str, np.ndarray], where: str) -> tuple[dict[str
         shapes = ', '.join(f'{split} {label.dtype} {label.shape}' for split, label in by_split.items())
         raise UserError(f'{where}: the labels of the splits are of different kinds ({shapes}); make them alike')
     every = np.concatenate(list(by_split.values()))
+    if every.dtype.kind == 'S':
+        every = np.char.decode(every, 'utf-8', 'replace')
     why = _no_classes(every)
     if why:
         note(f'{where}: the labels are left out, for they are no classes: {why}')
         return {}, 0
     if every.ndim == 2:
         return {split: label.argmax(1).astype(np.int32) for split, label in by_split.items()}, every.shape[1]
-    if every.dtype.kind == 'f':
+    if every.dtype.kind in 'bf' or _are_numbers(every):
         every = every.astype(np.int64)
     values, index = np.unique(every, return_inverse=True)
+    if len(values) == 1:
+        note(f'{where}: the labels are left out, for all of them are {values[0]}')
+        return {}, 0
     if 2 * len(values) > len(every):
         raise UserError(
             f'{where}: {len(values)} different labels for {len(every)} examples, {_some(values)}, are no classes; '
             f'remove the labels, or give each class two examples or more'
         )
-    if every.dtype.kind in 'US' or not np.array_equal(values, np.arange(len(values))):
-        note(f'{where}: {len(values)} classes, {_pairs(values)}')
+    if every.dtype.kind == 'U' or not np.array_equal(values, np.arange(len(values))):
+        note(f'{where}: {_said(values)}')
     parts = np.split(index.astype(np.int32), np.cumsum([len(label) for label in by_split.values()])[:-1])
     return dict(zip(by_split, parts, strict=True)), len(values)
 
@@ -63,7 +69,7 @@ def tell_of_empty_classes(train: np.ndarray, num_classes: int, where: str) -> No
 
 def _no_classes(label: np.ndarray) -> str:
     """Why these labels of all splits are no classes; '' where they are."""
-    if label.dtype.kind not in 'biufUS':
+    if label.dtype.kind not in 'biufU':
         return f'they are {label.dtype}'
     if label.ndim == 2:
         one_hot = label.dtype.kind in 'biuf' and np.isin(label, (0, 1)).all() and (label.sum(1) == 1).all()
@@ -74,10 +80,20 @@ def _no_classes(label: np.ndarray) -> str:
     return ''
 
 
+def _are_numbers(label: np.ndarray) -> bool:
+    """Whether these are texts of different whole numbers, among which '10' follows '9', not '1'."""
+    names = set(label.tolist()) if label.dtype.kind == 'U' else ()
+    numbers = {int(name) for name in names if re.fullmatch('[0-9]{1,9}', name)}
+    return len(numbers) == len(names) > 0
+
+
 def _some(values: np.ndarray) -> str:
     return ', '.join(map(str, values[:_SHOWN])) + (', …' if len(values) > _SHOWN else '')
 
 
-def _pairs(values: np.ndarray) -> str:
+def _said(values: np.ndarray) -> str:
+    last = len(values) - 1
+    if values.dtype.kind != 'U' and int(values[-1]) - int(values[0]) == last:
+        return f'the labels {values[0]}…{values[-1]} are the classes 0…{last}'
     shown = ', '.join(f'{i}: {value}' for i, value in enumerate(values[:_SHOWN]))
-    return shown if len(values) <= _SHOWN else f'{shown}, …, {len(values) - 1}: {values[-1]}'
+    return f'{len(values)} classes, {shown}' + (f', …, {last}: {values[-1]}' if last >= _SHOWN else '')

@@ -250,7 +250,7 @@ def _splits(cfg, info, name: str) -> dict[str, tuple[str, np.ndarray | None]]:
             rows = np.concatenate([rows, count + np.arange(info.splits[valid].num_examples)])
         splits['train'] = f'train+{valid}', rows
         del splits['valid']
-    return splits
+    return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}
 
 
 def _fingerprint(info, streams: dict[str, Stream]) -> str:
