@@ -20,6 +20,7 @@ from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
 from aigc_jax.evals.codes import perplexity, used_share
+from aigc_jax.evals.images import NEIGHBOURS
 from aigc_jax.evals.mixture import perfect_sampler
 
 
@@ -168,7 +169,8 @@ class Experiment:
 
 def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     """`config` with eval.split and eval.extractor chosen where they are 'auto'; a note tells what does not go without
-    saying. eval.split: valid, or test where there is none. eval.extractor: classifier, pixels without labels.
+    saying. eval.split: valid, or test where there is none. eval.extractor: classifier, or pixels where there are no
+    labels, or '' where there are too few images.
     """
     config = copy.deepcopy(config)
     if config.eval.split == 'auto':
@@ -178,9 +180,11 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
             chosen = f'; the best checkpoint, by {best}, is chosen by it, too' if best else ''
             note(f'eval.split: test, for the data have no valid split{chosen}')
     if config.eval.get('extractor') == 'auto':
-        config.eval.extractor = 'classifier' if dataset.num_classes else 'pixels'
-        if not dataset.num_classes and dataset.kind == 'image':
-            note(f'eval.extractor: pixels, for {config.data.name} has no labels to train a classifier with')
+        least = min(len(dataset.splits[split]) for split in {'train', config.eval.final_split} & dataset.splits.keys())
+        config.eval.extractor = '' if least <= NEIGHBOURS else 'classifier' if dataset.num_classes else 'pixels'
+        if dataset.kind == 'image' and config.eval.extractor != 'classifier':
+            why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
+            note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
     return config
 
 

@@ -17,7 +17,7 @@ from aigc_jax.evals.features import Classifier, Extractor
 from aigc_jax.evaluate import NORMAL_95, Evaluator, Results
 from aigc_jax.experiment import Experiment
 
-K = 5  # neighbours that the balls of precision, recall, density and coverage reach to
+K = images.NEIGHBOURS  # neighbours that the balls of precision, recall, density and coverage reach to
 FILE = 'extractor.npz'  # in a run's folder
 _NAMES = ('classifier', 'pixels', 'onnx:FILE')
 _CHUNK = 5000  # images that are gone through at once

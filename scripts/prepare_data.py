@@ -27,7 +27,8 @@ from aigc_jax.data import TEXTS, Dataset, load
 _SOURCE = flags.DEFINE_string(
     'source',
     None,
-    'What to read: idx:DIR, npz:FILE, npy:FILE, mat:FILE, amat:DIR, images:DIR; text:FILE_OR_GLOB, code:DIR, jsonl:FILE.',
+    'What to read: idx:DIR, npz:FILE, npy:FILE, mat:FILE, amat:DIR, images:DIR; text:FILE_OR_GLOB, code:DIR, '
+    'jsonl:FILE.',
     required=True,
 )
 _NAME = flags.DEFINE_string('name', None, 'Name of the new set: a-z, 0-9 and _.', required=True)
