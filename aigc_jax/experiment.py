@@ -15,11 +15,13 @@ from aigc_jax import data, tasks
 from aigc_jax.checkpoint import Checkpoints
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.notes import note
 from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
 from aigc_jax.evals import likelihood
 from aigc_jax.evals.codes import perplexity, used_share
+from aigc_jax.evals.images import NEIGHBOURS
 from aigc_jax.evals.mixture import perfect_sampler
 
 
@@ -30,15 +32,15 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
-        self.config = config
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
         data.check(config.data)
         self.dataset = data.load(config.data, tokenizer)
+        self.config = config = _fitted(config, self.dataset)
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
-                raise UserError(f'eval: the data have no split {split!r}; they have {", ".join(self.dataset.splits)}')
+                raise UserError(_no_split(split, config.data, self.dataset.splits))
             if split == 'train' and self.dataset.kind == 'text':
                 raise UserError('eval.split, eval.final_split: of text, train is no list of windows; choose another')
         self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
@@ -165,6 +167,36 @@ class Experiment:
             vars(twin).pop(name, None)
         twin.plan = self.plan.alone()
         return twin
+
+
+def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
+    """`config` with eval.split and eval.extractor chosen where they are 'auto'; a note tells what does not go without
+    saying. eval.split: valid, or test where there is none. eval.extractor: classifier, or pixels where there are no
+    labels, or '' where there are too few images.
+    """
+    config = copy.deepcopy(config)
+    if config.eval.split == 'auto':
+        config.eval.split = 'valid' if 'valid' in dataset.splits else 'test'
+        if config.eval.split == 'test':
+            best = config.eval.best_metric
+            chosen = f'; the best checkpoint, by {best}, is chosen by it, too' if best else ''
+            note(f'eval.split: test, for the data have no valid split{chosen}')
+    if config.eval.get('extractor') == 'auto':
+        least = min(len(dataset.splits[split]) for split in {'train', config.eval.final_split} & dataset.splits.keys())
+        config.eval.extractor = '' if least <= NEIGHBOURS else 'classifier' if dataset.num_classes else 'pixels'
+        if dataset.kind == 'image' and config.eval.extractor != 'classifier':
+            why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
+            note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
+    return config
+
+
+def _no_split(split: str, cfg: ConfigDict, splits) -> str:
+    if split == 'valid' and cfg.get('valid_examples', 1) == 0:
+        return (
+            f"eval: there is no split 'valid' with data.valid_examples=0, only {', '.join(splits)}; set eval.split and "
+            f'eval.final_split to one of them, or data.valid_examples to -1'
+        )
+    return f'eval: the data have no split {split!r}; they have {", ".join(splits)}'
 
 
 def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):

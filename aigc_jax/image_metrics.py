@@ -18,7 +18,7 @@ from aigc_jax.evals.intervals import NORMAL_95, wilson
 from aigc_jax.evaluate import Evaluator, Results
 from aigc_jax.experiment import Experiment
 
-K = 5  # neighbours that the balls of precision, recall, density and coverage reach to
+K = images.NEIGHBOURS  # neighbours that the balls of precision, recall, density and coverage reach to
 FILE = 'extractor.npz'  # in a run's folder
 _NAMES = ('classifier', 'pixels', 'onnx:FILE')
 _CHUNK = 5000  # images that are gone through at once
@@ -52,7 +52,7 @@ def check(experiment: Experiment) -> None:
     if name == 'classifier' and not dataset.num_classes:
         raise UserError(
             f'eval.extractor: {experiment.config.data.name} has no labels to train a classifier with; '
-            "set it to pixels, to the extractor.npz of another run, or to '' for no metrics of samples"
+            "set it to auto, pixels, the extractor.npz of another run, or '' for no metrics of samples"
         )
     if extractor := _given(experiment):
         extractor.extract(np.zeros((1, *dataset.shape), np.float32))

@@ -48,7 +48,10 @@ def get_config(arg=''):
                 name='digits',
                 dir='',  # where TFDS keeps its sets; '': its default
                 num_examples=100_000,  # of the 2-D and stacked sets' training split
-                valid_examples=10_000,  # held out if the data have no valid split; 0: there is none, all is trained on
+                # held out if the data have no valid split; -1: 10,000, or a sixth of the training examples where those
+                # are fewer; 0: there is none, all is trained on
+                valid_examples=-1,
+                shape=(),  # (H, W) of images that an npz, npy, mat or amat holds as rows of pixels; (): square
                 binarize='none',  # 'none', 'threshold', 'static' or 'dynamic'
                 scale='unit',  # integer levels to [0, 1] ('unit') or [-1, 1] ('symmetric'); 'standard': of points
                 stream=False,  # read by Grain while training, instead of resident on the device
@@ -90,7 +93,9 @@ def get_config(arg=''):
                 tc_weight=0.0,  # of the total correlation beside the KL; β-TCVAE has β − 1
             ),
             eval=dict(
-                split='valid',  # that is evaluated while training; the final evaluation is on `final_split`
+                # that is evaluated while training; 'auto': valid, or test where there is none. The final evaluation is
+                # on `final_split`
+                split='auto',
                 final_split='test',
                 batch_size=500,  # examples
                 k=64,  # importance samples of the NLL; 5000 is the literature's
@@ -103,8 +108,9 @@ def get_config(arg=''):
                 interpolation='spherical',  # or 'linear', of the picture interpolations.png
                 num_samples=10_000,  # for metrics of samples
                 # What images are compared by in the final evaluation: 'classifier' (trained here, on the labels),
-                # 'pixels', another run's extractor.npz, 'onnx:FILE'; '': no metrics of images
-                extractor='classifier',
+                # 'pixels', another run's extractor.npz, 'onnx:FILE'; '': no metrics of images; 'auto': classifier, or
+                # pixels where there are no labels
+                extractor='auto',
                 num_shown=64,  # in a picture
                 best_metric='model/nll',  # the checkpoint with the best value is kept; '': none
                 best_mode='min',

@@ -25,14 +25,19 @@ from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.data import TEXTS, Dataset, load
 
 _SOURCE = flags.DEFINE_string(
-    'source', None, 'What to read: idx:DIR, npz:FILE, amat:DIR; text:FILE_OR_GLOB, code:DIR, jsonl:FILE.', required=True
+    'source',
+    None,
+    'What to read: idx:DIR, npz:FILE, npy:FILE, mat:FILE, amat:DIR, images:DIR; text:FILE_OR_GLOB, code:DIR, '
+    'jsonl:FILE.',
+    required=True,
 )
 _NAME = flags.DEFINE_string('name', None, 'Name of the new set: a-z, 0-9 and _.', required=True)
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of TFDS sets to put it in.', required=True)
 _VALID = flags.DEFINE_integer(
     'valid_examples',
-    10_000,
-    'How many of the last training examples to hold out for validation where the source has no valid split.',
+    -1,
+    'How many training examples to hold out for validation where the source has no valid split; -1: 10,000, or a sixth '
+    'of them where those are fewer.',
 )
 _PERCENT = {
     split: flags.DEFINE_float(f'{split}_percent', 5.0, f'Of text: how much of it, or of its documents, is for {split}.')

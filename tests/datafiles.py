@@ -18,10 +18,10 @@ COLOUR = RNG.randint(0, 256, (30, 4, 4, 3)).astype(np.uint8)
 POINTS = RNG.standard_normal((30, 3))
 
 
-def load(name, folder='', num_examples=1500, valid_examples=4):
+def load(name, folder='', num_examples=1500, valid_examples=4, **fields):
     return data.load(
         config_dict.ConfigDict(
-            dict(name=name, dir=str(folder), num_examples=num_examples, valid_examples=valid_examples)
+            dict(name=name, dir=str(folder), num_examples=num_examples, valid_examples=valid_examples, **fields)
         )
     )
 
@@ -98,3 +98,15 @@ def fill_with_text(path):
 
 
 BREAKERS = [cut_in_half, flip_the_middle, empty, remove, make_a_folder_of, fill_with_text]
+
+
+class Notes:
+    """The notes on stderr, by capsys."""
+
+    def __init__(self, capsys):
+        self._capsys = capsys
+
+    def __call__(self) -> list[str]:
+        lines = self._capsys.readouterr().err.splitlines()
+        assert all(line.startswith('note: ') for line in lines), lines
+        return [line.removeprefix('note: ') for line in lines]

@@ -192,3 +192,32 @@ def test_early_stopping(tmp_path):
     config.total_steps = 80
     loop.train(config, tmp_path, {})
     assert int(open_run(tmp_path)[1].step) == 40  # it is still out of patience
+
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (60, 8, 8)).astype(np.uint8)
+CLASSES = np.arange(60) % 3
+
+
+@pytest.mark.parametrize(
+    'arrays, fields, split, extractor, said',
+    [
+        (dict(images=IMAGES, labels=CLASSES), [], 'valid', 'classifier', []),
+        (dict(images=IMAGES), [], 'valid', 'pixels', ['eval.extractor: pixels, for there are no labels']),
+        (dict(images=IMAGES[:30], labels=CLASSES[:30]), [], 'valid', '', ["eval.extractor: '', for 5 images are too"]),
+        (dict(images=IMAGES, labels=CLASSES), [('data.valid_examples', '0')], 'test', 'classifier',
+         ['eval.split: test, for the data have no valid split; the best checkpoint, by model/nll, is chosen by it']),
+        (dict(train=IMAGES, valid=IMAGES), [('data.valid_examples', '0'), ('eval.best_metric', '')], 'test', 'pixels',
+         ['eval.split: test, for the data have no valid split\n', 'eval.extractor: pixels']),
+        (dict(images=IMAGES), [('eval.split', 'train'), ('eval.extractor', 'classifier')], 'train', 'classifier', []),
+    ],
+)  # fmt: skip
+def test_defaults_follow_from_the_data(tmp_path, capsys, arrays, fields, split, extractor, said):
+    np.savez(tmp_path / 'a.npz', **arrays)
+    fields = [('data.name', f'npz:{tmp_path}/a.npz'), ('eval.extractor', 'auto'), *fields]
+    given = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', fields)
+    before = config_lib.to_json(given)
+    config = Experiment(given).config
+    assert (config.eval.split, config.eval.extractor) == (split, extractor)
+    notes = capsys.readouterr().err
+    assert all(f'note: {words}' in notes for words in said) and notes.count('note: eval.') == len(said), notes
+    assert config_lib.to_json(given) == before  # config.json says what was asked for

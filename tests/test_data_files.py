@@ -154,11 +154,11 @@ def test_an_unreadable_file_is_named(tmp_path):
 
 
 def test_permission_and_folder_errors_of_the_system_are_user_errors(tmp_path, monkeypatch):
-    def refuse(path, mode):
+    def refuse(path):
         raise PermissionError(13, 'Permission denied', path)
 
     write_idx(tmp_path)
-    monkeypatch.setitem(files._OPEN, '', refuse)
+    monkeypatch.setattr(files, 'open_compressed', refuse)
     user_error(f'idx:{tmp_path}', 'train-images-idx3-ubyte', 'Permission denied')
 
 
@@ -169,7 +169,6 @@ NAN[3, 1] = np.nan
 @pytest.mark.parametrize(
     'content, word',
     [
-        (dict(train=IMAGES), 'no array test'),
         (dict(), 'nothing'),
         (dict(train=IMAGES, test=COLOUR), 'alike'),
         (dict(train=IMAGES, test=IMAGES / 255.0), 'alike'),
@@ -178,14 +177,12 @@ NAN[3, 1] = np.nan
         (dict(train=BITS[:, :7], test=BITS[:, :7]), 'square'),
         (dict(train=NAN, test=POINTS), '1 values are NaN'),
         (dict(train=POINTS * 1e39, test=POINTS), 'infinite'),
-        (dict(train=IMAGES * 1.0, test=IMAGES * 1.0), '[0, 1]'),
-        (dict(train=IMAGES.astype(int), test=IMAGES.astype(int)), 'int64'),
-        (dict(train=COLOUR.transpose(0, 3, 1, 2).repeat(2, -1), test=COLOUR), 'channels first'),
+        (dict(train=IMAGES * 1.1, test=IMAGES * 1.1), '[0, 1]'),
+        (dict(train=IMAGES.astype(int) + 1, test=IMAGES.astype(int) + 1), '1 to 256'),
+        (dict(train=COLOUR.transpose(0, 3, 1, 2).repeat(2, -1), test=COLOUR), 'alike'),
         (dict(train=np.array([None] * 30), test=IMAGES), 'object'),
         (dict(x_train=IMAGES, y_train=LABELS[:9], x_test=IMAGES, y_test=LABELS), '(9,)'),
         (dict(x_train=IMAGES, y_train=LABELS, x_test=IMAGES), 'labels for train alone'),
-        (dict(x_train=IMAGES, y_train=LABELS - 1.0, x_test=IMAGES, y_test=LABELS), 'float64'),
-        (dict(x_train=IMAGES, y_train=LABELS.astype(int) - 1, x_test=IMAGES, y_test=LABELS), '-1..5'),
     ],
 )
 def test_a_wrong_array_is_named(tmp_path, content, word):
@@ -206,7 +203,7 @@ def test_other_files_of_numpy_and_pickle_are_refused(tmp_path):
         (lambda bits: amat_bytes(bits[:, :8]), '8 values'),
         (lambda bits: amat_bytes(bits) + b'1 0\n', 'equally many'),
         (lambda bits: amat_bytes(bits).replace(b'1', b'nan'), 'NaN'),
-        (lambda bits: amat_bytes(bits).replace(b'1', b'255'), '[0, 1]'),
+        (lambda bits: amat_bytes(bits).replace(b'1', b'25.5'), '[0, 1]'),
     ],
 )
 def test_a_wrong_amat_is_named(tmp_path, form, word):
@@ -220,7 +217,7 @@ def test_two_amat_triples_in_a_folder_are_refused(tmp_path):
     user_error(f'amat:{tmp_path}', 'my_train.amat, your_train.amat')
 
 
-@pytest.mark.parametrize('valid_examples', [-1, 20, 21])
+@pytest.mark.parametrize('valid_examples', [-2, 20, 21])
 def test_held_out_examples_leave_some_to_train_on(tmp_path, valid_examples):
     write_idx(tmp_path)
     user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '0..19', valid_examples=valid_examples)

@@ -107,7 +107,8 @@ def test_prepare_refuses_and_leaves_nothing(prepared, tmp_path):
         ['--sauce=digits'],
     ):
         done = prepare(*args, f'--data_dir={tmp_path}/sets')
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout, done.stderr
+        errors = [line for line in done.stderr.splitlines() if not line.startswith('note: ')]
+        assert done.returncode == 2 and len(errors) == 1 and not done.stdout, done.stderr
     assert not os.path.exists(tmp_path / 'sets')
     done = prepare(
         f'--source=idx:{prepared}', '--name=a', f'--data_dir={prepared}/t10k-images-idx3-ubyte', '--valid_examples=4'
@@ -174,7 +175,18 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
     assert sorted(joined.splits) == ['test', 'train']
     np.testing.assert_array_equal(arrays(joined, 'train')['x'][..., 0], IMAGES)
     build_tfds(tmp_path, {'train': examples(IMAGES)}, features, 'untested')
-    user_error('tfds:untested', 'no test split', folder=tmp_path)
+    np.savez(tmp_path / 'a.npz', images=IMAGES, labels=LABELS)
+    for valid_examples, counts in ((-1, [20, 5, 5]), (7, [18, 7, 5])):  # divided as a file of one array
+        ours = load('tfds:untested', tmp_path, valid_examples=valid_examples)
+        theirs = load(f'npz:{tmp_path}/a.npz', valid_examples=valid_examples)
+        assert sizes(ours) == counts
+        for split in ours.splits:
+            for name, array in arrays(theirs, split).items():
+                np.testing.assert_array_equal(arrays(ours, split)[name], array)
+    build_tfds(tmp_path, {'train': examples(IMAGES), 'valid': examples(IMAGES[:9])}, features, 'unvalidated')
+    joined = load('tfds:unvalidated', tmp_path, valid_examples=0)
+    assert {split: len(source) for split, source in joined.splits.items()} == {'train': 34, 'test': 5}
+    np.testing.assert_array_equal(arrays(joined, 'train')['x'][25:, ..., 0], IMAGES[:9])
 
 
 def test_a_set_without_images_is_refused(tmp_path):

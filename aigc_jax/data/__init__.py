@@ -4,7 +4,7 @@ import copy
 import os
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.data import embedded, files, programs, text, tfds
+from aigc_jax.data import embedded, files, folders, programs, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
 from aigc_jax.data.stacked import stacked
 from aigc_jax.data.text import is_code
@@ -22,9 +22,13 @@ SOURCES = {
     'grid25': embedded.mixture,
     'idx:': files.idx,
     'npz:': files.npz,
+    'npy:': files.npy,
+    'mat:': files.mat,
     'amat:': files.amat,
+    'images:': folders.images,
     TFDS: tfds.tfds,
 }
+FLAT = ('npz:', 'npy:', 'mat:', 'amat:')  # may hold images as rows of pixels, which data.shape tells the sizes of
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
     'pydoc': text.pydoc,
     'python-stdlib': text.python_stdlib,
@@ -40,7 +44,7 @@ TEXT_FIELDS = dict(
     eval_block=int, eval_stride=int, stream=bool,
 )  # fmt: skip
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
-LATER_FIELDS = dict(augment=dict)
+LATER_FIELDS = dict(augment=dict, shape=tuple)
 LATER_TEXT_FIELDS = dict(dir=str, fim_rate=float, fim_identifiers=float)
 
 
@@ -60,9 +64,10 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
 
     Args:
       cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon). Of images and points besides: `dir`
-        (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of mixtures and stacks) and
-        `valid_examples` (how many of the last training examples to hold out where a set has no valid split; 0: the
-        valid split of any set is trained on, and there is none). Of text: see `text.load`.
+        (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of mixtures and stacks),
+        `valid_examples` (how many training examples to hold out where a set has no valid split: `dataset.divide`; 0:
+        the valid split of any set is trained on, and there is none) and perhaps `shape` (of local files' images that
+        are stored flat; (): they are square). Of text: see `text.load`.
       tokenizer: of the run that is gone on with; None: of the data.
 
     Raises:
@@ -81,6 +86,8 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     place = [os.path.abspath(os.path.expanduser(where))] if where else []
     if key in TEXTS:
         return loader(cfg, *place, tokenizer)
+    if cfg.get('shape', ()) and key not in FLAT:
+        raise UserError(f'data.shape={cfg.shape}: is of {", ".join(FLAT)} alone; leave it () for data.name={cfg.name}')
     dataset = loader(cfg, *place)
     return dataset if cfg.valid_examples else train_on_valid(dataset)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data.mixture import Mixture
 from aigc_jax.data.tokenizers import Tokenizer
 
 _CHUNK = 1000  # examples that `materialize` reads at once
+_HELD_OUT = 10_000  # examples of a split that a set does not have itself, at most
 
 
 class Source(Protocol):
@@ -125,18 +127,44 @@ def materialize(source: Source) -> Source:
     return Arrays(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
-def num_held_out(valid_examples: int, train_examples: int, where: str) -> int:
-    """How many of the last training examples become the valid split of a set that has none; 0: it gets none.
+def divide(valid_examples: int, count: int, other: Collection[str], where: str) -> dict[str, slice | np.ndarray]:
+    """Which of the `count` training examples become which split, where the set has the splits `other` besides them.
+
+    Where it has a test split, the last data.valid_examples are the valid split. Otherwise both are drawn without
+    replacement, always the same ones for the same count. A note tells the sizes.
+
+    valid_examples: −1: 10,000, or a sixth of the examples where that is fewer; a test split has as many always. 0: no
+      valid split.
 
     Raises:
       UserError: if that leaves no training example.
     """
-    if not 0 <= valid_examples < train_examples:
+    if count < 3 and 'test' not in other:
+        raise UserError(f'{where}: {count} examples cannot be divided into train, valid and test; give it 3 or more')
+    usual = max(min(_HELD_OUT, count // 6), min(count - 1, 1))
+    num_test = 0 if 'test' in other else usual
+    num_valid = 0 if 'valid' in other else usual if valid_examples == -1 else valid_examples
+    left = count - num_test
+    if not 0 <= num_valid < left:
         raise UserError(
-            f'data.valid_examples={valid_examples}: {where} has no valid split, so this many of '
-            f'its {train_examples} training examples are taken; choose 0..{train_examples - 1}'
+            f'data.valid_examples={valid_examples}: {where} has no valid split, so this many of its {left} training '
+            f'examples are taken; choose 0..{left - 1}, or -1 for {usual}'
         )
-    return valid_examples
+    sizes = {'train': left - num_valid, 'valid': num_valid, 'test': num_test}
+    sizes = {split: n for split, n in sizes.items() if n}
+    if list(sizes) == ['train']:
+        return {'train': slice(0, count)}
+    how = 'valid are the last ones' if 'test' in other else 'drawn at random, always the same ones'
+    split_up = ', '.join(f'{n} {split}' for split, n in sizes.items())
+    note(f'{where}: its {count} training examples become {split_up} ({how}; data.valid_examples={valid_examples})')
+    ends = np.cumsum(list(sizes.values()))
+    if 'test' in other:
+        return {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}
+    # RandomState, for its stream is frozen for good (NEP 19); a Generator's may change with numpy.
+    order = np.random.RandomState(0).permutation(count)
+    # Test comes first, so that data.valid_examples does not change it.
+    order = np.concatenate([order[num_test:], order[:num_test]])
+    return dict(zip(sizes, np.split(order, ends[:-1]), strict=True))
 
 
 def train_on_valid(dataset: Dataset) -> Dataset:

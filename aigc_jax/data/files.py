@@ -1,200 +1,205 @@
-"""Local files of images or points: idx (MNIST's format), npz, and amat (Larochelle's text format).
+"""Local files of images or points: idx (MNIST's format), npz, npy, MATLAB's mat, and amat (Larochelle's text format).
 
-Whatever is wrong with a file is a UserError that names the file, the fault and the mend.
+Any file may be compressed (gzip, xz, zstd, bzip2). Whatever is wrong with one is a UserError that names the file, the
+fault and the mend. README.md beside this file tells what each may hold.
 """
 
-import glob
-import gzip
 import io
-import lzma
 import math
 import os
+import re
 import zipfile
-import zlib
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.dataset import Arrays, Dataset, from_arrays, num_held_out
+from aigc_jax.core.files import SUFFIXES, UNREADABLE, open_compressed
+from aigc_jax.core.notes import note
+from aigc_jax.data import arrays
+from aigc_jax.data.arrays import Parts, assemble
+from aigc_jax.data.dataset import Dataset
 
-_LICENCE = 'not known: local files'
-_OPEN = {'': open, '.gz': gzip.open, '.xz': lzma.open}
-# What reading a damaged file raises. OSError: permissions, folders, gzip headers; RuntimeError: odd zips.
-_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+# What reading a damaged file raises; RuntimeError: odd zips.
+_BROKEN = (*UNREADABLE, ValueError, RuntimeError, zipfile.BadZipFile)
+_ENDS = '(?:' + '|'.join(map(re.escape, SUFFIXES)) + ')?'
+_IDX = r'(?:(?P<set>.*?)[-_.])?(?P<part>train|valid|val|t10k|test)[-_.](?P<what>images|labels)[-_.]idx[134][-_.]ubyte'
+_CONVERT = (
+    'python -c "import h5py, numpy; numpy.savez(\'%s.npz\', **{k: v[()].T for k, v in h5py.File(\'%s\').items() '
+    'if hasattr(v, \'shape\')})"'
+)
 
 
 def idx(cfg, where: str) -> Dataset:
-    """A folder in MNIST's format: {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, plain or .gz.
+    """A folder in MNIST's format: {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, compressed or not.
 
-    Labels may be absent, then from both parts. The last data.valid_examples training images are the valid
-    split (MNIST's usual: 10,000).
-
-    Raises:
-      UserError: if a file is missing, damaged, or does not fit the others.
+    Labels may be absent, then from all parts; a part alone is a set that is divided. Raises UserError if a file is
+    missing, damaged, or does not fit the others.
     """
-    parts = {}
-    has_labels = any(_find(os.path.join(where, f'{part}-labels-idx1-ubyte')) for part in ('train', 't10k'))
-    for split, part in (('train', 'train'), ('test', 't10k')):
-        x = _read_idx(os.path.join(where, f'{part}-images-idx3-ubyte'), 3)
-        label = _read_idx(os.path.join(where, f'{part}-labels-idx1-ubyte'), 1) if has_labels else None
-        parts[split] = (x, label)
-    return _assemble(cfg, parts, where)
+    return assemble(cfg, read_idx(where), where)
 
 
 def npz(cfg, where: str) -> Dataset:
-    """An .npz file: arrays `train`, `valid`, `test`, or `x_train`, ...; labels `y_train`, ... may be absent.
+    """An .npz file of arrays with names that `arrays.by_role` understands. Raises UserError, as all here."""
+    return assemble(cfg, read_npz(where), where)
 
-    Images: uint8 or bool (N, H, W), (N, H, W, C) or (N, side^2); or floats in [0, 1] of rank 3 or 4. Points:
-    floats (N, D). Without a valid array, the last data.valid_examples training examples are the valid split.
 
-    Raises:
-      UserError: if the file is missing or damaged, or an array is none of these.
-    """
-    parts = {}
-    try:
-        archive = np.load(where, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise UserError(f'{where}: is one .npy array; name them: np.savez(file, train=..., test=...)')
-        with archive:
-            for split in ('train', 'valid', 'test'):
-                key = split if split in archive else f'x_{split}'
-                if key in archive:
-                    parts[split] = (archive[key], archive.get(f'y_{split}'))
-                elif split != 'valid':
-                    names = ', '.join(archive) or 'nothing'
-                    raise UserError(
-                        f'{where}: has no array {split} or x_{split}, only {names}; write it '
-                        f'with np.savez(file, train=..., test=...)'
-                    )
-    except _BROKEN as e:
-        raise _unreadable(where, e, 'an .npz of plain arrays (no objects), as np.savez writes it') from e
-    return _assemble(cfg, parts, where)
+def npy(cfg, where: str) -> Dataset:
+    """An .npy file: one array of examples, without labels."""
+    return assemble(cfg, read_npy(where), where)
+
+
+def mat(cfg, where: str) -> Dataset:
+    """A .mat file of MATLAB's version 7 or before, with variables named as the arrays of an .npz."""
+    return assemble(cfg, read_mat(where), where)
 
 
 def amat(cfg, where: str) -> Dataset:
-    """A folder with *_train.amat, *_valid.amat and *_test.amat, plain, .xz or .gz: a line of text per image.
+    """A folder with *_train.amat, *_valid.amat and *_test.amat: a line of text per image.
 
     The values, separated by blanks, are 0 and 1 (statically binarized MNIST: Larochelle & Murray 2011) or
-    floats in [0, 1]; images are square. No labels.
-
-    Raises:
-      UserError: if a file is missing, there are several, or one is damaged.
+    floats in [0, 1]. No labels.
     """
-    parts = {}
-    for split in ('train', 'valid', 'test'):
-        found = sorted(
-            {
-                os.path.splitext(f)[0] if f.endswith(('.gz', '.xz')) else f
-                for suffix in _OPEN
-                for f in glob.glob(f'*_{split}.amat{suffix}', root_dir=where)
-            }
+    return assemble(cfg, read_amat(where), where, flat_images=True)
+
+
+def read_idx(where: str) -> Parts:
+    found: dict[tuple[str, str], str] = {}
+    for name in _listed(where):
+        if match := re.fullmatch(_IDX + _ENDS, name, re.IGNORECASE):
+            part = match['part'].lower()
+            key = arrays.split_of('test' if part == 't10k' else part), match['what'].lower()
+            if key in found:
+                raise UserError(
+                    f'{where}: holds {found[key]} and {name}; data.name=idx:DIR needs a folder of one set: move the '
+                    f'files of each set to a folder of their own'
+                )
+            found[key] = name
+    splits = [split for split in arrays.SPLITS if (split, 'images') in found]
+    lost = [name for (split, _), name in found.items() if split not in splits]
+    if not splits or lost:
+        raise UserError(
+            f'{where}: {", ".join(lost) + " has no images beside it" if lost else "there are no images of MNIST"}; '
+            f'data.name=idx:DIR needs train-images-idx3-ubyte, t10k-images-idx3-ubyte or both, and perhaps '
+            f'train-labels-idx1-ubyte and t10k-labels-idx1-ubyte, compressed or not'
         )
+    if len(splits) > 1 and 'train' not in splits:
+        raise UserError(f'{where}: train-images-idx3-ubyte is missing, beside {", ".join(found.values())}')
+    labelled = any((split, 'labels') in found for split in splits)
+    parts = {}
+    for split in splits:
+        if labelled and (split, 'labels') not in found:
+            name = found[split, 'images'].replace('images', 'labels').replace('idx3', 'idx1')
+            raise UserError(f'{where}: {name} is missing, but other images have labels; give all labels, or none')
+        x, y = (
+            _read_ubyte(os.path.join(where, found[split, what])) if (split, what) in found else None
+            for what in ('images', 'labels')
+        )
+        parts[split] = x, y
+    return parts
+
+
+def read_npz(where: str) -> Parts:
+    try:
+        with open_compressed(where) as file:
+            archive = np.load(_seekable(file), allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(f'{where}: is one .npy array; data.name=npy:FILE reads it')
+            with archive:
+                names = arrays.by_role(_shapes(archive), where)
+                return {split: (archive[x], archive[y] if y else None) for split, (x, y) in names.items()}
+    except _BROKEN as e:
+        raise _unreadable(where, e, 'an .npz of plain arrays (no objects), as np.savez writes it') from e
+
+
+def read_npy(where: str) -> Parts:
+    try:
+        with open_compressed(where) as file:
+            array = np.load(_seekable(file), allow_pickle=False)
+    except _BROKEN as e:
+        raise _unreadable(where, e, 'an .npy of plain numbers (no objects), as np.save writes it') from e
+    if not isinstance(array, np.ndarray):
+        raise UserError(f'{where}: is an .npz of several arrays; data.name=npz:FILE reads it')
+    return {'': (array, None)}
+
+
+def read_mat(where: str) -> Parts:
+    import scipy.io
+    import scipy.sparse
+
+    try:
+        with open_compressed(where) as file:
+            held = scipy.io.loadmat(_seekable(file))
+    except NotImplementedError:  # scipy's answer to MATLAB's HDF5
+        raise UserError(
+            f'{where}: is a .mat of version 7.3; save it with save(…, \'-v7\') in MATLAB, or turn it into an .npz '
+            f'(pip install h5py), and use npz:{where}.npz:\n  {_CONVERT % (where, where)}'
+        ) from None
+    except (*_BROKEN, TypeError, KeyError, IndexError, scipy.io.matlab.MatReadError) as e:
+        raise _unreadable(where, e, "a .mat of MATLAB's version 5 to 7") from e
+    held = {name: value for name, value in held.items() if not name.startswith('__')}
+    plain = {name: value for name, value in held.items() if getattr(value, 'dtype', np.dtype('O')).kind in 'biufU'}
+    plain = {name: value for name, value in plain.items() if not scipy.sparse.issparse(value)}
+    if rest := sorted(held.keys() - plain.keys()):
+        note(f'{where}: left out, for they are no plain arrays: {", ".join(rest)}')
+    names = arrays.by_role({name: value.shape for name, value in plain.items()}, where)
+    return {split: (plain[x], plain[y] if y else None) for split, (x, y) in names.items()}
+
+
+def read_amat(where: str) -> Parts:
+    parts = {}
+    for split in arrays.SPLITS:
+        found = [name for name in _listed(where) if re.fullmatch(rf'.*_{split}\.amat{_ENDS}', name)]
         if len(found) != 1:
             raise UserError(
-                f'{where}: holds {", ".join(found) or "no"} *_{split}.amat (plain, .xz or .gz); '
+                f'{where}: holds {", ".join(found) or "no"} *_{split}.amat (compressed or not); '
                 f'data.name=amat:DIR needs a folder with exactly one'
             )
-        parts[split] = (_read_amat(os.path.join(where, found[0])), None)
-    return _assemble(cfg, parts, where)
+        parts[split] = _read_lines(os.path.join(where, found[0])), None
+    return parts
 
 
-def _assemble(cfg, parts: dict, where: str) -> Dataset:
-    """Checks (x, label) by split, makes images of them, holds out the valid split where there is none."""
-    parts = {
-        split: (_examples(x, f'{where}: {split}'), _labels(label, len(x), f'{where}: y_{split}'))
-        for split, (x, label) in parts.items()
-    }
-    x, label = parts['train']
-    for split, (other, _) in parts.items():
-        if (other.shape[1:], other.dtype) != (x.shape[1:], x.dtype):
-            raise UserError(
-                f'{where}: {split} examples are {other.dtype} {other.shape[1:]}, train examples '
-                f'{x.dtype} {x.shape[1:]}; all splits must be alike'
-            )
-    labelled = [split for split in parts if parts[split][1] is not None]
-    if labelled and len(labelled) < len(parts):
-        raise UserError(f'{where}: labels for {", ".join(labelled)} alone; give every split labels, or none')
-    if 'valid' not in parts and (held_out := num_held_out(cfg.valid_examples, len(x), where)):
-        cut = len(x) - held_out
-        parts['train'] = (x[:cut], None if label is None else label[:cut])
-        parts['valid'] = (x[cut:], None if label is None else label[cut:])
-    levels = 0
-    if x.dtype == np.uint8:
-        levels = 1 if max(part.max() for part, _ in parts.values()) <= 1 else 255
-    classes = 1 + max(int(label.max()) for _, label in parts.values()) if labelled else 0
-    splits = {split: Arrays(*part) for split, part in parts.items()}
-    return from_arrays(splits, levels=levels, num_classes=classes, licence=_LICENCE)
-
-
-def _examples(x: np.ndarray, what: str) -> np.ndarray:
-    """Images uint8 or float32 (N, H, W, C), or points float32 (N, D)."""
-    if x.dtype == bool:
-        x = x.astype(np.uint8)
-    if not x.size or x.ndim not in (2, 3, 4):
-        raise UserError(
-            f'{what}: has shape {x.shape}; images are (N, H, W) or (N, H, W, C), points (N, D), nothing of it 0'
-        )
-    if x.ndim == 4 and x.shape[-1] > 4 and x.shape[1] <= 4:
-        raise UserError(f'{what}: has shape {x.shape}, channels first; it must be (N, H, W, C): transpose(0, 2, 3, 1)')
-    if x.dtype == np.uint8:
-        side = math.isqrt(x.shape[1])
-        if x.ndim == 2 and side**2 != x.shape[1]:
-            raise UserError(f'{what}: {x.shape[1]} values make no square image; store (N, H, W), or points as floats')
-        x = x.reshape(len(x), side, side, 1) if x.ndim == 2 else x
-    elif np.issubdtype(x.dtype, np.floating):
-        with np.errstate(over='ignore'):
-            x = x.astype(np.float32)
-        if not np.isfinite(x).all():
-            bad = np.count_nonzero(~np.isfinite(x))
-            raise UserError(f'{what}: {bad} values are NaN or infinite in float32; remove them')
-        if x.ndim > 2 and (x.min() < 0 or x.max() > 1):
-            raise UserError(
-                f'{what}: float images lie in [{x.min():g}, {x.max():g}]; scale them to [0, 1], '
-                f'or store 0..255 as uint8'
-            )
-    else:
-        raise UserError(f'{what}: is {x.dtype}; store images as uint8, bool or floats in [0, 1], and points as floats')
-    return x[..., None] if x.ndim == 3 else x
-
-
-def _labels(label: np.ndarray | None, count: int, what: str) -> np.ndarray | None:
-    """Class labels int32 (count,)."""
-    if label is None:
-        return None
-    if label.shape not in ((count,), (count, 1)):
-        raise UserError(f'{what}: has shape {label.shape} for {count} examples; it must be ({count},)')
-    if not np.issubdtype(label.dtype, np.integer):
-        raise UserError(f'{what}: labels must be integers 0..K-1, these are {label.dtype}')
-    if label.min() < 0 or label.max() > np.iinfo(np.int32).max:
-        raise UserError(f'{what}: labels must lie in 0..K-1, these lie in {label.min()}..{label.max()}')
-    return label.reshape(count).astype(np.int32)
-
-
-def _find(path: str) -> str:
-    """`path` as it lies there: itself, or with .gz or .xz; '' if none does."""
-    return next((path + suffix for suffix in _OPEN if os.path.exists(path + suffix)), '')
-
-
-def _read(path: str) -> tuple[str, bytes]:
-    """The file found for `path`, and its bytes, decompressed."""
-    found = _find(path)
-    if not found:
-        raise UserError(f'{path}: there is no such file, nor with .gz; check the folder given in data.name')
+def _listed(where: str) -> list[str]:
     try:
-        with _OPEN[os.path.splitext(found)[1] if found != path else ''](found, 'rb') as file:
-            return found, file.read()
+        return sorted(os.listdir(where))
+    except OSError as e:
+        raise UserError(f'{where}: {e.strerror}; check the folder given in data.name') from e
+
+
+def _seekable(file):
+    """What np.load and loadmat want; a compressed file is decompressed into memory."""
+    return file if isinstance(getattr(file, 'raw', None), io.FileIO) else io.BytesIO(file.read())
+
+
+def _shapes(archive) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of an .npz, from the headers alone: other arrays may be large, or objects that are not loaded."""
+    shapes = {}
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    for name in archive.zip.namelist():
+        if name.endswith('.npy'):
+            with archive.zip.open(name) as file:
+                version = np.lib.format.read_magic(file)
+                shapes[name.removesuffix('.npy')] = headers[version](file)[0] if version in headers else ()
+    return shapes
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a file, decompressed."""
+    try:
+        with open_compressed(path) as file:
+            return file.read()
     except _BROKEN as e:
-        raise _unreadable(found, e, 'whole and readable') from e
+        raise _unreadable(path, e, 'whole and readable') from e
 
 
-def _read_idx(path: str, rank: int) -> np.ndarray:
-    """uint8 array of `rank` axes: magic 00 00 08 and the rank, the sizes as big-endian uint32, the bytes."""
-    path, data = _read(path)
+def _read_ubyte(path: str) -> np.ndarray:
+    """uint8 array: magic 00 00 08 and the number of axes, the sizes as big-endian uint32, the bytes."""
+    data = _read(path)
+    rank = data[3] if len(data) > 3 and data[:3] == bytes([0, 0, 8]) and data[3] in (1, 3, 4) else 0
     head = 4 + 4 * rank
-    if len(data) < head or data[:4] != bytes([0, 0, 8, rank]):
+    if not rank or len(data) < head:
         raise UserError(
-            f'{path}: is no idx{rank}-ubyte file: it begins with {data[:4].hex() or "nothing"}, '
-            f'not with {bytes([0, 0, 8, rank]).hex()}; fetch it again'
+            f'{path}: is no idx-ubyte file: it begins with {data[:4].hex() or "nothing"}, not with 00000801 (labels) '
+            f'or 00000803 (images); fetch it again'
         )
     shape = tuple(int(n) for n in np.frombuffer(data, '>u4', rank, 4))
     if len(data) - head != math.prod(shape):
@@ -205,9 +210,9 @@ def _read_idx(path: str, rank: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
 
-def _read_amat(path: str) -> np.ndarray:
-    """uint8 0/1, or else float32, (N, side, side)."""
-    path, data = _read(path)
+def _read_lines(path: str) -> np.ndarray:
+    """uint8 0/1, or else float32, (N, values of a line)."""
+    data = _read(path)
     x = _binary_lines(data)
     if x is None:
         try:
@@ -216,10 +221,9 @@ def _read_amat(path: str) -> np.ndarray:
             raise _unreadable(path, e, 'lines of numbers separated by blanks, equally many on each') from e
         if np.isin(x, (0, 1)).all():
             x = x.astype(np.uint8)
-    side = math.isqrt(x.shape[1])
-    if not x.size or side**2 != x.shape[1]:
-        raise UserError(f'{path}: {len(x)} lines of {x.shape[1]} values; each line must be one square image')
-    return x.reshape(len(x), side, side)
+    if not x.size:
+        raise UserError(f'{path}: holds no image; fetch it again')
+    return x
 
 
 def _binary_lines(data: bytes) -> np.ndarray | None:

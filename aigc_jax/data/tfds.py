@@ -11,7 +11,7 @@ import numpy as np
 
 from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.data import text
-from aigc_jax.data.dataset import Dataset, num_held_out
+from aigc_jax.data.dataset import Dataset, divide
 from aigc_jax.data.tokenizers import Tokenizer
 
 _NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
@@ -23,17 +23,18 @@ _PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself d
 class Stream:
     """A split of a TFDS set, read from disk at every access; see dataset.Source. It can be pickled."""
 
-    def __init__(self, source, name: str, key: str, labelled: bool):
-        self._source = source
+    def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray | None = None):
+        """rows: of the source, that the split consists of; None: all."""
+        self._source, self._rows = source, range(len(source)) if rows is None else rows.tolist()
         self._name = name
         self._keys = {'x': key} | ({'label': 'label'} if labelled else {})
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._rows)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        # Through range, for IndexError: array_record's own ValueError would end no iteration.
-        rows = [range(len(self))[i] for i in np.atleast_1d(index)]
+        # Through a range or a list, for IndexError: array_record's own ValueError would end no iteration.
+        rows = [self._rows[i] for i in np.atleast_1d(index)]
         try:
             # Threads read many examples five times faster, and one three times slower.
             examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
@@ -48,9 +49,9 @@ class Stream:
 def tfds(cfg, where: str) -> Dataset:
     """The prepared set `where` (NAME, NAME/CONFIG, NAME:1.0.0) in the folder data.dir ('': TFDS's default).
 
-    It has `image` or `x`, uint8 or float32 of a fixed shape, and perhaps a class `label`; splits train and
-    test, and validation or valid, or else the last data.valid_examples training examples are held out. levels
-    is what scripts/prepare_data.py noted, or else 1 if the first training images hold 0 and 1 alone, or 255.
+    It has `image` or `x`, uint8 or float32 of a fixed shape, and perhaps a class `label`; a split train, and perhaps
+    test, validation or valid, which are held out of it otherwise (`dataset.divide`). levels is what
+    scripts/prepare_data.py noted, or else 1 if the first training images hold 0 and 1 alone, or 255.
 
     Raises:
       UserError: if the set is not there as array_record (with the command that prepares it), is damaged, or
@@ -60,11 +61,10 @@ def tfds(cfg, where: str) -> Dataset:
     builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
     info = builder.info
     key, shape, dtype, classes = _features(info, where)
-    names = _split_names(cfg, info, where)
     try:
         streams = {
-            split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0)
-            for split, name in names.items()
+            split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0, rows)
+            for split, (name, rows) in _splits(cfg, info, where).items()
         }
         for stream in streams.values():
             stream[len(stream) - 1]  # the one read that shows a file missing or cut short
@@ -228,23 +228,30 @@ def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
     return key, shape, dtype, classes or 0
 
 
-def _split_names(cfg, info, name: str) -> dict[str, str]:
-    """TFDS's name (or slice) for train, valid and test."""
-    missing = [split for split in ('train', 'test') if split not in info.splits]
-    if missing:
+def _splits(cfg, info, name: str) -> dict[str, tuple[str, np.ndarray | None]]:
+    """TFDS's name (or slice) for train, valid and test, and the rows of it; None: all."""
+    if 'train' not in info.splits:
         raise UserError(
-            f'data.name=tfds:{name}: has no {missing[0]} split, only {", ".join(info.splits)}; '
+            f'data.name=tfds:{name}: has no train split, only {", ".join(info.splits)}; '
             f'divide it yourself into an .npz and use npz:FILE'
         )
     valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
-    if valid and not cfg.valid_examples:
-        return {'train': f'train+{valid}', 'test': 'test'}
-    if valid:
-        return {'train': 'train', 'valid': valid, 'test': 'test'}
-    held_out = num_held_out(cfg.valid_examples, info.splits['train'].num_examples, f'tfds:{name}')
-    if not held_out:
-        return {'train': 'train', 'test': 'test'}
-    return {'train': f'train[:-{held_out}]', 'valid': f'train[-{held_out}:]', 'test': 'test'}
+    own = {split: theirs for split, theirs in (('valid', valid), ('test', 'test')) if theirs in info.splits}
+    count = info.splits['train'].num_examples
+    splits = {split: (theirs, None) for split, theirs in own.items()}
+    for split, part in divide(cfg.valid_examples, count, own, f'tfds:{name}').items():
+        if isinstance(part, slice):
+            whole = part == slice(0, count)
+            splits[split] = 'train' if whole else f'train[{part.start}:{part.stop}]', None
+        else:
+            splits[split] = 'train', part
+    if valid and not cfg.valid_examples:  # the valid split is trained on
+        rows = splits['train'][1]
+        if rows is not None:
+            rows = np.concatenate([rows, count + np.arange(info.splits[valid].num_examples)])
+        splits['train'] = f'train+{valid}', rows
+        del splits['valid']
+    return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}
 
 
 def _fingerprint(info, streams: dict[str, Stream]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+NEIGHBOURS = 5  # that `prdc` is told of samples by; a set wants more images than these
 _BLOCK = 1 << 22  # numbers of one block of pairs: 32 MiB
 _DIRECTIONS = 256  # of the sliced Wasserstein distance
 _PAIRS = 1000  # of images, of MS-SSIM

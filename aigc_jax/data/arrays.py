@@ -1,0 +1,231 @@
+"""Arrays as people store them -> a Dataset: which split and role a name means, which axis counts, what range it has.
+
+`Parts` is {split: (examples, labels or None)} as a file holds them; the split '' is a set that is not divided.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.notes import note
+from aigc_jax.data import labels
+from aigc_jax.data.dataset import Arrays, Dataset, divide, from_arrays
+
+Parts = dict[str, tuple[np.ndarray, np.ndarray | None]]
+
+SPLITS = {'train': 'train(?:ing)?', 'valid': 'val|valid(?:ation)?|dev', 'test': 'test(?:ing)?'}
+_ROLES = {'x': 'x|images?|imgs?|data|features?|samples?|faces?|arr_0', 'y': 'y|labels?|targets?|class(?:es)?'}
+_LEAST_SIDE = 8  # of flat images in [0, 1], which could be points
+_MOST_RATIO = 4  # of the sides of an image that is guessed at
+_LICENCE = 'not known: local files'
+
+
+def split_of(name: str) -> str:
+    """'training' -> 'train'; '' for a name of no split."""
+    return next((split for split, words in SPLITS.items() if re.fullmatch(words, name, re.IGNORECASE)), '')
+
+
+def by_role(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, tuple[str, str | None]]:
+    """{split: (name of its examples, name of its labels or None)} of arrays {name: shape}; a note names the others.
+
+    A name is a word for a split, for a role, or both: train, x_train, train_images, images, testdata, y, labels, ….
+    An array that alone has two axes or more is taken for the examples whatever its name.
+
+    Raises:
+      UserError: if two names mean the same, or none is understood.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for name in shapes:
+        key = _meaning(name)
+        if key in found:
+            raise _unclear(f'{found[key]} and {name} mean the same', shapes, where)
+        if key:
+            found[key] = name
+    if not any(role == 'x' for _, role in found):
+        large = [name for name, shape in shapes.items() if len(shape) > 1 and name not in found.values()]
+        if len(large) != 1:
+            raise _unclear('no name says which array holds the examples', shapes, where)
+        found['', 'x'] = large[0]
+    splits = {split for split, role in found if role == 'x'}
+    if '' in splits and len(splits) > 1:
+        if 'train' in splits:
+            raise _unclear(f'{found["", "x"]} stands beside {found["train", "x"]}', shapes, where)
+        found = {(split or 'train', role): name for (split, role), name in found.items()}  # data beside testdata
+    splits = [split for split in ('', *SPLITS) if (split, 'x') in found]
+    if 'train' not in splits and len(splits) > 1:
+        raise _unclear('no array is for training', shapes, where)
+    chosen = {split: (found[split, 'x'], found.get((split, 'y'))) for split in splits}
+    used = {name for pair in chosen.values() for name in pair}
+    if rest := [f'{name} {shape}' for name, shape in shapes.items() if name not in used]:
+        note(f'{where}: left out, for their names mean neither examples nor labels: {", ".join(rest)}')
+    return chosen
+
+
+def _meaning(name: str) -> tuple[str, str] | None:
+    """(split or '', 'x' or 'y'), or None."""
+    for split, words in {'': '', **SPLITS}.items():
+        for role, kinds in _ROLES.items():
+            empty = '|' if role == 'x' and split else ''  # `train` alone is the examples
+            for pattern in (f'(?:{words})[_. -]*(?:{kinds}{empty})', f'(?:{kinds})[_. -]*(?:{words})'):
+                if re.fullmatch(pattern, name, re.IGNORECASE):
+                    return split, role
+    return None
+
+
+def _unclear(why: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> UserError:
+    names = ', '.join(f'{name} {shape}' for name, shape in shapes.items()) or 'nothing'
+    return UserError(
+        f'{where}: {why}; it holds {names}.\n'
+        f'  Give the arrays names such as images and labels, or x_train, y_train, x_valid, y_valid, x_test, y_test:\n'
+        f'  np.savez(FILE, x_train=…, y_train=…, x_test=…, y_test=…), and data.name=npz:FILE'
+    )
+
+
+def assemble(cfg, parts: Parts, where: str, flat_images: bool = False) -> Dataset:
+    """Checks the parts, makes images or points of them, and holds out the splits that there are not.
+
+    cfg: has `valid_examples` (see `dataset.divide`) and perhaps `shape`, of images that are stored flat.
+    flat_images: rows are images whatever they hold; otherwise points, where they do not look like images.
+
+    Raises:
+      UserError: if an array is neither, or does not fit the others.
+    """
+    parts = _examples_first(parts, cfg.get('shape', ()), where)
+    shape = tuple(cfg.get('shape', ()))
+    x = _examples({split: x for split, (x, _) in parts.items()}, shape, where, flat_images)
+    given = {split: y for split, (_, y) in parts.items() if y is not None}
+    if given and len(given) < len(parts):
+        raise UserError(f'{where}: labels for {", ".join(given)} alone; give every split labels, or none')
+    y = {split: labels.fit(label, len(x[split]), f'{where}: {split or "all"}') for split, label in given.items()}
+    y, num_classes = labels.to_classes(y, where) if y else ({}, 0)
+    if '' in x or len(x) == 1:  # one set, whatever it is called
+        ((split, array),) = x.items()
+        x, y = {'train': array}, {'train': y[split]} if y else {}
+    splits = {split: Arrays(x[split], y.get(split)) for split in x if split != 'train'}
+    rows = divide(cfg.valid_examples, len(x['train']), splits, where)
+    for split, part in rows.items():
+        splits[split] = Arrays(x['train'][part], y['train'][part] if y else None)
+    splits = {split: splits[split] for split in SPLITS if split in splits}
+    if y:
+        labels.tell_of_empty_classes(splits['train'].arrays['label'], num_classes, where)
+    levels = 0
+    if x['train'].dtype == np.uint8:
+        levels = 1 if max(array.max() for array in x.values()) <= 1 else 255
+    return from_arrays(splits, levels=levels, num_classes=num_classes, licence=_LICENCE)
+
+
+def _examples_first(parts: Parts, shape: Collection[int], where: str) -> Parts:
+    """The parts with their examples along the first axis; MATLAB's arrays often have them along the last."""
+    for split, (x, _) in parts.items():
+        if x.dtype.kind not in 'biuf' or not x.size or x.ndim not in (2, 3, 4):
+            raise UserError(
+                f'{where}: {split or "the array"} is {x.dtype} of shape {x.shape}; images are numbers (N, H, W) or '
+                f'(N, H, W, C), points (N, D), nothing of it 0'
+            )
+    if not _last_counts(parts, math.prod(shape) if shape else 0):
+        return parts
+    shapes = ', '.join(str(x.shape) for x, _ in parts.values())
+    note(f'{where}: {shapes} is read with the examples along the last axis')
+    return {split: (np.moveaxis(x, -1, 0), y) for split, (x, y) in parts.items()}
+
+
+def _last_counts(parts: Parts, size: int) -> bool:
+    """Whether the last axis, not the first, is that of the examples: as the labels, the other splits or the sizes say.
+
+    size: values of an example, where it is known, else 0.
+    """
+    shapes = [x.shape for x, _ in parts.values()]
+    if all(y is not None for _, y in parts.values()):
+        first, last = (all(x.shape[axis] in y.shape for x, y in parts.values()) for axis in (0, -1))
+        if first != last:
+            return last
+    if len(shapes) > 1:
+        first, last = (len({shape[cut] for shape in shapes}) == 1 for cut in (slice(1, None), slice(None, -1)))
+        if first != last:
+            return last
+    shape = shapes[0]
+    if size:
+        return math.prod(shape[:-1]) == size != math.prod(shape[1:])
+    if len(shape) == 2:
+        return _side(shape[0]) >= _LEAST_SIDE and not _side(shape[1])
+    if len(shape) == 4:  # (H, W, C, N)
+        return shape[1] > 4 >= shape[2] and shape[3] > 4
+    return shape[0] == shape[1] and shape[2] >= 10 * shape[0]  # (H, W, N): nobody has images so long
+
+
+def _side(count: int) -> int:
+    """Of a square image of so many pixels; 0 where there is none."""
+    side = math.isqrt(count)
+    return side if side**2 == count else 0
+
+
+def _examples(
+    by_split: dict[str, np.ndarray], shape: tuple[int, ...], where: str, flat_images: bool
+) -> dict[str, np.ndarray]:
+    """Images uint8 or float32 in [0, 1], (N, H, W, C), or points float32 (N, D); all splits alike."""
+    if len(forms := {(x.shape[1:], x.dtype.kind == 'f') for x in by_split.values()}) > 1:
+        shapes = ', '.join(f'{split} {x.dtype} {x.shape}' for split, x in by_split.items())
+        raise UserError(f'{where}: all splits must be alike; these are {shapes}')
+    ((inner, is_float),) = forms
+    if is_float:
+        by_split = {split: _finite(x, f'{where}: {split or "the array"}') for split, x in by_split.items()}
+    low, high = min(x.min() for x in by_split.values()), max(x.max() for x in by_split.values())
+    levels = not is_float or (high > 1 and all((x == np.rint(x)).all() for x in by_split.values()))
+    in_range = low >= 0 and high <= (255 if levels else 1)
+    flat = len(inner) == 1
+    told = flat_images or shape or not is_float
+    if flat and not told and not (in_range and _side(inner[0]) >= _LEAST_SIDE):
+        if in_range and inner[0] >= _LEAST_SIDE**2:
+            note(f'{where}: rows of {inner[0]} values are read as points; if they are images, set data.shape to (H, W)')
+        return by_split
+    if not in_range:
+        raise UserError(
+            f'{where}: the images hold {by_split.popitem()[1].dtype} from {low:g} to {high:g}; store whole numbers in '
+            f'0..255 as uint8, or scale them to [0, 1]: (x {-low:+g}) / {high - low or 1:g}'
+        )
+    if levels and any(x.dtype not in (np.uint8, bool) for x in by_split.values()):
+        note(f'{where}: whole numbers from {low:g} to {high:g} are read as uint8')
+    if levels:
+        by_split = {split: x.astype(np.uint8, copy=False) for split, x in by_split.items()}
+    if flat:
+        shape = shape or (_side(inner[0]),) * 2
+        if math.prod(shape) != inner[0] or len(shape) not in (2, 3):
+            raise UserError(_no_shape(by_split, shape if all(shape) else (), where))
+        if not told:
+            note(f'{where}: {inner[0]} values in a row are read as images {shape}')
+        by_split = {split: x.reshape(len(x), *shape) for split, x in by_split.items()}
+    elif shape and inner[: len(shape)] != shape:
+        raise UserError(f'data.shape={shape}: {where} holds images {inner} already; leave it ()')
+    elif len(inner) == 3 and inner[0] <= 4 < inner[2]:
+        note(f'{where}: images {inner} are read with the channels first')
+        by_split = {split: np.moveaxis(x, 1, -1) for split, x in by_split.items()}
+    return {split: x[..., None] if x.ndim == 3 else x for split, x in by_split.items()}
+
+
+def _finite(x: np.ndarray, what: str) -> np.ndarray:
+    with np.errstate(over='ignore'):
+        x = x.astype(np.float32, copy=False)
+    if bad := np.count_nonzero(~np.isfinite(x)):
+        raise UserError(f'{what}: {bad} values are NaN or infinite in float32; remove them')
+    return x
+
+
+def _no_shape(by_split: dict[str, np.ndarray], shape: tuple[int, ...], where: str) -> str:
+    """What to do about flat images that are not square, or not of data.shape."""
+    count = next(iter(by_split.values())).shape
+    if shape:
+        return f'data.shape={shape}: {where} holds images as {count}; the sizes must multiply to the values of an image'
+    ways = []
+    for values, axis in ((count[1], 'rows'), (count[0], 'columns')):
+        low = next(low for low in range(math.isqrt(values), 0, -1) if values % low == 0)
+        if values <= _MOST_RATIO * low**2:
+            pairs = ' or '.join(f'"({a}, {b})"' for a, b in ((values // low, low), (low, values // low)))
+            ways.append(f'{pairs} if its {axis} of {values} values are images')
+    ways = '; '.join(ways) or '"(H, W)"'
+    return (
+        f'{where}: {count} are flat images, and {count[1]} values make no square. Say how high and wide they are:\n'
+        f'  --config.data.shape={ways}'
+    )
