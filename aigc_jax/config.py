@@ -31,7 +31,7 @@ FIELDS = {
 }  # fmt: skip
 POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
             'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_shown',
-            'eval.num_samples', 'eval.sample_tokens')  # fmt: skip
+            'eval.num_samples')  # fmt: skip
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.

@@ -1,6 +1,7 @@
 """From a config to everything that a mode of the command line needs; nothing is written here."""
 
 import copy
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator
@@ -169,10 +170,14 @@ class Experiment:
         return twin
 
 
+_SAMPLE_TOKENS = 200  # where eval.sample_tokens is -1 and there is room
+
+
 def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     """`config` with eval.split and eval.extractor chosen where they are 'auto'; a note tells what does not go without
     saying. eval.split: valid, or test where there is none. eval.extractor: classifier, or pixels where there are no
-    labels, or '' where there are too few images.
+    labels, or '' where there are too few images. eval.sample_tokens: where it is -1, 200, or as many as a Transformer's
+    context and the held-out text have.
     """
     config = copy.deepcopy(config)
     if config.eval.split == 'auto':
@@ -187,6 +192,12 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         if dataset.kind == 'image' and config.eval.extractor != 'classifier':
             why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
             note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
+    if config.eval.get('sample_tokens') == -1:
+        most = [_SAMPLE_TOKENS] + [len(s.tokens) - 1 for s in (dataset.splits.get(config.eval.final_split),) if s]
+        most += [config.data.block - 1] if config.model.get('kind') == 'transformer' else []
+        config.eval.sample_tokens = max(1, min(most))
+        if config.eval.sample_tokens < _SAMPLE_TOKENS:
+            note(f'eval.sample_tokens: {config.eval.sample_tokens}, for the context or the held-out text has no more')
     return config
 
 
@@ -233,13 +244,31 @@ def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
 
 def initial_tokenizer(config: ConfigDict) -> Tokenizer | None:
     """That of the run which `init_from` names, whose parameters mean its tokens; None where there is none."""
-    return saved_tokenizer(pathlib.Path(config.init_from).expanduser()) if config.init_from else None
+    tokenizer = saved_tokenizer(pathlib.Path(config.init_from).expanduser()) if config.init_from else None
+    if tokenizer is None or 'vocab_size' not in config.data:
+        return tokenizer
+    if tokenizer.kind in ('word', 'bpe') and config.data.vocab_size not in (-1, tokenizer.vocab_size):
+        raise UserError(
+            f'data.vocab_size: {config.data.vocab_size}, but the tokenizer of init_from has {tokenizer.vocab_size} '
+            'tokens; set it to -1'
+        )
+    note(f'data.tokenizer: {tokenizer.kind}, of {tokenizer.vocab_size} tokens, from init_from')
+    return dataclasses.replace(tokenizer, may_grow=True)
 
 
 def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool = False) -> Checkpoints:
     return Checkpoints(
         workdir / 'checkpoints', config.keep_checkpoints, config.eval.best_metric, config.eval.best_mode, read_only
     )
+
+
+def _filled(drawn: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """`theirs`, and behind it along each axis what `drawn` has more."""
+    if drawn.shape == theirs.shape:
+        return theirs
+    whole = np.array(drawn)
+    whole[tuple(slice(size) for size in theirs.shape)] = theirs
+    return whole
 
 
 def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
@@ -260,7 +289,16 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         step = checkpoints.latest()
         if step is None:
             raise UserError(f'init_from: {folder} has no checkpoint')
-        template = jax.eval_shape(lambda: create_state(experiment.task, experiment.optimizers, 0))
-        return checkpoints.restore_model(step, template.params, template.stats), step
+        init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
+        tokenizer, dataset = experiment.dataset.tokenizer, experiment.dataset
+        own = saved_tokenizer(folder) if tokenizer else None
+        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == tokenizer
+        if grown:
+            dataset = dataclasses.replace(dataset, tokenizer=own)
+        params, extra = jax.eval_shape(lambda: init(tasks.make(experiment.config, dataset)))
+        params, stats = checkpoints.restore_model(step, params, extra.stats)
+        if grown:  # the token that their model lacks is as it was drawn
+            params = jax.tree.map(_filled, jax.device_get(jax.jit(lambda: init(experiment.task)[0])()), params)
+        return (params, stats), step
     finally:
         checkpoints.close()

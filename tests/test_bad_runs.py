@@ -105,6 +105,36 @@ def test_parameters_come_with_their_tokenizer(runner, tmp_path):
     assert one.read_text() == two.read_text()
 
 
+def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
+    """A model pre-trained on one document has no token for the end of one: it comes with the documents."""
+    import aigc_jax
+    from aigc_jax.experiment import open_run
+
+    one, many = tmp_path / 'one.txt', tmp_path / 'many.jsonl'
+    one.write_text('the quick brown fox jumps over\n' * 300)
+    many.write_text(''.join(json.dumps({'text': f'the fox {i} jumps over {i * i}\n' * 9}) + '\n' for i in range(90)))
+    own = ['--config=configs/gpt.py:smoke']
+    first = ['--config.data.tokenizer=bpe', '--config.data.vocab_size=270']
+    assert runner(*own, *first, f'--config.data.name=text:{one}', f'--workdir={tmp_path}/one')[0] == 0
+    second = [f'--config.data.name=jsonl:{many}', f'--config.init_from={tmp_path}/one', f'--workdir={tmp_path}/two']
+    second += ["--config.optim.model.schedule={'name': 'constant_schedule', 'value': 0.0}"]
+    code, _, err = runner(*own, *second)
+    assert code == 0, err
+    assert 'data.tokenizer: bpe, of 270 tokens, from init_from' in err and 'the end of a document is a new token' in err
+    config, task, _ = aigc_jax.load(tmp_path / 'two')
+    assert (config.data.tokenizer, task.language.vocab_size, task.language.end) == ('auto', 271, 270)
+    before, after = leaves(tmp_path / 'one'), leaves(tmp_path / 'two')
+    grown = [name for name in before if name.startswith('params/') and before[name].shape != after[name].shape]
+    assert len(grown) == 2, grown  # embedding and head
+    for name in grown:
+        np.testing.assert_array_equal(after[name][tuple(map(slice, before[name].shape))], before[name])
+    # What is evaluated on documents later, without training on them, has no end still.
+    experiment, _ = open_run(tmp_path / 'one', [('data.name', f'jsonl:{many}')])
+    assert experiment.dataset.tokenizer.end is None
+    refused = runner(*own, *second[:2], '--config.data.vocab_size=300', f'--workdir={tmp_path}/three')
+    assert_refused(refused, 'data.vocab_size: 300', 'init_from has 270', '-1')
+
+
 # On a finished run of configs/vae.py:smoke.
 FINISHED = {
     'another field': ([VAE, '--config.seed=7', '--config.model.latent_dim=3'],

@@ -202,3 +202,25 @@ def test_mistakes_are_named(tmp_path):
         characters.encode('abc')
     with pytest.raises(UserError, match='tokenizer of kind char'):
         data.load(make(), characters)
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'word'])
+def test_a_vocabulary_is_no_larger_than_the_text_gives(kind, capsys):
+    """The trainer of BPE takes memory for every piece beforehand, and aborts where there is none."""
+    tokenizer = tokenizers.train(kind, LINES, LINES, 10**9, True)
+    assert tokenizer.vocab_size < 500
+    assert f'data.vocab_size: {tokenizer.vocab_size}, for the training text gives no more' in capsys.readouterr().err
+
+
+def test_short_held_out_texts_are_one_window(tmp_path, capsys):
+    """Windows are no longer than the text, and a stride of -1 is half of one."""
+    path = tmp_path / 'a.txt'
+    path.write_text('abcdefghi\n' * 10)
+    splits = data.load(make(f'text:{path}', block=40, eval_stride=-1)).splits
+    assert {split: len(windows) for split, windows in splits.items()} == {'train': 80 - 40, 'valid': 1, 'test': 1}
+    assert splits['valid'][0]['tokens'].shape == (10,) and splits['valid'][0]['counted'] == 9
+    assert 'the valid split has 10 tokens, which are one window of 9' in capsys.readouterr().err
+    wide = data.load(make(f'text:{path}', block=20, valid_percent=50.0, test_percent=0.0, eval_stride=-1)).splits['valid']
+    assert [wide[i]['tokens'][0] for i in (0, 1)] == [ord('a'), ord('a')] and len(wide) == 4
+    assert 'or a data.block of 79 or less' in message(f'text:{path}', block=80)
+    assert 'data.eval_stride: 17' in message(f'text:{path}', eval_stride=17)

@@ -57,7 +57,8 @@ class ContiguousStream:
     def __init__(self, num_windows: int, batch_size: int):
         if num_windows < batch_size:
             raise UserError(
-                f'batch_size: {batch_size} rows, but the training text has {num_windows} windows of data.block tokens'
+                f'batch_size: {batch_size} rows, but the training text has {num_windows} windows of data.block tokens; '
+                f'set batch_size to {max(num_windows, 1)} or less, or a smaller data.block'
             )
         self.length, self._batch_size = num_windows // batch_size, batch_size
 

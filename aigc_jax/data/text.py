@@ -1,12 +1,12 @@
 """Text and source code as rows of tokens: embedded corpora, files, folders; windows of them as examples."""
 
+import dataclasses
 import glob
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Mapping
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.files import lines_of
+from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import infilling, tokenizers
 from aigc_jax.data.dataset import Dataset
@@ -24,6 +25,7 @@ SPLITS = ('train', 'valid', 'test')
 CODE = ('python-stdlib', 'programs', 'code')
 _PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
+_VOCAB_SIZE = 1024  # of 'word' and 'bpe', where data.vocab_size is -1
 _CHUNK = 10_000  # documents whose tokens are put together at once
 _MOST_TOKENS = 2**31 - 1  # of a split: places are int32 inside the compiled step
 
@@ -103,24 +105,29 @@ def from_splits(
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
     if not tokenizer:
         every = itertools.chain.from_iterable(by_split.values())
-        tokenizer = tokenizers.train(
-            cfg.tokenizer, every, by_split['train'], cfg.vocab_size, has_end or has_fim, has_fim
+        kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
+        vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
+        tokenizer = tokenizers.train(kind, every, by_split['train'], vocab_size, has_end or has_fim, has_fim)
+    if cfg.tokenizer not in ('auto', tokenizer.kind):
+        raise UserError(
+            f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
         )
-    if tokenizer.kind != cfg.tokenizer:
-        raise UserError(f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}')
     if has_end and tokenizer.end is None:
-        print(
-            f'data.name={cfg.name}: read as one text, for the tokenizer of the run has no end of a document',
-            file=sys.stderr,
-        )
+        if tokenizer.may_grow:
+            tokenizer = dataclasses.replace(tokenizer, has_end=True)
+            note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init_from lacks')
+        else:
+            note(f'data.name={cfg.name}: read as one text, for the tokenizer of the run has no end of a document')
     if has_fim and not tokenizer.fim:
         raise UserError(f'data.fim_rate: {cfg.fim_rate}, but the tokenizer of the run has no tokens for infilling')
-    for name in ('block', 'eval_stride'):
-        if cfg[name] < 1:
-            raise UserError(f'data.{name}: {cfg[name]}; it counts tokens, 1 or more')
+    if cfg.block < 1 or cfg.eval_block < 0:
+        raise UserError(f'data.block: {cfg.block}, data.eval_block: {cfg.eval_block}; they count tokens, 1 or more')
     eval_block = cfg.eval_block or cfg.block
-    if cfg.eval_stride > eval_block:
-        raise UserError(f'data.eval_stride: {cfg.eval_stride} passes over tokens; at most the {eval_block} of a window')
+    if cfg.eval_stride != -1 and not 1 <= cfg.eval_stride <= eval_block:
+        raise UserError(
+            f'data.eval_stride: {cfg.eval_stride}; 1 to the {eval_block} tokens of a window, as no token may be passed '
+            'over, or -1, half of a window'
+        )
     splits = {}
     for split, texts in by_split.items():
         if not len(texts):
@@ -129,12 +136,17 @@ def from_splits(
         if len(tokens) > _MOST_TOKENS:
             raise UserError(f'data.name={cfg.name}: {split} has {len(tokens)} tokens; at most {_MOST_TOKENS} are read')
         block = cfg.block if training else eval_block
+        if not training and 2 <= len(tokens) <= block:
+            block = len(tokens) - 1
+            note(f'data.name={cfg.name}: the {split} split has {len(tokens)} tokens, which are one window of {block}')
         if len(tokens) < block + 1:
+            mend = f', or a data.block of {len(tokens) - 1} or less' if len(tokens) > 1 else ''
             raise UserError(
                 f'data.name={cfg.name}: the {split} split has {len(tokens)} tokens, less than a window of {block} and '
-                'the token after it; take a longer text, or a smaller data.block or data.eval_block'
+                f'the token after it; give a longer text{mend}'
             )
-        stride = (1 if cfg.order == 'shuffled' else block) if training else cfg.eval_stride
+        eval_stride = max(1, block // 2) if cfg.eval_stride == -1 else min(cfg.eval_stride, block)
+        stride = (1 if cfg.order == 'shuffled' else block) if training else eval_stride
         names = _marks(tokenizer, texts, is_code(cfg.name)) if training and infilling.identifiers_rate(cfg) else None
         splits[split] = Windows(tokens, block, stride, not training, names)
     digest = hashlib.sha256(tokenizer.to_json().encode())

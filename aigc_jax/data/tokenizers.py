@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.notes import note
 
 END, UNKNOWN = '<|end|>', '<unk>'
 FIM = ('<|prefix|>', '<|suffix|>', '<|middle|>')
+_MANY_PIECES = 1 << 17  # of BPE; each merge of a text joins two tokens, so there are fewer than bytes
 WORD = re.compile(r'\S+|\n')
 
 
@@ -23,7 +25,8 @@ class Tokenizer:
 
     pieces: the text of each token (for 'bpe' in the alphabet of byte-level BPE, Radford et al. 2019, one letter a
     byte). model: of BPE, the JSON of the `tokenizers` library. Behind the pieces come the special tokens that there
-    are: the three of infilling (has_fim), and as the last one the end of a document (has_end).
+    are: the three of infilling (has_fim), and as the last one the end of a document (has_end). may_grow: it is of the
+    run that `init_from` names, to which documents may add their end; not saved.
     """
 
     kind: str
@@ -31,6 +34,7 @@ class Tokenizer:
     has_end: bool
     model: str = ''
     has_fim: bool = False
+    may_grow: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def _num_pieces(self) -> int:
@@ -125,6 +129,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
+        del fields['may_grow']
         if not self.has_fim:  # as runs without infilling have always been written
             del fields['has_fim']
         return json.dumps(fields) + '\n'
@@ -162,8 +167,8 @@ def train(
     """A tokenizer for `documents`, a function of them alone; each iterable is read once at most.
 
     vocab_size: of 'word' (the most frequent of the training documents, ties in the order of the alphabet) and 'bpe'
-    (learned from the training documents); the others have what they need. The characters are those of all documents,
-    as char-rnn and nanoGPT have them. Raises UserError.
+    (learned from the training documents), at most, as a small text has fewer; the others have what they need. The
+    characters are those of all documents, as char-rnn and nanoGPT have them. Raises UserError.
     """
     if kind not in KINDS:
         raise UserError(f'data.tokenizer: {kind!r}{near(kind, KINDS)}')
@@ -182,9 +187,13 @@ def train(
         counts = collections.Counter(word for text in train_documents for word in WORD.findall(text))
         counts.pop(UNKNOWN, None)  # PTB's own
         frequent = sorted(counts, key=lambda word: (-counts[word], word))[: num_pieces - 1]
-        return Tokenizer('word', (UNKNOWN, *frequent), has_end, has_fim=has_fim)
-    pieces, model = _train_bpe(train_documents, num_pieces, vocab_size)
-    return Tokenizer('bpe', pieces, has_end, model, has_fim)
+        found = Tokenizer('word', (UNKNOWN, *frequent), has_end, has_fim=has_fim)
+    else:
+        pieces, model = _train_bpe(train_documents, num_pieces, vocab_size)
+        found = Tokenizer('bpe', pieces, has_end, model, has_fim)
+    if found.vocab_size < vocab_size:
+        note(f'data.vocab_size: {found.vocab_size}, for the training text gives no more than that of {vocab_size}')
+    return found
 
 
 def _train_bpe(documents: Iterable[str], num_pieces: int, vocab_size: int) -> tuple[tuple[str, ...], str]:
@@ -193,6 +202,9 @@ def _train_bpe(documents: Iterable[str], num_pieces: int, vocab_size: int) -> tu
 
     if num_pieces < 256:
         raise UserError(f'data.vocab_size: {vocab_size}; byte-level BPE begins with 256 bytes')
+    if num_pieces > _MANY_PIECES:  # for which the trainer takes memory beforehand, and aborts where there is none
+        documents = list(documents)
+        num_pieces = min(num_pieces, 256 + sum(len(text.encode(errors='surrogateescape')) for text in documents))
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -42,7 +42,10 @@ def make(config, dataset: Dataset) -> Task:
     if config.eval.ngram_order < 0:
         raise UserError(f'eval.ngram_order: {config.eval.ngram_order}; 1 or more, or 0 for no baselines')
     if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
-        raise UserError('eval.sample_tokens: 1 or more, and less than the data.block of a transformer')
+        raise UserError(
+            f'eval.sample_tokens: {config.eval.sample_tokens}; 1 or more, and less than the data.block of a '
+            'transformer; -1: as many as fit, 200 at most'
+        )
     # The first token of a text that has no prompt: the end of another document, or what begins a line.
     first = tokenizer.end if tokenizer.end is not None else _newline(tokenizer)
     rows = len(dataset.splits['train']) // config.batch_size if dataset.contiguous else 0
