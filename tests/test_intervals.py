@@ -16,6 +16,7 @@ from aigc_jax.evals import intervals, likelihood
 from aigc_jax.evals.code import pass_at_k
 from aigc_jax.evals.ngram import mixture_nats
 from aigc_jax.experiment import Experiment
+from aigc_jax.generate import Text, summary
 
 DOCUMENTS = 'documents'
 
@@ -68,6 +69,16 @@ def test_few_clusters_have_students_quantile():
     random = np.random.default_rng(0)
     hits = [abs((found := intervals.ratio(random.normal(size=5)))['value']) <= found['ci'] for _ in range(2000)]
     assert 0.93 < np.mean(hits) < 0.97
+
+
+def test_what_a_task_gives_as_successes_is_a_share():
+    assert evaluate._mean(np.zeros(200, bool)) == intervals.wilson(0, 200)
+    assert evaluate._mean(np.zeros(200)) == {'value': 0, 'ci': 0, 'n': 200, 'over': 'examples'}
+
+
+def test_one_text_is_not_told_as_one_texts():
+    written = Text('', 'a', np.zeros(1, np.int32), 1.5, 'length', 0.0, 1, '')
+    assert summary([written]).startswith('1 text (1 cut off') and summary([written] * 2).startswith('2 texts (2 cut')
 
 
 def text_of(sizes, end=9):
@@ -159,11 +170,11 @@ def test_each_token_of_a_window_goes_to_its_document(text_experiment):
     tokens, document, seen = windows.tokens, -1, {}
     of_place = [document := document + (token == tokenizer.end) for token in tokens]
     sums = {}  # document: nats, tokens, bytes, nats over windows, places
-    for i in range(len(windows)):
-        window = windows[i]
-        nats = np.asarray(experiment.task.language.nats(state.params, Extra({}, {}), window['tokens'][None]))[0]
+    of_windows = jax.jit(experiment.task.language.nats)
+    rows = of_windows(state.params, Extra({}, {}), windows[np.arange(len(windows))]['tokens'])
+    for i, nats in enumerate(np.asarray(rows, np.float64)):
         start = min(7 * i, len(tokens) - 21)
-        for k, value in enumerate(nats.astype(np.float64)):
+        for k, value in enumerate(nats):
             place = start + k + 1
             own = sums.setdefault(of_place[place - 1], np.zeros(5))
             own[3:] += value, 1
