@@ -167,7 +167,8 @@ def test_nll_agrees_with_quadrature():
     decoder = params['model']['decoder']['mlp']
     hidden = np.maximum(z[:, None] @ decoder['Dense_0']['kernel'] + decoder['Dense_0']['bias'], 0)
     mean = hidden @ decoder['Dense_1']['kernel'] + decoder['Dense_1']['bias']
-    log_joint = scipy.stats.norm.logpdf(x[:, None], mean, 1.0).sum(-1) + scipy.stats.norm.logpdf(z)
+    scale = np.exp(params['model']['log_scale'])
+    log_joint = scipy.stats.norm.logpdf(x[:, None], mean, scale).sum(-1) + scipy.stats.norm.logpdf(z)
     exact = -np.log(np.trapezoid(np.exp(log_joint), z, axis=1))
     np.testing.assert_allclose(found, exact, atol=0.05)
 
