@@ -35,12 +35,13 @@ def saved(folder, content, name='a.npz'):
     ],
 )  # fmt: skip
 def test_names_that_people_have(tmp_path, content, notes):
-    dataset = load(saved(tmp_path, content))
-    assert (sizes(dataset), dataset.num_classes) == ([16, 4, 10], 7)
+    dataset = load(saved(tmp_path, content), valid_examples=-1)
+    assert (sizes(dataset), dataset.num_classes) == ([17, 3, 10], 7)
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'][..., 0], IMAGES[20:])
     np.testing.assert_array_equal(arrays(dataset, 'test')['label'], LABELS[20:])
     (divided,) = notes()
-    assert '16 train, 4 valid' in divided and 'the last ones' in divided
+    assert '17 train, 3 valid' in divided and 'the last ones' in divided
+    assert sizes(load(saved(tmp_path, content), valid_examples=4)) == [16, 4, 10] and notes() == []  # as it was asked
 
 
 def test_val_is_a_word_for_valid_too(tmp_path, notes):
