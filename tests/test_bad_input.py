@@ -120,10 +120,10 @@ CONFIGS = {
     'init_from': ([VAE, '--config.init_from=nowhere'], ['init_from', 'nowhere']),
     'TFDS not prepared': ([VAE, '--config.data.name=tfds:mnist', '--config.data.dir={tmp}'],
                           ['data.name=tfds:mnist', 'not prepared', 'tfds build mnist', '{tmp}']),
-    'idx folder': ([VAE, '--config.data.name=idx:{tmp}/nowhere'], ['nowhere/train-images-idx3-ubyte']),
+    'idx folder': ([VAE, '--config.data.name=idx:{tmp}/nowhere'], ['nowhere', 'idx:DIR']),
     'npz file': ([VAE, '--config.data.name=npz:{tmp}/nothing.npz'], ['nothing.npz']),
     'npz truncated': ([VAE, '--config.data.name=npz:{tmp}/cut.npz'], ['cut.npz', 'cannot be read']),
-    'npz without test': ([VAE, '--config.data.name=npz:{tmp}/train.npz'], ['train.npz', 'test']),
+    'npz without train': ([VAE, '--config.data.name=npz:{tmp}/test.npz'], ['test.npz', 'for training', 'x_train=']),
     'amat folder': ([VAE, '--config.data.name=amat:{tmp}/nowhere'], ['nowhere', 'amat']),
     'amat truncated': ([VAE, '--config.data.name=amat:{tmp}/amat'], ['some_train.amat']),
     'idx truncated': ([VAE, '--config.data.name=idx:{tmp}/idx'], ['train-images-idx3-ubyte', 'truncated']),
@@ -137,7 +137,7 @@ def places(tmp_path_factory):
     x = np.zeros((20, 4, 4), np.uint8)
     np.savez(folder / 'whole.npz', train=x, test=x)
     folder.joinpath('cut.npz').write_bytes(folder.joinpath('whole.npz').read_bytes()[:-100])
-    np.savez(folder / 'train.npz', train=x)
+    np.savez(folder / 'test.npz', valid=x, test=x)
     (folder / 'amat').mkdir()
     for split in ('train', 'valid', 'test'):
         (folder / 'amat' / f'some_{split}.amat').write_text('0 1 1 0\n' * 5 + ('0 1' if split == 'train' else ''))

@@ -8,6 +8,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import zstandard
 
 from aigc_jax import config as config_lib
 from aigc_jax import solve
@@ -67,8 +68,10 @@ def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
     lines, sanitized = tmp_path / 'h.jsonl', tmp_path / 's.json'
     lines.write_text(json.dumps(HUMANEVAL) + '\n\n' + json.dumps({**HUMANEVAL, 'task_id': 'Own/1'}) + '\n')
     (tmp_path / 'h.jsonl.gz').write_bytes(gzip.compress(lines.read_bytes()))
+    (tmp_path / 'h.jsonl.zst').write_bytes(zstandard.compress(lines.read_bytes()))
     (tmp_path / 'm.jsonl').write_text(json.dumps(MBPP) + '\n')
     sanitized.write_text(json.dumps([SANITIZED], indent=1))
+    assert [p.name for p in problems.humaneval(tmp_path / 'h.jsonl.zst')] == [p.name for p in problems.humaneval(lines)]
     read = [problems.humaneval(lines)[1], problems.humaneval(tmp_path / 'h.jsonl.gz')[0]]
     read += [problems.mbpp(tmp_path / 'm.jsonl')[0], problems.mbpp(sanitized)[0]]
     assert [problem.name for problem in read] == ['Own/1', 'Own/0', 'MBPP/7', 'MBPP/8']

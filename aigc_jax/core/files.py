@@ -104,7 +104,7 @@ class _Zstd(io.RawIOBase):
 
 
 _MAGIC = {
-    rb'\x1f\x8b\x08': lambda path: gzip.open(path, 'rb'),
+    rb'\x1f\x8b': lambda path: gzip.open(path, 'rb'),
     rb'\xfd7zXZ\x00': lambda path: lzma.open(path, 'rb'),
     rb'\x28\xb5\x2f\xfd': lambda path: io.BufferedReader(_Zstd(path), 1 << 20),
     rb'BZh[1-9]1AY&SY': lambda path: bz2.open(path, 'rb'),

@@ -131,7 +131,7 @@ def divide(valid_examples: int, count: int, other: Collection[str], where: str) 
     """Which of the `count` training examples become which split, where the set has the splits `other` besides them.
 
     Where it has a test split, the last data.valid_examples are the valid split. Otherwise both are drawn without
-    replacement, always the same ones for the same count. A note tells the sizes.
+    replacement, always the same ones for the same count. A note tells the sizes where the data decide.
 
     valid_examples: −1: 10,000, or a sixth of the examples where that is fewer; a test split has as many always. 0: no
       valid split.
@@ -156,7 +156,8 @@ def divide(valid_examples: int, count: int, other: Collection[str], where: str) 
         return {'train': slice(0, count)}
     how = 'valid are the last ones' if 'test' in other else 'drawn at random, always the same ones'
     split_up = ', '.join(f'{n} {split}' for split, n in sizes.items())
-    note(f'{where}: its {count} training examples become {split_up} ({how}; data.valid_examples={valid_examples})')
+    if valid_examples == -1 or num_test:
+        note(f'{where}: its {count} training examples become {split_up} ({how}; data.valid_examples={valid_examples})')
     ends = np.cumsum(list(sizes.values()))
     if 'test' in other:
         return {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}

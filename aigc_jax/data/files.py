@@ -64,7 +64,7 @@ def amat(cfg, where: str) -> Dataset:
 
 def read_idx(where: str) -> Parts:
     found: dict[tuple[str, str], str] = {}
-    for name in _listed(where):
+    for name in _listed(where, 'idx'):
         if match := re.fullmatch(_IDX + _ENDS, name, re.IGNORECASE):
             part = match['part'].lower()
             key = arrays.split_of('test' if part == 't10k' else part), match['what'].lower()
@@ -148,7 +148,7 @@ def read_mat(where: str) -> Parts:
 def read_amat(where: str) -> Parts:
     parts = {}
     for split in arrays.SPLITS:
-        found = [name for name in _listed(where) if re.fullmatch(rf'.*_{split}\.amat{_ENDS}', name)]
+        found = [name for name in _listed(where, 'amat') if re.fullmatch(rf'.*_{split}\.amat{_ENDS}', name)]
         if len(found) != 1:
             raise UserError(
                 f'{where}: holds {", ".join(found) or "no"} *_{split}.amat (compressed or not); '
@@ -158,11 +158,11 @@ def read_amat(where: str) -> Parts:
     return parts
 
 
-def _listed(where: str) -> list[str]:
+def _listed(where: str, kind: str) -> list[str]:
     try:
         return sorted(os.listdir(where))
     except OSError as e:
-        raise UserError(f'{where}: {e.strerror}; check the folder given in data.name') from e
+        raise UserError(f'{where}: {e.strerror}; data.name={kind}:DIR wants a folder') from e
 
 
 def _seekable(file):
