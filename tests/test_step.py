@@ -1,5 +1,6 @@
 """The one training step: order of turns, draws, golden values, micro-batches, a task added by one file."""
 
+import math
 import pathlib
 import zlib
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
 from aigc_jax.core import rng
-from aigc_jax.core.step import NORMS, create_state, fuse, make_step
+from aigc_jax.core.step import NORMS, create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.data.batching import gather_streamed
 from aigc_jax.experiment import Experiment
@@ -42,6 +44,28 @@ def test_rounds_run_in_order_and_turns_inside_one_see_the_same_parameters():
     simultaneous, _ = one_step(game(['ab']), optimizers, {'x': jnp.zeros((1, 4))})
     assert (simultaneous.params['a'], simultaneous.params['b']) == (1, 0)
     assert alternating.step == 1
+
+
+def test_all_turns_of_a_step_have_the_rate_of_that_step():
+    """A schedule is over training steps: warm-up, decay and their percents are the same for a player with three turns a
+    step as for one with a single turn. The gradients are 1, so that a turn moves its player by the rate."""
+    turns = {player: Turn(player, lambda p, e, b, c, own=player: (p[own], ({}, e))) for player in 'ab'}
+    init = lambda key: ({'a': jnp.float32(0), 'b': jnp.float32(0)}, Extra({}, {}))
+    task = Task(init, tuple((turns[player],) for player in 'aaab'), sample=None)
+    schedule = dict(
+        name='warmup_cosine_decay_schedule', init_value=0.1, peak_value=1.0, warmup_percent=25.0, decay_percent=100.0
+    )
+    own = dict(name='sgd', options={}, schedule=schedule, clip_norm=0.0, weight_decay_regex='', learning_rate_rules=(),
+               freeze='', ema_decay=0.0)  # fmt: skip
+    optimizers = make_optimizers(task, ConfigDict({'a': own, 'b': own}), 8)
+    step = make_step(task, optimizers, lambda batch, ctx: batch)
+    state, moved = create_state(task, optimizers, 0), []
+    for _ in range(8):
+        before = state.params
+        state, _ = step(state, jnp.int32(0), {'x': jnp.zeros((4, 2))})
+        moved.append([float(before[player] - state.params[player]) for player in 'ab'])
+    rates = [0.1, 0.55] + [0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(6)]
+    np.testing.assert_allclose(moved, [[3 * rate, rate] for rate in rates], rtol=1e-5)
 
 
 def test_every_round_sees_its_own_examples_and_draws():

@@ -79,12 +79,18 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
     return {player: one(player) for player in params}
 
 
-def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.GradientTransformation:
+def optimizer(
+    config: Any, params: Tree, total_steps: int, what: str, turns: int = 1
+) -> optax.GradientTransformation:
     """The transformation that config.optim.PLAYER describes; `what` is that field's name, for messages.
+
+    turns: the player's updates in one training step. The schedule runs over training steps, so that all turns of a step
+    have the rate of that step; all else counts updates (the moments of Adam, ema_decay).
 
     name, options: optax.NAME or optax.contrib.NAME and its keyword arguments. Of muon, muon_weight_dimension_numbers is
         a regex: the matrices that it orthogonalizes, (…, in, out) each; the rest is left to its Adam.
-    schedule: {name, arguments of optax.NAME}; an argument `X_percent` means X_steps, in percent of total_steps.
+    schedule: {name, arguments of optax.NAME}, over training steps; an argument `X_percent` means X_steps, in percent of
+        total_steps.
     clip_norm: the global norm that a gradient is cut to; 0: not cut.
     weight_decay_regex: which parameters an optimizer with weight decay decays.
     learning_rate_rules: ((regex, factor), …), the first that matches; freeze: a regex, '': nothing is frozen.
@@ -122,7 +128,8 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
         rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers(-2, -1)),)
         options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    learning_rate = schedule(config.schedule, total_steps, f'{what}.schedule')
+    of_step = schedule(config.schedule, total_steps, f'{what}.schedule')
+    learning_rate = of_step if turns == 1 else lambda updates: of_step(updates // turns)
     try:
         chain.append(factory(learning_rate, **options))
     except (TypeError, ValueError) as error:

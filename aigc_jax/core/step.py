@@ -1,5 +1,6 @@
 """The one training step, for every model; several of them fused into one call; replicas of it by seed."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -32,8 +33,10 @@ def make_optimizers(task: Task, config, total_steps: int) -> dict[str, optax.Gra
     params, _ = jax.eval_shape(lambda: task.init(rng.stream(0, 'init')))
     if sorted(config) != sorted(params):
         raise UserError(f'optim: holds {", ".join(sorted(config))}, but the players are {", ".join(sorted(params))}')
+    turns = Counter(turn.player for turns in task.rounds for turn in turns)
     return {
-        player: optim.optimizer(config[player], params[player], total_steps, f'optim.{player}') for player in params
+        player: optim.optimizer(config[player], params[player], total_steps, f'optim.{player}', turns[player])
+        for player in params
     }
 
 

@@ -209,7 +209,8 @@ class Conv(nn.Module):
 
 class Normalize(nn.Module):
     """Normalization by name; with a condition (n, c), one-hot, its scale and shift are those of the class
-    (Dumoulin et al. 2017; of a batch: conditional batch normalization, de Vries et al. 2017).
+    (Dumoulin et al. 2017; of a batch: conditional batch normalization, de Vries et al. 2017), 1 and 0 at first, as in
+    the code of Miyato & Koyama 2018.
 
     axis_name: of the devices, under pmap: the statistics are those of the whole batch.
     """
@@ -231,7 +232,8 @@ class Normalize(nn.Module):
             x = nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=3, **own)(x)
         if condition is None:
             return x
-        scale, shift = jnp.split(nn.Dense(2 * features, use_bias=False, dtype=self.dtype)(condition), 2, axis=-1)
+        table = nn.Dense(2 * features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+        scale, shift = jnp.split(table(condition), 2, axis=-1)
         return x * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
