@@ -67,6 +67,19 @@ def test_resampling():
     np.testing.assert_allclose(conv.blur(spike)[0, 1:4, 1:4, 0], np.outer([1, 2, 1], [1, 2, 1]))
 
 
+def test_attention_is_over_the_maxima_of_four_places():
+    """Zhang et al. 2019, their code: φ and g are pooled by the maximum, θ is not. By hand, on one channel."""
+    x = draw(2, 4, 6, 1)
+    module, w = conv.SelfAttention(), dict(zip(('query', 'key', 'value', 'out'), (0.7, -1.3, 0.9, 1.1), strict=True))
+    params = {f'Conv_{i}': {'kernel': np.full((1, 1, 1, 1), value)} for i, value in enumerate(w.values())}
+    y = module.apply({'params': {**params, 'gamma': jnp.float32(0.5)}}, x, False)
+    pool = lambda x: np.asarray(x).reshape(2, 2, 2, 3, 2).max((2, 4)).reshape(2, 6)
+    scores = np.einsum('nq,nk->nqk', w['query'] * np.asarray(x).reshape(2, -1), pool(w['key'] * x))
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    found = np.einsum('nqk,nk->nq', weights, pool(w['value'] * x)).reshape(x.shape)
+    np.testing.assert_allclose(y, x + 0.5 * w['out'] * found, rtol=1e-4, atol=1e-5)
+
+
 def test_minibatch_deviation_is_that_of_neighbours():
     x = draw(6, 2, 2, 5)
     found = conv.minibatch_deviation(x, 3)

@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
-from aigc_jax.core import rng
+from aigc_jax.core import optim, rng
 from aigc_jax.core.step import NORMS, create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.data.batching import gather_streamed
@@ -145,6 +145,35 @@ def test_metrics_of_the_update():
     state, metrics = one_step(game(['a']), {'a': optax.sgd(0.5), 'b': optax.sgd(0.5)}, {'x': jnp.zeros((1, 4))})
     assert float(metrics['a/grad_norm']) == 1.0 and float(metrics['a/loss']) == 0.5
     assert set(metrics) == {'a/loss', 'a/grad_norm', 'a/update_ratio'}
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_what_is_frozen_has_no_gradient(parts):
+    """The norms are of what is trained, and the backward pass of a frozen layer is not computed."""
+    params = {'net': {'first': jnp.ones((3, 3)), 'last': jnp.full((3,), 2.0)}}
+
+    def loss(p, extra, batch, ctx):
+        return jnp.mean((batch['x'] @ p['net']['first']) @ p['net']['last']), ({}, extra)
+
+    task = Task(lambda key: (params, Extra({}, {})), ((Turn('net', loss),),), sample=None)
+    config = ConfigDict({'net': dict(
+        name='sgd', options={}, schedule=dict(name='constant_schedule', value=0.5), clip_norm=0.0, clip_weights=0.0,
+        weight_decay_regex='', learning_rate_rules=(), freeze='first', ema_decay=0.0,
+    )})  # fmt: skip
+    batch, optimizers = {'x': jnp.ones((1, 4, 3))}, make_optimizers(task, config, 10)
+    frozen = optim.frozen(config, params)
+    state, metrics = one_step(task, optimizers, batch, frozen=frozen, micro_batches=parts)
+    norm = math.sqrt(3 * 3**2)  # ∂/∂last = 3 each
+    assert float(metrics['net/grad_norm']) == pytest.approx(norm)
+    assert float(metrics['net/update_ratio']) == pytest.approx(0.5 * norm / math.sqrt(3 * 2**2))
+    np.testing.assert_array_equal(state.params['net']['first'], 1)
+    np.testing.assert_allclose(state.params['net']['last'], 0.5)
+    products = [str(jax.make_jaxpr(lambda: one_step(task, optimizers, batch, frozen=f))()).count('dot_general')
+                for f in (frozen, {})]  # fmt: skip
+    assert products[0] < products[1]
+    config.net.freeze = '.*'
+    _, metrics = one_step(task, make_optimizers(task, config, 10), batch, frozen=optim.frozen(config, params))
+    assert float(metrics['net/grad_norm']) == float(metrics['net/update_ratio']) == 0
 
 
 def test_one_call_of_many_steps_is_the_loop_over_steps():

@@ -160,6 +160,12 @@ def downsample(x: Array) -> Array:
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
+def max_pool(x: Array) -> Array:
+    """(n, 2H, 2W, C) -> (n, H, W, C), the largest of four."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
 def blur(x: Array) -> Array:
     """The kernel (1, 2, 1) / 4 along both sides, whose edges are repeated."""
     for axis in (1, 2):
@@ -238,7 +244,8 @@ class Normalize(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + γ · attention over all places, γ = 0 at first (Zhang et al. 2019, section 3); keys on a grid half as fine."""
+    """x + γ · attention over all places, γ = 0 at first (Zhang et al. 2019, section 3). Keys and values are the maxima
+    of 2 × 2 places, as in their code."""
 
     spectral: bool = False
     dtype: Any = jnp.float32
@@ -250,7 +257,7 @@ class SelfAttention(nn.Module):
         layer = lambda features, x: maybe_spectral(Conv(features, 1, use_bias=False, dtype=self.dtype), self.spectral)(
             x, train
         )
-        pool = downsample if height % 2 == width % 2 == 0 else lambda x: x
+        pool = max_pool if height % 2 == width % 2 == 0 else lambda x: x
         query = layer(inner, x).reshape(n, -1, inner)
         key = pool(layer(inner, x)).reshape(n, -1, inner)
         value = pool(layer(max(channels // 2, 1), x))
