@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from aigc_jax import config as config_lib
 from aigc_jax import data, tasks
 from aigc_jax.checkpoint import Checkpoints
-from aigc_jax.core import parallel, rng
+from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import create_state, fuse, make_optimizers, make_step
+from aigc_jax.core.step import abstract_params, create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
 from aigc_jax.evals import likelihood
@@ -54,6 +54,7 @@ class Experiment:
                 'data.augment.mixup: a mixed example has no class; set it to 0 for a model that reads classes'
             )
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
+        self.frozen = optim.frozen(config.optim, abstract_params(self.task))
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
         best = config.eval.best_metric
         if best and best not in (known := self._metrics()):
@@ -108,7 +109,7 @@ class Experiment:
 
     def train_call(self):
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
-        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name
+        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen
         step = make_step(self.task, self.optimizers, *arguments)
         gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
         return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)

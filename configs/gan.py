@@ -149,7 +149,11 @@ _POINTS = {
 _RMSPROP = {
     f'optim.{player}.{field}': value
     for player in ('discriminator', 'generator')
-    for field, value in (('name', 'rmsprop'), ('options', {}), ('schedule.init_value', 5e-5), ('schedule.alpha', 1.0))
+    for field, value in (
+        # PyTorch's defaults, which the authors' code has
+        ('name', 'rmsprop'), ('options', {'decay': 0.99, 'eps_in_sqrt': False}),
+        ('schedule.init_value', 5e-5), ('schedule.alpha', 1.0),
+    )
 }
 _CONV = {'activation': 'leaky_relu_0.2', 'spectral': False, 'attention': 0, 'depth': 1}
 _CLASSIC = {
@@ -192,9 +196,10 @@ VARIANTS = {
         'optim.discriminator.schedule.init_value': 1e-3,
         'model.discriminator': {**_DCGAN['model.discriminator'], 'norm': 'none'},
     },
-    # Residual networks, hinge loss, a spectrally normalized discriminator (Miyato et al. 2018).
+    # Residual networks, hinge loss, a spectrally normalized discriminator with five steps (Miyato et al. 2018).
     'sngan': {
-        **_CLASSIC, 'task.loss': 'hinge', 'optim.generator.options.b1': 0.0, 'optim.discriminator.options.b1': 0.0,
+        **_CLASSIC, 'task.loss': 'hinge', 'task.n_critic': 5,
+        'optim.generator.options.b1': 0.0, 'optim.discriminator.options.b1': 0.0,
         'optim.generator.options.b2': 0.9, 'optim.discriminator.options.b2': 0.9,
         'model.generator': {**_CONV, 'features': (32, 32), 'block': 'residual', 'norm': 'batch', 'activation': 'relu'},
         'model.discriminator': {
@@ -213,7 +218,8 @@ VARIANTS = {
     # Wasserstein with gradient penalty: five critic steps (Gulrajani et al. 2017).
     'wgan_gp': {'task.loss': 'wasserstein', 'task.gradient_penalty': 10.0, 'task.r1': 0.0, 'task.r2': 0.0,
                 'task.n_critic': 5, 'optim.discriminator.options.b2': 0.9, 'optim.generator.options.b2': 0.9},
-    # Wasserstein with clipped weights (Arjovsky et al. 2017, algorithm 1).
+    # Wasserstein with clipped weights (Arjovsky et al. 2017, algorithm 1). Their code has 100 critic steps before each
+    # of the first 25 generator steps and each 500th; here there are five throughout, as every step runs one program.
     'wgan': {'task.loss': 'wasserstein', 'task.r1': 0.0, 'task.r2': 0.0, 'task.n_critic': 5, **_RMSPROP,
              'optim.discriminator.clip_weights': 0.01},
     # Three digits as the channels of an image (Lin et al. 2018), for 'dcgan,stacked' and the like.

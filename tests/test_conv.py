@@ -13,7 +13,7 @@ from aigc_jax.core import rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.experiment import Experiment, open_checkpoints
-from aigc_jax.nn import conv, images
+from aigc_jax.nn import conv, images, mlp
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -67,6 +67,19 @@ def test_resampling():
     np.testing.assert_allclose(conv.blur(spike)[0, 1:4, 1:4, 0], np.outer([1, 2, 1], [1, 2, 1]))
 
 
+def test_attention_is_over_the_maxima_of_four_places():
+    """Zhang et al. 2019, their code: φ and g are pooled by the maximum, θ is not. By hand, on one channel."""
+    x = draw(2, 4, 6, 1)
+    module, w = conv.SelfAttention(), dict(zip(('query', 'key', 'value', 'out'), (0.7, -1.3, 0.9, 1.1), strict=True))
+    params = {f'Conv_{i}': {'kernel': np.full((1, 1, 1, 1), value)} for i, value in enumerate(w.values())}
+    y = module.apply({'params': {**params, 'gamma': jnp.float32(0.5)}}, x, False)
+    pool = lambda x: np.asarray(x).reshape(2, 2, 2, 3, 2).max((2, 4)).reshape(2, 6)
+    scores = np.einsum('nq,nk->nqk', w['query'] * np.asarray(x).reshape(2, -1), pool(w['key'] * x))
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    found = np.einsum('nqk,nk->nq', weights, pool(w['value'] * x)).reshape(x.shape)
+    np.testing.assert_allclose(y, x + 0.5 * w['out'] * found, rtol=1e-4, atol=1e-5)
+
+
 def test_minibatch_deviation_is_that_of_neighbours():
     x = draw(6, 2, 2, 5)
     found = conv.minibatch_deviation(x, 3)
@@ -107,6 +120,8 @@ def test_a_class_has_its_own_normalization():
         x, condition, True, mutable=['batch_stats'],
     )  # fmt: skip
     plain = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2))
+    at_first, _ = module.apply(variables, x, condition, True, mutable=['batch_stats'])
+    np.testing.assert_allclose(at_first, plain, atol=1e-3)
     np.testing.assert_allclose(y[::2], plain[::2], atol=1e-3)
     np.testing.assert_allclose(y[1::2], 2 * plain[1::2] + 5, atol=2e-3)
 
@@ -122,6 +137,32 @@ def test_networks_halve_and_double(block):
     y, variables = jax.jit(up.init_with_output)(jax.random.key(0), draw(3, 5), c)
     assert y.shape == (3, 16, 8, 2) and abs(y).max() <= 1
     assert 'attention' in str(jax.tree_util.tree_structure(variables['params']))
+
+
+@pytest.mark.parametrize('classes', [2, 10, 1000])
+def test_what_a_class_adds_does_not_depend_on_their_number(classes):
+    """The variance at the start: 2 / features times the features' squared length in the projection (Miyato & Koyama's
+    code); of a layer that reads x and the class side by side, 1."""
+    labels = np.random.default_rng(0).integers(0, classes, 512)
+    c, key = jax.nn.one_hot(labels, classes), jax.random.key(0)
+    net = images.Discriminator(features=(8, 16), block='plain', norm='none', activation='leaky_relu_0.2')
+    x = draw(512, 8, 8, 1)
+    params = jax.jit(net.init)(key, x, c)['params']
+    told, untold = jax.jit(lambda: (net.apply({'params': params}, x, c), net.apply({'params': params}, x)))()
+    inner = lambda net, params, *inputs: net.apply(
+        {'params': params}, *inputs, capture_intermediates=True, mutable='intermediates'
+    )[1]['intermediates']
+    features = jax.jit(lambda: inner(net, params, x)['_Block_1']['__call__'][0])()
+    expected = np.sqrt(2 * np.mean(np.sum(features**2, (1, 2, 3))) / features[0].size)
+    np.testing.assert_allclose(np.std(told - untold), expected, rtol=0.2 if classes > 2 else 0.5)  # of few draws
+    for inputs in (2, 64):
+        z = draw(512, inputs)
+        out = mlp.MLP((), 2048, 'relu', 'zeros').init_with_output(key, z, c)[0]
+        np.testing.assert_allclose(np.std(out), 1, rtol=0.15)
+        decoder = images.Decoder(features=(64,), block='plain', norm='none', activation='relu', shape=(8, 8, 1))
+        params = jax.jit(decoder.init)(key, z, c)['params']
+        out = jax.jit(lambda p=params, z=z, net=decoder: inner(net, p, z, c)['dense']['__call__'][0])()
+        np.testing.assert_allclose(np.std(out), 1, rtol=0.15)
 
 
 @pytest.mark.parametrize('block', images.BLOCKS)

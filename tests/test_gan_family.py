@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_gan import linear_discriminator, make
+from ml_collections import ConfigDict
+from test_gan import CONFIG, linear_discriminator, make
 
-from aigc_jax.core import rng
+from aigc_jax import config as config_lib
+from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.tasks import adversarial, augmentation, regularizers
@@ -116,6 +118,21 @@ def test_lecam_is_added_and_its_averages_are_kept():
     value, *_ = turns(experiment, params, {'x': X}, stats=stats)['discriminator']
     pulled = ((real - fake.mean()) ** 2).mean() + ((fake - real.mean()) ** 2).mean()
     assert value - base[0] == pytest.approx(0.3 * pulled, rel=1e-4)
+
+
+def test_variants_have_the_settings_of_their_articles():
+    """WGAN's optimizer is PyTorch's RMSprop with its defaults, α = 0.99 and ε beside the root."""
+    wgan, sngan = (config_lib.load(f'{CONFIG}:{variant}', []) for variant in ('wgan', 'sngan'))
+    assert sngan.task.n_critic == wgan.task.n_critic == 5
+    for player in ('discriminator', 'generator'):
+        params = {'p': jnp.zeros(())}
+        config = ConfigDict({**wgan.optim[player], 'weight_decay_regex': '', 'clip_weights': 0.0})
+        optimizer = optim.optimizer(config, params, 100, f'optim.{player}')
+        state, square = optimizer.init(params), 0.0
+        for g in (1e-5, 2.0, -0.5):
+            updates, state = optimizer.update({'p': jnp.float32(g)}, state, params)
+            square = 0.99 * square + 0.01 * g**2
+            assert updates['p'] == pytest.approx(-5e-5 * g / (math.sqrt(square) + 1e-8), rel=1e-4)
 
 
 def test_packs():
@@ -337,6 +354,8 @@ def test_auxiliary_classifier():
     ({'task__top_k': 0.5, 'micro_batches': 2}, 'task.top_k: ranks a whole batch'),
     ({'task__unrolled_steps': 2, 'task__loss': 'saturating', 'micro_batches': 2}, 'task.unrolled_steps: wants'),
     ({'task__top_k': 0.0}, r'top_k in \(0, 1\]'),
+    ({'task__top_k_percent': 150.0}, r'task.top_k_percent: 150.0; it lies in \[0, 100\]'),
+    ({'task__penalty_schedule__transition_percent': -5.0}, 'task.penalty_schedule.transition_percent: -5.0; it lies'),
     ({'task__lecam_decay': 1.0}, r'lecam_decay lies in \[0, 1\)'),
     ({'task__packing': 2, 'model__conditional': True}, 'task.packing: a pack has no class'),
     ({'task__packing': 3}, 'batch_size: 32 does not divide into packs of 3'),

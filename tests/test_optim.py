@@ -1,5 +1,6 @@
 """Optimizers from their configs, against hand-computed steps."""
 
+import inspect
 import math
 import re
 
@@ -87,7 +88,7 @@ def test_optimizers_by_name(name):
     factory = getattr(optax, name, None) or getattr(optax.contrib, name)
     direct = factory(learning_rate=optax.constant_schedule(0.1))
     expected, _ = direct.update(gradient(0), direct.init(PARAMS), PARAMS)
-    (before, _), (after, _) = steps(make(name=name), 1)
+    (before, _), (after, _) = steps(make(name=name, weight_decay_regex='.*'), 1)
     assert_close(after, optax.apply_updates(before, expected))
 
 
@@ -211,6 +212,32 @@ def test_weight_decay_by_regex():
     )
 
 
+@pytest.mark.parametrize('name', ['adamw', 'nadamw', 'adamaxw', 'lion'])
+def test_a_default_weight_decay_is_by_regex_too(name):
+    """Of a zero gradient nothing is left but the decay."""
+    optimizer = optim.optimizer(make(name=name), PARAMS, TOTAL_STEPS, 'optim.model')
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), optimizer.init(PARAMS), PARAMS)
+    for path, update in named(updates).items():
+        assert update.any() == ('kernel' in path), path
+
+
+def test_the_weight_decay_of_muon():
+    """Its mask is of what it orthogonalizes; a regex that names what its Adam trains is refused, or Adam's is told."""
+    assert 'weight_decay of optax.muon is not of what its Adam trains, such as' in message(
+        name='muon', options=dict(weight_decay=0.1), weight_decay_regex='kernel|log_scale'
+    )
+    rule = dict(muon_weight_dimension_numbers='encoder.*kernel', weight_decay=0.1)
+    said = message(name='muon', options=rule)
+    assert 'optim.model.weight_decay_regex' in said and 'decoder/dense/kernel' in said
+    both = dict(weight_decay=0.1, adam_weight_decay=0.1)
+    regex = 'encoder.*kernel|bias|log_scale'  # all of Adam's, one of Muon's matrices
+    optimizer = optim.optimizer(make(name='muon', options=both, weight_decay_regex=regex), PARAMS, 1, 'optim.model')
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), optimizer.init(PARAMS), PARAMS)
+    for path, update in named(updates).items():
+        expected = -0.1 * 0.1 * named(PARAMS)[path] * (path != 'decoder/dense/kernel')
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-8, err_msg=path)
+
+
 @pytest.mark.parametrize('name, option', [('adafactor', 'weight_decay_rate'), ('muon', 'weight_decay')])
 def test_weight_decay_by_other_names(name, option):
     """Parameters that the regex leaves out are those without decay, whatever optax calls it."""
@@ -242,6 +269,86 @@ def test_schedule_free_is_evaluated_at_its_average(freeze):
     assert not np.allclose(*(found['encoder/dense/kernel'], named(params)['encoder/dense/kernel']))
 
 
+def test_nothing_changes_what_schedule_free_has_made():
+    """(θ − 20)² / 2 from 5 with clip_weights=6 was evaluated at x = −25, outside of the bound."""
+    for fields in (dict(clip_weights=6.0), dict(learning_rate_rules=(('bias', 0.5),)), dict(ema_decay=0.9)):
+        (field,) = fields
+        for name in ('schedule_free_sgd', 'schedule_free_adamw'):
+            assert f'optim.model.{field}: optax.{name} is evaluated at an average of its own' in message(
+                name=name, **fields
+            )
+
+
+@pytest.mark.parametrize('name, options, words', [
+    ('adam', dict(b1=2.0), 'b1: 2.0; it lies in (−1, 1)'),
+    ('adam', dict(b1=1.0), 'b1: 1.0; it lies in (−1, 1)'),
+    ('adam', dict(b2=1.0), 'b2: 1.0; it lies in [0, 1)'),
+    ('adamw', dict(b2=-0.1), 'b2: -0.1; it lies in [0, 1)'),
+    ('adamw', dict(b1=math.nan), 'b1: nan; it lies in'),
+    ('adamw', dict(weight_decay=-0.1), 'weight_decay: -0.1; it is 0 or more'),
+    ('adam', dict(eps=-1e-8), 'eps: -1e-08; it is 0 or more'),
+    ('sgd', dict(momentum=1.0), 'momentum: 1.0; it lies in (−1, 1)'),
+    ('rmsprop', dict(decay=1.5), 'decay: 1.5; it lies in [0, 1)'),
+    ('rmsprop', dict(initial_scale=-1.0), 'initial_scale: -1.0; it is 0 or more'),
+    ('adadelta', dict(rho=1.0), 'rho: 1.0; it lies in [0, 1)'),
+    ('adafactor', dict(decay_rate=2.0), 'decay_rate: 2.0; it lies in [0, 1)'),
+    ('muon', dict(beta=1.0), 'beta: 1.0; it lies in (−1, 1)'),
+    ('muon', dict(adam_b2=1.0), 'adam_b2: 1.0; it lies in [0, 1)'),
+    ('muon', dict(adam_learning_rate=-1e-3), 'adam_learning_rate: -0.001; it is 0 or more'),
+    ('prodigy', dict(betas=(0.9, 1.5)), 'betas: (0.9, 1.5); it lies in [0, 1)'),
+    ('optimistic_gradient_descent', dict(alpha=math.inf), 'alpha: inf; it is finite'),
+    ('schedule_free_sgd', dict(b1=0.0), 'b1: 0.0; of schedule-free optimization it lies in (0, 1)'),
+    ('schedule_free_sgd', dict(warmup_steps=10), 'warmup_steps: the warm-up is that of optim.model.schedule'),
+])  # fmt: skip
+def test_options_out_of_range(name, options, words):
+    assert f'optim.model.options.{words}' in message(name=name, options=options)
+
+
+def test_every_optimizer_takes_its_own_defaults():
+    """The ranges let pass what optax has by itself, and one that wants more than gradients is refused in a line."""
+    refused = set()
+    for module in (optax, optax.contrib):
+        for name in [name for name in vars(module) if not name.startswith('_')]:
+            try:
+                factory = optim._find(name, (module,), 'name', 'learning_rate')
+            except UserError:
+                continue
+            defaults = {
+                option: p.default for option, p in inspect.signature(factory).parameters.items()
+                if option not in ('learning_rate', 'mask', 'weight_decay_mask', 'warmup_steps')
+                and isinstance(p.default, (int, float))
+            }  # fmt: skip
+            try:
+                optim.optimizer(
+                    make(name=name, options=defaults, weight_decay_regex='.*'), PARAMS, TOTAL_STEPS, 'optim.model'
+                )
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1
+                refused.add(name)
+    wants_more = {'lbfgs', 'momo', 'momo_adam', 'sophia', 'schedule_free', 'dpsgd'}
+    takes_no_schedule = {'rprop', 'sm3', 'optimistic_adam'}
+    assert refused <= wants_more | takes_no_schedule and 'lbfgs' in refused
+
+
+@pytest.mark.parametrize('schedule, words', [
+    (dict(name='warmup_cosine_decay_schedule', init_value=0.0, peak_value=1.0, warmup_percent=-5.0,
+          decay_percent=100.0), 'warmup_percent: -5.0; it lies in [0, 100], in percent of total_steps'),
+    (dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=150.0), 'decay_percent: 150.0; it lies in [0, 1'),
+    (dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=50.0, decay_steps=3), 'decay_percent: says what'),
+    (dict(name='linear_schedule', init_value=1.0, end_value=0.0, transition_steps=0), 'transition_steps: 0 steps; it'),
+    (dict(name='linear_schedule', init_value=1.0, end_value=0.0, transition_steps=-5), 'transition_steps: -5 steps'),
+    (dict(name='linear_schedule', init_value=1.0, end_value=0.0, transition_steps=2.5), 'transition_steps: 2.5 is a'),
+    (dict(name='linear_schedule', init_value=1.0, end_value=0.0, transition_steps=9, transition_begin=-1),
+     'transition_begin: -1 steps; it is 0 or more'),
+    (dict(name='constant_schedule', value=-0.1), ': is -0.1 at step 0; it is to be 0 or more'),
+    (dict(name='constant_schedule', value=math.nan), ': is nan at step 0'),
+    (dict(name='linear_schedule', init_value=1.0, end_value=-1.0, transition_percent=100.0), ': is -'),
+    (dict(name='constant_schedule', value='fast'), ': '),
+])  # fmt: skip
+def test_schedules_out_of_range(schedule, words):
+    assert f'optim.model.schedule{"" if words.startswith(":") else "."}{words}' in message(schedule=schedule)
+
+
 def test_learning_rate_rules():
     """The first rule that matches scales the update; what none matches is left as it is."""
     rules = (('encoder.*bias', 0.5), ('bias', 3.0), ('log', 0.0))
@@ -270,6 +377,11 @@ def test_rules_that_do_nothing_are_mistakes():
             'optim.model.learning_rate_rules' in (said := message(learning_rate_rules=rules)) and 'matches no' in said
         )
         assert 'encoder/dense/bias' in said
+    for factor in (-1.0, math.nan):
+        assert 'a factor is 0 or more' in message(learning_rate_rules=(('bias', factor),))
+    for name in ('adam', 'adamw'):  # whether it is used or not
+        assert "weight_decay_regex: 'kernle' matches no" in message(name=name, weight_decay_regex='kernle')
+        assert 'is no regular expression' in message(name=name, weight_decay_regex='(')
     for rules in ((('bias', 'x'),), ('bias', 2.0), (('bias',),), (('bias', 1.0, 2.0),), ((2.0, 'bias'),)):
         assert 'optim.model.learning_rate_rules' in message(learning_rate_rules=rules)
     assert "optim.model.freeze: 'enkoder' matches no parameter" in message(freeze='enkoder')

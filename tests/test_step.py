@@ -1,5 +1,6 @@
 """The one training step: order of turns, draws, golden values, micro-batches, a task added by one file."""
 
+import math
 import pathlib
 import zlib
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
-from aigc_jax.core import rng
-from aigc_jax.core.step import NORMS, create_state, fuse, make_step
+from aigc_jax.core import optim, rng
+from aigc_jax.core.step import NORMS, create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.data.batching import gather_streamed
 from aigc_jax.experiment import Experiment
@@ -42,6 +44,28 @@ def test_rounds_run_in_order_and_turns_inside_one_see_the_same_parameters():
     simultaneous, _ = one_step(game(['ab']), optimizers, {'x': jnp.zeros((1, 4))})
     assert (simultaneous.params['a'], simultaneous.params['b']) == (1, 0)
     assert alternating.step == 1
+
+
+def test_all_turns_of_a_step_have_the_rate_of_that_step():
+    """A schedule is over training steps: warm-up, decay and their percents are the same for a player with three turns a
+    step as for one with a single turn. The gradients are 1, so that a turn moves its player by the rate."""
+    turns = {player: Turn(player, lambda p, e, b, c, own=player: (p[own], ({}, e))) for player in 'ab'}
+    init = lambda key: ({'a': jnp.float32(0), 'b': jnp.float32(0)}, Extra({}, {}))
+    task = Task(init, tuple((turns[player],) for player in 'aaab'), sample=None)
+    schedule = dict(
+        name='warmup_cosine_decay_schedule', init_value=0.1, peak_value=1.0, warmup_percent=25.0, decay_percent=100.0
+    )
+    own = dict(name='sgd', options={}, schedule=schedule, clip_norm=0.0, weight_decay_regex='', learning_rate_rules=(),
+               freeze='', ema_decay=0.0)  # fmt: skip
+    optimizers = make_optimizers(task, ConfigDict({'a': own, 'b': own}), 8)
+    step = make_step(task, optimizers, lambda batch, ctx: batch)
+    state, moved = create_state(task, optimizers, 0), []
+    for _ in range(8):
+        before = state.params
+        state, _ = step(state, jnp.int32(0), {'x': jnp.zeros((4, 2))})
+        moved.append([float(before[player] - state.params[player]) for player in 'ab'])
+    rates = [0.1, 0.55] + [0.5 + 0.5 * math.cos(math.pi * k / 6) for k in range(6)]
+    np.testing.assert_allclose(moved, [[3 * rate, rate] for rate in rates], rtol=1e-5)
 
 
 def test_every_round_sees_its_own_examples_and_draws():
@@ -121,6 +145,35 @@ def test_metrics_of_the_update():
     state, metrics = one_step(game(['a']), {'a': optax.sgd(0.5), 'b': optax.sgd(0.5)}, {'x': jnp.zeros((1, 4))})
     assert float(metrics['a/grad_norm']) == 1.0 and float(metrics['a/loss']) == 0.5
     assert set(metrics) == {'a/loss', 'a/grad_norm', 'a/update_ratio'}
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_what_is_frozen_has_no_gradient(parts):
+    """The norms are of what is trained, and the backward pass of a frozen layer is not computed."""
+    params = {'net': {'first': jnp.ones((3, 3)), 'last': jnp.full((3,), 2.0)}}
+
+    def loss(p, extra, batch, ctx):
+        return jnp.mean((batch['x'] @ p['net']['first']) @ p['net']['last']), ({}, extra)
+
+    task = Task(lambda key: (params, Extra({}, {})), ((Turn('net', loss),),), sample=None)
+    config = ConfigDict({'net': dict(
+        name='sgd', options={}, schedule=dict(name='constant_schedule', value=0.5), clip_norm=0.0, clip_weights=0.0,
+        weight_decay_regex='', learning_rate_rules=(), freeze='first', ema_decay=0.0,
+    )})  # fmt: skip
+    batch, optimizers = {'x': jnp.ones((1, 4, 3))}, make_optimizers(task, config, 10)
+    frozen = optim.frozen(config, params)
+    state, metrics = one_step(task, optimizers, batch, frozen=frozen, micro_batches=parts)
+    norm = math.sqrt(3 * 3**2)  # ∂/∂last = 3 each
+    assert float(metrics['net/grad_norm']) == pytest.approx(norm)
+    assert float(metrics['net/update_ratio']) == pytest.approx(0.5 * norm / math.sqrt(3 * 2**2))
+    np.testing.assert_array_equal(state.params['net']['first'], 1)
+    np.testing.assert_allclose(state.params['net']['last'], 0.5)
+    products = [str(jax.make_jaxpr(lambda: one_step(task, optimizers, batch, frozen=f))()).count('dot_general')
+                for f in (frozen, {})]  # fmt: skip
+    assert products[0] < products[1]
+    config.net.freeze = '.*'
+    _, metrics = one_step(task, make_optimizers(task, config, 10), batch, frozen=optim.frozen(config, params))
+    assert float(metrics['net/grad_norm']) == float(metrics['net/update_ratio']) == 0
 
 
 def test_one_call_of_many_steps_is_the_loop_over_steps():

@@ -220,7 +220,8 @@ def test_short_held_out_texts_are_one_window(tmp_path, capsys):
     assert {split: len(windows) for split, windows in splits.items()} == {'train': 80 - 40, 'valid': 1, 'test': 1}
     assert splits['valid'][0]['tokens'].shape == (10,) and splits['valid'][0]['counted'] == 9
     assert 'the valid split has 10 tokens, which are one window of 9' in capsys.readouterr().err
-    wide = data.load(make(f'text:{path}', block=20, valid_percent=50.0, test_percent=0.0, eval_stride=-1)).splits['valid']
+    halves = dict(valid_percent=50.0, test_percent=0.0)
+    wide = data.load(make(f'text:{path}', block=20, eval_stride=-1, **halves)).splits['valid']
     assert [wide[i]['tokens'][0] for i in (0, 1)] == [ord('a'), ord('a')] and len(wide) == 4
     assert 'or a data.block of 79 or less' in message(f'text:{path}', block=80)
     assert 'data.eval_stride: 17' in message(f'text:{path}', eval_stride=17)

@@ -1,10 +1,13 @@
 """An optimizer from its config: optax's optimizers and schedules by their names, rules by regex."""
 
 import inspect
+import math
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from aigc_jax.core import tree
@@ -21,6 +24,14 @@ _LATER_FIELDS = dict(clip_weights=float)  # which runs of earlier days lack; wit
 _MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
 _MATRICES = 'muon_weight_dimension_numbers'
 _SOMETIMES = ('log_scale',)  # parameters that only some models of a family have: a rate for them may find none
+# What an option of a name holds, the first that fits its default. A first moment may be negative (Gidel et al. 2019).
+_RANGES = (
+    (r'(adam_)?b1|beta|momentum', lambda x: -1 < x < 1, 'lies in (−1, 1)'),
+    (r'(adam_)?b[23]|betas|beta3|decay|decay_rate|rho', lambda x: 0 <= x < 1, 'lies in [0, 1)'),
+    (r'(eta|rank|rms).*|.*(eps|decay|clip|norm|scale|step|estim|initial|interval|threshold|learning_rate|momentum).*',
+     lambda x: 0 <= x < math.inf, 'is 0 or more'),
+    (r'.*', math.isfinite, 'is finite'),
+)  # fmt: skip
 
 
 class AverageState(NamedTuple):
@@ -33,8 +44,9 @@ class AverageState(NamedTuple):
 def average_params(decay: float) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the parameters; last in a chain, as it must see the final update.
 
-    d_t = min(decay, (1 + t) / (10 + t)): the first steps weigh little, so that the average does not start
-    out as the initialization (the ramp of TensorFlow's ExponentialMovingAverage, used by StyleGAN 2).
+    d_t = min(decay, (1 + t) / (10 + t)), t the player's updates: the first weigh little, so that the average does not
+    start out as the initialization. The ramp is that of TensorFlow's ExponentialMovingAverage; StyleGAN 2 has another,
+    by the number of images.
     """
 
     def init(params):
@@ -80,18 +92,24 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
     return {player: one(player) for player in params}
 
 
-def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.GradientTransformation:
+def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int = 1) -> optax.GradientTransformation:
     """The transformation that config.optim.PLAYER describes; `what` is that field's name, for messages.
+
+    turns: the player's updates in one training step. The schedule runs over training steps, so that all turns of a step
+    have the rate of that step; all else counts updates (the moments of Adam, ema_decay).
 
     name, options: optax.NAME or optax.contrib.NAME and its keyword arguments. Of muon, muon_weight_dimension_numbers is
         a regex: the matrices that it orthogonalizes, (…, in, out) each; the rest is left to its Adam.
-    schedule: {name, arguments of optax.NAME}; an argument `X_percent` means X_steps, in percent of total_steps.
+    schedule: {name, arguments of optax.NAME}, over training steps; an argument `X_percent` means X_steps, in percent of
+        total_steps.
     clip_norm: the global norm that a gradient is cut to; 0: not cut.
-    weight_decay_regex: which parameters an optimizer with weight decay decays.
+    weight_decay_regex: which parameters an optimizer with weight decay decays, its default decay too.
     learning_rate_rules: ((regex, factor), …), the first that matches; one for `log_scale`, which only some models have,
         may match nothing. freeze: a regex, '': nothing is frozen.
     ema_decay: of the moving average of the parameters; 0: none is kept.
     clip_weights: the bound that every parameter is kept within, from the first update on; 0: none.
+
+    Raises UserError for a field that does not fit, and for an optimizer that wants more than gradients.
     """
     check_fields(config, _FIELDS, what, later=_LATER_FIELDS)
     clip_weights = config.get('clip_weights', 0.0)
@@ -106,29 +124,21 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
     options = dict(config.options)
     factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
     known = inspect.signature(factory).parameters
-    for name in options:
-        if name not in known or name in ('learning_rate', *_MASKS):
-            raise UserError(f'{what}.options.{name}: optax.{config.name} has no such option{near(name, known)}')
-    if decays := [option for option, value in options.items() if 'weight_decay' in option and value]:
-        decayed = tree.by_rule(((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex')
-        masks = [] if 'adam_weight_decay' in decays else [mask for mask in _MASKS if mask in known]
-        if not masks and not all(jax.tree.leaves(decayed)):
-            raise UserError(
-                f'{what}.weight_decay_regex: {decays[-1]} of optax.{config.name} decays all parameters; '
-                "set it to '.*', or leave the decay out"
-            )
-        options |= dict.fromkeys(masks, decayed)
+    _check_options(config, known, what)
+    decayed = tree.by_rule(((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex')
+    options |= _decay_mask(config.name, options, known, params, decayed, what)
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
         rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers(-2, -1)),)
         options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    learning_rate = schedule(config.schedule, total_steps, f'{what}.schedule')
+    of_step = schedule(config.schedule, total_steps, f'{what}.schedule')
+    learning_rate = of_step if turns == 1 else lambda updates: of_step(updates // turns)
     try:
         chain.append(factory(learning_rate, **options))
     except (TypeError, ValueError) as error:
-        raise UserError(f'{what}.options: {error}; optax.{config.name}{inspect.signature(factory)}') from None
+        raise UserError(f'{what}.options: {error}; optax.{config.name} has {", ".join(known)}') from None
     parts = [optax.chain(*chain)]
     if config.freeze:
         labels = tree.by_rule(((config.freeze, 'frozen'),), params, 'trained', f'{what}.freeze')
@@ -137,37 +147,132 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str) -> optax.G
         for rule in config.learning_rate_rules:
             if not isinstance(rule, (tuple, list)) or not isinstance(rule[-1], (int, float)):
                 raise UserError(f'{what}.learning_rate_rules: {rule!r} is no pair (regex, factor)')
+            if not 0 <= rule[-1] < math.inf:
+                raise UserError(f'{what}.learning_rate_rules: {rule!r}; a factor is 0 or more')
         factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules', _SOMETIMES)
         # After the partition, inside which frozen parameters have no update to scale.
         if any(factor != 1 for factor in jax.tree.leaves(factors)):
+            _want_no_average(config.name, f'{what}.learning_rate_rules')
             parts.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
     if clip_weights:
         parts.append(clip_params(clip_weights))
     if config.ema_decay:
         parts.append(average_params(config.ema_decay))
-    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+    whole = optax.chain(*parts) if len(parts) > 1 else parts[0]
+    try:
+        jax.eval_shape(lambda p: whole.update(p, whole.init(p), p), params)
+    except (TypeError, ValueError, AttributeError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(
+            f'{what}: optax.{config.name} cannot train with this schedule and these options: {said}'
+        ) from None
+    return whole
+
+
+def frozen(config: Any, params: dict[str, Tree]) -> dict[str, Tree]:
+    """{player: of each parameter whether it is frozen}, of the players whose config.optim freezes some."""
+    return {
+        player: tree.by_rule(((config[player].freeze, True),), params[player], False, f'optim.{player}.freeze')
+        for player in params
+        if config[player].freeze
+    }
+
+
+def _check_options(config: Any, known: Any, what: str) -> None:
+    """Raises UserError for options that optax.NAME, of the parameters `known`, lacks or that are out of range."""
+    free = config.name.startswith('schedule_free')
+    for name, value in config.options.items():
+        if name not in known or name in ('learning_rate', *_MASKS):
+            raise UserError(f'{what}.options.{name}: optax.{config.name} has no such option{near(name, known)}')
+        if name == 'warmup_steps':
+            raise UserError(f'{what}.options.{name}: the warm-up is that of {what}.schedule, such as linear_schedule')
+        number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
+        default = known[name].default
+        ranges = (r for r in _RANGES if re.fullmatch(r[0], name) and (not number(default) or r[1](default)))
+        _, fits, words = next(ranges, _RANGES[-1])
+        if any(number(x) and not fits(x) for x in (value if isinstance(value, (tuple, list)) else (value,))):
+            raise UserError(f'{what}.options.{name}: {value}; it {words}')
+        if free and name == 'b1' and not value > 0:
+            raise UserError(f'{what}.options.{name}: {value}; of schedule-free optimization it lies in (0, 1)')
+    for field in ('clip_weights', 'ema_decay'):
+        if config.get(field):
+            _want_no_average(config.name, f'{what}.{field}')
+
+
+def _want_no_average(name: str, field: str) -> None:
+    """Raises UserError where `field` would change the parameters y of schedule-free optimization after its update: x =
+    (y − (1 − b1) z) / b1, which is evaluated, would be no average of the z."""
+    if name.startswith('schedule_free'):
+        raise UserError(
+            f'{field}: optax.{name} is evaluated at an average of its own, which this would break; leave it out, or '
+            'choose another optimizer'
+        )
+
+
+def _decay_mask(name: str, options: dict, known: Any, params: Tree, decayed: Tree, what: str) -> dict[str, Tree]:
+    """{mask: decayed} for the weight decay of optax.NAME; {} where it has none. Raises UserError for a decay that does
+    not reach just what is to be decayed."""
+    decays = {option: options.get(option, p.default) for option, p in known.items() if 'weight_decay' in option}
+    decays = [option for option, value in decays.items() if value and option not in _MASKS]
+    masks = [mask for mask in _MASKS if mask in known] if decays else []
+    reached = tree.flatten(decayed)
+    if 'adam_weight_decay' in known:  # the mask of muon is of what it orthogonalizes; its Adam has none
+        matrices = options.get(_MATRICES)
+        by_adam = [
+            path for path, leaf in tree.flatten(params).items()
+            if (not re.search(matrices, path) if isinstance(matrices, str) else leaf.ndim != 2)
+        ]  # fmt: skip
+        if 'adam_weight_decay' not in decays:
+            if decays and (missed := [path for path in by_adam if reached[path]]):
+                raise UserError(
+                    f'{what}.weight_decay_regex: {decays[0]} of optax.{name} is not of what its Adam trains, such as '
+                    f'{missed[0]}; narrow the regex, or set adam_weight_decay, which is of all that Adam trains'
+                )
+            return dict.fromkeys(masks, decayed)
+        reached = {path: reached[path] for path in by_adam}
+    if decays and not all(reached.values()) and (not masks or 'adam_weight_decay' in decays):
+        raise UserError(
+            f'{what}.weight_decay_regex: {decays[-1]} of optax.{name} decays all parameters; '
+            "set it to '.*', or leave the decay out"
+        )
+    return dict.fromkeys(masks, decayed)
 
 
 def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
-    """optax.NAME(**arguments), with the durations in percent resolved."""
+    """optax.NAME(**arguments), with the durations in percent resolved. Raises UserError where it is not 0 or more
+    throughout."""
     arguments = dict(config)
     check_type(f'{what}.name', arguments.get('name'), str)
     factory = _find(arguments.pop('name'), (optax,), f'{what}.name', 'schedule')
     for name in [name for name in arguments if name.endswith('_percent')]:
-        check_type(f'{what}.{name}', arguments[name], float)
-        steps = round(arguments.pop(name) / 100 * total_steps)
-        arguments[name.removesuffix('_percent') + '_steps'] = steps
+        check_type(f'{what}.{name}', percent := arguments.pop(name), float)
+        if not 0 <= percent <= 100:
+            raise UserError(f'{what}.{name}: {percent}; it lies in [0, 100], in percent of total_steps')
+        if (steps := name.removesuffix('_percent') + '_steps') in arguments:
+            raise UserError(f'{what}.{name}: says what {what}.{steps} says; choose one')
+        arguments[steps] = round(percent / 100 * total_steps)
+    for name in [name for name in arguments if name.endswith(('_steps', '_begin'))]:
+        check_type(f'{what}.{name}', arguments[name], int)
+        if arguments[name] < (least := int(name == 'transition_steps')):  # of 0 steps optax makes none at all
+            raise UserError(f'{what}.{name}: {arguments[name]} steps; it is {least} or more')
+    steps = np.unique(np.linspace(0, total_steps, 1000).astype(np.int32))
     try:
-        return factory(**arguments)
+        function = factory(**arguments)
+        values = np.asarray(jax.vmap(function)(steps))
     except (TypeError, ValueError) as error:
-        raise UserError(f'{what}: {error}; optax.{factory.__name__}{inspect.signature(factory)}') from None
+        known = ', '.join(inspect.signature(factory).parameters)
+        raise UserError(f'{what}: {error}; optax.{factory.__name__} has {known}') from None
+    if (wrong := ~((values >= 0) & (values < np.inf))).any():
+        raise UserError(f'{what}: is {values[wrong][0]:g} at step {steps[wrong][0]}; it is to be 0 or more')
+    return function
 
 
 def _find(name: str, modules: tuple, what: str, mark: str):
     """The function `name` of the first module that has it; `mark` tells optimizers and schedules from the rest."""
 
     def fits(candidate_name, candidate):
-        if not callable(candidate) or candidate_name.startswith('_'):
+        parts = ('_', 'scale_by_')  # a part of an optimizer does not know which way is down
+        if not callable(candidate) or inspect.isclass(candidate) or candidate_name.startswith(parts):
             return False
         if mark == 'schedule':
             return candidate_name.endswith(('schedule', 'decay'))

@@ -1,6 +1,8 @@
 """The one training step, for every model; several of them fused into one call; replicas of it by seed."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from aigc_jax.core import optim, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Extra, Metrics, Task, TrainState, Tree, Turn
 
-NORMS = ('grad_norm', 'update_ratio')  # metrics of a player's update, global norms: ‖g‖ and ‖update‖ / ‖parameters‖
+# Metrics of a player's update, global norms of what is trained: ‖g‖ and ‖update‖ / ‖parameters‖.
+NORMS = ('grad_norm', 'update_ratio')
 
 
 def create_state(
@@ -27,13 +30,20 @@ def create_state(
     return TrainState(jnp.zeros((), jnp.int32), params, opt, {**extra.stats, **(stats or {})}, extra.carry)
 
 
+def abstract_params(task: Task) -> dict[str, Tree]:
+    """{player: shapes and dtypes of its parameters}; nothing is computed."""
+    return jax.eval_shape(lambda: task.init(rng.stream(0, 'init')))[0]
+
+
 def make_optimizers(task: Task, config, total_steps: int) -> dict[str, optax.GradientTransformation]:
     """{player: transformation} from config.optim."""
-    params, _ = jax.eval_shape(lambda: task.init(rng.stream(0, 'init')))
+    params = abstract_params(task)
     if sorted(config) != sorted(params):
         raise UserError(f'optim: holds {", ".join(sorted(config))}, but the players are {", ".join(sorted(params))}')
+    turns = Counter(turn.player for turns in task.rounds for turn in turns)
     return {
-        player: optim.optimizer(config[player], params[player], total_steps, f'optim.{player}') for player in params
+        player: optim.optimizer(config[player], params[player], total_steps, f'optim.{player}', turns[player])
+        for player in params
     }
 
 
@@ -43,12 +53,14 @@ def make_step(
     preprocess: Callable[[Batch, rng.Context], Batch],
     micro_batches: int = 1,
     axis_name: str | None = None,
+    frozen: Mapping[str, Tree] = MappingProxyType({}),
 ) -> Callable[[TrainState, Array, Batch], tuple[TrainState, Metrics]]:
     """step(state, seed, batch) -> (state, metrics), where the leaves of batch are (rounds, examples, …).
 
     preprocess: raw examples to what the losses read (scaling, binarization), on the device.
     micro_batches: parts that a round's batch is cut into to save memory; the gradients are averaged by weight.
     axis_name: of the devices, under pmap; there `examples` are this device's share.
+    frozen: {player: of each parameter whether it is frozen}, whose gradient is not taken and not measured.
 
     A last argument, measured=False, leaves out the metrics NORMS, which cost a tenth of a small model's step.
     """
@@ -65,24 +77,28 @@ def make_step(
             view = jax.tree.map(lambda leaf: leaf[r], batch)
             gradients = []  # all taken before the first is applied: the turns of a round see the same parameters
             for turn in turns:
-                grads, values, extra = _gradient(turn, state, view, ctx, preprocess, micro_batches, axis_name)
+                still = frozen.get(turn.player)
+                grads, values, extra = _gradient(turn, state, view, ctx, preprocess, micro_batches, axis_name, still)
                 state = state._replace(stats=extra.stats, carry=extra.carry)
                 gradients.append((turn.player, grads, values))
             for player, grads, values in gradients:
-                state, update_values = _apply(player, optimizers[player], state, grads, measured)
+                state, update_values = _apply(player, optimizers[player], state, grads, measured, frozen.get(player))
                 metrics |= {f'{player}/{name}': value for name, value in {**values, **update_values}.items()}
         return state._replace(step=state.step + 1), metrics
 
     return step
 
 
-def _gradient(turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micro_batches: int, axis_name):
-    """(gradient, metrics, extra) of one turn: the mean over the whole batch, over its parts and devices."""
+def _gradient(turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micro_batches: int, axis_name, frozen):
+    """(gradient, metrics, extra) of one turn: the mean over the whole batch, over its parts and devices; 0 of what is
+    frozen."""
 
     def part(extra: Extra, batch: Batch, ctx: rng.Context):
         batch = preprocess(batch, ctx)
 
         def loss(own: Tree):
+            if frozen is not None:
+                own = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, own, frozen)
             return turn.loss({**state.params, turn.player: own}, extra, batch, ctx)
 
         (value, (metrics, extra)), grads = jax.value_and_grad(loss, has_aux=True)(state.params[turn.player])
@@ -115,13 +131,18 @@ def _gradient(turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micr
     return grads, metrics, Extra(stats, carry)
 
 
-def _apply(player: str, optimizer: optax.GradientTransformation, state: TrainState, grads: Tree, measured: bool):
+def _apply(
+    player: str, optimizer: optax.GradientTransformation, state: TrainState, grads: Tree, measured: bool, frozen
+):
     params = state.params[player]
     updates, opt = optimizer.update(grads, state.opt[player], params)
     metrics = {}
     if measured:
-        scale = jnp.maximum(optax.tree.norm(params), 1e-8)  # they may begin as 0
-        metrics = dict(zip(NORMS, (optax.tree.norm(grads), optax.tree.norm(updates) / scale), strict=True))
+        still = [False] * len(jax.tree.leaves(params)) if frozen is None else jax.tree.leaves(frozen)
+        trained = lambda t: [leaf for leaf, held in zip(jax.tree.leaves(t), still, strict=True) if not held]
+        of_params, of_grads, of_updates = (optax.tree.norm(trained(t)) for t in (params, grads, updates))
+        scale = jnp.maximum(of_params, 1e-8)  # they may begin as 0
+        metrics = dict(zip(NORMS, (of_grads, of_updates / scale), strict=True))
     params = {**state.params, player: optax.apply_updates(params, updates)}
     return state._replace(params=params, opt={**state.opt, player: opt}), metrics
 

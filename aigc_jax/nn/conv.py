@@ -160,6 +160,12 @@ def downsample(x: Array) -> Array:
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
+def max_pool(x: Array) -> Array:
+    """(n, 2H, 2W, C) -> (n, H, W, C), the largest of four."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
 def blur(x: Array) -> Array:
     """The kernel (1, 2, 1) / 4 along both sides, whose edges are repeated."""
     for axis in (1, 2):
@@ -209,7 +215,8 @@ class Conv(nn.Module):
 
 class Normalize(nn.Module):
     """Normalization by name; with a condition (n, c), one-hot, its scale and shift are those of the class
-    (Dumoulin et al. 2017; of a batch: conditional batch normalization, de Vries et al. 2017).
+    (Dumoulin et al. 2017; of a batch: conditional batch normalization, de Vries et al. 2017), 1 and 0 at first, as in
+    the code of Miyato & Koyama 2018.
 
     axis_name: of the devices, under pmap: the statistics are those of the whole batch.
     """
@@ -231,12 +238,14 @@ class Normalize(nn.Module):
             x = nn.LayerNorm(reduction_axes=(1, 2, 3), feature_axes=3, **own)(x)
         if condition is None:
             return x
-        scale, shift = jnp.split(nn.Dense(2 * features, use_bias=False, dtype=self.dtype)(condition), 2, axis=-1)
+        table = nn.Dense(2 * features, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+        scale, shift = jnp.split(table(condition), 2, axis=-1)
         return x * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
 class SelfAttention(nn.Module):
-    """x + γ · attention over all places, γ = 0 at first (Zhang et al. 2019, section 3); keys on a grid half as fine."""
+    """x + γ · attention over all places, γ = 0 at first (Zhang et al. 2019, section 3). Keys and values are the maxima
+    of 2 × 2 places, as in their code."""
 
     spectral: bool = False
     dtype: Any = jnp.float32
@@ -248,7 +257,7 @@ class SelfAttention(nn.Module):
         layer = lambda features, x: maybe_spectral(Conv(features, 1, use_bias=False, dtype=self.dtype), self.spectral)(
             x, train
         )
-        pool = downsample if height % 2 == width % 2 == 0 else lambda x: x
+        pool = max_pool if height % 2 == width % 2 == 0 else lambda x: x
         query = layer(inner, x).reshape(n, -1, inner)
         key = pool(layer(inner, x)).reshape(n, -1, inner)
         value = pool(layer(max(channels // 2, 1), x))

@@ -29,7 +29,7 @@ from aigc_jax.nn.conv import (
     minibatch_deviation,
     upsample,
 )
-from aigc_jax.nn.mlp import ACTIVATIONS
+from aigc_jax.nn.mlp import ACTIVATIONS, join, lecun_normal
 
 BLOCKS = ('plain', 'residual', 'modern')
 CHOICES = {'activation': tuple(ACTIVATIONS), 'norm': NORMS, 'block': BLOCKS}
@@ -158,10 +158,9 @@ class Encoder(ImageNetwork, kw_only=True):
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> tuple[Array, Array]:
         x = fall(self, x, train)
-        x = x.reshape(x.shape[0], -1)
-        if condition is not None:
-            x = jnp.concatenate([x, condition], axis=-1)
-        out = nn.Dense(2 * self.latent_dim, dtype=self.dtype, name='head')(x).astype(jnp.float32)
+        x, fan_in = join(x.reshape(x.shape[0], -1), condition)
+        kernel = lecun_normal(x.shape[-1], fan_in)
+        out = nn.Dense(2 * self.latent_dim, dtype=self.dtype, kernel_init=kernel, name='head')(x).astype(jnp.float32)
         return out[:, : self.latent_dim], out[:, self.latent_dim :]
 
 
@@ -173,11 +172,12 @@ class Decoder(ImageNetwork, kw_only=True):
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
         height, width = (side // 2 ** len(self.features) for side in self.shape[:2])
-        if condition is not None:
-            z = jnp.concatenate([z, condition], axis=-1)
+        z, fan_in = join(z, condition)
+        kernel = lecun_normal(z.shape[-1], fan_in)
         conditional = condition if self.norm != 'none' else None
         centred = self.block == 'plain' and self.norm == 'batch'  # which would take a bias away again
-        dense = nn.Dense(height * width * self.features[0], not centred, dtype=self.dtype, name='dense')
+        out = height * width * self.features[0]
+        dense = nn.Dense(out, not centred, dtype=self.dtype, kernel_init=kernel, name='dense')
         x = maybe_spectral(dense, self.spectral)(z, train).reshape(-1, height, width, self.features[0])
         if self.block == 'plain':
             x = ACTIVATIONS[self.activation](Normalize(self.norm, self.axis_name, self.dtype)(x, conditional, train))
@@ -214,7 +214,10 @@ class Discriminator(ImageNetwork, kw_only=True):
         head = maybe_spectral(nn.Dense(self.outputs, dtype=self.dtype, name='head'), self.spectral)
         logit = head(x, train)
         if condition is not None:
-            embed = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name='projection')
+            # Variance 2 / features, however many classes there are: what Glorot's comes to in Miyato & Koyama's code,
+            # where the features are many more than the classes.
+            kernel = nn.initializers.variance_scaling(2.0, 'fan_out', 'uniform')
+            embed = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, kernel_init=kernel, name='projection')
             projection = maybe_spectral(embed, self.spectral)(condition, train) * x
             logit = logit + jnp.sum(projection, axis=-1, keepdims=True)
         logit = logit.astype(jnp.float32)

@@ -29,8 +29,21 @@ ACTIVATIONS = {
 CHOICES = {'activation': tuple(ACTIVATIONS), 'bias_init': tuple(BIASES)}
 
 
+def join(x: Array, condition: Array | None) -> tuple[Array, int]:
+    """x (n, d) and a one-hot condition (n, c) side by side, and the fan-in that the layer which reads them is drawn
+    for: d + 1, as one entry of a one-hot vector is 1, however many classes there are."""
+    if condition is None:
+        return x, x.shape[-1]
+    return jnp.concatenate([x, condition], axis=-1), x.shape[-1] + 1
+
+
+def lecun_normal(inputs: int, fan_in: int) -> Callable[..., Array]:
+    """Of a kernel with so many inputs: the variance is 1 / fan_in (LeCun et al. 1998)."""
+    return nn.initializers.variance_scaling(inputs / fan_in, 'fan_in', 'truncated_normal')
+
+
 class MLP(nn.Module):
-    """(n, …) and an optional condition (n, c) -> (n, out_dim) float32."""
+    """(n, …) and an optional one-hot condition (n, c) -> (n, out_dim) float32."""
 
     features: Sequence[int]
     out_dim: int
@@ -40,13 +53,13 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
-        x = x.reshape(x.shape[0], -1)
-        if condition is not None:
-            x = jnp.concatenate([x, condition], axis=-1)
+        x, fan_in = join(x.reshape(x.shape[0], -1), condition)
         for features in self.features:
-            initializer = BIASES[self.bias_init](x.shape[-1])
-            x = ACTIVATIONS[self.activation](nn.Dense(features, dtype=self.dtype, bias_init=initializer)(x))
-        return nn.Dense(self.out_dim, dtype=self.dtype)(x).astype(jnp.float32)
+            kernel, bias = lecun_normal(x.shape[-1], fan_in), BIASES[self.bias_init](fan_in)
+            x = nn.Dense(features, dtype=self.dtype, kernel_init=kernel, bias_init=bias)(x)
+            x, fan_in = ACTIVATIONS[self.activation](x), features
+        kernel = lecun_normal(x.shape[-1], fan_in)
+        return nn.Dense(self.out_dim, dtype=self.dtype, kernel_init=kernel)(x).astype(jnp.float32)
 
 
 class Encoder(nn.Module):

@@ -28,7 +28,8 @@ def hinge(real: Array, fake: Array) -> tuple[Array, Array]:
 
 
 def wasserstein(real: Array, fake: Array) -> tuple[Array, Array]:
-    """L_D = E D(G(z)) − E D(x); L_G = −E D(G(z)). Arjovsky et al. 2017, eq. 2; wants clip_weights or a penalty."""
+    """L_D = E D(G(z)) − E D(x); L_G = −E D(G(z)). Arjovsky et al. 2017, eq. 2; wants clip_weights or a penalty. Their
+    code's 100 critic steps before some of the generator's are left out: a step is one compiled program."""
     return fake - real, -fake
 
 

@@ -262,11 +262,13 @@ def _check(options, config, dataset: Dataset) -> None:
         )
     limits = dict(
         r1=0, r2=0, gradient_penalty=0, dragan=0, dragan_std=0, lecam=0, consistency_real=0, consistency_fake=0,
-        auxiliary=0, unrolled_steps=0, unrolled_rate=0, top_k_percent=0, penalty_every=1, packing=1, ada_examples=1,
+        auxiliary=0, unrolled_steps=0, unrolled_rate=0, penalty_every=1, packing=1, ada_examples=1,
     )  # fmt: skip
     for name, least in limits.items():
         if not getattr(options, name) >= least:
             raise UserError(f'task.{name}: {getattr(options, name)}; it is {least} or more')
+    if not 0 <= options.top_k_percent <= 100:
+        raise UserError(f'task.top_k_percent: {options.top_k_percent}; it lies in [0, 100], in percent of total_steps')
     if not 0 <= options.lecam_decay < 1 or not 0 < options.top_k <= 1 or not -1 < options.ada_target < 1:
         raise UserError('task: lecam_decay lies in [0, 1), top_k in (0, 1] (1: all), ada_target in (−1, 1)')
     penalties = [name for name in ('r1', 'r2', 'gradient_penalty', 'dragan') if getattr(options, name)]
