@@ -275,11 +275,16 @@ def test_texts_beyond_the_context(smoke):
 def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     experiment, state = open_run(smoke(model))
     writer = generate.Generator(experiment, Sampling(), 60, grammar='json')
-    texts = writer.generate(state, ['x = ', ''], 20, seed=1)
-    finished = [text for text in texts if text.ended == 'end']
-    assert len(finished) > 10 and {text.ended for text in texts} <= {'end', 'length'}
-    for text in finished:
-        json.loads(text.text)
+    texts = writer.generate(state, ['[1, {"k": ', ''], 10, seed=1)
+    assert {text.ended for text in texts} <= {'end', 'closed'} and 'closed' in {text.ended for text in texts}
+    for text in texts:  # the prompt is part of what is parsed, and there is time to close what is open
+        json.loads(str(text))
+    alone = writer.generate(state, ['[1, {"k": '], 1, seed=1)[0]
+    assert (alone.text, alone.ended) == (texts[0].text, texts[0].ended)
+    with pytest.raises(UserError, match="no text of --grammar=json begins with it: behind '\\[1 ' may not be 'x"):
+        writer.generate(state, ['[1 x'], 1, seed=1)
+    with pytest.raises(UserError, match='--max_new_tokens=2: a text of --grammar=json .* needs [34] more tokens'):
+        generate.Generator(experiment, Sampling(), 2, grammar='json').generate(state, ['[[['], 1, seed=1)
     for text in texts:
         assert 0 < text.ruled_out < text.nats or not len(text.tokens)
     assert 'ruled out by the grammar' in generate.summary(texts)
@@ -303,11 +308,18 @@ def test_a_grammar_ends_a_text_that_no_token_ends(tmp_path):
     (tmp_path / 'g.lark').write_text('start: "X"* "V" "Y"?\n')
     texts = write(3)
     whole = [text for text in texts if text.ended == 'end']
-    assert {text.text for text in whole} == {'V', 'XV', 'XXV'} and all(np.isfinite(text.ruled_out) for text in texts)
-    assert {(text.text, text.ended) for text in texts if text.ended != 'end'} == {('XXX', 'length')}
+    assert {text.text for text in whole} == {'V', 'XV'} and all(np.isfinite(text.ruled_out) for text in texts)
+    assert {(text.text, text.ended) for text in texts if text.ended != 'end'} == {('XXV', 'closed')}
+    # Of X and V the length leaves V alone: what that rules out is −log p(V) of the model, which is all that V costs.
+    nats = experiment.task.language.nats
+    closed = next(text for text in texts if text.ended == 'closed')
+    read = np.concatenate([[experiment.task.language.first], closed.tokens])[None]
+    own = np.asarray(nats(experiment.create_state().params, None, read))[0]
+    assert len(own) == 3 and closed.ruled_out >= own[2] * 0.999
     (tmp_path / 'g.lark').write_text('start: "V" ("X" "V")*\n')
-    assert {(text.text, text.ended, len(text.tokens)) for text in write(4)} == {('VXV', 'trimmed', 3)}
-    assert 'cut off by length, back to where' in generate.summary(write(4))
+    assert {(text.text, text.ended, len(text.tokens)) for text in write(4)} == {('VXV', 'closed', 3)}
+    assert '20 led to an end by the grammar' in generate.summary(write(4))
+    assert generate.summary(write(4)[:1]).startswith('1 text (1 led')
 
 
 def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
