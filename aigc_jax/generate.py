@@ -32,8 +32,9 @@ class Text:
     """What was written between prompt and suffix.
 
     nats: −log p of `tokens` under the model; ended: 'end' (of a document, or of what a grammar allows), 'stop' (before
-    the stop text), 'length' (cut off) or 'trimmed' (cut off, and back to where a grammar lets it end); ruled_out: −log
-    of the probability that a grammar left, summed over tokens; calls: of the model.
+    the stop text), 'closed' (led to its end by a grammar, since few tokens were left), 'length' (cut off) or 'trimmed'
+    (cut off, and back to where a grammar lets it end); ruled_out: −log of the probability that a grammar left, summed
+    over tokens, those that came too late to end in time ruled out too; calls: of the model.
     """
 
     prompt: str
@@ -55,8 +56,8 @@ class Generator:
     max_new_tokens: the most that a text gets; None: _MOST, but no more than fit where a beam search or a draft goes no
     further.
     stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
-    grammar: of what is written, by name or file (grammars.Grammar). draft: 'ngram' proposes tokens, so that the same
-    text needs fewer calls of the model.
+    grammar: of prompt and text together, by name or file (grammars.Grammar). draft: 'ngram' proposes tokens, so that
+    the same text needs fewer calls of the model.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Generator:
             raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
         if draft and not self._language.context:
             raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
+        if suffix and grammar:
+            raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
         if suffix and self._tokenizer.fim is None:
             raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
         self._how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
@@ -119,6 +122,8 @@ class Generator:
                 f'--max_new_tokens={most}: and {longest} of prompt and suffix are more than the {context} of the '
                 f'model, which would forget what to fill in; {context - longest} fit'
             )
+        if self._grammar:
+            self._fits_grammar(prompts, most)
         rows = [[(prompt, tokens)] * num_samples for prompt, tokens in zip(prompts, encoded, strict=True)]
         # What a text beyond the context has forgotten depends on the length of its prompt: so that it does not depend
         # on the texts beside it, each prompt is then for itself. Else all are together, in one shape, so one program.
@@ -132,20 +137,31 @@ class Generator:
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + jnp.arange(len(part), dtype=jnp.int32)
                 shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
-                found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown)
+                matchers = self._grammar and self._grammar.begin([self._encode(text, '--prompt') for text, _ in part])
+                found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
                 for (prompt, _), *one in zip(part, *map(np.asarray, found), strict=True):
                     texts.append(self._text(prompt, *one))
         if stream:
             stream(texts[0].text)
         return texts
 
-    def _write(self, params, extra, prompt, start, key, index, most, beyond, stream):
+    def _fits_grammar(self, prompts, most) -> None:
+        """Raises UserError for a prompt that begins no text of the grammar, or none that ends within so many tokens."""
+        least = self._grammar.begin([self._encode(prompt, '--prompt') for prompt in prompts]).least()
+        for prompt, tokens in zip(prompts, least, strict=True):
+            if tokens > most:
+                raise UserError(
+                    f'--max_new_tokens={most}: a text of --grammar={self._grammar.name} that begins with '
+                    f'{_shortened(prompt)} needs {tokens} more tokens to end'
+                )
+
+    def _write(self, params, extra, prompt, start, key, index, most, beyond, stream, matchers):
         """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
         language, n = self._language, len(prompt)
         arguments = params, extra, prompt, start, key, index
         rest = self._how, most, self._stop_tokens
-        if self._grammar or beyond or stream or self._read_stop:
-            return self._in_parts(*arguments, most, stream)
+        if matchers or beyond or stream or self._read_stop:
+            return self._in_parts(*arguments, most, stream, matchers)
         if self._table is not None:
             found, calls = language.speculate(*arguments, self._table, *rest)
         else:
@@ -153,20 +169,19 @@ class Generator:
             calls = found.length
         return *found, np.zeros(n), calls, np.full(n, 'length')
 
-    def _in_parts(self, params, extra, prompt, start, key, index, most, stream):
+    def _in_parts(self, params, extra, prompt, start, key, index, most, stream, matchers):
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
         language, (n, length) = self._language, prompt.shape
         columns = min(language.context or length + most, length + most)
         read = lambda prompt, start: language.begin(params, extra, prompt, start, self._how, most, columns)
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
-        matchers = self._grammar.begin(n) if self._grammar else None
         ended, t = np.zeros(n, bool), 0
-        kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers and language.end is None else []
+        kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers else []
         while t < most and not bool(progress.done.all()):
             alive = ~np.asarray(progress.done)
             until, allowed = min(most, full), None
             if matchers:
-                allowed = matchers.allowed(alive)
+                allowed = matchers.allowed(alive, most - t)
                 stuck = alive & ~allowed.any(axis=1)  # a whole text: nothing can follow, and no token says so
                 if stuck.any():
                     ended |= stuck
@@ -184,11 +199,8 @@ class Generator:
                 matchers.consume(np.asarray(progress.tokens[:, t - 1]), alive)
                 ended |= alive & matchers.finished()
                 progress = progress._replace(done=progress.done | ended)
-                if kept:  # no token says that a text ends, so the last place where it may counts
-                    whole = jnp.asarray(alive & matchers.may_end())
-                    kept = [
-                        jnp.where(whole, getattr(progress, name), old) for name, old in zip(_SUMS, kept, strict=True)
-                    ]
+                whole = jnp.asarray(alive & matchers.may_end())  # of a text that is cut off the last such place counts
+                kept = [jnp.where(whole, getattr(progress, name), old) for name, old in zip(_SUMS, kept, strict=True)]
             if self._read_stop:
                 reach = max(0, t - len(self._stop.encode()))  # a token is a byte or more
                 tokens = np.asarray(progress.tokens[:, reach:t])
@@ -203,13 +215,15 @@ class Generator:
                 progress = progress._replace(logits=again.logits, state=again.state)
                 full = t + columns - half
         calls, sums = progress.length, [getattr(progress, name) for name in _SUMS]
-        trimmed = np.zeros(n, bool)
-        if kept:
-            last = ~np.asarray(progress.done) & matchers.may_end()
-            ended |= last & ~matchers.allowed(last).any(axis=1)
-            trimmed = ~ended & (np.asarray(kept[0]) > 0)
-            sums = [jnp.where(ended | trimmed, at_end, last) for at_end, last in zip(kept, sums, strict=True)]
-        return progress.tokens, *sums, calls, np.where(ended, 'end', np.where(trimmed, 'trimmed', 'length'))
+        if not matchers:
+            return progress.tokens, *sums, calls, np.full(n, 'length')
+        cut = ~np.asarray(progress.done)
+        if language.end is None:  # no token says that a text ends: the last place where it may is its end
+            ended |= cut & matchers.may_end()
+        trimmed = cut & ~ended & (np.asarray(kept[0]) > 0)
+        sums = [jnp.where(trimmed, at_end, all_of) for at_end, all_of in zip(kept, sums, strict=True)]
+        how = np.where(trimmed, 'trimmed', 'length')
+        return progress.tokens, *sums, calls, np.where(ended, np.where(matchers.closed, 'closed', 'end'), how)
 
     def _encode(self, text: str, flag: str) -> np.ndarray:
         try:
@@ -249,7 +263,7 @@ class Generator:
         tokens, ended = tokens[:length], str(ended)
         kept = tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:
-            kept, ended = tokens[:-1], 'end'
+            kept, ended = tokens[:-1], 'closed' if ended == 'closed' else 'end'
         text = self._tokenizer.decode(kept)
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
@@ -297,19 +311,25 @@ def save(path: pathlib.Path, texts: list[Text]) -> None:
 
 def summary(texts: list[Text]) -> str:
     """How the texts ended and what they cost, in one line."""
-    written = max(sum(len(text.tokens) for text in texts), 1)
+    written = sum(len(text.tokens) for text in texts)
     counts = Counter(text.ended for text in texts)
     words = {
-        'end': 'to their end', 'stop': 'to the stop text', 'length': 'cut off by length',
-        'trimmed': 'cut off by length, back to where the grammar lets them end',
+        'end': 'ended', 'closed': 'led to an end by the grammar where few tokens were left',
+        'stop': 'reached the stop text', 'length': 'cut off by length',
+        'trimmed': 'cut off by length, back to where the grammar allows an end',
     }  # fmt: skip
     ends = ', '.join(f'{counts[ended]} {words[ended]}' for ended in words if counts[ended])
-    nats, ruled_out = (sum(getattr(text, name) for text in texts) / written for name in ('nats', 'ruled_out'))
+    a_token = lambda name: sum(getattr(text, name) for text in texts) / max(written, 1)
+    nats, ruled_out = a_token('nats'), a_token('ruled_out')
     cost = f', {ruled_out:.4g} nats a token ruled out by the grammar' if ruled_out else ''
     calls = sum(text.calls for text in texts)
     drafted = f', {written / calls:.3g} tokens a call of the model' if calls < written else ''
-    count = '1 text' if len(texts) == 1 else f'{len(texts)} texts'
-    return f'{count} ({ends}), {written} tokens, {nats:.4g} nats a token{cost}{drafted}'
+    sizes = f'{_several(len(texts), "text")} ({ends}), {_several(written, "token")}'
+    return f'{sizes}, {nats:.4g} nats a token{cost}{drafted}'
+
+
+def _several(n: int, noun: str) -> str:
+    return f'{n} {noun}{"s" * (n != 1)}'
 
 
 def _shortened(text: str) -> str:

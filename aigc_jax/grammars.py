@@ -1,22 +1,28 @@
 """Text that always parses: which tokens a grammar lets come next, on the host, by the library llguidance.
 
-A grammar constrains what is written, from its first token on; the prompt is no part of it. The named ones are bounded
-in the nesting and the length of single expressions, so that no text of theirs meets a limit of its parser.
+The prompt is the beginning of the text that is parsed. (A grammar of what follows alone has a first rule that takes any
+prompt.) The named grammars are bounded in the nesting and the length of single expressions, so that no text of theirs
+meets a limit of its parser.
+
+A text ends within its budget of tokens, as far as decoding/endings.py finds a way to its end: where few tokens are
+left, those that leave no way to end in time are not allowed.
 """
 
 import itertools
 import keyword
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data.tokenizers import Tokenizer
+from aigc_jax.decoding import endings
 
 _INDENT = 4  # spaces a level
 _LEVELS = 4  # of Python's statements: 0 to 3
 _NESTING = {'json': 16, 'arithmetic': 6, 'python': 4}  # brackets within brackets
+_NEAR = 32  # tokens to spare below which each token's way to the end is looked at; more than one token can add
 
 
 class Grammar:
@@ -45,6 +51,11 @@ class Grammar:
             )
         spelled = _Spelled(tokenizer)
         self.columns = len(spelled.tokens)
+        self.halves = [token.decode(errors='ignore').encode() != token for token in spelled.tokens]
+        single = {token: i for i, token in enumerate(spelled.tokens) if len(token.decode(errors='replace')) == 1}
+        # Of the tokens that spell one character, those that a text can need to be ended.
+        self._letters = [single[c] for c in map(str.encode, needs) if c in single] if needs else [*single.values()]
+        self._letters.sort()
         library = llguidance.LLTokenizer(llguidance.TokenizerWrapper(spelled), n_vocab=self.columns)
         limits = llguidance.LLParserLimits(verbose_errors=False)
         # Where the text is forced, too, its tokens are drawn: whichever spell it may come.
@@ -52,29 +63,65 @@ class Grammar:
         self._first = llguidance.LLMatcher(library, rules, log_level=0, limits=limits)
         if self._first.is_error():
             raise UserError(f'--grammar={name}: {_first_line(self._first.get_error())}')
+        self._begun: dict[tuple[int, ...], tuple] = {}
 
-    def begin(self, n: int) -> 'Matchers':
-        """For n texts, of which nothing is written yet."""
-        return Matchers(self, [self._first.deep_copy() for _ in range(n)])
+    def begin(self, prompts: Sequence[Sequence[int]]) -> 'Matchers':
+        """For texts that begin with these tokens. Raises UserError where no text of the grammar does."""
+        prompts = [tuple(map(int, prompt)) for prompt in prompts]
+        for prompt in prompts:
+            if prompt not in self._begun:
+                self._begun[prompt] = self._read(prompt)
+        return Matchers(self, [self._begun[prompt] for prompt in prompts])
+
+    def way_to_end(self, matcher, before: Sequence[int], most: int | None = None) -> list[int] | None:
+        return endings.way_to_end(matcher, before, self._letters, self.columns - 1, most)
+
+    def _read(self, prompt: tuple[int, ...]) -> tuple:
+        """(matcher behind the prompt, the prompt, a way to end the text, whether it still ends it)."""
+        matcher = self._first.deep_copy()
+        way = self.way_to_end(matcher, [])
+        known, way = way is not None, way or []
+        for i, token in enumerate(prompt):
+            if not matcher.try_consume_tokens([token]):
+                before, behind = self._tokenizer.decode(prompt[:i]), self._tokenizer.decode(prompt[i:])
+                place = f'behind {before[-40:]!r}' if before else 'its first part'
+                raise UserError(
+                    f'--prompt: no text of --grammar={self.name} begins with it: {place} may not be {behind[:20]!r}'
+                )
+            found = self.way_to_end(matcher, way)
+            known, way = found is not None, way if found is None else found
+        return matcher, prompt, way, known
 
 
 class Matchers:
-    """Where each of n texts stands in a grammar."""
+    """Where each of n texts stands in a grammar.
 
-    def __init__(self, grammar: Grammar, matchers: list):
+    closed: (n,) bool, whether a token was ruled out because it left no way to end in time.
+    """
+
+    def __init__(self, grammar: Grammar, read: list[tuple]):
         import llguidance
 
-        self._grammar, self._matchers, self._written = grammar, matchers, [[] for _ in matchers]
+        self._grammar, self._matchers = grammar, [matcher.deep_copy() for matcher, *_ in read]
+        self._written, self._ways = [[*prompt] for _, prompt, *_ in read], [way for *_, way, _ in read]
+        self._known, self._ends = [known for *_, known in read], int(grammar.end is not None)
+        self.closed, self._left = np.zeros(len(read), bool), None
         # A matcher alone is called directly: threads would cost more than its mask.
-        self._executor = llguidance.LLExecutor() if len(matchers) > 1 else None
-        self._bits = np.zeros((len(matchers), -(-grammar.columns // 32)), np.int32)
+        self._executor = llguidance.LLExecutor() if len(read) > 1 else None
+        self._bits = np.zeros((len(read), -(-grammar.columns // 32)), np.int32)
 
-    def allowed(self, alive: np.ndarray | None = None) -> np.ndarray:
+    def least(self) -> list[int]:
+        """The tokens that each text takes to end, its end token too, as far as a search found; 0: it found no way."""
+        return [known * (len(way) + self._ends) for known, way in zip(self._known, self._ways, strict=True)]
+
+    def allowed(self, alive: np.ndarray | None = None, left: int | None = None) -> np.ndarray:
         """(n, vocab_size) bool: what may come next; the end token where the text may end, alone where it is finished.
         No token of a text that is finished where the tokenizer has no end, or that is not alive (n,); None: all are.
+        left: the tokens that a text may still get, within which it is to end; None, each time: any number.
         Raises UserError where no token of the tokenizer can go on with a text."""
         from llguidance import numpy as masks
 
+        self._left = left
         rows = range(len(self._matchers)) if alive is None else np.flatnonzero(alive).tolist()
         self._bits[:] = 0
         if self._executor and rows:
@@ -86,7 +133,34 @@ class Matchers:
         for i in rows:
             if not allowed[i].any() and not self._matchers[i].is_accepting():
                 self._fail(i)
+            if left is not None and left - len(self._ways[i]) - self._ends <= _NEAR:
+                self._leave_time(i, allowed[i], left - 1 - self._ends)
         return allowed
+
+    def _leave_time(self, i: int, allowed: np.ndarray, most: int) -> None:
+        """Takes from `allowed` (vocab_size,) the tokens after which text i cannot end within `most` others."""
+        grammar, matcher, way = self._grammar, self._matchers[i].deep_copy(), self._ways[i]
+        late, others = [], {}
+        for token in np.flatnonzero(allowed).tolist():
+            if token == grammar.end:
+                continue
+            matcher.consume_token(token)
+            if endings.tail(matcher, way, grammar.columns - 1, most) is None:
+                # Tokens after which the same may come end alike, but for letters of which some bytes are still to come.
+                kind = matcher.compute_bitmask(), token if grammar.halves[token] else None
+                if matcher.is_error():  # nothing may
+                    late.append(token)
+                    matcher = self._matchers[i].deep_copy()
+                    continue
+                if kind not in others:
+                    others[kind] = grammar.way_to_end(matcher, way, most)
+                if others[kind] is None:
+                    late.append(token)
+            matcher.rollback(1)
+        # Where none leaves a way, the text is cut off, unless it may end here.
+        if late and (len(late) < allowed.sum() or matcher.is_accepting()):
+            allowed[late] = False
+            self.closed[i] = True
 
     def consume(self, tokens: np.ndarray, alive: np.ndarray) -> None:
         """Appends tokens (n,) to the texts where alive (n,). Raises ValueError for a token that is not allowed."""
@@ -95,6 +169,9 @@ class Matchers:
             if not self._matchers[i].consume_token(token):
                 raise ValueError(f'--grammar={self._grammar.name}: text {i} may not go on with token {token}')
             self._written[i].append(token)
+            if self._left is not None and token != self._grammar.end:
+                way = self._grammar.way_to_end(self._matchers[i], self._ways[i], self._left - 1 - self._ends)
+                self._known[i], self._ways[i] = way is not None, self._ways[i] if way is None else way
 
     def may_end(self) -> np.ndarray:
         """(n,) bool: what is written is a whole text of the grammar."""

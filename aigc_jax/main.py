@@ -1,6 +1,7 @@
 """The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
 
 import dataclasses
+import io
 import os
 import pathlib
 import sys
@@ -18,7 +19,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two read the config of the workdir')
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
-flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1)
+flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1, upper_bound=1_000_000)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws', lower_bound=-(2**31), upper_bound=2**31 - 1)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or 0,1,2 (repeated in turn)')
 flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
@@ -57,6 +58,9 @@ _given: dict = {}
 
 def parse(argv: list[str]) -> list[str]:
     """absl's flags_parser: our --config flags, then absl's; mistakes end in one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?
     try:
         rest, _given['config'], _given['overrides'] = config_lib.split_arguments(argv)
         try:
@@ -83,6 +87,10 @@ def parse(argv: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     try:
         _run()
+        _show('')
+    except (_Closed, BrokenPipeError):
+        _drop_output()
+        sys.exit(_Closed.exit_code)
     except (UserError, RunError) as error:
         _end(error)
     except KeyboardInterrupt:
@@ -122,8 +130,8 @@ def _evaluate(workdir: pathlib.Path) -> None:
         by_seed[seed] = {name: found for part in parts for name, found in part(replica, seed).items()}
     step = int(experiment.replica(state, 0).step)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
-    print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')
-    print(evaluate.table(evaluate.across(by_seed)))
+    _show(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}\n')
+    _show(evaluate.table(evaluate.across(by_seed)) + '\n')
 
 
 def _sample(workdir: pathlib.Path) -> None:
@@ -138,12 +146,14 @@ def _sample(workdir: pathlib.Path) -> None:
     n, classes = FLAGS.num_samples, experiment.task.num_classes
     labels = evaluate.parse_labels(FLAGS.labels, n, classes)
     evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    paths = []
     for k, seed in enumerate(experiment.seeds):
         samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         path = workdir / 'samples' / name
         pictures.save_samples(path, experiment, samples, labels)
-        print(path.with_suffix('.npz'))
+        paths.append(path.with_suffix('.npz'))
+    _show(''.join(f'{path}\n' for path in paths))
 
 
 def _generate(workdir: pathlib.Path, experiment, state) -> None:
@@ -179,22 +189,59 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
         generate.save(workdir / 'samples' / name, texts)
         everything += texts
     if FLAGS.stream:
-        print(everything[0].suffix)
+        stream.close(everything[0].suffix)
     else:
-        print(pictures.join_texts([str(text) for text in everything]), end='')
+        _show(pictures.join_texts([str(text) for text in everything]))
     print(generate.summary(everything), file=sys.stderr)
 
 
 class _Terminal:
-    """Shows a text while it grows."""
+    """Shows a text while it grows. Where nobody can read it the text is still written to its end, and saved."""
 
     def __init__(self, prompt: str):
-        self._shown = 0
-        print(prompt, end='', flush=True)
+        self._shown, self._failed = '', None
+        self._add(prompt)
 
     def __call__(self, text: str) -> None:
-        print(text[self._shown :], end='', flush=True)
-        self._shown = len(text)
+        new, self._shown = text[len(self._shown) :], text
+        self._add(new)
+
+    def _add(self, text: str) -> None:
+        if not self._failed:
+            try:
+                _show(text)
+            except RunError as error:
+                self._failed = error
+
+    def close(self, suffix: str) -> None:
+        """Raises RunError where not all could be shown."""
+        self._add(suffix + '\n')
+        if self._failed:
+            raise self._failed
+
+
+class _Closed(RunError):
+    """Nobody reads stdout any more: a silent end, with the exit code of a program that SIGPIPE ends."""
+
+    exit_code = 141
+
+
+def _show(text: str) -> None:
+    """Writes results to stdout, all of it now. Raises _Closed, or RunError where the disk is full."""
+    try:
+        print(text, end='', flush=True)
+    except BrokenPipeError:
+        raise _Closed('stdout is closed') from None
+    except OSError as error:
+        _drop_output()
+        raise RunError(f'stdout: cannot be written: {error.strerror or error}') from None
+
+
+def _drop_output() -> None:
+    """What stands in the buffer of stdout goes nowhere: Python would try again at its exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _set_up_jax() -> None:

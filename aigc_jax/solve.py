@@ -72,9 +72,8 @@ def read(experiment: Experiment) -> tuple[Problem, ...]:
     return tuple(Problem(e.program.text, e.prompt, ('\n',), e.test) for e in _examples(experiment))
 
 
-def _examples(experiment: Experiment) -> list[programs.Example]:
-    data = experiment.config.data
-    return programs.problems(programs.split(data.valid_percent, data.test_percent)['test'], MOST)
+def _examples(experiment: Experiment) -> tuple[programs.Example, ...]:
+    return programs.problems(experiment.config.data.valid_percent, experiment.config.data.test_percent, MOST)
 
 
 class Solver:
@@ -169,7 +168,9 @@ class Solver:
                 completions.append(own)
             results |= self._passed(f'{self._name}/{config.ngram_order}-gram', completions)
         if self._name == 'programs':
-            results |= enumeration(_examples(self._experiment), {*config.pass_k, *_ENUMERATED})
+            examples, data = _examples(self._experiment), self._experiment.config.data
+            results |= enumeration(examples, {*config.pass_k, *_ENUMERATED})
+            results |= by_training_programs(examples, programs.split(data.valid_percent, data.test_percent)['train'])
         return results
 
     def _single(self, stop: str) -> int | None:
@@ -190,7 +191,13 @@ def enumeration(examples: Sequence[programs.Example], budgets: Iterable[int]) ->
 
     def rank(example):
         tries = enumerate(smallest[example.program.kind])
-        return next((i for i, p in tries if all(repr(p(x)) == repr(y) for x, y in example.pairs)), math.inf)
+        return next((i for i, p in tries if example.solved_by(p)), math.inf)
 
     ranks = np.array([rank(example) for example in examples])
     return {f'programs/enumeration/solved@{k}': mean_of_shares(ranks < k, 'problems') for k in budgets}
+
+
+def by_training_programs(examples: Sequence[programs.Example], trained: Sequence[programs.Program]) -> Results:
+    """The share of problems that a program which stands in the training text solves word for word."""
+    solved = [any(map(example.solved_by, trained)) for example in examples]
+    return {'programs/solved_by_training_programs': mean_of_shares(solved, 'problems')}

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +186,7 @@ def test_a_draft_proposes_what_most_often_followed():
 
 def test_flags_that_contradict_or_leave_their_range():
     for how, word in (
-        (Sampling(temperature=-1.0), '--temperature=-1.0'), (Sampling(top_k=9), '--top_k=9'),
+        (Sampling(temperature=-1.0), '--temperature=-1.0'), (Sampling(top_k=-1), '--top_k=-1'),
         (Sampling(top_p=0.0), '--top_p=0.0'), (Sampling(min_p=2.0), '--min_p=2.0'),
         (Sampling(repetition_penalty=0.0), '--repetition_penalty'), (Sampling(beam_size=0), '--beam_size=0'),
         (Sampling(beam_size=2, top_k=2), '--beam_size'), (Sampling(temperature=0.0, top_p=0.5), '--temperature=0'),
@@ -275,11 +278,16 @@ def test_texts_beyond_the_context(smoke):
 def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     experiment, state = open_run(smoke(model))
     writer = generate.Generator(experiment, Sampling(), 60, grammar='json')
-    texts = writer.generate(state, ['x = ', ''], 20, seed=1)
-    finished = [text for text in texts if text.ended == 'end']
-    assert len(finished) > 10 and {text.ended for text in texts} <= {'end', 'length'}
-    for text in finished:
-        json.loads(text.text)
+    texts = writer.generate(state, ['[1, {"k": ', ''], 10, seed=1)
+    assert {text.ended for text in texts} <= {'end', 'closed'} and 'closed' in {text.ended for text in texts}
+    for text in texts:  # the prompt is part of what is parsed, and there is time to close what is open
+        json.loads(str(text))
+    alone = writer.generate(state, ['[1, {"k": '], 1, seed=1)[0]
+    assert (alone.text, alone.ended) == (texts[0].text, texts[0].ended)
+    with pytest.raises(UserError, match="no text of --grammar=json begins with it: behind '\\[1 ' may not be 'x"):
+        writer.generate(state, ['[1 x'], 1, seed=1)
+    with pytest.raises(UserError, match='--max_new_tokens=2: a text of --grammar=json .* needs [34] more tokens'):
+        generate.Generator(experiment, Sampling(), 2, grammar='json').generate(state, ['[[['], 1, seed=1)
     for text in texts:
         assert 0 < text.ruled_out < text.nats or not len(text.tokens)
     assert 'ruled out by the grammar' in generate.summary(texts)
@@ -303,11 +311,18 @@ def test_a_grammar_ends_a_text_that_no_token_ends(tmp_path):
     (tmp_path / 'g.lark').write_text('start: "X"* "V" "Y"?\n')
     texts = write(3)
     whole = [text for text in texts if text.ended == 'end']
-    assert {text.text for text in whole} == {'V', 'XV', 'XXV'} and all(np.isfinite(text.ruled_out) for text in texts)
-    assert {(text.text, text.ended) for text in texts if text.ended != 'end'} == {('XXX', 'length')}
+    assert {text.text for text in whole} == {'V', 'XV'} and all(np.isfinite(text.ruled_out) for text in texts)
+    assert {(text.text, text.ended) for text in texts if text.ended != 'end'} == {('XXV', 'closed')}
+    # Of X and V the length leaves V alone: what that rules out is −log p(V) of the model, which is all that V costs.
+    nats = experiment.task.language.nats
+    closed = next(text for text in texts if text.ended == 'closed')
+    read = np.concatenate([[experiment.task.language.first], closed.tokens])[None]
+    own = np.asarray(nats(experiment.create_state().params, None, read))[0]
+    assert len(own) == 3 and closed.ruled_out >= own[2] * 0.999
     (tmp_path / 'g.lark').write_text('start: "V" ("X" "V")*\n')
-    assert {(text.text, text.ended, len(text.tokens)) for text in write(4)} == {('VXV', 'trimmed', 3)}
-    assert 'cut off by length, back to where' in generate.summary(write(4))
+    assert {(text.text, text.ended, len(text.tokens)) for text in write(4)} == {('VXV', 'closed', 3)}
+    assert '20 led to an end by the grammar' in generate.summary(write(4))
+    assert generate.summary(write(4)[:1]).startswith('1 text (1 led')
 
 
 def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
@@ -385,6 +400,38 @@ def test_the_command_line_writes(runner, smoke, tmp_path):
     assert code == 0 and beam.startswith('The')
 
 
+OUTPUTS = {
+    'closed': ('| true', 141, ''),
+    'closed stream': ('--stream --num_samples=1 | true', 141, ''),
+    'full disk': ('> /dev/full', 1, 'error: stdout: cannot be written: No space left on device'),
+    'full disk, evaluate': ('--mode=evaluate > /dev/full', 1, 'error: stdout: cannot be written: No space left'),
+    'ascii, evaluate': ('--mode=evaluate', 0, ''),
+}
+
+
+@pytest.mark.parametrize('rest, expected, words', OUTPUTS.values(), ids=OUTPUTS)
+def test_an_output_that_cannot_take_the_results(smoke, tmp_path, rest, expected, words):
+    """As a shell does it: nothing reads the pipe, the disk is full, the terminal has no letters beyond ASCII."""
+    folder, evaluate = tmp_path / 'run', '--mode=evaluate' in rest
+    shutil.copytree(smoke('gpt'), folder)
+    mode = '' if evaluate else '--mode=sample --num_samples=3 --max_new_tokens=20 --prompt=é'
+    command = f'{sys.executable} -m aigc_jax.main --workdir={folder} {mode} {rest}; exit ${{PIPESTATUS[0]}}'
+    variables = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=CONFIGS.parent, env=variables)
+    assert done.returncode == expected, done.stderr
+    assert 'Traceback' not in done.stderr and 'Exception' not in done.stderr and words in done.stderr
+    if evaluate:
+        assert expected or '?' in done.stdout
+    else:
+        assert '\u00e9' in (folder / 'samples/00000040_sample0.txt').read_text(encoding='utf-8')
+
+
+def test_top_k_above_the_vocabulary_means_all():
+    logits, seen = jnp.array([[0.0, 1.0, 2.0]]), jnp.zeros((1, 1), bool)
+    Sampling(top_k=500).check(3)
+    np.testing.assert_array_equal(sampling.transform(logits, seen, Sampling(top_k=500)), logits)
+
+
 MISTAKES = {
     'long prompt': (['--prompt=' + 'x' * 60], ["'xxxx", '60 tokens', '48 of the model']),
     'beam beyond the context': (['--prompt=' + 'x' * 40, '--beam_size=2'], ['--max_new_tokens=20', '8 fit']),
@@ -408,6 +455,14 @@ MISTAKES = {
     'contradiction': (['--beam_size=3', '--top_k=5'], ['--beam_size']),
     'labels': (['--labels=3'], ['--labels', 'no classes']),
     'no number': (['--temperature=warm'], ['temperature']),
+    'cold': (['--temperature=1e-40'], ['--temperature=1e-40', '0.0001 to 10000']),
+    'hot': (['--temperature=inf'], ['--temperature=inf', '0.0001 to 10000']),
+    'nan': (['--min_p=nan'], ['--min_p=nan', '[0, 1]']),
+    'long beams': (['--beam_size=2', '--length_penalty=1000'], ['--length_penalty=1000', '-5 to 5']),
+    'penalty': (['--repetition_penalty=1e30'], ['--repetition_penalty', '0.01 to 100']),
+    'a billion': (['--num_samples=1000000000'], ['num_samples', '1000000']),
+    'suffix of a grammar': (['--suffix=x', '--grammar=json'], ['--suffix', '--grammar']),
+    'prompt of no text': (['--prompt=[1 x', '--grammar=json'], ['--grammar=json', "'[1 '", "'x'"]),
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def draw(name: str, tok: Tokenizer, count: int, most: int = 150, seed: int = 0) 
     closing = np.array([token != tok.end and tok.decode([token]) in ('"', "'") for token in range(tok.vocab_size)])
     finished, cut = [], 0
     while len(finished) < count:
-        matchers, alive, written = grammar.begin(100), np.ones(100, bool), [[] for _ in range(100)]
+        matchers, alive, written = grammar.begin([()] * 100), np.ones(100, bool), [[] for _ in range(100)]
         for t in range(most):
             allowed = matchers.allowed(alive)
             logits = early + min(1, 2 * t / most) * (late - early)
@@ -103,7 +103,7 @@ def test_what_is_drawn_parses(name, kind):
 
 def takes(grammar: Grammar, text: str) -> bool:
     """Whether the bytes of `text` may be written one after the other, and the text then end."""
-    matchers, alive = grammar.begin(1), np.ones(1, bool)
+    matchers, alive = grammar.begin([()] * 1), np.ones(1, bool)
     for byte in text.encode():
         if not matchers.allowed()[0, byte]:
             return False
@@ -165,11 +165,29 @@ def test_takes_and_refuses(name, taken, refused):
     assert [text for text in refused if takes(grammar, text)] == []
 
 
+@pytest.mark.parametrize('name, prompt', [('json', '{"a": [[1, '), ('arithmetic', '((('), ('python', 'def ')])
+def test_a_text_that_begins_with_a_prompt_ends_within_its_budget(name, prompt):
+    rng, n, most, early = np.random.default_rng(0), 4, 45, weights(BYTES)[0]
+    matchers = Grammar(name, BYTES).begin([BYTES.encode(prompt)] * n)
+    alive, written = np.ones(n, bool), [[] for _ in range(n)]
+    for t in range(most):
+        allowed = matchers.allowed(alive, most - t)
+        alive &= allowed.any(axis=1)
+        token = np.where(allowed, early + 1.5 * rng.gumbel(size=allowed.shape), -np.inf).argmax(axis=1)
+        matchers.consume(token, alive)
+        for i in np.flatnonzero(alive):
+            written[i].append(token[i])
+        alive &= ~matchers.finished()
+    assert matchers.may_end().all() and matchers.closed.any()
+    for tokens in written:
+        parse(name, prompt + BYTES.decode(tokens))
+
+
 @pytest.mark.parametrize('has_fim', [False, True])
 def test_end_is_allowed_where_a_text_may_end_and_nothing_else_behind_it(has_fim):
     tok = Tokenizer('byte', (), has_end=True, has_fim=has_fim)
     alive = np.array([True, True, False])
-    matchers = Grammar('json', tok).begin(3)
+    matchers = Grammar('json', tok).begin([()] * 3)
     for tokens in (b'[1"', b']2"'):
         matchers.consume(np.frombuffer(tokens, np.uint8), alive)
     allowed = matchers.allowed()
@@ -185,7 +203,7 @@ def test_end_is_allowed_where_a_text_may_end_and_nothing_else_behind_it(has_fim)
 
 
 def test_bytes_of_a_character_stay_whole():
-    matchers = Grammar('json', BYTES).begin(1)
+    matchers = Grammar('json', BYTES).begin([()] * 1)
     for byte, follow in ((ord('"'), None), (0xE2, range(0x80, 0xC0)), (0x82, range(0x80, 0xC0)), (0xAC, None)):
         matchers.consume(np.array([byte]), np.ones(1, bool))
         if follow:
@@ -195,7 +213,7 @@ def test_bytes_of_a_character_stay_whole():
 
 def test_tokens_of_several_bytes_are_allowed_by_what_they_spell():
     tok = tokenizer('bpe')
-    matchers = Grammar('python', tok).begin(1)
+    matchers = Grammar('python', tok).begin([()] * 1)
     spelled = {tok.decode([token]) for token in np.flatnonzero(matchers.allowed()[0])}
     # A name, too, may begin with the letters of a keyword.
     assert {'def', 'else', 'values'} <= spelled and not {'):\n', ' or', '=', '1', '\n\n\n'} & spelled
@@ -204,7 +222,7 @@ def test_tokens_of_several_bytes_are_allowed_by_what_they_spell():
 @pytest.mark.parametrize('kind', ['char', 'bpe'])
 def test_a_text_is_taken_by_its_own_tokens(kind):
     tok, text = tokenizer(kind), '{"name": "é", "values": [1.5, true]}'
-    matchers = Grammar('json', tok).begin(1)
+    matchers = Grammar('json', tok).begin([()] * 1)
     for token in tok.encode(text):
         matchers.consume(np.array([token]), np.ones(1, bool))
     assert matchers.finished()[0]
@@ -218,11 +236,11 @@ def test_own_grammar_from_a_file(tmp_path):
         takes(grammar, 'XXVII') and takes(grammar, 'IX') and not takes(grammar, 'XXXX') and not takes(grammar, 'IIII')
     )
     dashes = Tokenizer('char', ('X', 'V'), has_end=False)
-    matchers = Grammar(str(path), dashes).begin(2)
+    matchers = Grammar(str(path), dashes).begin([()] * 2)
     matchers.consume(np.array([1, 1]), np.ones(2, bool))
     assert not matchers.allowed().any()  # V is a whole text, and of what could follow there is no token
     path.write_text('start: "X" "Y"\n')
-    matchers = Grammar(str(path), dashes).begin(2)
+    matchers = Grammar(str(path), dashes).begin([()] * 2)
     matchers.consume(np.array([0, 0]), np.ones(2, bool))
     with pytest.raises(UserError, match="after 'X': the tokenizer has no token that can follow"):
         matchers.allowed()

@@ -1,18 +1,23 @@
 """The benchmark of small programs: operators, splits without a leak, documents, problems, and the n-gram's samples."""
 
+import pathlib
 from random import Random
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from aigc_jax import config as config_lib
 from aigc_jax import data, solve
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import programs, tokenizers
 from aigc_jax.data.programs import Program
 from aigc_jax.evals.ngram import KneserNey
 from aigc_jax.evals.sandbox import Sandbox
+from aigc_jax.evaluate import Evaluator
+from aigc_jax.experiment import Experiment
 
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 PERCENT = (5.0, 10.0)
 
 
@@ -76,7 +81,7 @@ def test_documents_show_the_examples_of_their_program():
 
 
 def test_a_problem_is_solved_by_its_program_and_by_no_shorter_way():
-    examples = programs.problems(programs.split(*PERCENT)['test'], 60)
+    examples = programs.problems(*PERCENT, 60)
     assert len(examples) == 60 and {len(e.program.chain) for e in examples} == {2, 3, 4}
     by_table = [
         f'{dict((repr(x), y) for x, y in e.pairs[: programs.SHOWN])}.get(repr(x))' for e in examples
@@ -89,11 +94,46 @@ def test_a_problem_is_solved_by_its_program_and_by_no_shorter_way():
         assert not any(solved(by_table)) and not any(solved(['x'] * 60)) and not any(solved(['exit()'] * 60))
     assert examples[0].prompt.endswith('\n' + programs.START) and examples[0].prompt.count('->') == programs.SHOWN
     shown = {repr(x) for x, _ in examples[0].pairs}
-    assert len(shown) == programs.SHOWN + programs.HIDDEN
+    assert len(shown) > programs.SHOWN + programs.HIDDEN
+
+
+def test_no_problem_is_solved_by_a_program_of_the_training_text_or_by_any_other_of_its_kind():
+    """The texts that training shows are run, whatever kind of input they were made for: x[:2] takes both."""
+    split, every = programs.split(*PERCENT), programs.generate()
+    texts = {program.text for program in split['train']}
+    assert {text.split(programs.START)[1].strip() for text in programs.documents(*PERCENT)['train']} == texts
+    calls = {program.text: eval(f'lambda x: {program.text}') for program in every}
+
+    def solves(text, example):
+        try:
+            return all(repr(calls[text](x)) == repr(y) for x, y in example.pairs)
+        except Exception:
+            return False
+
+    problems = programs.problems(*PERCENT, solve.MOST)
+    assert len(problems) == solve.MOST
+    for i, example in enumerate(problems):
+        assert solves(example.program.text, example) and example.solved_by(example.program)
+        assert not any(solves(text, example) for text in texts), example.program.text
+        assert i % 10 or sum(p.kind == example.program.kind and solves(p.text, example) for p in every) == 1
+
+
+def test_the_share_that_training_programs_solve_is_a_row_of_the_evaluation():
+    trained, problems = programs.split(*PERCENT)['train'], programs.problems(*PERCENT, 30)
+    # With the inputs that are drawn alone x[:2] passes for list(dict.fromkeys(x[:2])), and is found.
+    narrow = programs.example(Program('L', ('first2', 'unique')), -1, programs.SHOWN + programs.HIDDEN)
+    (row,) = solve.by_training_programs([narrow, *problems[:3]], trained).values()
+    assert row['value'] == 0.25 and row['n'] == 4
+    overrides = {'data.name': 'programs', 'data.tokenizer': 'char', 'data.test_percent': '10.0'}
+    overrides |= {'eval.problems': 'programs', 'eval.ngram_order': '0'}
+    experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', list(overrides.items())))
+    rows = solve.Solver(experiment, Evaluator(experiment))._baselines
+    row = rows['programs/solved_by_training_programs']
+    assert row['value'] == 0 and row['n'] == solve.MOST == rows['programs/enumeration/solved@100']['n']
 
 
 def test_enumeration_solves_what_stands_among_its_first_programs():
-    examples = programs.problems(programs.split(*PERCENT)['test'], 30)
+    examples = programs.problems(*PERCENT, 30)
     every = len(programs.generate())
     value = {name.rpartition('@')[2]: row['value'] for name, row in solve.enumeration(examples, (every, 1, 50)).items()}
     assert list(value) == ['1', '50', str(every)] and value['1'] == 0 and value[str(every)] == 1

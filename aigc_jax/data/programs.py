@@ -2,11 +2,13 @@
 
 A program is a chain of one to DEPTH operators on a list of small whole numbers, a string, or a list of words, and
 prints as one Python expression of x. A problem shows what it gives for SHOWN inputs and asks for the expression; it is
-solved by one that gives the same for HIDDEN inputs besides.
+solved by one that gives the same for HIDDEN inputs and for all probes of its kind besides.
 
-Chains are grown by one operator at a time; of those that give the same for all _PROBES inputs of their kind the
-shortest is kept, and those that hardly depend on x are dropped, so no two programs, in whatever splits, are the same
-function as far as the probes tell. Of the chains of DEPTH operators, which are many, a share is drawn. Chains of one
+Chains are grown by one operator at a time; of those that give the same for all _PROBES inputs of their kind, the
+probes, the shortest is kept, and those that hardly depend on x are dropped. So no two programs of one kind, in whatever
+splits, are the same function as far as the probes tell, and no problem is solved by a program of its kind but its own.
+An expression for strings may work for lists too: a problem that such an expression of the training text solves is left
+out. Of the chains of DEPTH operators, which are many, a share is drawn. Chains of one
 operator are all trained on; any other belongs to a split by the hash of its operators, and a chain that contains a
 held-out one is not trained on either: no chain of operators of valid or test occurs in the training text, alone or
 within a longer one.
@@ -105,6 +107,13 @@ class Example(NamedTuple):
     def document(self) -> str:
         return f'{self.prompt}{self.program.text}\n'
 
+    def solved_by(self, program: Program) -> bool:
+        """Whether a program, of this kind or the other, is right for every pair: `test` without a sandbox."""
+        try:
+            return all(repr(program(x)) == repr(y) for x, y in self.pairs)
+        except (TypeError, AttributeError):  # a string's method of a list, or a number of a letter
+            return False
+
     def test(self, expression: str) -> str:
         """A Python program that comes to its end where `expression` is right for every pair."""
         checks = [f'assert repr(f({x!r})) == {repr(y)!r}\n' for x, y in self.pairs]
@@ -124,13 +133,18 @@ def draw_input(kind: str, random: Random) -> Any:
     return ' '.join(''.join(_LETTERS[below(9)] for _ in range(1 + below(4))) for _ in range(1 + below(3)))
 
 
+def probes(random: Random) -> dict[str, list[Any]]:
+    """{kind: the inputs that tell its programs apart}; those of the benchmark are the first draws of Random(seed)."""
+    return {kind: [draw_input(kind, random) for _ in range(_PROBES)] for kind in 'LS'}
+
+
 @functools.cache
 def generate(seed: int = _SEED) -> tuple[Program, ...]:
     """All programs, in order of size; those of one size in a random order. A function of the seed."""
     random = Random(seed)
-    probes = {kind: [draw_input(kind, random) for _ in range(_PROBES)] for kind in 'LS'}
-    seen = {(kind, *map(show, inputs)) for kind, inputs in probes.items()}  # the identity
-    layer, kept = [(Program(kind, ()), kind, inputs) for kind, inputs in probes.items()], []
+    inputs_of = probes(random)
+    seen = {(kind, *map(show, inputs)) for kind, inputs in inputs_of.items()}  # the identity
+    layer, kept = [(Program(kind, ()), kind, inputs) for kind, inputs in inputs_of.items()], []
     for depth in range(1, DEPTH + 1):
         following = []
         for program, kind, values in layer[: _GROWN if depth == DEPTH else None]:
@@ -180,24 +194,34 @@ def documents(valid_percent: float, test_percent: float) -> dict[str, list[str]]
     return {**texts, 'train': sorted(texts['train'], key=lambda _: random.random())}
 
 
-def problems(programs: Iterable[Program], most: int) -> list[Example]:
-    """Examples with SHOWN and HIDDEN pairs for at most so many programs, as many of each size as there are."""
-    rank = Counter()
+@functools.cache
+def problems(valid_percent: float, test_percent: float, most: int) -> tuple[Example, ...]:
+    """Examples with SHOWN pairs, HIDDEN ones and the probes for at most so many programs of test, as many of each size
+    as there are; no program of train solves one."""
+    by_split, rank = split(valid_percent, test_percent), Counter()
     ordered = []
-    for program in programs:
+    for program in by_split['test']:
         rank[len(program.chain)] += 1
         ordered.append((rank[len(program.chain)], len(program.chain), program))
-    # No copy that is trained on has the number −1.
-    return [example(program, -1, SHOWN + HIDDEN) for *_, program in sorted(ordered)[:most]]
+    found, inputs_of = [], probes(Random(_SEED))
+    for *_, program in sorted(ordered):
+        if len(found) == most:
+            break
+        # No copy that is trained on has the number −1.
+        problem = example(program, -1, SHOWN + HIDDEN, inputs_of[program.kind])
+        if not any(map(problem.solved_by, by_split['train'])):
+            found.append(problem)
+    return tuple(found)
 
 
-def example(program: Program, copy: int, num_pairs: int) -> Example:
-    """The program with different inputs, a function of the program and `copy`."""
+def example(program: Program, copy: int, num_pairs: int, more: Iterable[Any] = ()) -> Example:
+    """The program with different inputs, a function of the program and `copy`, and behind them those of `more`."""
     random = Random(f'{_hash(program)} {copy}')
     inputs = {}
     while len(inputs) < num_pairs:
         x = draw_input(program.kind, random)
         inputs[repr(x)] = x
+    inputs |= {repr(x): x for x in more}
     return Example(program, tuple((x, program(x)) for x in inputs.values()))
 
 

@@ -5,7 +5,6 @@ left, so that all of them end in one column; State.start says where each begins.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Tree
 
 Apply = Callable[[Array, Tree], tuple[Array, Tree]]
+_BEAMS = 1000  # the most of a search, each with a cache of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Sampling:
     repetition_penalty: θ of Keskar et al. 2019, section 4.1: logits of tokens that were read or written are divided by
         it where positive, multiplied where negative; 1: none.
     temperature: 0 takes the likeliest token.
-    top_k: of so many of the likeliest (Fan et al. 2018), and of those as likely as the last of them; 0: of all.
+    top_k: of so many of the likeliest (Fan et al. 2018), and of those as likely as the last of them; 0, or the
+        size of the vocabulary and more: of all.
     top_p: of the smallest set of the likeliest whose probability reaches it (Holtzman et al. 2020, eq. 2); 1: of all.
     min_p: of those with at least this share of the likeliest one's probability (Nguyen et al. 2024); 0: of all.
     beam_size: 1 samples; more: beam search for the likeliest text, which leaves all of these but the penalty aside.
@@ -44,14 +45,16 @@ class Sampling:
 
     def check(self, vocab_size: int) -> None:
         """Raises UserError for a value out of its range, or for two that contradict each other."""
+        # Within these float32 can hold what comes of them; nan is in no range.
+        beams = min(vocab_size, _BEAMS)
         ranges = (
-            ('temperature', self.temperature >= 0, '0 or more'),
-            ('top_k', 0 <= self.top_k <= vocab_size, f'0 to the {vocab_size} tokens of the vocabulary'),
+            ('temperature', self.temperature == 0 or 1e-4 <= self.temperature <= 1e4, '0, or 0.0001 to 10000'),
+            ('top_k', self.top_k >= 0, '0 or more'),
             ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
             ('min_p', 0 <= self.min_p <= 1, 'in [0, 1]'),
-            ('repetition_penalty', self.repetition_penalty > 0, 'positive'),
-            ('length_penalty', math.isfinite(self.length_penalty), 'a finite number'),
-            ('beam_size', 1 <= self.beam_size <= vocab_size, f'1 to the {vocab_size} tokens of the vocabulary'),
+            ('repetition_penalty', 0.01 <= self.repetition_penalty <= 100, '0.01 to 100'),
+            ('length_penalty', -5 <= self.length_penalty <= 5, '-5 to 5'),
+            ('beam_size', 1 <= self.beam_size <= beams, f'1 to {beams} (the vocabulary has {vocab_size} tokens)'),
         )
         for name, fits, words in ranges:
             if not fits:
@@ -81,7 +84,7 @@ def transform(logits: Array, seen: Array, how: Sampling) -> Array:
         logits = jnp.where(seen, jnp.where(logits > 0, logits / theta, logits * theta), logits)
     if how.temperature not in (0, 1):
         logits = logits / how.temperature
-    if how.top_k:
+    if 0 < how.top_k < logits.shape[-1]:
         logits = jnp.where(logits < jax.lax.top_k(logits, how.top_k)[0][:, -1:], -jnp.inf, logits)
     if how.top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
