@@ -70,7 +70,7 @@ def test_saves_and_restores(folder):
     assert all(len(digest) == 64 for _, _, digest in record['leaves'].values())
 
 
-@pytest.mark.parametrize('name', ['lr=[1e-3]', 'a**b', 'a\\b', '[!a]*?', 'not utf-8 \udcff', 'a b\n%20#é', 100 * 'long/'])
+@pytest.mark.parametrize('name', ['lr=[1e-3]', 'a**b', 'a\\b', '[!a]*?', '\udcff', 'a b\n%20#é', 99 * 'long/'])
 def test_any_folder(tmp_path, name):
     """Orbax globs below the path as it stands, and tensorstore takes a backslash for a slash."""
     folder = tmp_path / name / 'checkpoints'
