@@ -1,5 +1,6 @@
 """The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -87,7 +88,7 @@ def main(_: list[str]) -> None:
         _end(error)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
 
 
 def _run() -> None:
@@ -111,19 +112,18 @@ def _run() -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax import evaluate, image_metrics, loop
-    from aigc_jax.experiment import open_run
+    from aigc_jax import announce, evaluate, final, image_metrics
+    from aigc_jax.experiment import open_checkpoints, open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    evaluator, by_seed = evaluate.Evaluator(experiment), {}
-    parts = loop.final_parts(experiment, evaluator, image_metrics.ImageMetrics(experiment, evaluator, workdir))
-    for k, seed in enumerate(experiment.seeds):
-        replica = experiment.replica(state, k)
-        by_seed[seed] = {name: found for part in parts for name, found in part(replica, seed).items()}
-    step = int(experiment.replica(state, 0).step)
+    evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    image = image_metrics.ImageMetrics(experiment, evaluator, workdir)
+    with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
+        digest = checkpoints.digest(step)
+    by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
-    print(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}')
-    print(evaluate.table(evaluate.across(by_seed)))
+    final.forget(workdir)
+    announce.table(experiment, step, evaluate.across(by_seed))
 
 
 def _sample(workdir: pathlib.Path) -> None:
@@ -217,7 +217,20 @@ def _set_up_jax() -> None:
 
 def _end(error: Exception) -> None:
     print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
+    if error.exit_code > 128:
+        _leave(error.exit_code)
     sys.exit(error.exit_code)
+
+
+def _leave(exit_code: int) -> None:
+    """After a signal: at once. Otherwise Python waits at its end for what XLA and its threads still compute."""
+    import jax
+
+    if jax.process_count() > 1:  # whose service must be told
+        sys.exit(exit_code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 if __name__ == '__main__':
