@@ -31,11 +31,12 @@ class Watch:
 
 
 def is_over(config, workdir: pathlib.Path, step: int) -> bool:
-    """Whether training would end at `step`, the newest checkpoint's."""
+    """Whether training has ended at `step`, the newest checkpoint's, with a row of the final evaluation."""
     path = workdir / 'metrics.jsonl'
-    if step >= config.total_steps or not config.eval.patience or not path.exists():
-        return step == config.total_steps
-    return Watch(config.eval, [row for row in read_rows(path) if row['step'] <= step]).out_of_patience()
+    rows = [row for row in read_rows(path) if row['step'] <= step] if path.exists() else []
+    if not any(row['split'] == 'final' and row['step'] == step for row in rows):
+        return False
+    return step == config.total_steps or Watch(config.eval, rows).out_of_patience()
 
 
 def _by_step(rows: list[dict], split: str) -> list[dict]:

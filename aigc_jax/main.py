@@ -213,6 +213,15 @@ def _set_up_jax() -> None:
         jax.distributed.initialize(num_processes=count, process_id=index)
     elif int(os.environ.get('SLURM_NTASKS', 1)) > 1 or 'OMPI_COMM_WORLD_SIZE' in os.environ:
         jax.distributed.initialize()
+    try:
+        jax.devices()
+    except Exception as error:  # a RuntimeError, or an AssertionError without a word
+        wanted = os.environ.get('JAX_PLATFORMS', '')
+        why = (' '.join(str(error).split()) or 'no such device is here')[:200]
+        raise UserError(
+            f'JAX_PLATFORMS={wanted}: JAX cannot use it: {why}\n'
+            'Set it to cpu, or leave it out for what is here; a GPU needs the jaxlib and the driver that fit it.'
+        ) from None
 
 
 def _end(error: Exception) -> None:
