@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -82,6 +83,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(_: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     try:
         _run()
     except (UserError, RunError) as error:
@@ -216,11 +218,11 @@ def _set_up_jax() -> None:
     try:
         jax.devices()
     except Exception as error:  # a RuntimeError, or an AssertionError without a word
-        wanted = os.environ.get('JAX_PLATFORMS', '')
+        wanted = os.environ.get('JAX_PLATFORMS')
         why = (' '.join(str(error).split()) or 'no such device is here')[:200]
         raise UserError(
-            f'JAX_PLATFORMS={wanted}: JAX cannot use it: {why}\n'
-            'Set it to cpu, or leave it out for what is here; a GPU needs the jaxlib and the driver that fit it.'
+            f'{f"JAX_PLATFORMS={wanted}" if wanted else "JAX"}: no devices: {why}\n'
+            'Set JAX_PLATFORMS=cpu, or leave it out for what is here; a GPU needs the jaxlib and driver that fit it.'
         ) from None
 
 
