@@ -10,6 +10,8 @@ is named.
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import math
@@ -33,6 +35,10 @@ _BYTES_A_LEAF, _BYTES_A_STEP = 4096, 65536  # that Orbax and the record take at 
 _UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again
 
 
+class _Corrupt(UserError):
+    """A checkpoint's files or leaves are not those that were saved."""
+
+
 class Checkpoints:
     """The checkpoints of one run, in `directory`.
 
@@ -44,6 +50,9 @@ class Checkpoints:
         self._directory = directory.absolute()
         self._keep, self._best_metric, self._sign = keep, best_metric, 1 if best_mode == 'max' else -1
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        self._links = contextlib.ExitStack()
+        self._orbaxs_directory = self._links.enter_context(_plain_path(self._directory))
+        self._read_back = False  # whether a checkpoint of this process has been
         if not read_only:
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -70,34 +79,53 @@ class Checkpoints:
         return int(step)
 
     def save(self, step: int, state: Tree, metrics: dict[str, float] | None = None) -> None:
-        """Writes the whole or nothing. Raises RunError where the disk is full or cannot be written."""
+        """Writes the whole or nothing; the first that this process writes is read back before it counts.
+
+        Raises RunError where the disk is full or cannot be written, or where what was written cannot be read.
+        """
         leaves = {name: _describe(leaf) for name, leaf in tree.flatten(parallel.fetch(state)).items()}
         unfinished = self._directory / f'{step}{_UNFINISHED}'
         first = jax.process_index() == 0
         try:
             if first:
                 _claim_room(unfinished, state)
-            self._orbax.save(unfinished / _ARRAYS, args=ocp.args.PyTreeSave(state), force=True)
+            arrays = self._orbaxs_directory / unfinished.name / _ARRAYS
+            self._orbax.save(arrays, args=ocp.args.PyTreeSave(state), force=True)
+            if not self._read_back:
+                self._read(unfinished.name, _on_host(state), leaves)
+                self._read_back = True
             if first:
                 _write_record(unfinished, {'step': step, 'metrics': metrics or {}, 'leaves': leaves})
                 unfinished.rename(self._directory / str(step))
         except Exception as error:  # Orbax and tensorstore raise bare Exceptions, ValueErrors and OSErrors
             if first:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            good = self._good_before(step)
+            good = self._good_before(step, state)
             raise RunError(
-                f'{self._directory}/{step}: the checkpoint could not be written: {_one_line(error)}\n'
+                f'{self._directory}/{step}: the checkpoint could not be written and read back: {_one_line(error)}\n'
                 f'The last good one is {"none" if good is None else f"that of step {good}"}; '
-                'make room and give the same command again.'
+                f'{_mend(error)} and give the same command again.'
             ) from None
         if first:
             self._delete_old()
 
     def restore(self, step: int, template: Tree) -> Tree:
         """The state of `step` on the shardings of `template` (abstract arrays). Raises UserError by name."""
-        leaves = self._checked_record(step)['leaves']
-        self._compare(step, leaves, template)
-        return self._read(step, template, leaves)
+        try:
+            return self._restore(step, template)
+        except _Corrupt as error:
+            good = self._good_before(step, template)
+            if good is not None:
+                mend = f'To mend it, delete that folder to go on from step {good}.'
+            elif self.steps() == [step]:
+                mend = 'To mend it, delete that folder to start anew.'
+            else:
+                mend = 'No earlier one is good either: bring the files back from a copy, or name another --workdir.'
+            raise UserError(f'{error}\n{mend}') from None
+
+    def digest(self, step: int) -> str:
+        """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
+        return _digest(json.dumps(self._record(step)['leaves']).encode())
 
     def restore_model(self, step: int, params: Tree, stats: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:
         """(parameters, statistics) of `step`, on the host, whatever else it holds: for `init_from`.
@@ -109,11 +137,17 @@ class Checkpoints:
         self._compare(step, own, {'params': params})
         fits = lambda part: all(leaves.get(name, [])[:2] == kind for name, kind in _kinds({'stats': part}).items())
         template = {'params': params, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}
-        found = self._read(step, {name: part for name, part in template.items() if part}, leaves)
+        found = self._read(str(step), {name: part for name, part in template.items() if part}, leaves)
         return found['params'], found.get('stats', {})
 
     def close(self) -> None:
         self._orbax.close()
+        self._links.close()
+
+    def _restore(self, step: int, template: Tree) -> Tree:
+        leaves = self._checked_record(step)['leaves']
+        self._compare(step, leaves, template)
+        return self._read(str(step), template, leaves)
 
     def _checked_record(self, step: int) -> dict:
         """What checkpoint.json says, once every file is as it was saved."""
@@ -157,8 +191,8 @@ class Checkpoints:
         if lines:
             raise UserError(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
 
-    def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
-        """The leaves that `template` names; those without a sharding as arrays on the host."""
+    def _read(self, name: str, template: Tree, leaves: dict[str, list]) -> Tree:
+        """The leaves that `template` names, of the folder `name`; those without a sharding as arrays on the host."""
 
         def argument(leaf):
             sharding = getattr(leaf, 'sharding', None)
@@ -168,23 +202,29 @@ class Checkpoints:
             item=template, restore_args=jax.tree.map(argument, template), partial_restore=True
         )
         try:
-            state = self._orbax.restore(self._directory / str(step) / _ARRAYS, args=arguments)
-        except Exception as error:
-            raise self._corrupt(step, f'it cannot be read: {_one_line(error)}') from None
-        for name, leaf in tree.flatten(parallel.fetch(state)).items():
-            if _describe(leaf) != leaves[name]:
-                raise self._corrupt(step, f'the bytes of {name} are not those that were saved')
+            state = self._orbax.restore(self._orbaxs_directory / name / _ARRAYS, args=arguments)
+        except Exception as error:  # its files are as they were saved, so this is no damage
+            raise RunError(
+                f'{self._directory}/{name}: the checkpoint cannot be read here: {_one_line(error)}'
+            ) from None
+        for leaf_name, leaf in tree.flatten(parallel.fetch(state)).items():
+            if _describe(leaf) != leaves[leaf_name]:
+                raise self._corrupt(name, f'the bytes of {leaf_name} are not those that were saved')
         return state
 
-    def _corrupt(self, step: int, why: str) -> UserError:
-        good = self._good_before(step)
-        mend = (
-            f'delete that folder to go on from step {good}' if good is not None else 'delete that folder to start anew'
-        )
-        return UserError(f'{self._directory}/{step}: the checkpoint is corrupt: {why}\nTo mend it, {mend}.')
+    def _corrupt(self, step: int | str, why: str) -> UserError:
+        return _Corrupt(f'{self._directory}/{step}: the checkpoint is corrupt: {why}')
 
-    def _good_before(self, step: int) -> int | None:
-        return max((s for s in self.steps() if s < step), default=None)
+    def _good_before(self, step: int, template: Tree) -> int | None:
+        """The newest step before it that can be read, every leaf of it as it was saved."""
+        for earlier in sorted((s for s in self.steps() if s < step), reverse=True):
+            with contextlib.suppress(UserError, RunError):
+                if jax.process_count() > 1:  # Orbax would wait for the others, who may not have failed
+                    self._checked_record(earlier)
+                else:
+                    self._restore(earlier, _on_host(template))
+                return earlier
+        return None
 
     def _best(self) -> int | None:
         """The step with the best finite value of the metric, the newest of equals. Raises UserError."""
@@ -212,6 +252,33 @@ class Checkpoints:
             for path in self._directory.glob('*'):
                 if path.suffix in (_UNFINISHED, _DELETED):
                     shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _plain_path(directory: pathlib.Path):
+    """`directory` by a name that Orbax can work with: a link in the temporary directory where its own is none.
+
+    Orbax 0.12 globs below the path as it stands, so that `[…]` and `**` in it match something else, and tensorstore
+    takes `\\` for `/` and cannot read a name that is no UTF-8.
+    """
+    name = str(directory)
+    if glob.escape(name) == name and '\\' not in name and name.isprintable():
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix='checkpoints_') as folder:
+        link = pathlib.Path(folder) / 'checkpoints'
+        link.symlink_to(directory)
+        yield link
+
+
+def _on_host(template: Tree) -> Tree:
+    """The same without shardings: it is read into arrays on the host."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+
+
+def _mend(error: Exception) -> str:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return 'make room' if full else 'see to that'
 
 
 def _claim_room(folder: pathlib.Path, state: Tree) -> None:
@@ -260,4 +327,5 @@ def _few(names: list[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    name = '' if isinstance(error, (UserError, RunError)) else f'{type(error).__name__}: '
+    return ' '.join(f'{name}{error}'.split())[:300]

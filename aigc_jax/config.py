@@ -32,6 +32,12 @@ FIELDS = {
 POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
             'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_shown',
             'eval.num_samples')  # fmt: skip
+# The least and the most of fields that some configs have.
+RANGES = {
+    'eval.patience': (0, math.inf), 'eval.temperature': (0, math.inf), 'eval.ais_temperatures': (0, math.inf),
+    'eval.ais_chains': (1, math.inf), 'eval.ais_examples': (0, math.inf), 'data.fim_rate': (0, 1),
+    'data.fim_identifiers': (0, 1),
+}  # fmt: skip
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
@@ -108,10 +114,11 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
         *parents, last = name.split('.')
         node = config
         for depth, part in enumerate(parents + [last]):
-            if not isinstance(node, ConfigDict) or part not in node:
-                known = node.keys() if isinstance(node, ConfigDict) else ()
-                where = '.'.join(parents[:depth]) or 'the config'
-                raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, known)}')
+            where = '.'.join(parents[:depth]) or 'the config'
+            if not isinstance(node, ConfigDict):
+                raise UserError(f'--config.{name}: {where} is no group; it holds {node!r}, set by --config.{where}=…')
+            if part not in node:
+                raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, node)}')
             parent, node = node, node[part]
         if isinstance(node, ConfigDict):
             # The arguments of a function of optax, which others of its kind do not share.
@@ -165,6 +172,11 @@ def check(config: ConfigDict) -> None:
         sizes = value if name.endswith(SIZES) and isinstance(value, tuple) else (value,)
         if (name in POSITIVE or name.endswith(SIZES)) and any(type(size) is not int or size < 1 for size in sizes):
             raise UserError(f'{name}: {value!r} is not a whole number of 1 or more')
+    for name, (least, most) in RANGES.items():
+        value = flat.get(name, least)
+        if isinstance(value, (int, float)) and not (least <= value <= most and math.isfinite(value)):
+            wanted = f'{least} or more' if most == math.inf else f'{least} to {most}'
+            raise UserError(f'{name}: {value}; it is {wanted}')
     if not -(2**31) <= config.seed <= 2**31 - config.num_seeds:
         raise UserError(f'seed: {config.seed}; seeds lie between −2**31 and 2**31 − 1')
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core import optim, parallel, rng
+from aigc_jax.core import optim, parallel, progress, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
+from aigc_jax.core.kept import cached_method
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import is_code
 from aigc_jax.evals import code, intervals, likelihood
@@ -152,7 +153,7 @@ class Evaluator:
                 nats.times[end - len(row) : end] += 1
         return nats
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
+    @cached_method
     def _clusters(self, split: str) -> tuple[likelihood.Clusters, np.ndarray | None]:
         """(what the tokens of a text split but the first are grouped by, the bytes that each stands for or None)."""
         tokens, tokenizer = self._experiment.dataset.splits[split].tokens, self._experiment.dataset.tokenizer
@@ -165,17 +166,17 @@ class Evaluator:
         dataset, order = self._experiment.dataset, self._experiment.config.eval.ngram_order
         return KneserNey(dataset.splits['train'].tokens, order, dataset.tokenizer.vocab_size)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  an evaluator lives as long as its process
+    @cached_method
     def _ngram_nats(self, split: str) -> np.ndarray:
         return self.ngram.nats(self._experiment.dataset.splits[split].tokens)[1:]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
+    @cached_method
     def _compressors(self, split: str, num_bytes: int) -> Results:
         training, held_out = self._text('train'), self._text(split)
         found = {name: compressed_bits(name, training, held_out) / num_bytes for name in COMPRESSORS}
         return {f'{name}/bits_per_byte': {'value': value, 'n': num_bytes} for name, value in found.items()}
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019
+    @cached_method
     def _text(self, split: str) -> bytes:
         dataset = self._experiment.dataset
         return dataset.tokenizer.decode(dataset.splits[split].tokens).encode()
@@ -292,7 +293,7 @@ class Evaluator:
     def _chunks(self, one: Callable, n: int) -> Iterator:
         """`one` of index chunks of one shape (the last is filled up, and cut), on the host."""
         chunk = min(self._chunk, n) if self._placement.is_fully_replicated else self._chunk
-        for start in range(0, n, chunk):
+        for start in progress.each(range(0, n, chunk)):
             index = np.minimum(np.arange(start, start + chunk, dtype=np.int32), n - 1)
             yield jax.tree.map(lambda leaf, left=n - start: leaf[:left], parallel.fetch(one(index)))
 
@@ -318,6 +319,15 @@ def _by_numbers(name: str) -> list:
 def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:
     """evaluation.json: {"step", metric: {"value", …}}; with replicas as `across` has it."""
     atomic_write(path, json.dumps({'step': step, **_finite(across(by_seed))}, indent=2) + '\n')
+
+
+def read(path: pathlib.Path) -> tuple[int, Results] | None:
+    """(step, what `across` gave) of an evaluation.json; None where there is none."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    nan = lambda row: {key: math.nan if value is None else value for key, value in row.items()}
+    return found.pop('step'), {name: nan(row) for name, row in found.items()}
 
 
 def across(by_seed: dict[int, Results]) -> Results:

@@ -16,6 +16,7 @@ from aigc_jax import data, tasks
 from aigc_jax.checkpoint import Checkpoints
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, create_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import TrainState, Tree
@@ -120,6 +121,16 @@ class Experiment:
             return {}
         return parallel.put(self._split('train').resident, self.plan.replicated)
 
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Parameters of each player, of one replica, and bytes of the whole state and of the data on the devices."""
+        state, resident = self.abstract_state, {} if self.config.data.stream else self._split('train').resident
+        numbers = {
+            player: sum(leaf.size for leaf in jax.tree.leaves(own)) // (self.plan.replicas or 1)
+            for player, own in state.params.items()
+        }
+        num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        return {'parameters': numbers, 'bytes': {'state': num_bytes(state), 'resident_data': num_bytes(resident)}}
+
     def feeds(self, step: int) -> Iterator[Tree]:
         """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
         config, source = self.config, self.dataset.splits['train']
@@ -140,7 +151,7 @@ class Experiment:
         streamed = split == 'train' and self.config.data.stream  # it may not fit into memory
         return (self._stream_source() if streamed else self._split(split))[index]
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  an experiment lives as long as its process
+    @cached_method
     def _split(self, split: str):
         source = data.materialize(self.dataset.splits[split])
         if self.config.data.get('binarize') != 'static':

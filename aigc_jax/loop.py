@@ -12,14 +12,15 @@ import time
 import jax
 import numpy as np
 
+from aigc_jax import announce, evaluate, final, image_metrics, manifest, pictures, solve
 from aigc_jax import config as config_lib
-from aigc_jax import evaluate, image_metrics, manifest, pictures, solve
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, disk_errors
 from aigc_jax.core.types import TrainState
+from aigc_jax.early_stopping import Watch, is_over
 from aigc_jax.experiment import Experiment, initial_model, initial_tokenizer, open_checkpoints, saved_tokenizer
-from aigc_jax.writer import Progress, Writer
+from aigc_jax.writer import NullProgress, NullWriter, Pace, Progress, Writer
 
 
 class Interrupted(Exception):
@@ -44,7 +45,8 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     resumes = _check_workdir(config, workdir)
     began = time.perf_counter()
     first = jax.process_index() == 0
-    if resumes and first:
+    locked = first and (resumes or (workdir / '.lock').exists())
+    if locked:
         held.enter_context(_locked(workdir))
 
     def lap(name):
@@ -57,7 +59,12 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     image_metrics.check(experiment)
     lap('data')
     checkpoints, taken = open_checkpoints(workdir, config) if resumes else None, None
+    before = config_lib.from_json(workdir / 'config.json').total_steps if resumes else config.total_steps
     if checkpoints and checkpoints.latest() is not None:
+        if is_over(config, workdir, checkpoints.latest()) and announce.finished(
+            experiment, workdir, checkpoints.latest()
+        ):
+            return checkpoints.close()
         state = checkpoints.restore(checkpoints.latest(), experiment.abstract_state)
     else:
         model, taken = initial_model(experiment)
@@ -66,6 +73,9 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if start > config.total_steps:
         raise UserError(f'total_steps: {config.total_steps}, but {workdir} is at step {start} already')
     lap('state')
+    announce.begin(experiment, workdir, start)
+    if start and config.total_steps > before:
+        announce.grown(experiment, before, start)
     feeds = experiment.feeds(start)
     data = experiment.resident_data()
     call = experiment.train_call()
@@ -75,7 +85,7 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
         call = call.lower(state, experiment.seed_array, data, feed).compile()
         lap('compile')
     if first and not resumes:
-        held.enter_context(_locked(workdir))
+        held.enter_context(contextlib.nullcontext() if locked else _locked(workdir))
         if _check_workdir(config, workdir):
             raise UserError(f'--workdir: another process began {workdir} meanwhile; the same command goes on from it')
     parallel.barrier('workdir checked')  # no process may meet what another has written since
@@ -105,24 +115,23 @@ class _Loop:
     def __init__(self, experiment: Experiment, workdir: pathlib.Path, checkpoints, start: int, first: bool):
         self.experiment, self.workdir, self.checkpoints = experiment, workdir, checkpoints
         self.config, self.start, self.step = experiment.config, start, start
-        self.log = Writer(workdir, start) if first else _Silent()
-        self.progress = Progress(self.config.total_steps, start) if first else _Silent()
+        self.log = Writer(workdir, start) if first else NullWriter()
+        self.progress = Progress(self.config.total_steps, start) if first else NullProgress()
+        between = {'evaluation': self.config.eval_every_steps, 'checkpoint': self.config.checkpoint_every_steps}
+        self.pace = Pace(self.config.total_steps, start, between)
         self.evaluator = evaluate.Evaluator(experiment)
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
         # One process alone draws the pictures, so it must not need the devices of the others.
         self.drawer = evaluate.Evaluator(experiment.alone()) if jax.process_count() > 1 else self.evaluator
-        self.best, self.waited = math.inf, 0  # of what early stopping watches; evaluations since that best
         rows = self.log.rows()
-        for values in _by_step(rows, 'eval'):
-            self._watch(values)
+        self.watch = Watch(self.config.eval, rows)
         lost = {row['seed'] for row in rows if 'diverged' in row}
         # The first process alone reads the log, and all must stop at the same step.
-        self.waited, lost = parallel.of_first((self.waited, [seed in lost for seed in self.seeds]))
+        self.watch.waited, lost = parallel.of_first((self.watch.waited, [seed in lost for seed in self.seeds]))
         self.diverged = {seed for seed, is_lost in zip(self.seeds, lost, strict=True) if is_lost}
         # Virtual devices and processes on CPUs can deadlock in a collective when calls run ahead of each other.
         self.blocking = jax.default_backend() == 'cpu' and experiment.plan.mesh.size > 1
-        self.logged_at = time.perf_counter()
 
     def called(self, state: TrainState, metrics) -> None:
         """After each call: fetch what the call before it returned."""
@@ -140,38 +149,45 @@ class _Loop:
         over = self.step >= config.total_steps
         if new and self.step % config.eval_every_steps == 0:
             self._drain()
-            results = self._evaluate(state)
-        over = over or self._out_of_patience()
-        best = results is not None and config.eval.best_metric and not self.waited  # which is to be kept
+            with self.pace.pause('evaluation', self.step):
+                results = self._evaluate(state)
+            self.log.timing(event='evaluation', step=self.step, seconds=self.pace.last('evaluation'))
+        over = over or self.watch.out_of_patience()
+        best = results is not None and config.eval.best_metric and not self.watch.waited  # which is to be kept
         if new and (self.step % config.checkpoint_every_steps == 0 or best or over or asked):
             self._drain()
             self.log.flush()
-            began = time.perf_counter()
-            self.checkpoints.save(self.step, state, results)
-            self.log.timing(event='checkpoint', step=self.step, seconds=time.perf_counter() - began)
+            with self.pace.pause('checkpoint', self.step):
+                self.checkpoints.save(self.step, state, results)
+            self.log.timing(event='checkpoint', step=self.step, seconds=self.pace.last('checkpoint'))
         if asked and not over:
             raise Interrupted(asked, self.step)
         return over
 
     def conclude(self, state: TrainState, signals: '_Signals') -> None:
-        """The final evaluation, evaluation.json and the pictures. Raises Interrupted between its parts."""
-        image = image_metrics.ImageMetrics(self.experiment, self.evaluator, self.workdir)
-        by_seed, parts = {}, final_parts(self.experiment, self.evaluator, image)
-        for k, seed in enumerate(self.seeds):
-            replica, by_seed[seed] = self.experiment.replica(state, k), {}
-            for part in parts:
-                by_seed[seed] |= part(replica, self.experiment.seeds[k])
-                if asked := signals.requested(True):
-                    raise Interrupted(asked, self.step)
-        for seed, results in by_seed.items():
-            self._row('final', {name: found['value'] for name, found in results.items()}, seed)
-        if jax.process_index() == 0:
-            evaluate.write(self.workdir / 'evaluation.json', self.step, {seed or 0: r for seed, r in by_seed.items()})
-        for k, seed in enumerate(self.seeds):
-            self._draw(state, k, seed)
-        if jax.process_index() == 0:
-            pictures.draw_neighbours(self.workdir, self._name(self.seeds[0]), self.experiment, image)
-        self.log.flush()
+        """The final evaluation, the pictures and evaluation.json, the last of what a finished run leaves.
+
+        Raises Interrupted at any moment: the state is saved, and so is each part of the evaluation that is done.
+        """
+        self.progress.close()
+        with signals.heard_at_once(self.step):
+            image = image_metrics.ImageMetrics(self.experiment, self.evaluator, self.workdir)
+            digest, between = self.checkpoints.digest(self.step), lambda: signals.raise_if_asked(self.step)
+            found = final.evaluate(
+                self.experiment, self.evaluator, image, state, self.workdir, digest, between
+            )
+            by_seed = dict(zip(self.seeds, found.values(), strict=True))
+            for seed, results in by_seed.items():
+                self._row('final', {name: found['value'] for name, found in results.items()}, seed)
+            for k, seed in enumerate(self.seeds):
+                self._draw(state, k, seed)
+            if jax.process_index() == 0:
+                pictures.draw_neighbours(self.workdir, self._name(self.seeds[0]), self.experiment, image)
+                self.log.flush()
+                evaluate.write(self.workdir / 'evaluation.json', self.step, found)
+        final.forget(self.workdir)
+        announce.end(self.workdir)
+        announce.table(self.experiment, self.step, evaluate.across(found))
 
     def close(self) -> None:
         self.progress.close()
@@ -185,17 +201,21 @@ class _Loop:
         (step, metrics), self.pending = self.pending, None
         metrics = {name: np.asarray(value) for name, value in sorted(parallel.fetch(metrics).items())}
         for k, seed in enumerate(self.seeds):
-            own = {name: value[k] if seed is not None else value for name, value in metrics.items()}
-            self._check_finite(step, own, seed)
+            self._check_finite(step, {name: self._of(value, k) for name, value in metrics.items()}, seed)
+        for k, seed in enumerate(self.seeds):  # no row of a step at which another replica ends the run
             if step % self.config.log_every_steps == 0:
+                own = {name: self._of(value, k) for name, value in metrics.items()}
                 # The mean over the call's steps: smoother than one step, and the same after a resume.
                 self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
         if step % self.config.log_every_steps == 0:
             shown = {name: float(value.mean()) for name, value in metrics.items()}
-            now = time.perf_counter()
-            speed, self.logged_at = self.config.log_every_steps / (now - self.logged_at), now
-            self.progress.log(step, dict(sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))))
+            speed = self.pace.measure(step)
+            by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
+            self.progress.log(step, dict(by_loss), self.pace.words())
             self.log.timing(event='log', step=step, steps_per_second=speed)
+
+    def _of(self, value: np.ndarray, k: int) -> np.ndarray:
+        return value[k] if self.experiment.plan.replicas else value
 
     def _check_finite(self, step: int, metrics: dict[str, np.ndarray], seed: int | None) -> None:
         if seed in self.diverged:
@@ -219,7 +239,6 @@ class _Loop:
             raise RunError(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        began = time.perf_counter()
         by_seed = {
             seed: self.evaluator.evaluate(
                 self.experiment.replica(state, k), self.experiment.seeds[k], self.config.eval.split
@@ -231,10 +250,9 @@ class _Loop:
         if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
             self._draw(state, 0, self.seeds[0])
         values = {name: found['value'] for name, found in evaluate.across(by_seed).items()}
-        self._watch(values)
-        self.waited = parallel.of_first(self.waited)
-        self.log.timing(event='evaluation', step=self.step, seconds=time.perf_counter() - began)
-        self.logged_at = time.perf_counter()
+        self.progress.evaluated(self.step, values)
+        self.watch.see(values)
+        self.watch.waited = parallel.of_first(self.watch.waited)
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _name(self, seed: int | None) -> str:
@@ -253,33 +271,12 @@ class _Loop:
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)
 
-    def _watch(self, values: dict) -> None:
-        """Counts the evaluations since the best value of the metric that early stopping watches."""
-        name = self.config.eval.best_metric
-        if not name or name not in values:
-            return
-        value = math.nan if values[name] is None else values[name]
-        value = value if self.config.eval.best_mode == 'min' else -value
-        better = value < self.best  # NaN never is
-        self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
-
-    def _out_of_patience(self) -> bool:
-        return 0 < self.config.eval.patience <= self.waited
-
-
-def final_parts(experiment: Experiment, evaluator: evaluate.Evaluator, image: image_metrics.ImageMetrics) -> list:
-    """What the final evaluation consists of: functions (state of a replica, its seed) -> Results."""
-    split = experiment.config.eval.final_split
-    of_split = evaluator.evaluate, evaluator.diagnostics, evaluator.texts, evaluator.baselines
-    bound = [lambda state, seed, part=part: part(state, seed, split) for part in of_split]
-    return [*bound, solve.Solver(experiment, evaluator).solve, image.measure]
-
 
 class _Signals:
     """SIGINT and SIGTERM as a wish to stop after the present call; a second one stops at once."""
 
     def __enter__(self):
-        self._number = 0
+        self._number, self._safe_at = 0, None  # the step at which all is saved, while a signal may be heard at once
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -291,8 +288,24 @@ class _Signals:
         if self._number:
             sys.exit(128 + number)
         self._number = number
+        if self._safe_at is not None and jax.process_count() == 1:
+            raise Interrupted(number, self._safe_at)
         # Not by print, which a handler may have interrupted.
         os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; once more: at once\n'.encode())
+
+    @contextlib.contextmanager
+    def heard_at_once(self, step: int):
+        """Around what may be left at any moment, since all is saved at `step`: raises Interrupted there."""
+        self.raise_if_asked(step)
+        self._safe_at = step
+        try:
+            yield
+        finally:
+            self._safe_at = None
+
+    def raise_if_asked(self, step: int) -> None:
+        if asked := self.requested(True):
+            raise Interrupted(asked, step)
 
     def requested(self, agree: bool) -> int:
         """The signal's number, or 0. Several processes agree on it, at the steps where all ask."""
@@ -305,19 +318,14 @@ class _Signals:
         return int(np.max(multihost_utils.process_allgather(np.int32(self._number))))
 
 
-class _Silent:
-    """Stands in for the writer and the progress line on every process but the first."""
-
-    def rows(self):
-        return []
-
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
-
-
 def _check_workdir(config, workdir: pathlib.Path) -> bool:
     """True where a run of this very config is there. Raises UserError where another is."""
     for place in (workdir, *workdir.parents):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f'--workdir: {place} is a link to {place.readlink()}, which is not there; '
+                'make that folder, or name another'
+            )
         if place.exists() and not place.is_dir():
             raise UserError(f'--workdir: {place} is a file')
     if not (workdir / 'config.json').exists():
@@ -350,17 +358,3 @@ def _locked(workdir: pathlib.Path):
         except OSError as error:  # some network file systems have no locks
             print(f'{workdir}: cannot be locked ({error}); let no other process train in it', file=sys.stderr)
         yield
-
-
-def _by_step(rows: list[dict], split: str) -> list[dict]:
-    """One row a step: the mean over replicas where there are several."""
-    steps = {}
-    for row in rows:
-        if row['split'] == split:
-            steps.setdefault(row['step'], []).append(row)
-    joined = []
-    for same in steps.values():
-        names = {name for row in same for name in row if name not in ('step', 'split', 'seed')}
-        alive = {name: [row[name] for row in same if row.get(name) is not None] for name in names}
-        joined.append({name: float(np.mean(values)) if values else None for name, values in alive.items()})
-    return joined

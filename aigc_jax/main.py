@@ -1,9 +1,11 @@
 """The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -13,6 +15,7 @@ from absl import app, flags  # noqa: E402
 
 from aigc_jax import config as config_lib  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
+from aigc_jax.core.output import Closed, drop, show  # noqa: E402
 
 MODES = ('train', 'evaluate', 'sample')
 FLAGS = flags.FLAGS
@@ -85,17 +88,18 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(_: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     try:
         _run()
-        _show('')
-    except (_Closed, BrokenPipeError):
-        _drop_output()
-        sys.exit(_Closed.exit_code)
+        show('')
+    except (Closed, BrokenPipeError):  # the latter of stderr
+        drop()
+        sys.exit(Closed.exit_code)
     except (UserError, RunError) as error:
         _end(error)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
 
 
 def _run() -> None:
@@ -119,19 +123,18 @@ def _run() -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax import evaluate, image_metrics, loop
-    from aigc_jax.experiment import open_run
+    from aigc_jax import announce, evaluate, final, image_metrics
+    from aigc_jax.experiment import open_checkpoints, open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    evaluator, by_seed = evaluate.Evaluator(experiment), {}
-    parts = loop.final_parts(experiment, evaluator, image_metrics.ImageMetrics(experiment, evaluator, workdir))
-    for k, seed in enumerate(experiment.seeds):
-        replica = experiment.replica(state, k)
-        by_seed[seed] = {name: found for part in parts for name, found in part(replica, seed).items()}
-    step = int(experiment.replica(state, 0).step)
+    evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    image = image_metrics.ImageMetrics(experiment, evaluator, workdir)
+    with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
+        digest = checkpoints.digest(step)
+    by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
     evaluate.write(workdir / 'evaluation.json', step, by_seed)
-    _show(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}\n')
-    _show(evaluate.table(evaluate.across(by_seed)) + '\n')
+    final.forget(workdir)
+    announce.table(experiment, step, evaluate.across(by_seed))
 
 
 def _sample(workdir: pathlib.Path) -> None:
@@ -153,7 +156,7 @@ def _sample(workdir: pathlib.Path) -> None:
         path = workdir / 'samples' / name
         pictures.save_samples(path, experiment, samples, labels)
         paths.append(path.with_suffix('.npz'))
-    _show(''.join(f'{path}\n' for path in paths))
+    show(''.join(f'{path}\n' for path in paths))
 
 
 def _generate(workdir: pathlib.Path, experiment, state) -> None:
@@ -191,7 +194,7 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     if FLAGS.stream:
         stream.close(everything[0].suffix)
     else:
-        _show(pictures.join_texts([str(text) for text in everything]))
+        show(pictures.join_texts([str(text) for text in everything]))
     print(generate.summary(everything), file=sys.stderr)
 
 
@@ -209,7 +212,7 @@ class _Terminal:
     def _add(self, text: str) -> None:
         if not self._failed:
             try:
-                _show(text)
+                show(text)
             except RunError as error:
                 self._failed = error
 
@@ -218,30 +221,6 @@ class _Terminal:
         self._add(suffix + '\n')
         if self._failed:
             raise self._failed
-
-
-class _Closed(RunError):
-    """Nobody reads stdout any more: a silent end, with the exit code of a program that SIGPIPE ends."""
-
-    exit_code = 141
-
-
-def _show(text: str) -> None:
-    """Writes results to stdout, all of it now. Raises _Closed, or RunError where the disk is full."""
-    try:
-        print(text, end='', flush=True)
-    except BrokenPipeError:
-        raise _Closed('stdout is closed') from None
-    except OSError as error:
-        _drop_output()
-        raise RunError(f'stdout: cannot be written: {error.strerror or error}') from None
-
-
-def _drop_output() -> None:
-    """What stands in the buffer of stdout goes nowhere: Python would try again at its exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _set_up_jax() -> None:
@@ -260,11 +239,33 @@ def _set_up_jax() -> None:
         jax.distributed.initialize(num_processes=count, process_id=index)
     elif int(os.environ.get('SLURM_NTASKS', 1)) > 1 or 'OMPI_COMM_WORLD_SIZE' in os.environ:
         jax.distributed.initialize()
+    try:
+        jax.devices()
+    except Exception as error:  # a RuntimeError, or an AssertionError without a word
+        wanted = os.environ.get('JAX_PLATFORMS')
+        why = (' '.join(str(error).split()) or 'no such device is here')[:200]
+        raise UserError(
+            f'{f"JAX_PLATFORMS={wanted}" if wanted else "JAX"}: no devices: {why}\n'
+            'Set JAX_PLATFORMS=cpu, or leave it out for what is here; a GPU needs the jaxlib and driver that fit it.'
+        ) from None
 
 
 def _end(error: Exception) -> None:
     print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
+    if error.exit_code > 128:
+        _leave(error.exit_code)
     sys.exit(error.exit_code)
+
+
+def _leave(exit_code: int) -> None:
+    """After a signal: at once. Otherwise Python waits at its end for what XLA and its threads still compute."""
+    import jax
+
+    if jax.process_count() > 1:  # whose service must be told
+        sys.exit(exit_code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 if __name__ == '__main__':

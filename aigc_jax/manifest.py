@@ -47,7 +47,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
     start |= {} if init_step is None else {'init_from_step': init_step}
     manifest = {
-        **_commit(),
+        **code(),
         'packages': {name: _version(name) for name in PACKAGES},
         'python': platform.python_version(),
         'device': {
@@ -67,6 +67,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
             'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
         },
         'seeds': experiment.seeds,
+        **experiment.sizes(),
         'data': {
             'name': config.data.name,
             'fingerprint': dataset.fingerprint,
@@ -87,7 +88,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> dict[str, object]:
+def code() -> dict[str, object]:
     """The commit of the code that runs, what differs from it, and the sha256 of Python files that it lacks; nothing
     where it runs from no clone."""
     root = pathlib.Path(__file__).resolve().parent.parent

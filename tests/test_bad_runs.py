@@ -17,6 +17,12 @@ from aigc_jax import loop
 from aigc_jax.core.errors import UserError
 
 
+def from_error(err: str) -> list[str]:
+    """The lines of stderr from the error on: a run says before it what it is."""
+    lines = err.splitlines()
+    return lines[next((i for i, line in enumerate(lines) if line.startswith('error: ')), 0) :]
+
+
 def test_no_workdir(runner):
     assert_refused(runner(VAE), '--workdir: missing')
 
@@ -29,6 +35,28 @@ def test_workdir_is_a_file(runner, tmp_path):
         assert_refused(runner(f'--workdir={path}', f'--mode={mode}', *arguments), str(path))
         assert path.read_text() == 'mine'
     assert_refused(runner(f'--workdir={path}/below', VAE), str(path))
+
+
+def test_workdir_is_a_link_to_nothing(runner, tmp_path):
+    (tmp_path / 'run').symlink_to(tmp_path / 'there')
+    assert_refused(runner(f'--workdir={tmp_path}/run', VAE), f'link to {tmp_path}/there', 'make that folder')
+
+
+def test_a_field_below_a_number(runner, tmp_path):
+    assert_refused(runner(VAE, f'--workdir={tmp_path}/run', '--config.seed.x=1'), 'seed is no group', '--config.seed=')
+
+
+@pytest.mark.parametrize('field, value', [('eval.patience', -1), ('eval.ais_chains', 0), ('eval.temperature', -1.0)])
+def test_a_number_out_of_its_range(runner, tmp_path, field, value):
+    answer = runner(VAE, f'--workdir={tmp_path}/run', f'--config.{field}={value}')
+    assert_refused(answer, f'{field}: {value}', 'or more')
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'nonsense'])
+def test_devices_that_are_not_there(command_line, tmp_path, platform):
+    done = command_line.run('vae:smoke', tmp_path / 'run', env={'JAX_PLATFORMS': platform}, returns=None)
+    if done.returncode:  # a machine may have a GPU
+        assert_refused((done.returncode, done.stdout, done.stderr), f'JAX_PLATFORMS={platform}')
 
 
 def test_workdir_with_checkpoints_alone(runner, tmp_path):
@@ -200,7 +228,7 @@ def test_nan(command_line, runner, leaves, tmp_path):
     text = (command_line.root / 'configs' / 'vae.py').read_text()
     own.write_text(re.sub(r'schedule=dict\([^)]*\)', f'schedule=dict({EXPLODING})', text))
     code, out, err = runner(f'--config={own}:smoke', f'--workdir={tmp_path}/run', '--config.total_steps=80')
-    said = [line for line in err.splitlines() if not line.startswith('step ')]
+    said = from_error(err)
     assert len(said) <= 3 and re.match(r'error: step 4[6-9]: model/\w+ is (nan|inf|-inf); ', said[0]), said
     assert 'last good checkpoint is 40' in said[0] and 'learning rate' in said[0]
     assert code == 1 and out == ''
@@ -239,7 +267,7 @@ def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):
         free = shutil.disk_usage(small_disk).free
         fill.write_bytes(bytes(free - 1024 * kilobytes))
         code, out, err = runner(*arguments, '--config.total_steps=80')
-        said = [line for line in err.splitlines() if not line.startswith('step ')]
+        said = from_error(err)
         assert code == 1 and out == '' and 1 <= len(said) <= 3, err
         assert said[0].startswith('error: ') and 'No space left on device' in said[0], err
         met.append(said[0].split(str(run))[1].split(':')[0])
@@ -251,10 +279,12 @@ def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):
     assert code == 0, err
     subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
     code, out, err = runner(*arguments, '--config.total_steps=100')
-    assert_refused((code, out, err), 'Read-only file system', str(run), code=1)
+    assert_refused((code, out, '\n'.join(from_error(err))), 'Read-only file system', str(run), code=1)
     # A finished run that cannot be written is still evaluated, up to the writing.
-    assert_refused(runner(f'--workdir={run}', '--mode=evaluate'), 'evaluation.json', 'Read-only file system', code=1)
-    assert_refused(runner(VAE, f'--workdir={small_disk}/other'), 'Read-only file system', code=1)
+    code, out, err = runner(f'--workdir={run}', '--mode=evaluate')
+    assert_refused((code, out, '\n'.join(from_error(err))), 'evaluation.json', 'Read-only file system', code=1)
+    code, out, err = runner(VAE, f'--workdir={small_disk}/other')
+    assert_refused((code, out, '\n'.join(from_error(err))), 'Read-only file system', code=1)
 
 
 def test_as_processes(command_line, tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoints: what is restored is what was saved, or an error that says what is not."""
 
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from aigc_jax import checkpoint
 from aigc_jax.checkpoint import Checkpoints
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.types import Extra, TrainState
@@ -66,6 +68,56 @@ def test_saves_and_restores(folder):
     record = json.loads((folder / '2' / 'checkpoint.json').read_text())['record']
     assert record['leaves']['params/model/dense/kernel'][:2] == [[3, 4], 'float32']
     assert all(len(digest) == 64 for _, _, digest in record['leaves'].values())
+
+
+@pytest.mark.parametrize('name', ['lr=[1e-3]', 'a**b', 'a\\b', '[!a]*?', '\udcff', 'a b\n%20#é', 99 * 'long/'])
+def test_any_folder(tmp_path, name):
+    """Orbax globs below the path as it stands, and tensorstore takes a backslash for a slash."""
+    folder = tmp_path / name / 'checkpoints'
+    saved(folder, {1: None, 2: None}).close()
+    checkpoints = Checkpoints(folder, read_only=True)
+    assert_equal(checkpoints.restore(2, template(make_state(0))), make_state(2))
+    found = {path for path in tmp_path.rglob('*') if path.is_file()}
+    assert found and all(folder in path.parents for path in found)
+    assert not (folder / '2').is_symlink()
+
+
+@pytest.mark.parametrize('ways', ['link', 'dots'])
+def test_a_folder_by_another_way(tmp_path, monkeypatch, ways):
+    (tmp_path / 'there' / '[x]').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to(tmp_path / 'there')
+    monkeypatch.chdir(tmp_path / 'there')
+    folder = {'link': tmp_path / 'link' / '[x]' / 'c', 'dots': pathlib.Path('../there/[x]/../[x]/c')}[ways]
+    saved(folder, {1: None})
+    restored = Checkpoints(tmp_path / 'there' / '[x]' / 'c', read_only=True).restore(1, template(make_state(0)))
+    assert_equal(restored, make_state(1))
+
+
+def test_a_first_checkpoint_that_cannot_be_read_stops_the_run(tmp_path, monkeypatch):
+    """Whatever the cause: here Orbax's globbing, which _plain_path keeps from it otherwise."""
+    monkeypatch.setattr(checkpoint, '_plain_path', contextlib.nullcontext)
+    folder = tmp_path / '[x]' / 'checkpoints'
+    checkpoints = Checkpoints(folder)
+    said = message(lambda: checkpoints.save(1, make_state(1)), RunError)
+    assert f'{folder}/1: the checkpoint could not be written and read back' in said and 'good one is none' in said
+    assert 'make room' not in said
+    assert not list(folder.iterdir())
+
+
+def test_no_advice_names_a_step_that_is_damaged(folder):
+    """The mend that is named mends: 3 and 2 are damaged, each in another way, 1 is whole."""
+    checkpoints = saved(folder, {1: None, 2: None, 3: None}, keep=3)
+    (folder / '3' / 'checkpoint.json').unlink()
+    largest = max((folder / '2').rglob('*'), key=lambda path: path.is_file() and path.stat().st_size)
+    os.truncate(largest, 10)
+    said = message(lambda: checkpoints.restore(3, template(make_state(0))))
+    assert f'{folder}/3: the checkpoint is corrupt' in said and 'delete that folder to go on from step 1' in said
+    (folder / '1' / 'checkpoint.json').write_text('{}')
+    said = message(lambda: checkpoints.restore(3, template(make_state(0))))
+    assert 'No earlier one is good either' in said and 'delete' not in said
+    for step in ('1', '2'):
+        shutil.rmtree(folder / step)
+    assert 'delete that folder to start anew' in message(lambda: checkpoints.restore(3, template(make_state(0))))
 
 
 def test_keeps_the_newest(folder):
@@ -172,7 +224,7 @@ import jax.numpy as jnp
 from aigc_jax.checkpoint import Checkpoints
 from aigc_jax.core.errors import RunError
 checkpoints = Checkpoints(pathlib.Path({str(folder)!r}), keep=1)
-checkpoints.save(1, dict(x=jnp.arange(10)))
+checkpoints.save(1, dict(x=jnp.zeros(100_000, int)))
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
 try:
     checkpoints.save(2, dict(x=jnp.arange(100_000)))
@@ -185,7 +237,7 @@ except RunError as error:
     assert f'{folder}/2: the checkpoint could not be written' in done.stdout and 'that of step 1' in done.stdout
     assert len(done.stdout.splitlines()) <= 3
     assert [path.name for path in folder.iterdir()] == ['1']
-    state = {'x': jnp.arange(10)}
+    state = {'x': jnp.zeros(100_000, int)}
     assert_equal(Checkpoints(folder, read_only=True).restore(1, template(state)), state)
 
 

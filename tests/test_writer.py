@@ -1,6 +1,7 @@
 """writer.py: what a resumed run finds and leaves, exact numbers, the progress line."""
 
 import errno
+import inspect
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.errors import RunError
-from aigc_jax.writer import Progress, Writer
+from aigc_jax.writer import NullProgress, NullWriter, Pace, Progress, Writer
 
 
 def train(writer, first, last, final=False):
@@ -145,17 +146,16 @@ class Terminal(io.StringIO):
 
 
 def test_progress_in_a_file_is_plain_lines():
-    now, stream = [0.0], io.StringIO()
-    progress = Progress(10_000, 0, stream, clock=lambda: now[0])
-    for step, time in ((200, 0.25), (1200, 100.25)):
-        now[0] = time
-        progress.update(step)
-        progress.log(step, {'model/loss': 123.4321, 'model/kl': 3.21})
-    progress.log(1200, {f'm/{i}': 1.0 for i in range(9)})  # no step since: no speed; at most six values
+    stream = io.StringIO()
+    progress = Progress(10_000, 0, stream)
+    progress.update(200)
+    progress.log(200, {'model/loss': 123.4321, 'model/kl': 3.21}, ['800 steps/s', '0:00:12 left'])
+    progress.evaluated(200, {'model/nll': 7.5})
+    progress.log(1200, {f'm/{i}': 1.0 for i in range(9)}, [])  # at most six values
     progress.close()
     assert stream.getvalue().splitlines() == [
         'step   200/10000  model/loss 123.4  model/kl 3.21  800 steps/s  0:00:12 left',
-        'step  1200/10000  model/loss 123.4  model/kl 3.21  10 steps/s  0:14:40 left',
+        'step   200/10000  evaluation  model/nll 7.5',
         'step  1200/10000  m/0 1  m/1 1  m/2 1  m/3 1  m/4 1  m/5 1',
     ]
 
@@ -164,8 +164,66 @@ def test_progress_on_a_terminal_is_a_bar_that_starts_where_the_run_resumes():
     stream = Terminal()
     progress = Progress(100, 40, stream)
     progress.update(50)
-    progress.log(60, {'model/loss': 1.25})
+    progress.evaluated(50, {'model/nll': 7.5})
+    progress.log(60, {'model/loss': 1.25}, ['800 steps/s', '0:00:12 left'])
     progress.close()
     text = stream.getvalue()
-    assert '40/100' in text and 'model/loss 1.25' in text and re.search(r'60/100 .*steps/s', text)
-    assert 'step 60' not in text
+    assert '40/100' in text and 'model/loss 1.25' in text
+    assert re.search(r'60/100 .*800 steps/s, 0:00:12 left', text) and 'it/s' not in text
+    assert 'step 60' not in text and 'step  50/100  evaluation  model/nll 7.5\n' in text
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_the_pace_is_that_of_the_training_and_the_time_left_counts_what_is_ahead():
+    """100 steps a second; an evaluation every 200 steps takes 50 s, the first one 90."""
+    clock = Clock()
+    pace = Pace(1000, 0, {'evaluation': 200, 'checkpoint': 500}, clock)
+    assert pace.words() == []
+    for step in range(100, 401, 100):
+        clock.now += 1.0
+        assert pace.measure(step) == pytest.approx(100)
+        if step == 200:
+            assert pace.words() == ['100 steps/s', '0:00:08 and 5 evaluations, 2 checkpoints left']
+        if step % 200 == 0:
+            with pace.pause('evaluation', step):
+                clock.now += 90.0 if step == 200 else 50.0
+            assert pace.last('evaluation') == (90.0 if step == 200 else 50.0)
+    with pace.pause('checkpoint', 400):
+        clock.now += 2.0
+    clock.now += 1.0
+    assert pace.measure(500) == pytest.approx(100)
+    # 5 s of training, the evaluations at 600, 800 and 1000, the checkpoints at 500 and 1000.
+    assert pace.words() == ['100 steps/s', '0:02:39 left']
+
+
+def test_the_speed_that_is_shown_is_smoothed_and_follows():
+    clock = Clock()
+    pace = Pace(10**6, 0, {}, clock)
+    shown = []
+    for step in range(10, 3010, 10):
+        clock.now += 0.05 if step % 20 else 0.15  # 200 and 67 steps a second in turn: 100 in the mean
+        pace.measure(step)
+        shown.append(float(pace.words()[0].split()[0]))
+    assert all(98 < speed < 102 for speed in shown[-100:])
+    step = 3010
+    for _ in range(400):
+        clock.now, step = clock.now + 1.0, step + 10
+        pace.measure(step)
+    assert pace.words()[0] == '10 steps/s'
+
+
+@pytest.mark.parametrize('real, null', [(Writer, NullWriter), (Progress, NullProgress)])
+def test_what_stands_in_on_other_processes_has_the_very_methods(real, null):
+    """Another name, or other arguments, must fail there too."""
+    own = lambda kind: {
+        name: str(inspect.signature(value)) for name, value in vars(kind).items()
+        if callable(value) and not name.startswith('_')
+    }  # fmt: skip
+    assert own(real) == own(null) and own(real)
+    assert not hasattr(null(), 'metrix')

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aigc_jax.core import rng
+from aigc_jax.core import progress, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Array
@@ -200,7 +200,7 @@ def train_classifier(x: np.ndarray, labels: np.ndarray, num_classes: int) -> Cla
     params = _init(x.shape[1:], num_classes)
     carry = params, optimizer.init(params)
     draw, order = np.random.Generator(np.random.PCG64(0)), np.zeros(0, np.int64)
-    for i in range(calls):
+    for i in progress.each(range(calls), 'the classifier'):
         wanted = _STEPS_A_CALL * _BATCH
         while len(order) < wanted:
             order = np.concatenate([order, draw.permutation(n)])

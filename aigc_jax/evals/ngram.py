@@ -8,6 +8,8 @@ from collections.abc import Container
 import numpy as np
 import zstandard
 
+from aigc_jax.core import progress
+
 _MIXTURES = 50
 _LEAST_DISCOUNT = 0.1
 
@@ -25,9 +27,10 @@ class KneserNey:
         """tokens (N,) of the training text, N > order >= 1."""
         tokens = np.asarray(tokens, np.int64)
         self._vocab_size, self._tables = vocab_size, []
+        self._cumulative = functools.lru_cache(maxsize=1 << 14)(self._cumulative)  # contexts come again and again
         # An n-gram is known by its place among the sorted keys, key = place of its first n − 1 tokens · V + last token.
         places, uniques = [np.zeros(len(tokens) + 1, np.int64)], []
-        for n in range(1, order + 1):
+        for n in progress.each(range(1, order + 1), f'{order}-gram'):
             keys = places[-1][: len(tokens) - n + 1] * vocab_size + tokens[n - 1 :]
             keys, first, place, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
             uniques.append((keys, first, count))
@@ -84,7 +87,6 @@ class KneserNey:
             context = (*context, token)
         return written
 
-    @functools.lru_cache(maxsize=1 << 14)  # noqa: B019  contexts come again and again
     def _cumulative(self, context: tuple[int, ...], temperature: float) -> np.ndarray:
         p = self.distribution(np.array(context, np.int64))
         p = (p / p.max()) ** (1 / temperature) if temperature else p == p.max()
@@ -137,5 +139,5 @@ COMPRESSORS = {
 
 def compressed_bits(name: str, training: bytes, held_out: bytes) -> int:
     """Bits that `held_out` adds to the compressed training text. gzip looks back 32 KiB alone."""
-    compress = COMPRESSORS[name]
-    return 8 * (len(compress(training + held_out)) - len(compress(training)))
+    longer, shorter = progress.in_threads(COMPRESSORS[name], [training + held_out, training], name)
+    return 8 * (len(longer) - len(shorter))

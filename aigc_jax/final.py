@@ -1,0 +1,116 @@
+"""The final evaluation: its parts one after the other, each announced, and what is done kept until all is."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from aigc_jax import config as config_lib
+from aigc_jax import image_metrics, manifest, solve
+from aigc_jax.core import parallel, progress
+from aigc_jax.core.errors import RunError
+from aigc_jax.core.files import atomic_write
+from aigc_jax.core.notes import note
+from aigc_jax.core.types import TrainState
+from aigc_jax.evaluate import Evaluator, Results
+from aigc_jax.experiment import Experiment
+
+PARTIAL = 'evaluation.json.partial'  # in a run's folder, until the evaluation is whole
+Part = Callable[[TrainState, int], Results]
+
+
+def parts(experiment: Experiment, evaluator: Evaluator, image: image_metrics.ImageMetrics) -> dict[str, Part]:
+    """What there is to measure, {name in words: function (state of a replica, its seed) -> Results}."""
+    solve.check(experiment)
+    config, task, split = experiment.config.eval, experiment.task, experiment.config.eval.final_split
+    text = experiment.dataset.kind == 'text'
+    of_split = {
+        f'the {split} split': (evaluator.evaluate, True),
+        'diagnostics': (evaluator.diagnostics, bool(task.diagnostics)),
+        'samples of text': (evaluator.texts, text and 'num_samples' in config),
+        'n-gram model and compressors': (evaluator.baselines, text and bool(config.get('ngram_order', 0))),
+    }
+    bind = lambda part: lambda state, seed: part(state, seed, split)
+    found = {name: bind(part) for name, (part, there) in of_split.items() if there}
+    if config.get('problems'):
+        found['programming problems'] = solve.Solver(experiment, evaluator).solve
+    if image_metrics.wanted(experiment):
+        found['metrics of samples'] = image.measure
+    return found
+
+
+def evaluate(
+    experiment: Experiment, evaluator: Evaluator, image: image_metrics.ImageMetrics, state: TrainState,
+    workdir: pathlib.Path, digest: str, between: Callable[[], None] = lambda: None,
+) -> dict[int, Results]:  # fmt: skip
+    """{seed: results of every part}; on processes but the first they may lack what an earlier call computed.
+
+    A part that is done is kept in `workdir` until `forget`, so that an interrupted evaluation goes on from there, of
+    the same state, data, config, code and kind of device alone. digest: of the state; between: called after each part.
+    """
+    by_part = parts(experiment, evaluator, image)
+    kept = _Kept(workdir, _identity(experiment, digest))
+    by_seed: dict[int, Results] = {seed: {} for seed in experiment.seeds}
+    wanted = [(k, seed, name) for k, seed in enumerate(experiment.seeds) for name in by_part]
+    # The first process alone reads the file, and all must compute the same.
+    done = parallel.of_first(np.array([kept.has(seed, name) for _, seed, name in wanted], bool))
+    if done.any():
+        note(f'{int(done.sum())} of {len(wanted)} parts of this evaluation were done before it was interrupted')
+    for n, ((k, seed, name), is_done) in enumerate(zip(wanted, done, strict=True), 1):
+        if not is_done:
+            of_seed = f', seed {seed}' if len(by_seed) > 1 else ''
+            with progress.work(f'evaluation {n}/{len(wanted)}: {name}{of_seed}'):
+                kept.add(seed, name, by_part[name](experiment.replica(state, k), seed))
+        by_seed[seed] |= kept.get(seed, name)
+        between()
+    return by_seed
+
+
+def forget(workdir: pathlib.Path) -> None:
+    """The evaluation is whole and written: its parts are kept no longer."""
+    if jax.process_index() == 0:
+        (workdir / PARTIAL).unlink(missing_ok=True)
+
+
+class _Kept:
+    """The parts that are done, {seed/name: Results}, in memory and, by the first process, in the folder."""
+
+    def __init__(self, workdir: pathlib.Path, identity: str):
+        self._path, self._identity, self._parts = workdir / PARTIAL, identity, {}
+        if jax.process_index() == 0 and self._path.exists():
+            try:
+                whole = json.loads(self._path.read_text())
+                self._parts = whole['parts'] if whole['of'] == identity else {}
+            except (OSError, ValueError, KeyError, TypeError):  # what cannot be read is computed again
+                self._parts = {}
+
+    def has(self, seed: int, name: str) -> bool:
+        return f'{seed}/{name}' in self._parts
+
+    def get(self, seed: int, name: str) -> Results:
+        return self._parts.get(f'{seed}/{name}', {})
+
+    def add(self, seed: int, name: str, results: Results) -> None:
+        self._parts[f'{seed}/{name}'] = results
+        if jax.process_index() == 0:
+            try:
+                atomic_write(self._path, json.dumps({'of': self._identity, 'parts': self._parts}))
+            except RunError as error:  # it serves an interruption alone
+                note(f'{error}; an interrupted evaluation would begin anew')
+
+
+def _identity(experiment: Experiment, digest: str) -> str:
+    """sha256 (hex) over all that an evaluation depends on."""
+    config = experiment.config
+    files = [pathlib.Path(text.split(':')[-1]).expanduser() for text in (config.eval.get('problems', ''),
+             image_metrics.wanted(experiment)) if text]  # fmt: skip
+    named = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+    device = jax.devices()[0].device_kind, jax.__version__
+    everything = [
+        digest, experiment.dataset.fingerprint, config_lib.to_json(config), named, manifest.code(), device,
+        dict(experiment.plan.mesh.shape),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
