@@ -34,7 +34,7 @@ def _data(experiment: Experiment) -> str:
     unit = 'windows' if dataset.kind == 'text' else 'examples'
     splits = ', '.join(f'{split} {len(source):,}' for split, source in dataset.splits.items())
     shape = '×'.join(map(str, dataset.shape))
-    words = [f'{config.name}, {dataset.kind} {shape}', f'{unit}: {splits}']
+    words = [f'{config.name}, {dataset.kind} {shape}', f'{unit}: {splits} ({dataset.origin})']
     if dataset.num_classes:
         words.append(f'{dataset.num_classes} classes')
     if dataset.tokenizer:

@@ -12,6 +12,7 @@ import numpy as np
 
 from aigc_jax import pictures
 from aigc_jax.core import optim, rng
+from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write, lines_of
 from aigc_jax.core.types import Extra, TrainState
@@ -132,7 +133,7 @@ class Generator:
         key, texts = rng.context(seed, 'generate', 0, jnp.arange(1)).key, []
         for group in groups:
             longest = max(len(tokens) for _, tokens in group)
-            for begin in range(0, len(group), self._chunk):
+            for begin in progress_lib.each(range(0, len(group), self._chunk), f'writing {len(group)} texts'):
                 part = group[begin : begin + self._chunk]
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + jnp.arange(len(part), dtype=jnp.int32)

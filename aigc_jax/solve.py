@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
-from aigc_jax.core import parallel
+from aigc_jax.core import parallel, progress
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.types import TrainState
 from aigc_jax.data import programs
@@ -159,7 +159,7 @@ class Solver:
         if ngram:
             tokenizer = self._experiment.dataset.tokenizer
             random, completions = np.random.default_rng(0), []
-            for problem in self._problems:
+            for problem in progress.each(self._problems, 'n-gram model'):
                 tokens, own = self._encoded(problem), []
                 ends = {tokenizer.end, *(self._single(stop) for stop in problem.stops)} - {None}
                 for _ in range(0 if tokens is None else config.problem_samples):

@@ -48,7 +48,7 @@ def get_config(arg=''):
                 name='digits',
                 dir='',  # where TFDS keeps its sets; '': its default
                 num_examples=100_000,  # of the 2-D and stacked sets' training split
-                # held out if the data have no valid split; -1: 10,000, or a sixth of the training examples where those
+                # held out if the data have no valid split; -1: 10,000, or a fifth of the training examples where those
                 # are fewer; 0: there is none, all is trained on
                 valid_examples=-1,
                 shape=(),  # (H, W) of images that an npz, npy, mat or amat holds as rows of pixels; (): square

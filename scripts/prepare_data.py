@@ -36,7 +36,7 @@ _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of TFDS sets to put it
 _VALID = flags.DEFINE_integer(
     'valid_examples',
     -1,
-    'How many training examples to hold out for validation where the source has no valid split; -1: 10,000, or a sixth '
+    'How many training examples to hold out for validation where the source has no valid split; -1: 10,000, or a fifth '
     'of them where those are fewer.',
 )
 _PERCENT = {

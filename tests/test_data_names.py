@@ -36,11 +36,11 @@ def saved(folder, content, name='a.npz'):
 )  # fmt: skip
 def test_names_that_people_have(tmp_path, content, notes):
     dataset = load(saved(tmp_path, content), valid_examples=-1)
-    assert (sizes(dataset), dataset.num_classes) == ([17, 3, 10], 7)
+    assert (sizes(dataset), dataset.num_classes) == ([16, 4, 10], 7)
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'][..., 0], IMAGES[20:])
     np.testing.assert_array_equal(arrays(dataset, 'test')['label'], LABELS[20:])
     (divided,) = notes()
-    assert '17 train, 3 valid' in divided and 'the last ones' in divided
+    assert '16 train, 4 valid' in divided and 'the last ones' in divided
     assert sizes(load(saved(tmp_path, content), valid_examples=4)) == [16, 4, 10] and notes() == []  # as it was asked
 
 
@@ -54,19 +54,19 @@ def test_val_is_a_word_for_valid_too(tmp_path, notes):
 def test_one_array_is_divided_at_random_and_always_alike(tmp_path, names, notes):
     name = saved(tmp_path, dict(zip(names, (IMAGES, LABELS), strict=True)))
     dataset, other = load(name, valid_examples=-1), load(name, valid_examples=9)
-    assert (sizes(dataset), sizes(other)) == ([20, 5, 5], [16, 9, 5])
-    assert '20 train, 5 valid, 5 test' in notes()[0]
+    assert (sizes(dataset), sizes(other)) == ([18, 6, 6], [15, 9, 6])
+    assert '18 train, 6 valid, 6 test' in notes()[0]
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'], arrays(other, 'test')['x'])
     where = {image.tobytes(): i for i, image in enumerate(IMAGES)}
     order = [where[x.tobytes()] for split in ('train', 'valid', 'test') for x in arrays(dataset, split)['x']]
     assert sorted(order) == list(range(30)) and order != list(range(30))
-    assert [LABELS[i] for i in order[:20]] == arrays(dataset, 'train')['label'].tolist()
+    assert [LABELS[i] for i in order[:18]] == arrays(dataset, 'train')['label'].tolist()
     assert load(name, valid_examples=-1).fingerprint == dataset.fingerprint
 
 
-def test_a_small_set_holds_a_sixth_out_and_a_large_one_10000(tmp_path):
+def test_a_small_set_holds_a_fifth_out_and_a_large_one_10000(tmp_path):
     small, large = (dict(train=BITS[:1].repeat(n, 0), test=BITS) for n in (30, 66_000))
-    assert sizes(load(saved(tmp_path, small), valid_examples=-1)) == [25, 5, 30]
+    assert sizes(load(saved(tmp_path, small), valid_examples=-1)) == [24, 6, 30]
     assert sizes(load(saved(tmp_path, large), valid_examples=-1)) == [56_000, 10_000, 30]
     user_error(saved(tmp_path, dict(images=IMAGES[:2])), '2 examples cannot be divided')
 
@@ -209,13 +209,13 @@ BIG = COLOUR.repeat(2, 1).repeat(2, 2)
 @pytest.mark.parametrize(
     'content, shape, counts, num_classes',
     [
-        (dict(X=FLAT, Y=LABELS[None] + 1), (8, 8, 1), [20, 5, 5], 7),  # Caltech 101 silhouettes
+        (dict(X=FLAT, Y=LABELS[None] + 1), (8, 8, 1), [18, 6, 6], 7),  # Caltech 101 silhouettes
         (dict(data=FLAT.T / 255, target=ONE_HOT.T, testdata=FLAT.T / 255, testtarget=ONE_HOT.T),  # Omniglot
-         (8, 8, 1), [25, 5, 30], 7),
-        (dict(data=FLAT.T), (8, 8, 1), [20, 5, 5], 0),
-        (dict(data=FLAT.T, testdata=FLAT[:9].T), (8, 8, 1), [25, 5, 9], 0),
-        (dict(X=BIG.transpose(1, 2, 3, 0), y=LABELS[:, None] + 1), (8, 8, 3), [20, 5, 5], 7),  # SVHN
-        (dict(images=IMAGES[:, :3, :3].transpose(1, 2, 0)), (3, 3, 1), [20, 5, 5], 0),
+         (8, 8, 1), [24, 6, 30], 7),
+        (dict(data=FLAT.T), (8, 8, 1), [18, 6, 6], 0),
+        (dict(data=FLAT.T, testdata=FLAT[:9].T), (8, 8, 1), [24, 6, 9], 0),
+        (dict(X=BIG.transpose(1, 2, 3, 0), y=LABELS[:, None] + 1), (8, 8, 3), [18, 6, 6], 7),  # SVHN
+        (dict(images=IMAGES[:, :3, :3].transpose(1, 2, 0)), (3, 3, 1), [18, 6, 6], 0),
     ],
 )  # fmt: skip
 def test_mat_files_as_they_come(tmp_path, content, shape, counts, num_classes, notes):
@@ -238,7 +238,7 @@ def test_one_part_of_mnist_alone_is_divided(tmp_path, part):
     write(tmp_path / f'{part}-images-idx3-ubyte', idx_bytes(IMAGES), '.gz')
     write(tmp_path / f'{part}-labels-idx1-ubyte', idx_bytes(LABELS))
     dataset = load(f'idx:{tmp_path}', valid_examples=-1)
-    assert (sizes(dataset), dataset.num_classes) == ([20, 5, 5], 7)
+    assert (sizes(dataset), dataset.num_classes) == ([18, 6, 6], 7)
 
 
 def test_other_spellings_of_idx_names(tmp_path):

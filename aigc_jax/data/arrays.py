@@ -100,21 +100,23 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False) -> Datase
     if given and len(given) < len(parts):
         raise UserError(f'{where}: labels for {", ".join(given)} alone; give every split labels, or none')
     y = {split: labels.fit(label, len(x[split]), f'{where}: {split or "all"}') for split, label in given.items()}
-    y, num_classes = labels.to_classes(y, where) if y else ({}, 0)
+    y, names = labels.to_classes(y, where) if y else ({}, ())
     if '' in x or len(x) == 1:  # one set, whatever it is called
         ((split, array),) = x.items()
         x, y = {'train': array}, {'train': y[split]} if y else {}
     splits = {split: Arrays(x[split], y.get(split)) for split in x if split != 'train'}
-    rows = divide(cfg.valid_examples, len(x['train']), splits, where)
+    rows, origin = divide(cfg.valid_examples, len(x['train']), splits, where)
     for split, part in rows.items():
         splits[split] = Arrays(x['train'][part], y['train'][part] if y else None)
     splits = {split: splits[split] for split in SPLITS if split in splits}
     if y:
-        labels.tell_of_empty_classes(splits['train'].arrays['label'], num_classes, where)
+        labels.tell_of_empty_classes(splits['train'].arrays['label'], names, where)
     levels = 0
     if x['train'].dtype == np.uint8:
         levels = 1 if max(array.max() for array in x.values()) <= 1 else 255
-    return from_arrays(splits, levels=levels, num_classes=num_classes, licence=_LICENCE)
+    return from_arrays(
+        splits, levels=levels, num_classes=len(names), licence=_LICENCE, class_names=names, origin=origin
+    )
 
 
 def _examples_first(parts: Parts, shape: Collection[int], where: str) -> Parts:

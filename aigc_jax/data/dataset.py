@@ -79,6 +79,7 @@ class Dataset:
       levels: integer examples lie in 0..levels (digits 16, images 255, binary 1); 0: real numbers.
       num_classes: labels lie in 0..num_classes-1; 0: no labels.
       class_names: of each class, where the source tells them; else empty.
+      origin: of the splits, in words: who divided the set, and how.
       density: the true density, where it is known.
       licence: as its source states it.
       fingerprint: sha256 (hex) over what the splits hold.
@@ -99,11 +100,13 @@ class Dataset:
     contiguous: bool = False
     stacked: bool = False
     class_names: tuple[str, ...] = ()
+    origin: str = 'as given'
 
 
 def from_arrays(
-    splits: Mapping[str, Arrays], *, levels: int, licence: str, num_classes: int = 0, density: Mixture | None = None
-) -> Dataset:
+    splits: Mapping[str, Arrays], *, levels: int, licence: str, num_classes: int = 0, density: Mixture | None = None,
+    class_names: tuple[str, ...] = (), origin: str = 'as given',
+) -> Dataset:  # fmt: skip
     """A Dataset held in memory; examples of rank 3 are images, of rank 1 points."""
     shape = splits['train'].arrays['x'].shape[1:]
     return Dataset(
@@ -115,6 +118,8 @@ def from_arrays(
         density=density,
         licence=licence,
         fingerprint=_fingerprint(splits),
+        class_names=class_names,
+        origin=origin,
     )
 
 
@@ -127,13 +132,16 @@ def materialize(source: Source) -> Source:
     return Arrays(**{name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]})
 
 
-def divide(valid_examples: int, count: int, other: Collection[str], where: str) -> dict[str, slice | np.ndarray]:
-    """Which of the `count` training examples become which split, where the set has the splits `other` besides them.
+def divide(
+    valid_examples: int, count: int, other: Collection[str], where: str
+) -> tuple[dict[str, slice | np.ndarray], str]:
+    """Which of the `count` training examples become which split, where the set has the splits `other` besides them; and
+    the origin of the splits in words.
 
     Where it has a test split, the last data.valid_examples are the valid split. Otherwise both are drawn without
     replacement, always the same ones for the same count. A note tells the sizes where the data decide.
 
-    valid_examples: −1: 10,000, or a sixth of the examples where that is fewer; a test split has as many always. 0: no
+    valid_examples: −1: 10,000, or a fifth of the examples where that is fewer; a test split has as many always. 0: no
       valid split.
 
     Raises:
@@ -141,7 +149,7 @@ def divide(valid_examples: int, count: int, other: Collection[str], where: str) 
     """
     if count < 3 and 'test' not in other:
         raise UserError(f'{where}: {count} examples cannot be divided into train, valid and test; give it 3 or more')
-    usual = max(min(_HELD_OUT, count // 6), min(count - 1, 1))
+    usual = max(min(_HELD_OUT, count // 5), min(count - 1, 1))
     num_test = 0 if 'test' in other else usual
     num_valid = 0 if 'valid' in other else usual if valid_examples == -1 else valid_examples
     left = count - num_test
@@ -153,19 +161,21 @@ def divide(valid_examples: int, count: int, other: Collection[str], where: str) 
     sizes = {'train': left - num_valid, 'valid': num_valid, 'test': num_test}
     sizes = {split: n for split, n in sizes.items() if n}
     if list(sizes) == ['train']:
-        return {'train': slice(0, count)}
+        return {'train': slice(0, count)}, 'as given'
     how = 'valid are the last ones' if 'test' in other else 'drawn at random, always the same ones'
     split_up = ', '.join(f'{n} {split}' for split, n in sizes.items())
     if valid_examples == -1 or num_test:
         note(f'{where}: its {count} training examples become {split_up} ({how}; data.valid_examples={valid_examples})')
     ends = np.cumsum(list(sizes.values()))
     if 'test' in other:
-        return {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}
+        parts = {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}
+        return parts, f'valid is the last {num_valid:,} training examples'
     # RandomState, for its stream is frozen for good (NEP 19); a Generator's may change with numpy.
     order = np.random.RandomState(0).permutation(count)
     # Test comes first, so that data.valid_examples does not change it.
     order = np.concatenate([order[num_test:], order[:num_test]])
-    return dict(zip(sizes, np.split(order, ends[:-1]), strict=True))
+    held_out = ' and '.join(split for split in sizes if split != 'train')
+    return dict(zip(sizes, np.split(order, ends[:-1]), strict=True)), f'{held_out} drawn from train, always the same'
 
 
 def train_on_valid(dataset: Dataset) -> Dataset:
@@ -175,7 +185,8 @@ def train_on_valid(dataset: Dataset) -> Dataset:
         return dataset
     parts = [splits['train'].arrays, splits.pop('valid').arrays]
     splits['train'] = Arrays(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-    return dataclasses.replace(dataset, splits=splits, fingerprint=_fingerprint(splits))
+    origin = f'{dataset.origin}; valid is trained on'
+    return dataclasses.replace(dataset, splits=splits, fingerprint=_fingerprint(splits), origin=origin)
 
 
 def _fingerprint(splits: Mapping[str, Arrays]) -> str:

@@ -30,6 +30,7 @@ def digits(cfg) -> Dataset:
         {split: Arrays(x[index], bunch.target[index]) for split, index in parts},
         levels=16,
         num_classes=10,
+        origin='one fixed permutation',
         licence='CC BY 4.0: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI '
         'Machine Learning Repository; its test part, as scikit-learn ships it',
     )
@@ -50,7 +51,10 @@ def mixture(cfg) -> Dataset:
     sizes = {'train': cfg.num_examples, 'valid': _EVAL_EXAMPLES, 'test': _EVAL_EXAMPLES}
     splits = {split: _draw(density, f'{cfg.name}/{split}', n) for split, n in sizes.items()}
     classes = len(density.means) if len(density.means) > 1 else 0
-    return from_arrays(splits, levels=0, num_classes=classes, density=density, licence='none needed: drawn at random')
+    return from_arrays(
+        splits, levels=0, num_classes=classes, density=density, licence='none needed: drawn at random',
+        origin='independent draws',
+    )  # fmt: skip
 
 
 def _draw(density: Mixture, stream: str, n: int) -> Arrays:

@@ -20,11 +20,11 @@ def fit(label: np.ndarray, count: int, what: str) -> np.ndarray:
     return label[:, 0] if label.ndim == 2 and label.shape[1] == 1 else label
 
 
-def to_classes(by_split: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.ndarray], int]:
-    """The classes int32 (n,) by split, and how many there are; a note tells which label is which where they differ.
+def to_classes(by_split: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The classes int32 (n,) by split, and the label of each; a note tells which label is which where they differ.
 
     The K distinct labels of all splits, in their order, are the classes 0..K−1; one-hot rows (n, K) stand for the place
-    of their one. Labels that are no classes (fractions, several for an example) are left out with a note: ({}, 0).
+    of their one. Labels that are no classes (fractions, several for an example) are left out with a note: ({}, ()).
 
     Raises:
       UserError: if the labels of the splits are of different kinds, or most examples have a label of their own.
@@ -40,15 +40,16 @@ def to_classes(by_split: Mapping[str, np.ndarray], where: str) -> tuple[dict[str
     why = _no_classes(every)
     if why:
         note(f'{where}: the labels are left out, for they are no classes: {why}')
-        return {}, 0
+        return {}, ()
     if every.ndim == 2:
-        return {split: label.argmax(1).astype(np.int32) for split, label in by_split.items()}, every.shape[1]
+        names = tuple(map(str, range(every.shape[1])))
+        return {split: label.argmax(1).astype(np.int32) for split, label in by_split.items()}, names
     if every.dtype.kind in 'bf' or _are_numbers(every):
         every = every.astype(np.int64)
     values, index = np.unique(every, return_inverse=True)
     if len(values) == 1:
         note(f'{where}: the labels are left out, for all of them are {values[0]}')
-        return {}, 0
+        return {}, ()
     if 2 * len(values) > len(every):
         raise UserError(
             f'{where}: {len(values)} different labels for {len(every)} examples, {_some(values)}, are no classes; '
@@ -57,14 +58,14 @@ def to_classes(by_split: Mapping[str, np.ndarray], where: str) -> tuple[dict[str
     if every.dtype.kind == 'U' or not np.array_equal(values, np.arange(len(values))):
         note(f'{where}: {_said(values)}')
     parts = np.split(index.astype(np.int32), np.cumsum([len(label) for label in by_split.values()])[:-1])
-    return dict(zip(by_split, parts, strict=True)), len(values)
+    return dict(zip(by_split, parts, strict=True)), tuple(map(str, values))
 
 
-def tell_of_empty_classes(train: np.ndarray, num_classes: int, where: str) -> None:
+def tell_of_empty_classes(train: np.ndarray, names: tuple[str, ...], where: str) -> None:
     """A note of the classes that no training example has."""
-    empty = np.flatnonzero(np.bincount(train, minlength=num_classes) == 0)
+    empty = np.flatnonzero(np.bincount(train, minlength=len(names)) == 0)
     if len(empty):
-        note(f'{where}: no training example is of class {_some(empty)} ({len(empty)} of {num_classes} classes)')
+        note(f'{where}: no training example is of class {_some(empty)} ({len(empty)} of {len(names)} classes)')
 
 
 def _no_classes(label: np.ndarray) -> str:

@@ -83,6 +83,7 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
         num_classes=_CLASSES**CHANNELS,
         density=None,
         licence=base.licence,
+        origin=f'each stacks images of its own split of {name}',
         fingerprint=digest.hexdigest(),
         stacked=True,
     )

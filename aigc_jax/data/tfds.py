@@ -61,10 +61,11 @@ def tfds(cfg, where: str) -> Dataset:
     builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
     info = builder.info
     key, shape, dtype, classes = _features(info, where)
+    splits, origin = _splits(cfg, info, where)
     try:
         streams = {
             split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0, rows)
-            for split, (name, rows) in _splits(cfg, info, where).items()
+            for split, (name, rows) in splits.items()
         }
         for stream in streams.values():
             stream[len(stream) - 1]  # the one read that shows a file missing or cut short
@@ -85,6 +86,7 @@ def tfds(cfg, where: str) -> Dataset:
         licence=licence,
         fingerprint=_fingerprint(info, streams),
         class_names=tuple(info.features['label'].names) if classes else (),
+        origin=origin,
     )
 
 
@@ -228,8 +230,8 @@ def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
     return key, shape, dtype, classes or 0
 
 
-def _splits(cfg, info, name: str) -> dict[str, tuple[str, np.ndarray | None]]:
-    """TFDS's name (or slice) for train, valid and test, and the rows of it; None: all."""
+def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray | None]], str]:
+    """TFDS's name (or slice) for train, valid and test, and the rows of it (None: all); the origin of the splits."""
     if 'train' not in info.splits:
         raise UserError(
             f'data.name=tfds:{name}: has no train split, only {", ".join(info.splits)}; '
@@ -239,7 +241,8 @@ def _splits(cfg, info, name: str) -> dict[str, tuple[str, np.ndarray | None]]:
     own = {split: theirs for split, theirs in (('valid', valid), ('test', 'test')) if theirs in info.splits}
     count = info.splits['train'].num_examples
     splits = {split: (theirs, None) for split, theirs in own.items()}
-    for split, part in divide(cfg.valid_examples, count, own, f'tfds:{name}').items():
+    parts, origin = divide(cfg.valid_examples, count, own, f'tfds:{name}')
+    for split, part in parts.items():
         if isinstance(part, slice):
             whole = part == slice(0, count)
             splits[split] = 'train' if whole else f'train[{part.start}:{part.stop}]', None
@@ -251,7 +254,8 @@ def _splits(cfg, info, name: str) -> dict[str, tuple[str, np.ndarray | None]]:
             rows = np.concatenate([rows, count + np.arange(info.splits[valid].num_examples)])
         splits['train'] = f'train+{valid}', rows
         del splits['valid']
-    return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}
+        origin += '; valid is trained on'
+    return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}, origin
 
 
 def _fingerprint(info, streams: dict[str, Stream]) -> str:

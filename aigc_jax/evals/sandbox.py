@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from aigc_jax.core import parallel
+from aigc_jax.core import parallel, progress
 from aigc_jax.core.errors import RunError
 
 STATUSES = ('passed', 'failed', 'exited', 'timeout', 'memory', 'output', 'forbidden')
@@ -78,7 +78,7 @@ class Sandbox:
     def run(self, programs: Sequence[str], seconds: float = 5.0, memory: int = MEMORY) -> list[Result]:
         """How each program ended, in their order. seconds: of wall time each; memory: bytes of address space each."""
         results: list[Result | None] = [None] * len(programs)
-        waiting = iter(range(len(programs)))
+        waiting = progress.each(range(len(programs)), 'programs executed')
         with selectors.DefaultSelector() as selector:
 
             def give(place: int) -> None:
