@@ -400,7 +400,7 @@ MISTAKES = {
     'stop no UTF-8': (['--stop=\ud83d'], ['--stop: character 1', 'UTF-8']),
     'line no UTF-8': (['--prompt_file={}/half'], ['--prompt: character 2', 'UTF-8']),
     'no infilling': (['--suffix=x'], ['--suffix', 'data.fim_rate']),
-    'no UTF-8': (['--prompt_file={}/latin1'], ['latin1', 'byte 1', 'UTF-8']),
+    'no UTF-8': (['--prompt_file={}/latin1'], ['latin1, line 1', 'UTF-8; if it is latin1: iconv -f latin1 -t utf-8 ']),
     'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
     'empty prompt file': (['--prompt_file={}/empty'], ['--prompt_file', 'no line']),
     'two prompts': (['--prompt=a', '--prompt_file={}/empty'], ['--prompt and --prompt_file']),

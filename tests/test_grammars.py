@@ -232,12 +232,12 @@ def test_own_grammar_from_a_file(tmp_path):
 @pytest.mark.parametrize('name, text, words', [
     ('jsn', None, "'jsn'; did you mean json?"),
     ('rules.txt', None, r'known: FILE.lark, arithmetic, json, python'),
-    ('none.lark', None, 'none.lark cannot be read: No such file'),
+    ('none.lark', None, 'none.lark: cannot be read: No such file'),
     ('bad.lark', b'start: foo "x"\n', r'bad.lark: at 1\(8\): unknown name: "foo"'),
     ('bad.lark', b'other: "x"\n', 'no start'),
     ('bad.lark', b'start: /(/\n', 'bad.lark: '),
     ('bad.lark', b'', 'bad.lark: '),
-    ('bad.lark', b'\xff', 'bad.lark, byte 0: is not UTF-8'),
+    ('bad.lark', b'\xff', 'bad.lark, line 1: is not UTF-8; if it is latin1: iconv'),
 ])  # fmt: skip
 def test_bad_names_and_files(tmp_path, monkeypatch, name, text, words):
     monkeypatch.chdir(tmp_path)
