@@ -1,5 +1,6 @@
 """Decoding: draws against exact distributions, the same text in any batch, beams against enumeration, the flags."""
 
+import gzip
 import itertools
 import json
 import pathlib
@@ -372,8 +373,8 @@ def test_what_is_filled_in_is_asked_for_as_in_training():
 def test_the_command_line_writes(runner, smoke, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(smoke('gpt'), folder)
-    (tmp_path / 'prompts').write_text('The\n"An\\nimport"\n')
-    code, out, err = runner('--mode=sample', f'--workdir={folder}', f'--prompt_file={tmp_path}/prompts',
+    (tmp_path / '[p].gz').write_bytes(gzip.compress(b'\xef\xbb\xbfThe\r\n"An\\nimport"\r\n'))
+    code, out, err = runner('--mode=sample', f'--workdir={folder}', f'--prompt_file={tmp_path}/[p].gz',
                             '--num_samples=2', '--max_new_tokens=12', '--temperature=0.7', '--top_p=0.9')  # fmt: skip
     assert code == 0 and out.count('The') == 2 and out.count('An\nimport') == 2
     assert '4 texts' in err and 'nats a token' in err

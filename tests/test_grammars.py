@@ -1,7 +1,9 @@
 """Grammars: what is drawn under them parses, with each tokenizer; what they take and refuse; bad names and files."""
 
 import ast
+import gzip
 import json
+import lzma
 import warnings
 
 import numpy as np
@@ -246,6 +248,15 @@ def test_bad_names_and_files(tmp_path, monkeypatch, name, text, words):
     with pytest.raises(UserError, match=words) as found:
         Grammar(name, BYTES)
     assert len(str(found.value).splitlines()) == 1 and str(found.value).startswith('--grammar')
+
+
+def test_a_file_may_be_compressed_or_begin_with_a_mark(tmp_path):
+    rules = b'\xef\xbb\xbfstart: "a"+ "\xc3\xa9"\r\n'
+    files = {'[a].lark': rules, 'b.lark.gz': gzip.compress(rules), 'c.lark.xz': lzma.compress(rules)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        matchers = Grammar(str(tmp_path / name), BYTES).begin(1)
+        assert np.flatnonzero(matchers.allowed()[0]).tolist() == [ord('a')], name
 
 
 def test_tokenizers_that_do_not_fit():

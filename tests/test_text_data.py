@@ -84,6 +84,8 @@ def test_text_that_is_no_utf8_is_refused_with_the_mend(tmp_path, kind):
     assert 'iconv -f cp1252' in message(f'text:{tmp_path}/w', tokenizer=kind, vocab_size=300)
     (tmp_path / 'u').write_bytes('no mark before it\n'.encode('utf-16be') * 400)
     assert 'iconv -f utf-16be' in message(f'text:{tmp_path}/u', tokenizer=kind, vocab_size=300)
+    write(tmp_path / 'b', b'PK\x03\x04\xff')
+    assert 'line 1: is not UTF-8; it holds control characters' in message(f'text:{tmp_path}/b', tokenizer=kind)
     write(tmp_path / 'z', b'caf\xe9\n' * 400, '.gz')
     assert f'gzip -dc {tmp_path}/z.gz | iconv -f' in message(f'text:{tmp_path}/z.gz', tokenizer=kind, vocab_size=300)
 

@@ -116,6 +116,8 @@ def decode(data: bytes) -> tuple[str, str]:
 def mend_encoding(data: bytes, path) -> str:
     """The command that makes UTF-8 of what `decode` finds no encoding of, if that is one of the usual ones."""
     encoding = _unmarked(data) or 'latin1'
+    if encoding == 'latin1' and re.search(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f]', data):
+        return 'it holds control characters, as no text does'
     if encoding == 'latin1' and re.search(rb'[\x80-\x9f]', data):  # which Windows has letters for
         encoding = 'cp1252'
     name, tool = shlex.quote(str(path)), _TOOLS.get(pathlib.Path(path).suffix)
