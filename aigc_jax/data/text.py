@@ -221,9 +221,9 @@ def python_stdlib(cfg, tokenizer) -> Dataset:
 
 def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """text:FILE, one document, or text:GLOB, each file one."""
-    is_kept = _is_kept(cfg, tokenizer)
+    kept = is_kept(cfg, tokenizer)
     files = {split: reading.matching(cfg, place) for split, place in where.items()}
-    return _own(cfg, {split: reading.texts(paths, is_kept) for split, paths in files.items()}, tokenizer)
+    return _own(cfg, {split: reading.texts(paths, kept) for split, paths in files.items()}, tokenizer)
 
 
 def code(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
@@ -233,7 +233,7 @@ def code(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
         root = pathlib.Path(place)
         if not root.is_dir():
             raise UserError(f'data.name={cfg.name}: there is no folder {root}')
-        by_split[split] = reading.texts(sorted(root.rglob('*.py')), _is_kept(cfg, tokenizer))
+        by_split[split] = reading.texts(sorted(root.rglob('*.py')), is_kept(cfg, tokenizer))
         if not any(by_split[split]):
             raise UserError(f'data.name={cfg.name}: no .py file with a text lies below {root}')
     return _own(cfg, by_split, tokenizer)
@@ -254,6 +254,6 @@ def _own(cfg, by_split: Mapping[str, list[str]], tokenizer) -> Dataset:
     return load(cfg, training, _OWN, tokenizer, by_split)
 
 
-def _is_kept(cfg, tokenizer: Tokenizer | None) -> bool:
+def is_kept(cfg, tokenizer: Tokenizer | None) -> bool:
     """Whether there are tokens for bytes that are no UTF-8."""
     return (tokenizer.kind if tokenizer else cfg.tokenizer) in ('byte', 'auto')
