@@ -206,7 +206,7 @@ def to_json(config: ConfigDict) -> str:
 def from_json(path: pathlib.Path) -> ConfigDict:
     """The config of a run's folder. Raises UserError."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding='utf-8-sig'))
         if not isinstance(values, dict):
             raise ValueError('it holds no fields')
         return ConfigDict(_tuples(values))

@@ -197,7 +197,7 @@ class Evaluator:
         theirs = [text_samples.until_end(tokens[start : start + len(row)], end) for start, row in pieces]
         both = [[dataset.tokenizer.decode(row) for row in rows] for rows in (ours, theirs)]
         found, reference = (text_samples.text_metrics(texts, self._text('train')) for texts in both)
-        if is_code(config.data.name):
+        if is_code(config.data):
             beginnings = self._beginnings(split, n, most)
             for what in (code.parses, code.compiles):
                 found[what.__name__] = text_samples.python_share(what, both[0], [len(row) == most for row in ours])

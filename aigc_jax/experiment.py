@@ -219,7 +219,10 @@ def _no_split(split: str, cfg: ConfigDict, splits) -> str:
             f"eval: there is no split 'valid' with data.valid_examples=0, only {', '.join(splits)}; set eval.split and "
             f'eval.final_split to one of them, or data.valid_examples to -1'
         )
-    return f'eval: the data have no split {split!r}; they have {", ".join(splits)}'
+    return (
+        f'eval: the data have no split {split!r}, only {", ".join(splits)}; set eval.split and eval.final_split to those '
+        'there are, or give more data (aigc_jax/data/README.md)'
+    )
 
 
 def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):

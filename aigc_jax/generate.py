@@ -14,7 +14,7 @@ from aigc_jax import pictures
 from aigc_jax.core import optim, rng
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import atomic_write, lines_of
+from aigc_jax.core.files import atomic_write, lines_of, read_text
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.decoding import Sampling, draft_table, pad_prompts
 from aigc_jax.experiment import Experiment
@@ -278,12 +278,7 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
         raise UserError('--prompt and --prompt_file: give one of them')
     if not prompt_file:
         return [prompt]
-    try:
-        text = pathlib.Path(prompt_file).expanduser().read_text(encoding='utf-8')
-    except OSError as error:
-        raise UserError(f'--prompt_file: {prompt_file} cannot be read: {error.strerror or error}') from None
-    except UnicodeDecodeError as error:
-        raise UserError(f'--prompt_file: {prompt_file}, byte {error.start}: is not UTF-8') from None
+    text = read_text(pathlib.Path(prompt_file).expanduser(), '--prompt_file: ').replace('\r\n', '\n')
     prompts = []
     for number, line in enumerate(lines_of(text), 1):
         try:

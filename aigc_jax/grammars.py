@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.files import SUFFIXES, read_text
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.decoding import endings
 
@@ -229,14 +230,9 @@ def _read(name: str) -> tuple[str, str]:
     if name in NAMED:
         write, needs = NAMED[name]
         return '\n'.join(write()) + '\n', needs
-    if not name.endswith('.lark'):
+    if not name.endswith(('.lark', *('.lark' + suffix for suffix in SUFFIXES))):
         raise UserError(f'--grammar: {name!r}{near(name, [*NAMED, "FILE.lark"])}')
-    try:
-        return pathlib.Path(name).expanduser().read_text(encoding='utf-8'), ''
-    except OSError as error:
-        raise UserError(f'--grammar: {name} cannot be read: {error.strerror or error}') from None
-    except UnicodeDecodeError as error:
-        raise UserError(f'--grammar: {name}, byte {error.start}: is not UTF-8') from None
+    return read_text(pathlib.Path(name).expanduser(), '--grammar: ').replace('\r\n', '\n'), ''
 
 
 def _json() -> Iterator[str]:

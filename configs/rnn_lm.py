@@ -52,10 +52,13 @@ def get_config(arg=''):
                 ),
             ),
             data=dict(
+                # Or 'python-stdlib', 'programs', 'text:FILE', 'text:GLOB', 'code:DIR', 'jsonl:FILE', 'tfds:NAME', and
+                # 'text:train=A,valid=B,test=C', also of code and jsonl; aigc_jax/data/README.md tells of each.
                 name='pydoc',
                 dir='',  # folder of TFDS sets, for tfds:NAME; '': TFDS's default
                 tokenizer='auto',  # 'byte', 'char', 'word', 'bpe'; 'auto': that of init_from, or bytes
                 vocab_size=-1,  # most tokens of 'word' and 'bpe', special ones included; -1: as init_from, or 1024
+                code=False,  # whether it is Python source; code:, python-stdlib and programs always are
                 order='contiguous',  # rows of text read on from block to block, or 'shuffled': blocks from anywhere
                 valid_percent=5.0,  # of the text, or of its documents
                 test_percent=5.0,

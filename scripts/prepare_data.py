@@ -28,7 +28,7 @@ _SOURCE = flags.DEFINE_string(
     'source',
     None,
     'What to read: idx:DIR, npz:FILE, npy:FILE, mat:FILE, amat:DIR, images:DIR; text:FILE_OR_GLOB, code:DIR, '
-    'jsonl:FILE.',
+    'jsonl:FILE; also as text:train=A,valid=B,test=C. aigc_jax/data/README.md tells what each may hold.',
     required=True,
 )
 _NAME = flags.DEFINE_string('name', None, 'Name of the new set: a-z, 0-9 and _.', required=True)

@@ -1,10 +1,12 @@
 """What the tests of data share: arrays, files of them in each format, and ways to break a file."""
 
+import bz2
 import gzip
 import lzma
 
 import numpy as np
 import pytest
+import zstandard
 from ml_collections import config_dict
 
 from aigc_jax import data
@@ -45,8 +47,8 @@ def arrays(dataset, split):
 
 
 def write(path, content, suffix=''):
-    opener = {'': open, '.gz': gzip.open, '.xz': lzma.open}[suffix]
-    with opener(f'{path}{suffix}', 'wb') as file:
+    openers = {'': open, '.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open, '.zst': zstandard.open}
+    with openers[suffix](f'{path}{suffix}', 'wb') as file:
         file.write(content)
 
 

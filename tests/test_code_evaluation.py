@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import lzma
 import math
 import pathlib
 
@@ -67,13 +68,13 @@ def test_what_parses_and_what_compiles(recwarn):
 def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
     lines, sanitized = tmp_path / 'h.jsonl', tmp_path / 's.json'
     lines.write_text(json.dumps(HUMANEVAL) + '\n\n' + json.dumps({**HUMANEVAL, 'task_id': 'Own/1'}) + '\n')
-    (tmp_path / 'h.jsonl.gz').write_bytes(gzip.compress(lines.read_bytes()))
+    (tmp_path / 'h.jsonl.gz').write_bytes(gzip.compress(b'\xef\xbb\xbf' + lines.read_bytes()))
     (tmp_path / 'h.jsonl.zst').write_bytes(zstandard.compress(lines.read_bytes()))
-    (tmp_path / 'm.jsonl').write_text(json.dumps(MBPP) + '\n')
+    (tmp_path / 'm [1].xz').write_bytes(lzma.compress(json.dumps(MBPP).encode() + b'\n'))
     sanitized.write_text(json.dumps([SANITIZED], indent=1))
     assert [p.name for p in problems.humaneval(tmp_path / 'h.jsonl.zst')] == [p.name for p in problems.humaneval(lines)]
     read = [problems.humaneval(lines)[1], problems.humaneval(tmp_path / 'h.jsonl.gz')[0]]
-    read += [problems.mbpp(tmp_path / 'm.jsonl')[0], problems.mbpp(sanitized)[0]]
+    read += [problems.mbpp(tmp_path / 'm [1].xz')[0], problems.mbpp(sanitized)[0]]
     assert [problem.name for problem in read] == ['Own/1', 'Own/0', 'MBPP/7', 'MBPP/8']
     assert read[2].prompt == '"""\nWrite a function to negate.\nassert neg(1) == -1\nassert neg(BIG) == -BIG\n"""\n'
     right = [HUMANEVAL['canonical_solution']] * 2 + [MBPP['code'], SANITIZED['code']]
@@ -95,7 +96,7 @@ def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
         (problems.humaneval, b'[1]', 'problem 1: is no JSON object'),
         (problems.humaneval, b'\n', 'holds no problem'),
         (problems.humaneval, b'{}\n\xff', 'line 2: is not UTF-8'),
-        (problems.humaneval, b'\x1f\x8bxx', 'cannot be read'),
+        (problems.humaneval, b'\x1f\x8b\x08xx', 'cannot be read'),
         (problems.humaneval, gzip.compress(b'x' * 9999)[:-9], 'cannot be read'),
         (problems.mbpp, json.dumps({**MBPP, 'test_list': 'x'}).encode(), '"test_list" is no list of texts'),
         (problems.mbpp, json.dumps({**MBPP, 'task_id': None}).encode(), '"task_id" is no whole number'),

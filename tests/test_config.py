@@ -136,7 +136,7 @@ def test_a_missing_field_is_named(name):
 
 def test_json_gives_the_config_back(tmp_path):
     config = load("parallel.rules=(('kernel', 'fsdp'),)")
-    (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+    (tmp_path / 'config.json').write_text(config_lib.to_json(config), encoding='utf-8-sig')  # as editors may leave it
     back = config_lib.from_json(tmp_path / 'config.json')
     assert config_lib.flatten(back) == config_lib.flatten(config)
     assert config_lib.to_json(back) == config_lib.to_json(config)

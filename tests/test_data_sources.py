@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from datafiles import arrays, load, sizes, user_error
+from datafiles import IMAGES, LABELS, arrays, idx_bytes, load, sizes, user_error, write
 
 from aigc_jax import data
 from aigc_jax.data.mixture import MIXTURES
@@ -119,3 +119,30 @@ def test_real_sets(name, levels, mean):
     assert sizes(dataset) == [50_000, 10_000, 10_000] and dataset.shape == (28, 28, 1)
     assert dataset.levels == levels
     assert arrays(dataset, 'train')['x'].mean() == pytest.approx(mean, rel=0.005)
+
+
+def test_splits_are_the_places_that_are_given(tmp_path):
+    path = lambda name: f'{tmp_path}/{name}'
+    for name, cut in (('a,b', slice(0, 20)), ('b', slice(20, 24)), ('c', slice(24, 30))):
+        np.savez(path(name), images=IMAGES[cut], labels=LABELS[cut])
+        np.save(path(name), IMAGES[cut])
+    np.savez(path('both'), x_train=IMAGES[:5], x_test=IMAGES[5:9])
+    for kind in ('npz', 'npy'):
+        name = f'{kind}:train={path("a,b")}.{kind},valid={path("b")}.{kind},test={path("c")}.{kind}'
+        dataset = load(name)
+        assert sizes(dataset) == [20, 4, 6]
+        np.testing.assert_array_equal(arrays(dataset, 'valid')['x'][..., 0], IMAGES[20:24])
+    np.testing.assert_array_equal(arrays(load(name.replace('npy', 'npz')), 'test')['label'], LABELS[24:])
+    dataset = load(f'npz:train={path("both.npz")},test={path("both.npz")}')
+    np.testing.assert_array_equal(arrays(dataset, 'test')['x'][..., 0], IMAGES[5:9])
+    dataset = load(f'npy:train={path("a,b.npy")},test={path("c.npy")}')  # four of a are held out
+    assert sizes(dataset) == [16, 4, 6]
+    user_error(f'npz:train={path("a,b.npz")},valid={path("both.npz")}', 'holds train, test; valid=… needs one set')
+    user_error(f'npz:valid={path("b.npz")}', 'write train=A,valid=B,test=C')
+    user_error(f'amat:train={tmp_path},test={tmp_path}', 'is of idx:, npz:, npy:, mat:, images: and text')
+    for split, part in (('train', 'train'), ('test', 't10k')):
+        (tmp_path / split).mkdir()
+        write(f'{tmp_path}/{split}/{part}-images-idx3-ubyte', idx_bytes(IMAGES[:9] if split == 'test' else IMAGES[9:]))
+    dataset = load(f'idx:train={tmp_path}/train,test={tmp_path}/test')
+    assert sizes(dataset) == [17, 4, 9]
+    np.testing.assert_array_equal(arrays(dataset, 'test')['x'][..., 0], IMAGES[:9])

@@ -1,5 +1,6 @@
 """Decoding: draws against exact distributions, the same text in any batch, beams against enumeration, the flags."""
 
+import gzip
 import itertools
 import json
 import os
@@ -387,8 +388,8 @@ def test_what_is_filled_in_is_asked_for_as_in_training():
 def test_the_command_line_writes(runner, smoke, tmp_path):
     folder = tmp_path / 'run'
     shutil.copytree(smoke('gpt'), folder)
-    (tmp_path / 'prompts').write_text('The\n"An\\nimport"\n')
-    code, out, err = runner('--mode=sample', f'--workdir={folder}', f'--prompt_file={tmp_path}/prompts',
+    (tmp_path / '[p].gz').write_bytes(gzip.compress(b'\xef\xbb\xbfThe\r\n"An\\nimport"\r\n'))
+    code, out, err = runner('--mode=sample', f'--workdir={folder}', f'--prompt_file={tmp_path}/[p].gz',
                             '--num_samples=2', '--max_new_tokens=12', '--temperature=0.7', '--top_p=0.9')  # fmt: skip
     assert code == 0 and out.count('The') == 2 and out.count('An\nimport') == 2
     assert '4 texts' in err and 'nats a token' in err
@@ -447,7 +448,7 @@ MISTAKES = {
     'stop no UTF-8': (['--stop=\ud83d'], ['--stop: character 1', 'UTF-8']),
     'line no UTF-8': (['--prompt_file={}/half'], ['--prompt: character 2', 'UTF-8']),
     'no infilling': (['--suffix=x'], ['--suffix', 'data.fim_rate']),
-    'no UTF-8': (['--prompt_file={}/latin1'], ['latin1', 'byte 1', 'UTF-8']),
+    'no UTF-8': (['--prompt_file={}/latin1'], ['latin1, line 1', 'UTF-8; if it is latin1: iconv -f latin1 -t utf-8 ']),
     'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
     'empty prompt file': (['--prompt_file={}/empty'], ['--prompt_file', 'no line']),
     'two prompts': (['--prompt=a', '--prompt_file={}/empty'], ['--prompt and --prompt_file']),

@@ -1,7 +1,9 @@
 """Grammars: what is drawn under them parses, with each tokenizer; what they take and refuse; bad names and files."""
 
 import ast
+import gzip
 import json
+import lzma
 import warnings
 
 import numpy as np
@@ -250,12 +252,12 @@ def test_own_grammar_from_a_file(tmp_path):
 @pytest.mark.parametrize('name, text, words', [
     ('jsn', None, "'jsn'; did you mean json?"),
     ('rules.txt', None, r'known: FILE.lark, arithmetic, json, python'),
-    ('none.lark', None, 'none.lark cannot be read: No such file'),
+    ('none.lark', None, 'none.lark: cannot be read: No such file'),
     ('bad.lark', b'start: foo "x"\n', r'bad.lark: at 1\(8\): unknown name: "foo"'),
     ('bad.lark', b'other: "x"\n', 'no start'),
     ('bad.lark', b'start: /(/\n', 'bad.lark: '),
     ('bad.lark', b'', 'bad.lark: '),
-    ('bad.lark', b'\xff', 'bad.lark, byte 0: is not UTF-8'),
+    ('bad.lark', b'\xff', 'bad.lark, line 1: is not UTF-8; if it is latin1: iconv'),
 ])  # fmt: skip
 def test_bad_names_and_files(tmp_path, monkeypatch, name, text, words):
     monkeypatch.chdir(tmp_path)
@@ -264,6 +266,15 @@ def test_bad_names_and_files(tmp_path, monkeypatch, name, text, words):
     with pytest.raises(UserError, match=words) as found:
         Grammar(name, BYTES)
     assert len(str(found.value).splitlines()) == 1 and str(found.value).startswith('--grammar')
+
+
+def test_a_file_may_be_compressed_or_begin_with_a_mark(tmp_path):
+    rules = b'\xef\xbb\xbfstart: "a"+ "\xc3\xa9"\r\n'
+    files = {'[a].lark': rules, 'b.lark.gz': gzip.compress(rules), 'c.lark.xz': lzma.compress(rules)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        matchers = Grammar(str(tmp_path / name), BYTES).begin(1)
+        assert np.flatnonzero(matchers.allowed()[0]).tolist() == [ord('a')], name
 
 
 def test_tokenizers_that_do_not_fit():

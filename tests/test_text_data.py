@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from datafiles import Notes, write
 from ml_collections import ConfigDict
 
 from aigc_jax import data
@@ -28,6 +29,10 @@ def message(name='pydoc', **fields) -> str:
     with pytest.raises(UserError) as error:
         data.load(make(name, **fields))
     return str(error.value)
+
+
+def decoded(dataset) -> dict[str, str]:
+    return {split: dataset.tokenizer.decode(windows.tokens) for split, windows in dataset.splits.items()}
 
 
 @pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
@@ -69,11 +74,130 @@ def test_bytes_that_are_no_utf8_survive(tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['char', 'word', 'bpe'])
-def test_text_that_is_no_utf8_with_any_tokenizer(tmp_path, kind):
-    (tmp_path / 'raw').write_bytes(b'caf\xe9 is no UTF-8\n' * 400)
-    dataset = data.load(make(f'text:{tmp_path}/raw', tokenizer=kind, vocab_size=300))
-    text = dataset.tokenizer.decode(dataset.splits['train'].tokens[:12])
-    assert text.encode() and 'caf\ufffd' in text
+def test_text_that_is_no_utf8_is_refused_with_the_mend(tmp_path, kind):
+    (tmp_path / 'my raw').write_bytes(b'UTF-8\ncaf\xe9 is no UTF-8\n' * 400)
+    said = message(f'text:{tmp_path}/my raw', tokenizer=kind, vocab_size=300)
+    assert said.endswith(
+        f"my raw, line 2: is not UTF-8; if it is latin1: iconv -f latin1 -t utf-8 '{tmp_path}/my raw' > NEW"
+    )
+    (tmp_path / 'w').write_bytes('“café”\n'.encode('cp1252') * 400)
+    assert 'iconv -f cp1252' in message(f'text:{tmp_path}/w', tokenizer=kind, vocab_size=300)
+    (tmp_path / 'u').write_bytes('no mark before it\n'.encode('utf-16be') * 400)
+    assert 'iconv -f utf-16be' in message(f'text:{tmp_path}/u', tokenizer=kind, vocab_size=300)
+    write(tmp_path / 'b', b'PK\x03\x04\xff')
+    assert 'line 1: is not UTF-8; it holds control characters' in message(f'text:{tmp_path}/b', tokenizer=kind)
+    write(tmp_path / 'z', b'caf\xe9\n' * 400, '.gz')
+    assert f'gzip -dc {tmp_path}/z.gz | iconv -f' in message(f'text:{tmp_path}/z.gz', tokenizer=kind, vocab_size=300)
+
+
+def test_bytes_that_are_no_utf8_are_counted(tmp_path, capsys):
+    notes = Notes(capsys)
+    for name in 'ab':
+        (tmp_path / name).write_bytes(name.encode() + b' caf\xe9 is no UTF-8\n' * 400)
+    data.load(make(f'text:{tmp_path}/[ab]', valid_percent=0.0, test_percent=0.0))
+    assert notes() == [
+        f'{tmp_path}/a, … (2 files): are read with 800 bytes that are no UTF-8, as they are; if it is latin1: '
+        f'iconv -f latin1 -t utf-8 {tmp_path}/a > NEW'
+    ]
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-be', 'utf-32', 'utf-32-be'])
+def test_marks_of_encodings_are_read_and_are_no_text(tmp_path, capsys, encoding):
+    notes, text = Notes(capsys), 'Ça va, \U0001f600?\n' * 100
+    mark = '\ufeff' * encoding.endswith('be')  # which the others write themselves
+    lines = ''.join(json.dumps({'text': f'{i}{text}'}) + '\n' for i in range(60))
+    for name, content in (('a.txt', text), ('a.jsonl', lines)):
+        (tmp_path / name).write_bytes((mark + content).encode(encoding))
+        dataset = data.load(make(f'{name[2:].replace("txt", "text")}:{tmp_path}/{name}', tokenizer='char'))
+        assert text[:50] in dataset.tokenizer.decode(dataset.splits['train'].tokens)
+        assert not {'\ufeff', '\0', '\ufffd'} & set(dataset.tokenizer.pieces)
+        assert notes() == ([f'{tmp_path}/{name}: is read as {encoding[:6]}'] if encoding != 'utf-8-sig' else [])
+
+
+@pytest.mark.parametrize('suffix', ['', '.gz', '.xz', '.zst', '.bz2'])
+def test_text_and_jsonl_may_be_compressed(tmp_path, suffix):
+    write(tmp_path / 'a.txt', LINES[1].encode() * 100, suffix)
+    write(tmp_path / 'a.jsonl', json.dumps({'text': LINES[0] * 100}).encode(), suffix)
+    assert decoded(data.load(make(f'text:{tmp_path}/a.txt{suffix}')))['train'].startswith(LINES[1])
+    assert decoded(data.load(make(f'jsonl:{tmp_path}/a.jsonl{suffix}')))['train'].startswith(LINES[0])
+    if suffix:
+        path = tmp_path / f'a.txt{suffix}'
+        path.write_bytes(path.read_bytes()[:-9])
+        assert f'a.txt{suffix}: cannot be read: ' in message(f'text:{path}')
+
+
+def test_a_file_that_exists_is_that_file(tmp_path):
+    folder = tmp_path / 'my [v2] data'
+    folder.mkdir()
+    for name in ('run[12].txt', 'run1.txt', 'a,valid=b.txt', 'train=c.txt', 'x=1,2.txt'):
+        (folder / name).write_text(name * 40)
+    percents = dict(valid_percent=0.0, test_percent=0.0)
+    held = lambda where: decoded(data.load(make(f'text:{folder}/{where}', **percents)))['train']
+    for name in ('run[12].txt', 'run1.txt', 'a,valid=b.txt', 'x=1,2.txt'):
+        assert held(name) == name * 40
+    assert held('run?.txt') == held('run[1].txt') == 'run1.txt' * 40
+    assert held('run[1[]*.txt').count('run') == 80
+    assert 'no file matches' in message(f'text:{folder}/*.md')
+    assert f'{folder} is a folder; to read its files, name them' in message(f'text:{folder}')
+
+
+def test_splits_are_the_files_that_are_given(tmp_path, capsys):
+    notes = Notes(capsys)
+    for name in ('a,b.txt', 'b=1.txt', 'c1.txt', 'c2.txt'):
+        (tmp_path / name).write_text(f'{name} ' * 400)
+    given = f'train={tmp_path}/a,b.txt,valid={tmp_path}/b=1.txt'
+    read = decoded(data.load(make(f'text:{given},test={tmp_path}/c?.txt')))
+    assert read['train'] == tokenizers.END + 'a,b.txt ' * 400 and read['valid'] == tokenizers.END + 'b=1.txt ' * 400
+    assert sorted(read['test'].split(tokenizers.END)) == ['', 'c1.txt ' * 400, 'c2.txt ' * 400]
+    read = decoded(data.load(make(f'text:{given}')))  # the test split is cut from a
+    assert [len(read[split]) for split in ('train', 'valid', 'test')] == [2880, 3200, 320] and not notes()
+    data.load(make(f'text:{given},test={tmp_path}/b=1.txt'))
+    assert notes()[0].endswith('b=1.txt: documents in valid and in test: 1; figures of test may be too good')
+    (tmp_path / 'empty').write_text('')
+    assert 'valid holds no text' in message(f'text:train={tmp_path}/c1.txt,valid={tmp_path}/empty')
+    for wrong in ('valid=a', 'a,valid=b', 'train=a,train=b', 'train=,valid=b', 'train=a,test='):
+        assert 'write train=A,valid=B,test=C' in message(f'text:{wrong}'), wrong
+    for split in ('train', 'test'):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / 'a.py').write_text(f'{split} = 1\n' * 100)
+    read = decoded(data.load(make(f'code:train={tmp_path}/train,test={tmp_path}/test')))
+    assert 'test' not in read['train'] + read['valid'] and read['test'] == 'test = 1\n' * 100
+
+
+def test_the_field_split_of_json_decides(tmp_path, capsys):
+    notes, path = Notes(capsys), tmp_path / 'a.jsonl'
+    names = ('train', 'Training', 'validation', 'val', 'dev', 'valid', 'test')
+    rows = [{'text': f'{name} {i} ' * 9, 'split': name} for i in range(3) for name in names]
+
+    def load(rows, name=f'jsonl:{path}'):
+        path.write_text('\n\n'.join(map(json.dumps, rows)) + '\n \n')
+        return decoded(data.load(make(name)))
+
+    read = load([*rows, rows[0], rows[6]])
+    assert notes() == [f'data.name=jsonl:{path}: left out as copies of others: 2 of 23 documents']
+    for row in rows:
+        split = {'tr': 'train', 'va': 'valid', 'de': 'valid', 'te': 'test'}[row['split'][:2].lower()]
+        assert [where for where in read if row['text'] in read[where]] == [split]
+    load([*rows, {**rows[0], 'split': 'test'}])
+    assert 'documents in train and in test: 1;' in notes()[0]
+    for row, words in (({'text': 'a', 'split': 'trian'}, "line 3: \"split\" is 'trian'; known: train"),
+                       ({'text': 'a'}, 'line 3: some lines before have the field "split" and some have not')):
+        path.write_text('\n'.join(map(json.dumps, [*rows[:2], row])))
+        assert words in message(f'jsonl:{path}')
+    path.write_text(json.dumps(rows[6]))
+    assert "'test', but data.name gives the file as train" in message(f'jsonl:train={path}')
+
+
+def test_data_code_says_that_documents_are_code(tmp_path):
+    path = tmp_path / 'a.jsonl'
+    path.write_text(json.dumps({'text': 'def name(): return other  # note\n' * 100}))
+    marks = lambda **fields: data.load(
+        make(f'jsonl:{path}', fim_rate=0.5, fim_identifiers=1.0, **fields)
+    ).splits['train'].resident['identifiers'][1:34]
+    assert np.count_nonzero(marks(code=False) & 1) == 4 + 0 + 1 and np.count_nonzero(marks(code=True) & 1) == 2
+    np.testing.assert_array_equal(marks(), marks(code=False))
+    assert data.is_code(make('jsonl:a', code=True)) and data.is_code(make('code:a', code=False))
+    assert not data.is_code(make('jsonl:a'))
 
 
 def test_lines_of_json_hold_any_character(tmp_path):

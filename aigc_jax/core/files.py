@@ -1,6 +1,7 @@
-"""Files that are whole or absent, disk failures that end a run with one line, compressed files, lines of a text."""
+"""Files that are whole or absent, disk failures that end a run with one line, compressed files, texts, lines."""
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import io
@@ -8,16 +9,19 @@ import lzma
 import os
 import pathlib
 import re
+import shlex
 import zlib
 from typing import BinaryIO
 
 import zstandard
 
-from aigc_jax.core.errors import RunError
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.notes import note
 
 # What reading from `open_compressed` raises, where the file cannot be read, is cut short or damaged.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
-SUFFIXES = ('.gz', '.xz', '.zst', '.bz2')  # that compressed files have; their first bytes decide
+_TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
+SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
 
 
 @contextlib.contextmanager
@@ -68,6 +72,84 @@ def open_compressed(path) -> BinaryIO:
     return file
 
 
+def read_compressed(path, what: str = '') -> bytes:
+    """The bytes of a file, decompressed. what: stands before its name in an error. Raises UserError."""
+    try:
+        with open_compressed(path) as file:
+            return file.read()
+    except UNREADABLE as error:
+        raise UserError(f'{what}{path}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+
+
+def read_text(path, what: str = '') -> str:
+    """The text of a file, decompressed. A note says where it is UTF-16 or UTF-32.
+
+    what: stands before its name in an error. Raises UserError where it cannot be read, or is no text.
+    """
+    data = read_compressed(path, what)
+    text, encoding = decode(data)
+    if not encoding:
+        raise UserError(f'{what}{path}, line {first_bad_line(data)}: is not UTF-8; {mend_encoding(data, path)}')
+    if encoding != 'utf-8':
+        note(f'{path}: is read as {encoding}')
+    return text
+
+
+def decode(data: bytes) -> tuple[str, str]:
+    """The text, and its encoding: 'utf-8', or 'utf-16' or 'utf-32' where it begins with their mark, which is no text.
+
+    The encoding is '' where the bytes are no text of these; then those that are no UTF-8 come as lone surrogates.
+    """
+    for encoding, marks in _MARKS.items():
+        if data.startswith(marks):
+            try:
+                return data.decode(encoding), encoding
+            except UnicodeDecodeError:
+                break
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode(), '' if _unmarked(data) else 'utf-8'
+    except UnicodeDecodeError:
+        return data.decode(errors='surrogateescape'), ''
+
+
+def is_marked(data: bytes) -> bool:
+    """Whether it begins with the mark of UTF-16 or UTF-32."""
+    return any(map(data.startswith, _MARKS.values()))
+
+
+def mend_encoding(data: bytes, path) -> str:
+    """The command that makes UTF-8 of what `decode` finds no encoding of, if that is one of the usual ones."""
+    if is_marked(data):
+        return 'its mark says UTF-16 or UTF-32, as which it is damaged'
+    encoding = _unmarked(data) or 'latin1'
+    if encoding == 'latin1' and re.search(rb'[\x00-\x08\x0e-\x1a\x1c-\x1f]', data):
+        return 'it holds control characters, as no text does'
+    if encoding == 'latin1' and re.search(rb'[\x80-\x9f]', data):  # which Windows has letters for
+        encoding = 'cp1252'
+    name, tool = shlex.quote(str(path)), _TOOLS.get(pathlib.Path(path).suffix)
+    source = f'{tool} -dc {name} | iconv -f {encoding} -t utf-8' if tool else f'iconv -f {encoding} -t utf-8 {name}'
+    return f'if it is {encoding}: {source} > NEW'
+
+
+def first_bad_line(data: bytes) -> int:
+    """The number of the first line of `data` that is no UTF-8, or 1."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b'\n', 0, error.start) + 1
+    return 1
+
+
+def _unmarked(data: bytes) -> str:
+    """'utf-16le' or 'utf-16be' where every second of the first bytes is mostly NUL, and the others are not; else ''."""
+    head = data[:4096]
+    first, second = head[::2].count(0), head[1::2].count(0)
+    if max(first, second) <= len(head) / 4 or min(first, second) > len(head) / 16:
+        return ''
+    return 'utf-16le' if second > first else 'utf-16be'
+
+
 class _Zstd(io.RawIOBase):
     """The decompressed bytes of a .zst file; zstandard's own reader ends a file that is cut short without an error."""
 
@@ -108,4 +190,9 @@ _MAGIC = {
     rb'\xfd7zXZ\x00': lambda path: lzma.open(path, 'rb'),
     rb'\x28\xb5\x2f\xfd': lambda path: io.BufferedReader(_Zstd(path), 1 << 20),
     rb'BZh[1-9]1AY&SY': lambda path: bz2.open(path, 'rb'),
+}
+# The mark of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    'utf-32': (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    'utf-16': (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }

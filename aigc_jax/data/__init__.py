@@ -1,10 +1,9 @@
 """Data sources by name: `load(config.data)` gives a Dataset."""
 
 import copy
-import os
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.data import embedded, files, folders, programs, text, tfds
+from aigc_jax.data import embedded, files, folders, programs, reading, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
 from aigc_jax.data.stacked import stacked
 from aigc_jax.data.text import is_code
@@ -28,6 +27,13 @@ SOURCES = {
     'images:': folders.images,
     TFDS: tfds.tfds,
 }
+PARTS = {  # whose splits can be given as train=…,valid=…,test=…, as those of TEXTS with a place
+    'idx:': files.read_idx,
+    'npz:': files.read_npz,
+    'npy:': files.read_npy,
+    'mat:': files.read_mat,
+    'images:': folders.read_images,
+}
 FLAT = ('npz:', 'npy:', 'mat:', 'amat:')  # may hold images as rows of pixels, which data.shape tells the sizes of
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
     'pydoc': text.pydoc,
@@ -45,7 +51,7 @@ TEXT_FIELDS = dict(
 )  # fmt: skip
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
 LATER_FIELDS = dict(augment=dict, shape=tuple)
-LATER_TEXT_FIELDS = dict(dir=str, fim_rate=float, fim_identifiers=float)
+LATER_TEXT_FIELDS = dict(dir=str, code=bool, fim_rate=float, fim_identifiers=float)
 
 
 def check(cfg) -> None:
@@ -83,12 +89,14 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
         return stacked(load(base), cfg.num_examples, where)
     if key == TFDS:
         return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else loader(cfg, where)
-    place = [os.path.abspath(os.path.expanduser(where))] if where else []
+    places = reading.places(cfg.name, where) if where else {}
     if key in TEXTS:
-        return loader(cfg, *place, tokenizer)
+        return loader(cfg, *[places] * bool(where), tokenizer)
     if cfg.get('shape', ()) and key not in FLAT:
         raise UserError(f'data.shape={cfg.shape}: is of {", ".join(FLAT)} alone; leave it () for data.name={cfg.name}')
-    dataset = loader(cfg, *place)
+    if 'train' in places and key not in PARTS:
+        raise UserError(f'data.name={cfg.name}: train=…,valid=…,test=… is of {", ".join(PARTS)} and text')
+    dataset = files.joined(cfg, PARTS[key], places) if 'train' in places else loader(cfg, *places.values())
     return dataset if cfg.valid_examples else train_on_valid(dataset)
 
 

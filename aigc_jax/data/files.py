@@ -9,6 +9,7 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -60,6 +61,20 @@ def amat(cfg, where: str) -> Dataset:
     floats in [0, 1]. No labels.
     """
     return assemble(cfg, read_amat(where), where, flat_images=True)
+
+
+def joined(cfg, read: Callable[[str], Parts], places: Mapping[str, str]) -> Dataset:
+    """The set whose splits lie at several places, {split: place}: of each the part of that name, or its only one.
+
+    Raises UserError, as `read`.
+    """
+    parts = {}
+    for split, where in places.items():
+        held = read(where)
+        if split not in held and len(held) > 1:
+            raise UserError(f'{where}: holds {", ".join(held)}; {split}=… needs one set, or {split} among them')
+        parts[split] = held[split] if split in held else next(iter(held.values()))
+    return assemble(cfg, parts, cfg.name)
 
 
 def read_idx(where: str) -> Parts:

@@ -181,7 +181,7 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
     """The benchmark's text as `cfg`, the config's `data`, says; the percentages are of its chains of operators."""
     text.check_percents(cfg)
     by_split = documents(cfg.valid_percent, cfg.test_percent)
-    return text.from_splits(cfg, by_split, True, 'made by this package', tokenizer)
+    return text.from_splits(cfg, by_split, True, 'made by this package', tokenizer, 'by the operators of a program')
 
 
 def documents(valid_percent: float, test_percent: float) -> dict[str, list[str]]:

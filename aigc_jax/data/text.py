@@ -1,11 +1,8 @@
 """Text and source code as rows of tokens: embedded corpora, files, folders; windows of them as examples."""
 
 import dataclasses
-import glob
 import hashlib
 import itertools
-import json
-import os
 import pathlib
 import sysconfig
 from collections.abc import Collection, Iterable, Mapping
@@ -13,10 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from aigc_jax.core.errors import UserError, near
-from aigc_jax.core.files import lines_of
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data import infilling, tokenizers
+from aigc_jax.data import infilling, reading, tokenizers
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.tokenizers import Tokenizer
 
@@ -72,17 +68,29 @@ class Windows:
         return {**found, 'tokens': found['tokens'].astype(jnp.int32)}
 
 
-def load(cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None) -> Dataset:
+def load(
+    cfg,
+    documents: list[str],
+    licence: str,
+    tokenizer: Tokenizer | None,
+    held_out: Mapping[str, list[str]] | None = None,
+) -> Dataset:
     """Documents, cut into splits and tokens as `cfg`, the config's `data`, says.
 
     One document is cut by place: its first part is trained on, the last valid_percent and test_percent are held out.
     Several are told apart by the hash of what they hold, so that a document stays in its split whatever stands beside.
 
-    tokenizer: of the run that is gone on with; None: one is made. Raises UserError.
+    tokenizer: of the run that is gone on with; None: one is made. held_out: {split: documents} of the splits valid and
+    test that are given, and so not cut from `documents`. Raises UserError.
     """
     check_percents(cfg)
-    by_split = cut(documents, cfg.valid_percent, cfg.test_percent)
-    return from_splits(cfg, by_split, len(documents) > 1, licence, tokenizer)
+    held_out = held_out or {}
+    by_split = cut(documents, *(0.0 if split in held_out else cfg[f'{split}_percent'] for split in ('valid', 'test')))
+    has_end = any(len(texts) > 1 for texts in (documents, *held_out.values()))
+    own = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in ('valid', 'test') if split not in held_out]
+    how = 'of the documents, by their hash' if len(documents) > 1 else 'at the end of the text'
+    origin = f'{", ".join(own)} {how}' if own else 'as given'
+    return from_splits(cfg, by_split | held_out, has_end, licence, tokenizer, origin)
 
 
 def check_percents(cfg) -> None:
@@ -91,11 +99,12 @@ def check_percents(cfg) -> None:
 
 
 def from_splits(
-    cfg, by_split: Mapping[str, Collection[str]], has_end: bool, licence: str, tokenizer: Tokenizer | None
-) -> Dataset:
+    cfg, by_split: Mapping[str, Collection[str]], has_end: bool, licence: str, tokenizer: Tokenizer | None,
+    origin: str = 'as given',
+) -> Dataset:  # fmt: skip
     """The same for documents whose splits are known; each split is read once or twice, from its beginning.
 
-    has_end: whether a token stands before each document. Raises UserError.
+    has_end: whether a token stands before each document. origin: of the splits, in words. Raises UserError.
     """
     if cfg.order not in ORDERS:
         raise UserError(f'data.order: {cfg.order!r}{near(cfg.order, ORDERS)}')
@@ -147,7 +156,7 @@ def from_splits(
             )
         eval_stride = max(1, block // 2) if cfg.eval_stride == -1 else min(cfg.eval_stride, block)
         stride = (1 if cfg.order == 'shuffled' else block) if training else eval_stride
-        names = _marks(tokenizer, texts, is_code(cfg.name)) if training and infilling.identifiers_rate(cfg) else None
+        names = _marks(tokenizer, texts, is_code(cfg)) if training and infilling.identifiers_rate(cfg) else None
         splits[split] = Windows(tokens, block, stride, not training, names)
     digest = hashlib.sha256(tokenizer.to_json().encode())
     for split, windows in splits.items():
@@ -155,7 +164,7 @@ def from_splits(
         digest.update(windows.tokens.data)
     return Dataset(
         splits=splits, kind='text', shape=(cfg.block,), levels=0, num_classes=0, density=None, licence=licence,
-        fingerprint=digest.hexdigest(), tokenizer=tokenizer, contiguous=cfg.order == 'contiguous',
+        fingerprint=digest.hexdigest(), tokenizer=tokenizer, contiguous=cfg.order == 'contiguous', origin=origin,
     )  # fmt: skip
 
 
@@ -170,12 +179,16 @@ def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict
     by_split = {split: [] for split in SPLITS}
     for text in documents:
         by_split[split_of(text, valid_percent, test_percent)].append(text)
+    for split, percent in (('test', test_percent), ('valid', valid_percent)):
+        if percent and not by_split[split] and len(by_split['train']) > 1:  # there are too few documents for chance
+            by_split[split] = [min(by_split['train'], key=reading.digest)]
+            by_split['train'].remove(by_split[split][0])
     return by_split
 
 
 def split_of(document: str, valid_percent: float, test_percent: float) -> str:
     """The split of one of several documents, by its hash."""
-    place = int.from_bytes(_digest(document)[:8], 'big') / 2**64 * 100
+    place = int.from_bytes(reading.digest(document)[:8], 'big') / 2**64 * 100
     return 'test' if place < test_percent else 'valid' if place < test_percent + valid_percent else 'train'
 
 
@@ -195,18 +208,9 @@ def _marks(tokenizer: Tokenizer, documents: Iterable[str], code: bool) -> np.nda
     return np.concatenate([part for text in documents for part in (*end, infilling.marks(tokenizer, text, code))])
 
 
-def is_code(name: str) -> bool:
-    """Whether the data of this name are Python source."""
-    return name.partition(':')[0] in CODE
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode(errors='surrogateescape')).digest()
-
-
-def distinct(documents: list[str]) -> list[str]:
-    """The documents that are not empty, each once, in the order of their hashes, which no file system decides."""
-    return [text for _, text in sorted({_digest(text): text for text in documents if text}.items())]
+def is_code(cfg) -> bool:
+    """Whether the data are Python source: as `data.code` or their name says."""
+    return cfg.get('code', False) or cfg.name.partition(':')[0] in CODE
 
 
 def pydoc(cfg, tokenizer) -> Dataset:
@@ -232,46 +236,46 @@ def python_stdlib(cfg, tokenizer) -> Dataset:
     root = pathlib.Path(sysconfig.get_paths()['stdlib'])
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3', 'encodings'}
     paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
-    return load(cfg, distinct([_read(path) for path in paths]), _PSF, tokenizer)
+    return load(cfg, reading.distinct(reading.texts(paths, True)), _PSF, tokenizer)
 
 
-def text_files(cfg, where: str, tokenizer) -> Dataset:
+def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """text:FILE, one document, or text:GLOB, each file one."""
-    paths = sorted(glob.glob(where, recursive=True)) if glob.has_magic(where) else [where]
-    if not paths:
-        raise UserError(f'data.name={cfg.name}: no file matches {where}')
-    documents = [_read(pathlib.Path(path)) for path in paths if len(paths) == 1 or os.path.isfile(path)]
-    return load(cfg, documents if len(documents) == 1 else distinct(documents), _OWN, tokenizer)
+    kept = is_kept(cfg, tokenizer)
+    files = {split: reading.matching(cfg, place) for split, place in where.items()}
+    return _own(cfg, {split: reading.texts(paths, kept) for split, paths in files.items()}, tokenizer)
 
 
-def code(cfg, where: str, tokenizer) -> Dataset:
+def code(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """code:DIR: the Python files below a folder, each one document."""
-    root = pathlib.Path(where)
-    if not root.is_dir():
-        raise UserError(f'data.name={cfg.name}: there is no folder {root}')
-    documents = distinct([_read(path) for path in root.rglob('*.py')])
-    if not documents:
-        raise UserError(f'data.name={cfg.name}: no .py file lies below {root}')
-    return load(cfg, documents, _OWN, tokenizer)
+    by_split = {}
+    for split, place in where.items():
+        root = pathlib.Path(place)
+        if not root.is_dir():
+            raise UserError(f'data.name={cfg.name}: there is no folder {root}')
+        by_split[split] = reading.texts(sorted(root.rglob('*.py')), is_kept(cfg, tokenizer))
+        if not any(by_split[split]):
+            raise UserError(f'data.name={cfg.name}: no .py file with a text lies below {root}')
+    return _own(cfg, by_split, tokenizer)
 
 
-def jsonl(cfg, where: str, tokenizer) -> Dataset:
-    """jsonl:FILE: one object a line, its field 'text' a document."""
-    documents = []
-    for number, line in enumerate(lines_of(_read(pathlib.Path(where))), 1):
-        try:
-            text = json.loads(line)['text']
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise UserError(f'data.name={cfg.name}: line {number} is no JSON object with a field "text"')
-        # Halves of letters beyond U+FFFF, as cut texts have them, are no text.
-        documents.append(text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'))
-    return load(cfg, distinct(documents), _OWN, tokenizer)
+def jsonl(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
+    """jsonl:FILE or jsonl:GLOB: one object a line, its field 'text' a document, its field 'split' the split of that."""
+    by_split = {}
+    for split, place in where.items():
+        by_split |= reading.json_lines(cfg, reading.matching(cfg, place), split)
+    return _own(cfg, by_split, tokenizer)
 
 
-def _read(path: pathlib.Path) -> str:
-    try:
-        return path.read_bytes().decode(errors='surrogateescape')
-    except OSError as error:
-        raise UserError(f'data.name: {path} cannot be read: {error.strerror or error}') from None
+def _own(cfg, by_split: Mapping[str, list[str]], tokenizer) -> Dataset:
+    """The user's documents; those of '' are to be cut into splits, and so are those of 'train', for others."""
+    by_split = reading.once(cfg, by_split)
+    training = by_split.pop('', None) or by_split.pop('train', [])
+    return load(cfg, training, _OWN, tokenizer, by_split)
+
+
+def is_kept(cfg, tokenizer: Tokenizer | None) -> bool:
+    """Whether there are tokens for bytes that are no UTF-8. Runs of earlier days have them among their characters."""
+    if tokenizer and any('\udc80' <= piece <= '\udcff' for piece in tokenizer.pieces if tokenizer.kind == 'char'):
+        return True
+    return (tokenizer.kind if tokenizer else cfg.tokenizer) in ('byte', 'auto')

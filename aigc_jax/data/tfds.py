@@ -93,8 +93,8 @@ def tfds(cfg, where: str) -> Dataset:
 class _Documents:
     """The texts of some examples of a split, read in chunks each time they are iterated over."""
 
-    def __init__(self, source, name: str, key: str, rows: np.ndarray):
-        self._source, self._name, self._key, self._rows = source, name, key, rows
+    def __init__(self, source, name: str, key: str, rows: np.ndarray, is_kept: bool):
+        self._source, self._name, self._key, self._rows, self._is_kept = source, name, key, rows, is_kept
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -106,12 +106,18 @@ class _Documents:
                 examples = self._source.__getitems__(rows)
             except RuntimeError as e:
                 raise UserError(f'{self._name}: a record is unreadable: {_first_line(e)}; prepare it again') from e
-            for example in examples:
+            for row, example in zip(rows, examples, strict=True):
                 text = example[self._key]
-                yield text.decode(errors='surrogateescape') if isinstance(text, bytes) else text
+                try:
+                    errors = 'surrogateescape' if self._is_kept else 'strict'
+                    yield text.decode(errors=errors) if isinstance(text, bytes) else text
+                except UnicodeDecodeError:
+                    raise UserError(
+                        f'{self._name}: example {row} is not UTF-8; prepare it again, or set data.tokenizer=byte'
+                    ) from None
 
     def of(self, rows: np.ndarray) -> '_Documents':
-        return _Documents(self._source, self._name, self._key, rows)
+        return _Documents(self._source, self._name, self._key, rows, self._is_kept)
 
 
 def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
@@ -135,7 +141,7 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
     for split in text.SPLITS:
         if own[split] in info.splits:
             source = builder.as_data_source(own[split])
-            by_split[split] = _Documents(source, name, key, np.arange(len(source)))
+            by_split[split] = _Documents(source, name, key, np.arange(len(source)), text.is_kept(cfg, tokenizer))
     percents = [0.0 if split in by_split else cfg[f'{split}_percent'] for split in ('valid', 'test')]
     if any(percents):
         parts = _cut(by_split.pop('train'), *percents)

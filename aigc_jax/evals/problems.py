@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import UNREADABLE, open_compressed
+from aigc_jax.core.files import read_text
 
 _HUMANEVAL_STOPS = ('\nclass', '\ndef', '\n#', '\nif', '\nprint')  # Chen et al. 2021, section 2.2
 _MBPP_STOPS = ('\nassert', '\n"""', '\nif __name__', '\nprint')
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
 
 def humaneval(path: str) -> tuple[Problem, ...]:
-    """HumanEval.jsonl or .jsonl.gz: the prompt is the head of a function with its docstring. Raises UserError."""
+    """HumanEval.jsonl, compressed or not: the prompt is the head of a function with its docstring. Raises UserError."""
     problems = []
     for where, row in _rows(pathlib.Path(path)):
         prompt, test, entry, name = (_text(row, field, where) for field in ('prompt', 'test', 'entry_point', 'task_id'))
@@ -67,15 +67,7 @@ def _some(problems: list[Problem], path: str) -> tuple[Problem, ...]:
 
 def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     """[('FILE, line N' or 'FILE, problem N', object)] of JSON lines, compressed or not, or of one JSON array."""
-    try:
-        with open_compressed(path) as file:
-            raw = file.read()
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b'\n') + 1
-        raise UserError(f'{path}, line {line}: is not UTF-8') from None
-    except UNREADABLE as error:
-        raise UserError(f'{path}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+    text = read_text(path)
     if text.lstrip().startswith('['):
         try:
             rows = [(f'{path}, problem {i}', row) for i, row in enumerate(json.loads(text), 1)]
