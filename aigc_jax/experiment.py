@@ -220,8 +220,8 @@ def _no_split(split: str, cfg: ConfigDict, splits) -> str:
             f'eval.final_split to one of them, or data.valid_examples to -1'
         )
     return (
-        f'eval: the data have no split {split!r}, only {", ".join(splits)}; set eval.split and eval.final_split to those '
-        'there are, or give more data (aigc_jax/data/README.md)'
+        f'eval: the data have no split {split!r}, only {", ".join(splits)}; set eval.split and eval.final_split to '
+        'what there is, or give more data (aigc_jax/data/README.md)'
     )
 
 
