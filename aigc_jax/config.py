@@ -41,7 +41,7 @@ RANGES = {
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
-LATER_FIELDS = {'eval.extractor': '', 'data.shape': ()}
+LATER_FIELDS = {'eval.extractor': '', 'data.shape': (), 'data.code': False}
 DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run
 
 

@@ -164,6 +164,10 @@ def test_differing_fields():
         'seed: 0 now, None there',
     ]
     assert config_lib.differing(ours, ConfigDict())  # an empty one is no error
+    of_today, before = (ConfigDict({'data': {'name': 'pydoc', **more}}) for more in ({'code': False}, {}))
+    assert config_lib.differing(of_today, before) == []
+    of_today.data.code = True
+    assert config_lib.differing(of_today, before) == ['data.code: True now, False there']
 
 
 def test_split_arguments():

@@ -290,6 +290,8 @@ def test_prepared_texts_come_back_equal(tmp_path, several):
     read = data.load(text_config('tfds:said', f'{tmp_path}/sets'))
     assert read.fingerprint == given.fingerprint and sizes(read) == sizes(given)
     assert read.tokenizer.has_end == several
+    with pytest.raises(UserError, match='tfds:said: example 0 is not UTF-8; prepare it again'):
+        data.load(text_config('tfds:said', f'{tmp_path}/sets', tokenizer='char'))
 
 
 @pytest.mark.parametrize('breaker', BREAKERS)
