@@ -20,7 +20,7 @@ COMMAND_LINES = {
                        ["no variant 'pionts'", 'did you mean points?']),
     'unknown group': ([VAE, '--config.modle.latent_dim=3'], ["no field 'modle'", 'did you mean model?']),
     'unknown field': ([VAE, '--config.model.latnt_dim=3'], ["model has no field 'latnt_dim'", 'latent_dim?']),
-    'field below a leaf': ([VAE, '--config.seed.a=3'], ["--config.seed.a: seed has no field 'a'"]),
+    'field below a leaf': ([VAE, '--config.seed.a=3'], ['--config.seed.a: seed is no group', '--config.seed=']),
     'empty field': ([VAE, '--config.=3'], ["has no field ''"]),
     'a word for a number': ([VAE, '--config.seed=three'], ["--config.seed: 'three' is no int", 'holds 0']),
     'a fraction for a whole': ([VAE, '--config.total_steps=1.5'], ["'1.5' is no int", '40']),
