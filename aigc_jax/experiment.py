@@ -305,12 +305,12 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         if step is None:
             raise UserError(f'init_from: {folder} has no checkpoint')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
-        tokenizer, dataset = experiment.dataset.tokenizer, experiment.dataset
+        tokenizer, task = experiment.dataset.tokenizer, experiment.task
         own = saved_tokenizer(folder) if tokenizer else None
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == tokenizer
         if grown:
-            dataset = dataclasses.replace(dataset, tokenizer=own)
-        params, extra = jax.eval_shape(lambda: init(tasks.make(experiment.config, dataset)))
+            task = tasks.make(experiment.config, dataclasses.replace(experiment.dataset, tokenizer=own))
+        params, extra = jax.eval_shape(lambda: init(task))
         params, stats = checkpoints.restore_model(step, params, extra.stats)
         if grown:  # the token that their model lacks is as it was drawn
             params = jax.tree.map(_filled, jax.device_get(jax.jit(lambda: init(experiment.task)[0])()), params)
