@@ -258,7 +258,8 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     steps = np.unique(np.linspace(0, total_steps, 1000).astype(np.int32))
     try:
         function = factory(**arguments)
-        values = np.asarray(jax.vmap(function)(steps))
+        with jax.ensure_compile_time_eval():  # a task may be made inside a trace
+            values = np.asarray(jax.vmap(function)(steps))
     except (TypeError, ValueError) as error:
         known = ', '.join(inspect.signature(factory).parameters)
         raise UserError(f'{what}: {error}; optax.{factory.__name__} has {known}') from None
