@@ -73,16 +73,18 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if start > config.total_steps:
         raise UserError(f'total_steps: {config.total_steps}, but {workdir} is at step {start} already')
     lap('state')
-    announce.begin(experiment, workdir, start)
-    if start and config.total_steps > before:
-        announce.grown(experiment, before, start)
     feeds = experiment.feeds(start)
     data = experiment.resident_data()
     call = experiment.train_call()
     if start < config.total_steps:
         feed = next(feeds)
         lap('feed')
-        call = call.lower(state, experiment.seed_array, data, feed).compile()
+        call = call.lower(state, experiment.seed_array, data, feed)  # where the last mistakes of a config are found
+    announce.begin(experiment, workdir, start)
+    if start and config.total_steps > before:
+        announce.grown(experiment, before, start)
+    if start < config.total_steps:
+        call = call.compile()
         lap('compile')
     if first and not resumes:
         held.enter_context(contextlib.nullcontext() if locked else _locked(workdir))
