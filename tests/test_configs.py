@@ -203,7 +203,7 @@ CLASSES = np.arange(60) % 3
     [
         (dict(images=IMAGES, labels=CLASSES), [], 'valid', 'classifier', []),
         (dict(images=IMAGES), [], 'valid', 'pixels', ['eval.extractor: pixels, for there are no labels']),
-        (dict(images=IMAGES[:30], labels=CLASSES[:30]), [], 'valid', '', ["eval.extractor: '', for 5 images are too"]),
+        (dict(images=IMAGES[:25], labels=CLASSES[:25]), [], 'valid', '', ["eval.extractor: '', for 5 images are too"]),
         (dict(images=IMAGES, labels=CLASSES), [('data.valid_examples', '0')], 'test', 'classifier',
          ['eval.split: test, for the data have no valid split; the best checkpoint, by model/nll, is chosen by it']),
         (dict(train=IMAGES, valid=IMAGES), [('data.valid_examples', '0'), ('eval.best_metric', '')], 'test', 'pixels',
