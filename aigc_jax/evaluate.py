@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import optim, parallel, progress, rng
-from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import is_code
+from aigc_jax.data.labels import in_turn
 from aigc_jax.evals import code, intervals, likelihood
 from aigc_jax.evals import samples as text_samples
 from aigc_jax.evals.codes import perplexity, used_share
@@ -222,7 +222,7 @@ class Evaluator:
     def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""
         classes = self._experiment.task.num_classes
-        labels = labels_in_turn(n, classes) if labels is None else labels
+        labels = in_turn(n, classes) if labels is None else labels
 
         def one(index):
             return self._sample(state, np.int32(seed), index, None if not classes else jnp.asarray(labels)[index])
@@ -362,35 +362,16 @@ def table(results: Results) -> str:
         if 'diverged' in found:
             mark += f'  {found["diverged"]} of {len(found["values"])} diverged'
         interval = _interval(found)
-        over = f' over {found["n"]} {found["over"]}' if interval else f' (n={found["n"]})'
-        lines.append(f'{name:<{width}} {found["value"]:>12.6g}{interval}{over}{mark}')
-    return '\n'.join(lines)
-
-
-def labels_in_turn(n: int, num_classes: int) -> np.ndarray | None:
-    """(n,) int32, the classes one after the other, over and over; None where there are none."""
-    return np.arange(n, dtype=np.int32) % num_classes if num_classes else None
+        over = f'over {found["n"]} {found["over"]}' if interval else f'(n={found["n"]})'
+        lines.append((f'{name:<{width}} {found["value"]:>12.6g}{interval}', f'{over}{mark}'))
+    width = max((len(begin) for begin, _ in lines), default=0)
+    return '\n'.join(f'{begin:<{width}} {rest}' for begin, rest in lines)
 
 
 def _interval(row: dict[str, float]) -> str:
     if not (limits := intervals.limits(row)):
         return ''
     return f' ± {row["ci"]:.4g}' if 'ci' in row else ' ({:.4g}–{:.4g})'.format(*limits)
-
-
-def parse_labels(text: str, n: int, num_classes: int) -> np.ndarray | None:
-    """--labels=3 or --labels=0,1,2 (repeated as often as needed) -> (n,) int32; '': `labels_in_turn`. UserError."""
-    if not text:
-        return labels_in_turn(n, num_classes)
-    if not num_classes:
-        raise UserError('--labels: this model is unconditional (model.conditional is False)')
-    try:
-        labels = np.array([int(part) for part in text.split(',')], np.int32)
-    except (ValueError, OverflowError):
-        raise UserError(f'--labels={text}: whole numbers, separated by commas') from None
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise UserError(f'--labels={text}: the classes are 0 to {num_classes - 1}')
-    return np.resize(labels, n)
 
 
 def _finite(value):

@@ -15,7 +15,7 @@ from absl import app, flags  # noqa: E402
 
 from aigc_jax import config as config_lib  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
-from aigc_jax.core.output import Closed, drop, show  # noqa: E402
+from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 
 MODES = ('train', 'evaluate', 'sample')
 FLAGS = flags.FLAGS
@@ -24,7 +24,7 @@ flags.DEFINE_string('workdir', None, "the run's folder; the same command again r
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
 flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1, upper_bound=1_000_000)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws', lower_bound=-(2**31), upper_bound=2**31 - 1)
-flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or 0,1,2 (repeated in turn)')
+flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
 flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
@@ -139,6 +139,7 @@ def _evaluate(workdir: pathlib.Path) -> None:
 
 def _sample(workdir: pathlib.Path) -> None:
     from aigc_jax import evaluate, pictures
+    from aigc_jax.data import labels as class_labels
     from aigc_jax.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
@@ -147,7 +148,7 @@ def _sample(workdir: pathlib.Path) -> None:
     if given := [name for name in TEXT_FLAGS if FLAGS[name].present]:
         raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
     n, classes = FLAGS.num_samples, experiment.task.num_classes
-    labels = evaluate.parse_labels(FLAGS.labels, n, classes)
+    labels = class_labels.parse(FLAGS.labels, n, classes, experiment.dataset.class_names)
     evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
     paths = []
     for k, seed in enumerate(experiment.seeds):
@@ -156,7 +157,7 @@ def _sample(workdir: pathlib.Path) -> None:
         path = workdir / 'samples' / name
         pictures.save_samples(path, experiment, samples, labels)
         paths.append(path.with_suffix('.npz'))
-    show(''.join(f'{path}\n' for path in paths))
+    show_paths(paths)
 
 
 def _generate(workdir: pathlib.Path, experiment, state) -> None:

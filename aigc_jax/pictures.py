@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-from aigc_jax import evaluate
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import labels as labels_lib
 from aigc_jax.evals import latents
 from aigc_jax.evals.samples import until_end
 from aigc_jax.evaluate import Evaluator
@@ -110,7 +110,7 @@ def draw(
     config, dataset = experiment.config, experiment.dataset
     n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
     samples = evaluator.sample(state, seed, n)
-    labels = evaluate.labels_in_turn(n, experiment.task.num_classes)
+    labels = labels_lib.in_turn(n, experiment.task.num_classes)
     save_samples(folder / 'samples' / name, experiment, samples, labels)
     if rows is None:
         return
@@ -175,7 +175,7 @@ def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, met
     if experiment.dataset.kind != 'image' or (experiment.config.data.stream and not wanted(experiment)):
         return
     samples, classes = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
-    labels = evaluate.labels_in_turn(len(samples), experiment.task.num_classes)
+    labels = labels_lib.in_turn(len(samples), experiment.task.num_classes)
     if labels is not None:
         order = np.argsort(labels, kind='stable')
         samples, classes = samples[order], _classes(experiment, labels[order])

@@ -32,7 +32,7 @@ def test_a_flat_folder(tmp_path, notes):
     dataset = load(f'images:{tmp_path}', valid_examples=-1)
     assert (dataset.shape, dataset.levels, dataset.num_classes) == ((6, 5, 1), 255, 0)
     assert sizes(dataset) == [18, 6, 6] and all_images(dataset) == {image.tobytes() for image in IMAGES}
-    assert '3 files are no' in notes()[0]
+    assert '(3 files)' in notes()[0]
     assert load(f'images:{tmp_path}', valid_examples=-1).fingerprint == dataset.fingerprint
 
 

@@ -9,6 +9,9 @@ import scipy.io
 import zstandard
 from datafiles import BITS, COLOUR, IMAGES, LABELS, POINTS, Notes, arrays, idx_bytes, load, sizes, user_error, write
 
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import labels
+
 FLAT = np.random.RandomState(1).randint(0, 256, (30, 64)).astype(np.uint8)
 ONE_HOT = np.eye(7)[LABELS]
 
@@ -251,3 +254,28 @@ def test_other_spellings_of_idx_names(tmp_path):
 
 def test_data_shape_is_of_flat_images_alone():
     user_error('digits', 'data.shape=(4, 16)', 'npz:', 'digits', shape=(4, 16))
+
+
+def test_examples_in_order_of_their_classes_are_held_out_at_random(tmp_path, notes):
+    """The last fifth of a sorted set is the last classes, which would never be trained on."""
+    images = np.random.RandomState(0).randint(0, 256, (60, 8, 8)).astype(np.uint8)
+    test = dict(x_test=images[:12], y_test=np.arange(12) % 6)
+    dataset = load(saved(tmp_path, dict(x_train=images, y_train=np.arange(60) // 10, **test)), valid_examples=-1)
+    assert sizes(dataset) == [48, 12, 12] and 'drawn at random' in notes()[0]
+    assert set(arrays(dataset, 'train')['label']) == set(range(6))
+    last = load(saved(tmp_path, dict(x_train=images, y_train=np.arange(60) % 6, **test)), valid_examples=-1)
+    np.testing.assert_array_equal(arrays(last, 'valid')['x'][..., 0], images[-12:])
+
+
+def test_images_of_another_white_are_told(tmp_path, notes):
+    load(saved(tmp_path, dict(images=IMAGES // 16)), valid_examples=-1)
+    assert any('is 15 of 255; if that is white, multiply the images by 255 / 15' in one for one in notes())
+
+
+def test_labels_that_are_asked_for_are_those_that_pictures_show():
+    names = ('1', '2', '7')
+    assert labels.parse('7,1', 3, 3, names).tolist() == [2, 0, 2] and labels.parse('', 4, 3).tolist() == [0, 1, 2, 0]
+    assert labels.parse('dog, 0', 2, 2, ('cat', 'dog')).tolist() == [1, 0] and labels.parse('2', 1, 3).tolist() == [2]
+    for text, known in (('0', names), ('3', ()), ('bird', ('cat', 'dog', 'fox'))):
+        with pytest.raises(UserError, match=f"--labels: there is no class '{text}'; there are"):
+            labels.parse(text, 1, 3, known)

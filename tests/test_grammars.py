@@ -273,8 +273,8 @@ def test_a_file_may_be_compressed_or_begin_with_a_mark(tmp_path):
     files = {'[a].lark': rules, 'b.lark.gz': gzip.compress(rules), 'c.lark.xz': lzma.compress(rules)}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        matchers = Grammar(str(tmp_path / name), BYTES).begin(1)
-        assert np.flatnonzero(matchers.allowed()[0]).tolist() == [ord('a')], name
+        matchers = Grammar(str(tmp_path / name), BYTES).begin([()])
+        assert np.flatnonzero(matchers.allowed(np.ones(1, bool))[0]).tolist() == [ord('a')], name
 
 
 def test_tokenizers_that_do_not_fit():

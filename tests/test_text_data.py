@@ -224,7 +224,7 @@ def test_a_tokenizer_without_an_end_reads_documents_as_one_and_says_so(tmp_path,
     data.load(make(f'text:{tmp_path}/*'), one.tokenizer)
     assert 'read as one text, for the tokenizer of the run has no end' in capsys.readouterr().err
     data.load(make(f'text:{tmp_path}/*'))
-    assert not capsys.readouterr().err
+    assert 'read as one text' not in capsys.readouterr().err
 
 
 def test_a_file_without_lines_of_json_holds_no_text(tmp_path):
@@ -349,3 +349,12 @@ def test_short_held_out_texts_are_one_window(tmp_path, capsys):
     assert [wide[i]['tokens'][0] for i in (0, 1)] == [ord('a'), ord('a')] and len(wide) == 4
     assert 'or a data.block of 79 or less' in message(f'text:{path}', block=80)
     assert 'data.eval_stride: 17' in message(f'text:{path}', eval_stride=17)
+
+
+def test_few_documents_give_a_split_each_and_the_longest_is_trained_on(tmp_path, capsys):
+    for i, n in enumerate((3, 40, 2)):
+        (tmp_path / f'{i}.txt').write_text(f'document {i}\n' * 10 * n)
+    dataset = data.load(make(f'text:{tmp_path}/*.txt', valid_percent=5.0, test_percent=5.0))
+    tokens = {split: len(windows.tokens) for split, windows in dataset.splits.items()}
+    assert tokens == dict(train=4401, valid=221, test=331)
+    assert '3 documents are too few for their hashes: test, valid get the shortest, one each' in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Results on stdout, all of them now: a closed pipe is a silent end, a full disk one line."""
 
+import contextlib
 import os
+import pathlib
 import sys
+from collections.abc import Iterable
 
 from aigc_jax.core.errors import RunError
 
@@ -14,8 +17,23 @@ class Closed(RunError):
 
 def show(text: str) -> None:
     """Writes results to stdout. Raises Closed, or RunError where the disk is full."""
-    try:
+    with _failing():
         print(text, end='', flush=True)
+
+
+def show_paths(paths: Iterable[pathlib.Path]) -> None:
+    """A path a line, in the bytes that the system knows it by, whatever the encoding of stdout."""
+    for path in paths:
+        show('')
+        with _failing():
+            sys.stdout.buffer.write(os.fsencode(path) + b'\n')
+            sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _failing():
+    try:
+        yield
     except BrokenPipeError:
         raise Closed('stdout is closed') from None
     except OSError as error:

@@ -18,6 +18,7 @@ Parts = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 SPLITS = {'train': 'train(?:ing)?', 'valid': 'val|valid(?:ation)?|dev', 'test': 'test(?:ing)?'}
 _ROLES = {'x': 'x|images?|imgs?|data|features?|samples?|faces?|arr_0', 'y': 'y|labels?|targets?|class(?:es)?'}
+_DARK = 127  # images whose largest level is this or less may have another white than 255
 _LEAST_SIDE = 8  # of flat images in [0, 1], which could be points
 _MOST_RATIO = 4  # of the sides of an image that is guessed at
 _LICENCE = 'not known: local files'
@@ -84,11 +85,12 @@ def _unclear(why: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> Use
     )
 
 
-def assemble(cfg, parts: Parts, where: str, flat_images: bool = False) -> Dataset:
+def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: bool = False) -> Dataset:
     """Checks the parts, makes images or points of them, and holds out the splits that there are not.
 
     cfg: has `valid_examples` (see `dataset.divide`) and perhaps `shape`, of images that are stored flat.
     flat_images: rows are images whatever they hold; otherwise points, where they do not look like images.
+    grouped: like examples may stand together, as they do where their labels are in order.
 
     Raises:
       UserError: if an array is neither, or does not fit the others.
@@ -105,7 +107,8 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False) -> Datase
         ((split, array),) = x.items()
         x, y = {'train': array}, {'train': y[split]} if y else {}
     splits = {split: Arrays(x[split], y.get(split)) for split in x if split != 'train'}
-    rows, origin = divide(cfg.valid_examples, len(x['train']), splits, where)
+    grouped = grouped or bool(y) and labels.are_grouped(y['train'])
+    rows, origin = divide(cfg.valid_examples, len(x['train']), splits, where, grouped)
     for split, part in rows.items():
         splits[split] = Arrays(x['train'][part], y['train'][part] if y else None)
     splits = {split: splits[split] for split in SPLITS if split in splits}
@@ -113,7 +116,10 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False) -> Datase
         labels.tell_of_empty_classes(splits['train'].arrays['label'], names, where)
     levels = 0
     if x['train'].dtype == np.uint8:
-        levels = 1 if max(array.max() for array in x.values()) <= 1 else 255
+        most = max(array.max() for array in x.values())
+        levels = 1 if most <= 1 else 255
+        if 1 < most <= _DARK:
+            note(f'{where}: the largest level is {most} of 255; if that is white, multiply the images by 255 / {most}')
     return from_arrays(
         splits, levels=levels, num_classes=len(names), licence=_LICENCE, class_names=names, origin=origin
     )

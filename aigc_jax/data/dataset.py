@@ -133,13 +133,14 @@ def materialize(source: Source) -> Source:
 
 
 def divide(
-    valid_examples: int, count: int, other: Collection[str], where: str
+    valid_examples: int, count: int, other: Collection[str], where: str, grouped: bool = False
 ) -> tuple[dict[str, slice | np.ndarray], str]:
     """Which of the `count` training examples become which split, where the set has the splits `other` besides them; and
     the origin of the splits in words.
 
-    Where it has a test split, the last data.valid_examples are the valid split. Otherwise both are drawn without
-    replacement, always the same ones for the same count. A note tells the sizes where the data decide.
+    Where it has a test split, the last data.valid_examples are the valid split, unless the examples are `grouped`, by
+    class or by folder. Otherwise the splits are drawn without replacement, always the same ones for the same count. A
+    note tells the sizes where the data decide.
 
     valid_examples: −1: 10,000, or a fifth of the examples where that is fewer; a test split has as many always. 0: no
       valid split.
@@ -162,12 +163,13 @@ def divide(
     sizes = {split: n for split, n in sizes.items() if n}
     if list(sizes) == ['train']:
         return {'train': slice(0, count)}, 'as given'
-    how = 'valid are the last ones' if 'test' in other else 'drawn at random, always the same ones'
+    drawn = grouped or 'test' not in other
+    how = 'drawn at random, always the same ones' if drawn else 'valid are the last ones'
     split_up = ', '.join(f'{n} {split}' for split, n in sizes.items())
-    if valid_examples == -1 or num_test:
+    if valid_examples == -1 or num_test or grouped:
         note(f'{where}: its {count} training examples become {split_up} ({how}; data.valid_examples={valid_examples})')
     ends = np.cumsum(list(sizes.values()))
-    if 'test' in other:
+    if not drawn:
         parts = {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}
         return parts, f'valid is the last {num_valid:,} training examples'
     # RandomState, for its stream is frozen for good (NEP 19); a Generator's may change with numpy.

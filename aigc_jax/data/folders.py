@@ -39,7 +39,7 @@ def images(cfg, where: str) -> Dataset:
     Raises:
       UserError: if there are none, one is damaged, or they are of different sizes (with a command that resizes them).
     """
-    return assemble(cfg, read_images(where), where)
+    return assemble(cfg, read_images(where), where, grouped=True)
 
 
 def read_images(where: str) -> Parts:
@@ -65,7 +65,8 @@ def read_images(where: str) -> Parts:
     else:
         listed = {'': _by_class(root, loose or [path for paths in groups.values() for path in paths])}
     if skipped:
-        note(f'{where}: {len(skipped)} files are no {"/".join(_FORMATS)} images, and left out: {skipped[0]}, …')
+        them = str(skipped[0]) + (f', … ({len(skipped)} files)' if len(skipped) > 1 else '')
+        note(f'{where}: left out, for they are no {"/".join(_FORMATS)} images: {them}')
     everything = [path for paths, _ in listed.values() for path in paths]
     if not everything:
         raise UserError(f'{where}: holds no image ({" ".join(_FORMATS)}), nor do its folders')

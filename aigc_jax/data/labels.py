@@ -1,7 +1,7 @@
 """Class labels as files have them (numbers from anywhere, one-hot rows, names) -> 0..K−1, the same in every split."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -66,6 +66,37 @@ def tell_of_empty_classes(train: np.ndarray, names: tuple[str, ...], where: str)
     empty = np.flatnonzero(np.bincount(train, minlength=len(names)) == 0)
     if len(empty):
         note(f'{where}: no training example is of class {_some(empty)} ({len(empty)} of {len(names)} classes)')
+
+
+def in_turn(n: int, num_classes: int) -> np.ndarray | None:
+    """(n,) int32, the classes one after the other, over and over; None where there are none."""
+    return np.arange(n, dtype=np.int32) % num_classes if num_classes else None
+
+
+def parse(text: str, n: int, num_classes: int, names: Sequence[str] = ()) -> np.ndarray | None:
+    """--labels=3 or --labels=cat,dog (repeated as often as needed) -> classes (n,) int32; '': `in_turn`.
+
+    names: of the classes, as pictures show them; where none of them is a number, the class's number serves too. Raises
+    UserError.
+    """
+    if not text:
+        return in_turn(n, num_classes)
+    if not num_classes:
+        raise UserError('--labels: this model is unconditional (model.conditional is False)')
+    known = {name: k for k, name in enumerate(names)}
+    if not any(re.fullmatch('[0-9]+', name) for name in known):
+        known |= {str(k): k for k in range(num_classes)}
+    try:
+        return np.resize(np.array([known[part.strip()] for part in text.split(',')], np.int32), n)
+    except KeyError as error:
+        some = list(names or known)
+        raise UserError(f'--labels: there is no class {error.args[0]!r}; there are {_some(np.array(some))}') from None
+
+
+def are_grouped(label: np.ndarray) -> bool:
+    """Whether examples of one class stand together: the label changes less than half as often as in a random order."""
+    shares = np.bincount(label) / len(label)
+    return np.count_nonzero(np.diff(label)) < (len(label) - 1) * (1 - np.square(shares).sum()) / 2
 
 
 def _no_classes(label: np.ndarray) -> str:

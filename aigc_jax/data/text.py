@@ -179,10 +179,13 @@ def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict
     by_split = {split: [] for split in SPLITS}
     for text in documents:
         by_split[split_of(text, valid_percent, test_percent)].append(text)
-    for split, percent in (('test', test_percent), ('valid', valid_percent)):
-        if percent and not by_split[split] and len(by_split['train']) > 1:  # there are too few documents for chance
-            by_split[split] = [min(by_split['train'], key=reading.digest)]
-            by_split['train'].remove(by_split[split][0])
+    wanted = [split for split, percent in (('test', test_percent), ('valid', valid_percent)) if percent]
+    if len(documents) > len(wanted) and not all(by_split[split] for split in ('train', *wanted)):
+        # Too few for chance: the longest is trained on, the shortest are held out.
+        ordered = sorted(documents, key=lambda text: (-len(text), reading.digest(text)))
+        by_split = {'train': ordered[: -len(wanted)], 'valid': [], 'test': []}
+        by_split |= {split: [text] for split, text in zip(wanted, ordered[-len(wanted) :], strict=True)}
+        note(f'{len(documents)} documents are too few for their hashes: {", ".join(wanted)} get the shortest, one each')
     return by_split
 
 
