@@ -70,7 +70,7 @@ def _make_to_model(experiment: Experiment) -> Callable[[Batch, rng.Context], Bat
     dataset, cfg, num_classes = experiment.dataset, experiment.config.data, experiment.task.num_classes
     levels, is_image = dataset.levels, dataset.kind == 'image'
     binary = is_image and (levels == 1 or cfg.binarize == 'static')  # which draws the images of its own set alone
-    of_floats = batching.make_preprocess(dataclasses.replace(dataset, levels=0), cfg.binarize, experiment.scaling)
+    of_floats = batching.make_eval_preprocess(dataclasses.replace(dataset, levels=0), cfg.binarize, experiment.scaling)
     words = 'floats in [0, 1]' if is_image else 'floats'
     if levels:
         words = 'the numbers 0 and 1' if binary else f'whole numbers 0 to {levels} or {words}'

@@ -185,8 +185,8 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
                 np.testing.assert_array_equal(arrays(ours, split)[name], array)
     build_tfds(tmp_path, {'train': examples(IMAGES), 'valid': examples(IMAGES[:9])}, features, 'unvalidated')
     joined = load('tfds:unvalidated', tmp_path, valid_examples=0)
-    assert {split: len(source) for split, source in joined.splits.items()} == {'train': 34, 'test': 5}
-    np.testing.assert_array_equal(arrays(joined, 'train')['x'][25:, ..., 0], IMAGES[:9])
+    assert {split: len(source) for split, source in joined.splits.items()} == {'train': 33, 'test': 6}
+    np.testing.assert_array_equal(arrays(joined, 'train')['x'][24:, ..., 0], IMAGES[:9])
 
 
 def test_a_set_without_images_is_refused(tmp_path):

@@ -279,7 +279,8 @@ def test_annealed_importance_sampling_is_of_a_fixed_random_choice():
     where = rng.fixed_choice(180, 7)
     assert len(set(where)) == 7 and where.max() > 100 and (np.sort(where) == where).all()
     found = evaluator.diagnostics(state, 0, 'test')
-    batch, ctx = experiment.preprocess(experiment.examples('test', where), None), rng.context(0, 'eval', 0, where)
+    ctx = rng.context(0, 'eval', 0, where)
+    batch = experiment.preprocess(experiment.examples('test', where), ctx)
     extra = Extra(state.stats, state.carry)
     annealed = experiment.task.diagnostics[1].collect(state.params, extra, batch, ctx)
     nll = experiment.task.evaluate(state.params, extra, batch, ctx)['model/nll']
@@ -332,14 +333,14 @@ def test_a_run_of_earlier_days_opens():
         (dict(task__estimator='drag'), "task.estimator: 'drag'"),
         (dict(task__beta=-1.0), 'task.beta: -1.0; 0 or more'),
         (dict(task__beta='1e999'), 'task.beta: inf; 0 or more'),
-        (dict(eval__temperature='1e999'), 'eval.temperature: inf; 0 or more'),
+        (dict(eval__temperature='1e999'), 'eval.temperature: inf; it is 0 or more'),
         (dict(task__k=0), 'task.k: 0; it counts importance samples, 1 or more'),
         (dict(task__free_bits=0.1, micro_batches=2), 'task.free_bits: 0.1 is of a whole batch'),
         (dict(task__likelihood='optimal_gaussian', micro_batches=2), 'task.likelihood: optimal_gaussian is of a whole'),
         (dict(task__k=2, task__free_bits=0.1), 'task.free_bits: 0.1; 0 or more, and 0 where task.k'),
         (dict(task__tc_weight=1.0, model__posterior='iaf'), 'task.tc_weight: wants model.posterior gaussian'),
         (dict(task__likelihood='logistic'), "task.likelihood: 'logistic'"),
-        (dict(eval__temperature=-1.0), 'eval.temperature: -1.0; 0 or more'),
+        (dict(eval__temperature=-1.0), 'eval.temperature: -1.0; it is 0 or more'),
         (dict(model__flow__activation='swoosh', model__prior='flow'), "model.flow.activation: 'swoosh'"),
     ],
     ids=lambda x: str(x)[:40],
