@@ -120,3 +120,12 @@ def test_what_does_not_fit_is_named(tmp_path, spoil, words):
         save(IMAGES[0], tmp_path / one / one / 'a.png')
         save(IMAGES[0], tmp_path / one / other / 'a.png')
         user_error(f'images:{tmp_path}/{one}', f'{one}, {other} mean the same split')
+
+
+def test_folders_that_are_given_for_splits_hold_valid_out_at_random(tmp_path, notes):
+    """As one folder with train and test in it does: like images stand together, and the last ones are of a kind."""
+    for i, image in enumerate(IMAGES):
+        save(image, tmp_path / ('train' if i < 20 else 'test') / f'{i:02}.png')
+    given, one = load(f'images:train={tmp_path}/train,test={tmp_path}/test'), load(f'images:{tmp_path}')
+    assert all('drawn at random' in line for line in notes() if 'become' in line)
+    assert given.fingerprint == one.fingerprint and sizes(given) == [16, 4, 10]

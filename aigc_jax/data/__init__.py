@@ -12,6 +12,7 @@ from aigc_jax.data.tokenizers import Tokenizer
 __all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']
 
 TFDS = 'tfds:'  # images or text, as the fields of the config are
+IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
 # A name that ends in a colon is followed by a place: loader(cfg, where); any other stands alone: loader(cfg).
 SOURCES = {
@@ -24,7 +25,7 @@ SOURCES = {
     'npy:': files.npy,
     'mat:': files.mat,
     'amat:': files.amat,
-    'images:': folders.images,
+    IMAGES: folders.images,
     TFDS: tfds.tfds,
 }
 PARTS = {  # whose splits can be given as train=…,valid=…,test=…, as those of TEXTS with a place
@@ -32,7 +33,7 @@ PARTS = {  # whose splits can be given as train=…,valid=…,test=…, as those
     'npz:': files.read_npz,
     'npy:': files.read_npy,
     'mat:': files.read_mat,
-    'images:': folders.read_images,
+    IMAGES: folders.read_images,
 }
 FLAT = ('npz:', 'npy:', 'mat:', 'amat:')  # may hold images as rows of pixels, which data.shape tells the sizes of
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
@@ -96,7 +97,10 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
         raise UserError(f'data.shape={cfg.shape}: is of {", ".join(FLAT)} alone; leave it () for data.name={cfg.name}')
     if 'train' in places and key not in PARTS:
         raise UserError(f'data.name={cfg.name}: train=…,valid=…,test=… is of {", ".join(PARTS)} and text')
-    dataset = files.joined(cfg, PARTS[key], places) if 'train' in places else loader(cfg, *places.values())
+    if 'train' in places:
+        dataset = files.joined(cfg, PARTS[key], places, grouped=key == IMAGES)
+    else:
+        dataset = loader(cfg, *places.values())
     return dataset if cfg.valid_examples else train_on_valid(dataset)
 
 

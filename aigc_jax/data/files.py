@@ -63,8 +63,9 @@ def amat(cfg, where: str) -> Dataset:
     return assemble(cfg, read_amat(where), where, flat_images=True)
 
 
-def joined(cfg, read: Callable[[str], Parts], places: Mapping[str, str]) -> Dataset:
+def joined(cfg, read: Callable[[str], Parts], places: Mapping[str, str], grouped: bool = False) -> Dataset:
     """The set whose splits lie at several places, {split: place}: of each the part of that name, or its only one.
+    grouped: see `assemble`.
 
     Raises UserError, as `read`.
     """
@@ -74,7 +75,7 @@ def joined(cfg, read: Callable[[str], Parts], places: Mapping[str, str]) -> Data
         if split not in held and len(held) > 1:
             raise UserError(f'{where}: holds {", ".join(held)}; {split}=… needs one set, or {split} among them')
         parts[split] = held[split] if split in held else next(iter(held.values()))
-    return assemble(cfg, parts, cfg.name)
+    return assemble(cfg, parts, cfg.name, grouped=grouped)
 
 
 def read_idx(where: str) -> Parts:
