@@ -205,9 +205,12 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
             why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
             note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
     if config.eval.get('sample_tokens') == -1:
-        most = [_SAMPLE_TOKENS] + [len(s.tokens) - 1 for s in (dataset.splits.get(config.eval.final_split),) if s]
-        most += [config.data.block - 1] if config.model.get('kind') == 'transformer' else []
-        config.eval.sample_tokens = max(1, min(most))
+        room = [_SAMPLE_TOKENS]
+        if config.eval.final_split in dataset.splits:
+            room.append(len(dataset.splits[config.eval.final_split].tokens) - 1)
+        if config.model.get('kind') == 'transformer':
+            room.append(config.data.block - 1)
+        config.eval.sample_tokens = max(1, min(room))
         if config.eval.sample_tokens < _SAMPLE_TOKENS:
             note(f'eval.sample_tokens: {config.eval.sample_tokens}, for the context or the held-out text has no more')
     return config

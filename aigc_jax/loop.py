@@ -17,6 +17,7 @@ from aigc_jax import config as config_lib
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, disk_errors
+from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.early_stopping import Watch, is_over
 from aigc_jax.experiment import Experiment, initial_model, initial_tokenizer, open_checkpoints, saved_tokenizer
@@ -358,5 +359,5 @@ def _locked(workdir: pathlib.Path):
                 f'--workdir: another process trains in {workdir}; wait for it, stop it, or name another folder'
             ) from None
         except OSError as error:  # some network file systems have no locks
-            print(f'{workdir}: cannot be locked ({error}); let no other process train in it', file=sys.stderr)
+            note(f'{workdir}: cannot be locked ({error}); let no other process train in it')
         yield

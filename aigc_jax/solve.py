@@ -2,7 +2,6 @@
 
 import functools
 import math
-import sys
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from aigc_jax.core import parallel, progress
 from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.data import programs
 from aigc_jax.decoding import Sampling
@@ -142,7 +142,7 @@ class Solver:
         different = list(dict.fromkeys(text for own in written for text in own))
         with Sandbox() as sandbox:
             if not sandbox.kernel_layers:
-                print('programs run without a filter of the kernel here; see evals/sandbox.py', file=sys.stderr)
+                note('programs run without a filter of the kernel here; see evals/sandbox.py')
             passed = dict(zip(different, (r.passed for r in sandbox.run(different, _SECONDS)), strict=True))
         n = max(1, *map(len, written))
         return np.array([[passed[text] for text in own] or [False] * n for own in written])
