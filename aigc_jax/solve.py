@@ -13,13 +13,14 @@ from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.data import programs
 from aigc_jax.decoding import Sampling
-from aigc_jax.evals import code, problems
+from aigc_jax.evals import code
 from aigc_jax.evals.intervals import mean_of_shares
-from aigc_jax.evals.problems import Problem
-from aigc_jax.evals.sandbox import Sandbox
 from aigc_jax.evaluate import Evaluator, Results
 from aigc_jax.experiment import Experiment
 from aigc_jax.generate import Generator
+from aigc_jax.sandbox import problems
+from aigc_jax.sandbox.problems import Problem
+from aigc_jax.sandbox.sandbox import Program, Sandbox
 
 MOST = 200  # problems of 'programs'
 _ENUMERATED = (100, 1000)  # programs, beside as many as the model writes
@@ -69,7 +70,8 @@ def read(experiment: Experiment) -> tuple[Problem, ...]:
     name, colon, where = experiment.config.eval.problems.partition(':')
     if colon:
         return problems.READERS[name + colon](where)
-    return tuple(Problem(e.program.text, e.prompt, ('\n',), e.test) for e in _examples(experiment))
+    judged = lambda example: lambda text: Program(programs.START + text, example.tests, ('f',))
+    return tuple(Problem(e.program.text, e.prompt, ('\n',), judged(e)) for e in _examples(experiment))
 
 
 def _examples(experiment: Experiment) -> tuple[programs.Example, ...]:
@@ -137,15 +139,17 @@ class Solver:
         return tokens if not language.context or most <= language.context else None
 
     def _correct(self, completions: Sequence[Sequence[str]]) -> np.ndarray:
-        """(problems, samples) bool: which come to their end in the sandbox; each program is executed once."""
+        """(problems, samples) bool: which pass in the sandbox; each program is executed once."""
         written = [[p.program(text) for text in own] for p, own in zip(self._problems, completions, strict=True)]
         different = list(dict.fromkeys(text for own in written for text in own))
         with Sandbox() as sandbox:
             if not sandbox.kernel_layers:
-                note('programs run without a filter of the kernel here; see evals/sandbox.py')
-            passed = dict(zip(different, (r.passed for r in sandbox.run(different, _SECONDS)), strict=True))
+                note('programs run without a filter of the kernel here; see aigc_jax/sandbox/README.md')
+            results = dict(zip(different, sandbox.run(different, _SECONDS), strict=True))
+        if odd := [result.message for result in results.values() if result.status == 'unsupported']:
+            note(f'{len(odd)} programs count as wrong because their tests do not fit the sandbox: {odd[0]}')
         n = max(1, *map(len, written))
-        return np.array([[passed[text] for text in own] or [False] * n for own in written])
+        return np.array([[results[text].passed for text in own] or [False] * n for own in written])
 
     def _passed(self, name: str, completions: Sequence[Sequence[str]]) -> Results:
         n, counts = self._config.problem_samples, self._correct(completions).sum(axis=1).tolist()

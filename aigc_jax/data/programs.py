@@ -108,16 +108,16 @@ class Example(NamedTuple):
         return f'{self.prompt}{self.program.text}\n'
 
     def solved_by(self, program: Program) -> bool:
-        """Whether a program, of this kind or the other, is right for every pair: `test` without a sandbox."""
+        """Whether a program, of this kind or the other, is right for every pair: `tests` without a sandbox."""
         try:
             return all(repr(program(x)) == repr(y) for x, y in self.pairs)
         except (TypeError, AttributeError):  # a string's method of a list, or a number of a letter
             return False
 
-    def test(self, expression: str) -> str:
-        """A Python program that comes to its end where `expression` is right for every pair."""
-        checks = [f'assert repr(f({x!r})) == {repr(y)!r}\n' for x, y in self.pairs]
-        return f'{START}{expression}\n{"".join(checks)}'
+    @property
+    def tests(self) -> str:
+        """Python that comes to its end where `f`, which START and the completion define, is right for every pair."""
+        return ''.join(f'assert repr(f({x!r})) == {repr(y)!r}\n' for x, y in self.pairs)
 
 
 def show(value: Any) -> str:

@@ -1,31 +1,19 @@
-"""The inside of the sandbox: run as a script, by `sandbox.Sandbox`, without the package and without site-packages.
+"""What the kernel holds a program with: limits, a seccomp filter, Landlock; and an audit hook.
 
-The server reads requests from its stdin, forks one child for each, and answers how that ended. Nothing here is imported
-by the package; `sandbox` says what is guaranteed.
+Used by the processes of the sandbox, without the package; README.md says what is guaranteed.
 """
 
-import collections  # noqa: F401  what programs import often is imported once, before the forks
 import ctypes
-import functools  # noqa: F401
-import gc
-import heapq  # noqa: F401
-import itertools  # noqa: F401
-import json
-import math  # noqa: F401
+import fcntl
 import os
 import platform
-import re  # noqa: F401
 import resource
-import select
 import signal
 import struct
 import sys
-import time
-import types
-import typing  # noqa: F401
+from typing import NamedTuple
 
-OUTPUT, FILES, MESSAGE = 1 << 16, 64, 200  # bytes that may be printed, open files, characters of a message
-_VERDICT = 3  # the child's descriptor for its verdict; 0 is /dev/null, 1 and 2 are what it prints
+_FILES = 64  # open files
 # System calls with their numbers on x86_64 and, behind a slash, on aarch64. These alone are answered; _KILLED end the
 # process, any other gets EPERM.
 _ALLOWED = """
@@ -131,7 +119,7 @@ _MODULES = frozenset('ctypes _ctypes _posixsubprocess _socket _multiprocessing'.
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def _deny(end):
+def deny(end):
     """Ends the process with the status 'forbidden' at the first event that a program has no business with."""
 
     def hook(event, args, events=_EVENTS, groups=_GROUPS, modules=_MODULES, writing=_WRITING):
@@ -148,162 +136,46 @@ def _deny(end):
     sys.addaudithook(hook)
 
 
-def _child(program: str, limits: dict, cwd: str, out: int, verdict: int, token: str, kernel) -> None:
-    """Runs the program; never returns."""
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDONLY)
-    seccomp, ruleset = kernel
-    kept = [os.dup2(null, 0), os.dup2(out, 1), os.dup2(out, 2)]
-    if ruleset is not None:
-        ruleset = os.dup2(ruleset, 200)
-    os.dup2(verdict, _VERDICT)
-    os.closerange(len(kept) + 1, 200)
-    os.closerange(201, 1024)
-    os.chdir(cwd)
+class Layers(NamedTuple):
+    """seccomp: a filter; landlock: a descriptor of rules. None: this kernel has none."""
+
+    seccomp: ctypes.Array | None
+    landlock: int | None
+
+
+def layers() -> Layers:
+    return Layers(seccomp_filter(), landlock_ruleset())
+
+
+def end_with_parent(number: int) -> None:
+    """This process gets the signal when its parent ends, where the kernel can do that."""
     if sys.platform == 'linux':
-        _LIBC.prctl(_PARENT_DEATH, signal.SIGKILL)  # no server, no child
-    most = dict(AS=limits['memory'], CPU=int(limits['seconds']) + 1, FSIZE=0, CORE=0, NPROC=0, NOFILE=FILES)
+        _LIBC.prctl(_PARENT_DEATH, number)
+
+
+def confine(descriptors: list[int], seconds: float, memory: int, cwd: str, held_by: Layers, parent: int) -> None:
+    """Jails this process. The descriptors become 0, 1, 2, …; it has no others."""
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before
+        os._exit(1)
+    kept = [*descriptors] if held_by.landlock is None else [*descriptors, held_by.landlock]
+    for number, descriptor in enumerate([fcntl.fcntl(kept_one, fcntl.F_DUPFD, 32) for kept_one in kept]):
+        os.dup2(descriptor, number)
+    os.closerange(len(kept), 1024)
+    os.chdir(cwd)
+    most = dict(AS=memory, CPU=int(seconds) + 1, FSIZE=0, CORE=0, NPROC=0, NOFILE=_FILES)
     for name, soft in most.items():
         number = getattr(resource, f'RLIMIT_{name}')
         # The signal of the soft limit of the CPU time tells what happened; a second later the hard one kills.
         hard, present = soft + (name == 'CPU'), resource.getrlimit(number)[1]
         hard = hard if present == resource.RLIM_INFINITY else min(hard, present)
         resource.setrlimit(number, (min(soft, hard), hard))
-    if seccomp or ruleset is not None:
+    if any(layer is not None for layer in held_by):
         _LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0) and os._exit(1)
-    if ruleset is not None:
-        _LIBC.syscall(446, ruleset, 0) and os._exit(1)
-        os.close(ruleset)
-    if seccomp:
-        _LIBC.prctl(_SET_SECCOMP, 2, seccomp, 0, 0) and os._exit(1)
-
-    def end(status, message='', write=os.write, leave=os._exit):  # a program may have put others in their place
-        write(_VERDICT, f'{token}\n{status}\n{message[:MESSAGE]}'.encode(errors='replace'))
-        leave(0)
-
-    for name in [name for name in sys.modules if name.split('.')[0] in ('ctypes', '_ctypes', 'jail')]:
-        del sys.modules[name]
-    module = sys.modules['__main__'] = types.ModuleType('__main__')
-    sys.argv, sys.stdin = [''], open(0)
-    sys.dont_write_bytecode = True
-    os.environ.clear()
-    _deny(end)
-    try:
-        exec(compile(program, '<program>', 'exec', dont_inherit=True), module.__dict__)
-        status, message = 'passed', ''
-    except MemoryError as error:
-        status, message = 'memory', str(error)
-    except BaseException as error:  # whatever it raises, SystemExit too, it did not come to its end
-        status = 'exited' if isinstance(error, SystemExit) else 'failed'
-        message = ' '.join(f'{type(error).__name__}: {error}'.split())
-    end(status, message)
-
-
-def _run(request: dict, cwd: str, kernel) -> tuple[str, str]:
-    """(status, message) of one program, in a child of its own."""
-    out, child_out = os.pipe()
-    verdict, child_verdict = os.pipe()
-    token = os.urandom(16).hex()
-    pid = os.fork()
-    if not pid:
-        try:
-            _child(request['program'], request, cwd, child_out, child_verdict, token, kernel)
-        finally:
-            os._exit(1)
-    os.close(child_out), os.close(child_verdict)
-    status, wait_status = _watch(pid, out, verdict, time.monotonic() + request['seconds'])
-    told = os.read(verdict, 1 << 12).decode(errors='replace').split('\n', 2)
-    os.close(out), os.close(verdict)
-    if status:
-        return status, {'timeout': f'{request["seconds"]:g} s', 'output': f'{OUTPUT} bytes'}[status]
-    if len(told) == 3 and told[0] == token:
-        return told[1], told[2]
-    if not os.WIFSIGNALED(wait_status):
-        return 'exited', f'exit code {os.waitstatus_to_exitcode(wait_status)} before its end'
-    number = os.WTERMSIG(wait_status)
-    status = {signal.SIGSYS: 'forbidden', signal.SIGXCPU: 'timeout'}.get(number, 'exited')
-    return status, signal.Signals(number).name
-
-
-def _watch(pid: int, out: int, verdict: int, deadline: float) -> tuple[str | None, int]:
-    """('timeout' or 'output', where it had to be ended, and its wait status). Leaves nothing of its group."""
-    printed, status, poll = 0, None, select.poll()
-    for fd in (out, verdict, 0):
-        poll.register(fd, select.POLLIN if fd == out else 0)  # else: whether it is closed at the other end
-    while status is None:
-        left = deadline - time.monotonic()
-        events = dict(poll.poll(max(0, left) * 1000)) if left > 0 else {}
-        if 0 in events:  # the process that asked is gone
-            _kill(pid)
-            sys.exit()
-        if out in events:
-            read = os.read(out, OUTPUT)
-            printed += len(read)
-            if not read:
-                poll.unregister(out)
-            if printed > OUTPUT:
-                status = 'output'
-        if verdict in events:  # its last descriptor: it has ended, or will have, but for what it leaves behind
-            break
-        if left <= 0:
-            status = 'timeout'
-    if status is None and not _ended_by(pid, deadline):
-        status = 'timeout'
-    _kill(pid)
-    return status, os.waitpid(pid, 0)[1]
-
-
-def _ended_by(pid: int, deadline: float) -> bool:
-    """Whether the process is one that waits to be reaped, by then."""
-    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.0005)
-    return True
-
-
-def _kill(pid: int) -> None:
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # it has ended, or not come to its setsid
-            pass
-
-
-def serve(folder: str) -> None:
-    """Requests {'program', 'seconds', 'memory'} on stdin, a line each, to EOF; answers [status, message] on stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked decides
-    kernel = seccomp_filter(), landlock_ruleset()
-    requests, answers = open(0, 'rb', buffering=0, closefd=False), os.dup(1)
-    os.write(answers, json.dumps([bool(kernel[0]), kernel[1] is not None]).encode() + b'\n')
-    gc.freeze()  # a collection in a child would copy every page
-    cwd, read = os.path.join(folder, 'cwd'), b''
-    while True:
-        while b'\n' not in read:
-            more = requests.read(1 << 16)
-            if not more:
-                return
-            read += more
-        line, read = read.split(b'\n', 1)
-        os.mkdir(cwd)
-        try:
-            answer = _run(json.loads(line), cwd, kernel)
-        finally:
-            _remove(cwd)
-        os.write(answers, json.dumps(answer).encode() + b'\n')
-
-
-def _remove(folder: str) -> None:
-    try:
-        os.rmdir(folder)
-    except OSError:  # without the kernel's layer it may hold something
-        import shutil
-
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == '__main__':
-    try:
-        serve(sys.argv[1])
-    finally:
-        _remove(sys.argv[1])
+    if held_by.landlock is not None:
+        _LIBC.syscall(446, len(descriptors), 0) and os._exit(1)
+        os.close(len(descriptors))
+    if held_by.seccomp is not None:
+        _LIBC.prctl(_SET_SECCOMP, 2, held_by.seccomp, 0, 0) and os._exit(1)

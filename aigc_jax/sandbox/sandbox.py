@@ -1,27 +1,15 @@
-"""Running Python programs that nobody has read: each in a process of its own, with nothing to break.
+"""Running Python programs that nobody has read: see README.md for what is guaranteed, against whom, and where.
 
-What holds a program, from the outside in:
-
-1. Everywhere: a process in its own session, killed as a group at its deadline, when it has printed too much, and when
-   whoever asked is gone, Ctrl-C included; limits of the kernel on address space, CPU time, open files, and the size of
-   a file (0 bytes); an empty environment, no site-packages, and an empty working directory that is removed afterwards.
-2. On Linux, x86_64 and aarch64: a seccomp filter that answers only the system calls of a program that computes.
-   Whatever would start a process or a thread, send a signal, open a socket, remove or rename, kills the program; a
-   file opened for writing, and every other call, is refused. Where there is Landlock (Linux 5.13), no file beside the
-   interpreter's and the system's libraries can be read. This is the layer that is meant to withstand hostile code,
-   native code too: it guarantees, as far as the kernel does, that nothing outside is written, removed, signalled or
-   reached.
-3. Everywhere: an audit hook ends a program at the first attempt, so that it cannot catch the error and go on. It keeps
-   honest mistakes from doing harm where there is no layer 2, and no more: hostile Python code can get around it.
-
-A program passes when it comes to its end without an exception; one that leaves before (`sys.exit`, `os._exit`) has
-not. No layer keeps a program from passing by tampering with its own tests, which run in the same process.
+A program and its tests run in two processes of their own, jailed both. The tests know functions of the program by name,
+call them across a pipe with plain values, and alone say whether the program passes.
 """
 
 import json
+import math
 import os
 import pathlib
 import selectors
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,15 +17,29 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aigc_jax.core import parallel, progress
-from aigc_jax.core.errors import RunError
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.sandbox import folders
 
-STATUSES = ('passed', 'failed', 'exited', 'timeout', 'memory', 'output', 'forbidden')
+STATUSES = ('passed', 'failed', 'exited', 'timeout', 'memory', 'output', 'forbidden', 'unsupported')
 MEMORY = 1 << 29  # bytes of address space
+_LEAST_MEMORY, _MOST_MEMORY, _MOST_SECONDS = 1 << 26, 1 << 50, 86_400
+
+
+class Program(NamedTuple):
+    """text: what is judged. tests: what judges it, where `names` are the functions, classes and constants of the text.
+
+    It passes when it comes to its end, and the tests then come to theirs. Without tests it is taken at its word.
+    """
+
+    text: str
+    tests: str = ''
+    names: tuple[str, ...] = ()
 
 
 class Result(NamedTuple):
     """status: 'passed'; 'failed', by an exception; 'exited' before its end, also by a crash; 'timeout'; 'memory';
-    'output', printed too much; 'forbidden', attempted what is not allowed. message: the exception, signal or attempt.
+    'output', printed too much; 'forbidden', attempted what is not allowed; 'unsupported', its tests hand over what has no
+    plain form. message: the exception, signal or attempt.
     """
 
     status: str
@@ -51,7 +53,8 @@ class Result(NamedTuple):
 class Sandbox:
     """A context manager. workers: programs that run at the same time; None: one for each CPU that this process may use.
 
-    kernel_layers: which of 'seccomp' and 'landlock' hold the programs here. Raises RunError where no process can start.
+    kernel_layers: which of 'seccomp' and 'landlock' hold the programs here. The thread that enters must live as long as
+    the sandbox. Raises RunError where no process can start.
     """
 
     def __init__(self, workers: int | None = None):
@@ -59,6 +62,7 @@ class Sandbox:
         self._count = workers or parallel.cores()
 
     def __enter__(self) -> 'Sandbox':
+        folders.clean(tempfile.gettempdir())
         try:
             self._workers = [_Worker() for _ in range(self._count)]
         except BaseException:
@@ -75,8 +79,12 @@ class Sandbox:
     def kernel_layers(self) -> tuple[str, ...]:
         return self._workers[0].layers
 
-    def run(self, programs: Sequence[str], seconds: float = 5.0, memory: int = MEMORY) -> list[Result]:
-        """How each program ended, in their order. seconds: of wall time each; memory: bytes of address space each."""
+    def run(self, programs: Sequence[Program], seconds: float = 5.0, memory: int = MEMORY) -> list[Result]:
+        """How each program ended, in their order. Raises UserError for limits that are none.
+
+        seconds: of wall time for each, its tests included; memory: bytes of address space of each of the two processes.
+        """
+        _check(seconds, memory)
         results: list[Result | None] = [None] * len(programs)
         waiting = progress.each(range(len(programs)), 'programs executed')
         with selectors.DefaultSelector() as selector:
@@ -84,7 +92,7 @@ class Sandbox:
             def give(place: int) -> None:
                 index = next(waiting, None)
                 if index is not None:
-                    self._workers[place].ask({'program': programs[index], 'seconds': seconds, 'memory': memory})
+                    self._workers[place].ask(programs[index], seconds, memory)
                     selector.register(self._workers[place].answers, selectors.EVENT_READ, (place, index))
 
             try:
@@ -95,7 +103,7 @@ class Sandbox:
                         place, index = key.data
                         selector.unregister(key.fileobj)
                         results[index] = self._workers[place].answer()
-                        if results[index] is None:  # without layer 2 a program can take its server with it
+                        if results[index] is None:  # without the kernel's layers a program can end its server
                             results[index] = Result('exited', 'ended the process that watched it')
                             self._workers[place].close()
                             self._workers[place] = _Worker()
@@ -106,14 +114,21 @@ class Sandbox:
         return results
 
 
+def _check(seconds: float, memory: int) -> None:
+    if type(seconds) not in (int, float) or not (math.isfinite(seconds) and 0 < seconds <= _MOST_SECONDS):
+        raise UserError(f'the sandbox: seconds = {seconds!r}; a number above 0, at most {_MOST_SECONDS}')
+    if type(memory) is not int or not _LEAST_MEMORY <= memory <= _MOST_MEMORY:
+        raise UserError(f'the sandbox: memory = {memory!r}; a whole number of bytes, {_LEAST_MEMORY} to {_MOST_MEMORY}')
+
+
 class _Worker:
-    """A server process of `jail`, which runs one program at a time."""
+    """A server process, `jail`, which runs one program at a time."""
 
     def __init__(self):
         # As -I, but for the hash seed: sets of texts have the same order in every run.
-        script = str(pathlib.Path(__file__).with_name('jail.py'))
-        # The server removes this folder when it ends.
-        command = [sys.executable, '-P', '-s', '-S', script, tempfile.mkdtemp(prefix='aigc_jax_')]
+        folder = str(pathlib.Path(__file__).parent)
+        start = f'import sys; sys.path.insert(0, {folder!r}); import jail; del sys.path[0]; jail.serve(sys.argv[1])'
+        command = [sys.executable, '-P', '-s', '-S', '-c', start, tempfile.gettempdir()]
         env = {'PYTHONHASHSEED': '0', 'LC_ALL': 'C.UTF-8'}
         env |= {name: os.environ[name] for name in ('LD_LIBRARY_PATH',) if name in os.environ}
         try:
@@ -126,12 +141,16 @@ class _Worker:
         offered = self._line()
         if offered is None:
             self.close()
-            raise RunError(f'the sandbox: its server ended at once; {" ".join(command)} tells why')
+            raise RunError(f'the sandbox: its server ended at once; {shlex.join(command)} tells why')
         self.layers = tuple(name for name, has in zip(('seccomp', 'landlock'), offered, strict=True) if has)
 
-    def ask(self, request: dict) -> None:
+    def ask(self, program: Program, seconds: float, memory: int) -> None:
+        # Two frames: the server reads the first, the process of the tests the second.
+        limits = {'text': program.text, 'seconds': seconds, 'memory': memory}
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b'\n')
+            for frame in (limits, {'tests': program.tests, 'names': program.names}):
+                data = json.dumps(frame).encode()
+                self._process.stdin.write(len(data).to_bytes(4, 'big') + data)
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # the answer tells
@@ -139,7 +158,12 @@ class _Worker:
     def answer(self) -> Result | None:
         """None: the server is gone."""
         line = self._line()
-        return None if line is None else Result(*line)
+        if line is None:
+            return None
+        result = Result(*line)
+        if result.status not in STATUSES:
+            raise RunError(f'the sandbox: its server answered {result.status!r}, which is no status')
+        return result
 
     def _line(self):
         line = self.answers.readline()

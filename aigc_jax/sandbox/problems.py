@@ -1,24 +1,28 @@
 """Programming problems from files: HumanEval (Chen et al. 2021) and MBPP (Austin et al. 2021)."""
 
+import ast
+import builtins
 import json
 import pathlib
+import symtable
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import read_text
+from aigc_jax.sandbox.sandbox import Program
 
 _HUMANEVAL_STOPS = ('\nclass', '\ndef', '\n#', '\nif', '\nprint')  # Chen et al. 2021, section 2.2
 _MBPP_STOPS = ('\nassert', '\n"""', '\nif __name__', '\nprint')
 
 
 class Problem(NamedTuple):
-    """A completion of `prompt` ends before the first of `stops`; it is right if `program` of it comes to its end."""
+    """A completion of `prompt` ends before the first of `stops`; it is right if `program` of it passes."""
 
     name: str
     prompt: str
     stops: tuple[str, ...]
-    program: Callable[[str], str]
+    program: Callable[[str], Program]
 
     def cut(self, completion: str) -> str:
         """The completion up to the first stop text."""
@@ -30,8 +34,8 @@ def humaneval(path: str) -> tuple[Problem, ...]:
     problems = []
     for where, row in _rows(pathlib.Path(path)):
         prompt, test, entry, name = (_text(row, field, where) for field in ('prompt', 'test', 'entry_point', 'task_id'))
-        behind = f'\n{test}\ncheck({entry})\n'
-        problems.append(Problem(name, prompt, _HUMANEVAL_STOPS, _around(prompt, behind)))
+        tests = f'{_without(entry, _head(prompt))}\n{test}\ncheck({entry})\n'
+        problems.append(Problem(name, prompt, _HUMANEVAL_STOPS, _judged(prompt, tests, '', f'{where}: the field "test"')))
     return _some(problems, path)
 
 
@@ -47,16 +51,75 @@ def mbpp(path: str) -> tuple[Problem, ...]:
         if not isinstance(number, int):
             raise UserError(f'{where}: the field "task_id" is no whole number')
         prompt = '"""\n' + '\n'.join([task.strip(), *tests]) + '\n"""\n'
-        behind = '\n'.join(['', *before, *tests, ''])
-        problems.append(Problem(f'MBPP/{number}', prompt, _MBPP_STOPS, _around(prompt, behind)))
+        behind, own = '\n'.join([*before, *tests, '']), row.get('code', '')
+        judged = _judged(prompt, behind, own if isinstance(own, str) else '', f'{where}: the tests')
+        problems.append(Problem(f'MBPP/{number}', prompt, _MBPP_STOPS, judged))
     return _some(problems, path)
 
 
 READERS = {'humaneval:': humaneval, 'mbpp:': mbpp}
 
 
-def _around(before: str, behind: str) -> Callable[[str], str]:
-    return lambda completion: f'{before}{completion}{behind}'
+def _judged(prompt: str, tests: str, solution: str, where: str) -> Callable[[str], Program]:
+    """Programs of completions. What the tests use and do not have is the completion's, but for modules and builtins;
+    a builtin that the reference solution defines anew is the completion's too."""
+    try:
+        used = _unbound(tests)
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f'{where}: no Python: {error}') from None
+    defined, imports = _definitions(solution)
+    tests = ''.join(f'{line}\n' for name, line in imports.items() if name in used) + tests
+    names = tuple(sorted(name for name in used if name not in imports and (name in defined or not hasattr(builtins, name))))
+    return lambda completion: Program(prompt + completion, tests, names)
+
+
+def _unbound(text: str) -> set[str]:
+    """Names of the module that it uses and does not assign, import or define."""
+    used, bound, tables = set(), set(), [symtable.symtable(text, '<tests>', 'exec')]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        top = table.get_type() == 'module'
+        for symbol in table.get_symbols():
+            if top or symbol.is_global():
+                if symbol.is_assigned() or symbol.is_imported():
+                    bound.add(symbol.get_name())
+                if symbol.is_referenced():
+                    used.add(symbol.get_name())
+    return used - bound
+
+
+def _definitions(text: str) -> tuple[set[str], dict[str, str]]:
+    """What a module defines and assigns, and the import of each name that it imports; nothing of what is no Python."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        return set(), {}
+    imports = {
+        (name.asname or name.name).partition('.')[0]: ast.unparse(node)
+        for node in body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    table = symtable.symtable(text, '<solution>', 'exec')
+    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()} - {*imports}, imports
+
+
+def _head(prompt: str) -> str:
+    """The prompt as a module of its own, in which the function that it begins does nothing; '' where there is no way."""
+    for end in ('', '    pass\n', '        pass\n'):
+        try:
+            ast.parse(prompt + end)
+        except (SyntaxError, ValueError):
+            continue
+        return prompt + end
+    return ''
+
+
+def _without(name: str, text: str) -> str:
+    """A module without its function of that name: the tests may use what stands beside it."""
+    body = [node for node in ast.parse(text).body if getattr(node, 'name', '') != name]
+    return ast.unparse(ast.Module(body, []))
 
 
 def _some(problems: list[Problem], path: str) -> tuple[Problem, ...]:

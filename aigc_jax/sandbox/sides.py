@@ -1,0 +1,110 @@
+"""The two processes of a program: the candidate's, which runs it, and the judge's, which runs its tests.
+
+Each is jailed when it comes here, reads from descriptor 3, writes to 4, and tells on 5 how it ended. The judge alone can
+tell that a program has passed: no descriptor of the candidate's leads to where it does.
+"""
+
+import builtins
+import os
+import sys
+import types
+from collections.abc import Callable
+from typing import NoReturn
+
+import kernel
+from peer import Gone, Malformed, NotPlain, Peer
+
+_READ, _WRITE, _END = 3, 4, 5
+MESSAGE = 200  # characters
+GONE, UNSUPPORTED = 'gone', 'unsupported'  # what the judge alone tells
+
+
+def end(status: str, message: str = '', write=os.write, leave=os._exit) -> NoReturn:
+    """Ends the process and tells why. A program may have put others in the place of what it uses."""
+    write(_END, f'{status}\n{message[:MESSAGE]}'.encode(errors='replace'))
+    leave(0)
+
+
+def candidate(text: str) -> NoReturn:
+    """Runs a program to its end, and answers then what the judge asks of it."""
+    space = _clear()
+    operations = {
+        'global': _global,
+        'call': lambda function, args, kwargs: function(*args, **kwargs),
+        'get': getattr,
+        'set': setattr,
+        'next': next,
+    }
+    peer = Peer(_READ, _WRITE, operations, trusting=True, objects=[space])
+    _ended(lambda: (exec(_compiled(text, '<program>'), space), peer.serve()))
+
+
+def judge(text: str, names: list[str]) -> NoReturn:
+    """Runs tests against a candidate, whose `names` they use; names that it does not have stay undefined."""
+    space = _clear()
+    peer = _Judge(_READ, _WRITE, {'call': lambda f, args, kwargs: f(*args, **kwargs), 'next': next}, trusting=False)
+
+    def run():
+        peer.ask('global', 0, '__name__')  # it has come to its end
+        for name in names:
+            try:
+                space[name] = peer.ask('global', 0, name)
+            except NameError:
+                pass
+        exec(_compiled(text, '<tests>'), space)
+
+    _ended(run, 'passed')
+
+
+class _Judge(Peer):
+    """Ends the process where there is no answer to go on with, so that no `except` of a test goes on without."""
+
+    def ask(self, *question):
+        try:
+            return super().ask(*question)
+        except Gone:
+            end(GONE)
+        except Malformed as error:
+            end('failed', f'the program sent what is no plain value: {error}')
+        except NotPlain as error:
+            end(UNSUPPORTED, f'the tests hand over what cannot be: {error}')
+        except MemoryError as error:
+            end('memory', str(error))
+
+
+def _clear() -> dict:
+    """Takes away what is ours, and returns the names of a new module."""
+    for name in [name for name in sys.modules if name.split('.')[0] in _OURS]:
+        del sys.modules[name]
+    module = sys.modules['__main__'] = types.ModuleType('__main__')
+    sys.argv, sys.stdin = [''], open(0)
+    sys.dont_write_bytecode = True
+    os.environ.clear()
+    kernel.deny(end)
+    return module.__dict__
+
+
+_OURS = frozenset('ctypes _ctypes folders jail kernel peer plain sides'.split())
+
+
+def _compiled(text: str, name: str):
+    return compile(text, name, 'exec', dont_inherit=True)
+
+
+def _global(space: dict, name: str):
+    try:
+        return space[name] if name in space else getattr(builtins, name)
+    except AttributeError:
+        raise NameError(f'name {name!r} is not defined') from None
+
+
+def _ended(run: Callable[[], None], status: str = '') -> NoReturn:
+    message = ''
+    try:
+        run()
+    except MemoryError as error:
+        status, message = 'memory', str(error)
+    except BaseException as error:  # whatever it raises, SystemExit too, it did not come to its end
+        status = 'exited' if isinstance(error, SystemExit) else 'failed'
+        message = ' '.join(f'{type(error).__name__}: {error}'.split())
+    end(status, message)
