@@ -14,11 +14,12 @@ import zstandard
 from aigc_jax import config as config_lib
 from aigc_jax import solve
 from aigc_jax.core.errors import UserError
-from aigc_jax.evals import code, problems
-from aigc_jax.evals.sandbox import Sandbox
+from aigc_jax.evals import code
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
 from aigc_jax.generate import Generator, Text
+from aigc_jax.sandbox import problems
+from aigc_jax.sandbox.sandbox import Sandbox
 
 SHARED = pathlib.Path(__file__).parents[2] / 'shared/data'
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'

@@ -13,9 +13,9 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.data import programs, tokenizers
 from aigc_jax.data.programs import Program
 from aigc_jax.evals.ngram import KneserNey
-from aigc_jax.evals.sandbox import Sandbox
 from aigc_jax.evaluate import Evaluator
 from aigc_jax.experiment import Experiment
+from aigc_jax.sandbox import sandbox as sandbox_lib
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 PERCENT = (5.0, 10.0)

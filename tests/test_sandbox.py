@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from aigc_jax.evals.sandbox import Sandbox
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.sandbox import folders
+from aigc_jax.sandbox.sandbox import Program, Sandbox
 
 SECONDS = 300  # for what ends by itself
 
@@ -55,7 +57,6 @@ HOSTILE = {
     'sys.exit': ('import sys\nsys.exit(0)', 'exited'),
     'exit swallowed above': ('raise SystemExit', 'exited'),
     'os._exit': ('import os\nos._exit(0)', 'exited'),
-    'a verdict of its own': ('import os\nos.write(3, b"x\\npassed\\n")\nos._exit(0)', 'exited'),
     'verdict closed': ('import os\nos.closerange(0, 10)\nwhile True: pass', 'timeout'),
     'kill the parent': ('import os\nos.kill(os.getppid(), 9)', 'forbidden'),
     'kill all': ('import os\nos.kill(-1, 9)', 'forbidden'),
@@ -80,17 +81,23 @@ def theirs(tmp_path_factory):
     return folder
 
 
-def test_hostile_programs_end_in_time_and_change_nothing(sandbox, theirs):
+@pytest.mark.parametrize('where', ['program', 'call'])
+def test_hostile_programs_end_in_time_and_change_nothing(where, sandbox, theirs):
+    """As a program, and within a function that its tests call."""
+    within = lambda text: 'def f():\n' + ''.join(f' {line}\n' for line in text.split('\n'))
+    shape = within if where == 'call' else lambda text: f'{text}\nf = list'
     ended = {}
     for seconds in (1, SECONDS):  # those that never end by themselves, and the others, however slow the machine is
         some = {name: how for name, how in HOSTILE.items() if ('timeout' in how[1]) == (seconds == 1)}
-        found = sandbox.run([program.replace('{}', str(theirs)) for program, _ in some.values()], seconds)
+        texts = [program.replace('{}', str(theirs)) for program, _ in some.values()]
+        found = sandbox.run([Program(text, 'f()', ('f',)) for text in map(shape, texts)], seconds)
         ended |= {name: (result.status, how[1]) for (name, how), result in zip(some.items(), found, strict=True)}
     assert len(ended) == len(HOSTILE)
     assert not {name: both for name, both in ended.items() if both[0] not in both[1].split()}
     assert [path.name for path in theirs.iterdir()] == ['kept'] and (theirs / 'kept').read_text() == 'kept'
     assert not (pathlib.Path.home() / 'aigc_jax_was_here').exists()
-    assert sandbox.run(['x = 1', 'raise KeyError("k")'], SECONDS) == [('passed', ''), ('failed', "KeyError: 'k'")]
+    programs = [Program('x = 1'), Program('raise KeyError("k")')]
+    assert sandbox.run(programs, SECONDS) == [('passed', ''), ('failed', "KeyError: 'k'")]
 
 
 # What the kernel itself does, where there is no audit hook: most of these would work, or do harm, without it.
@@ -101,7 +108,7 @@ NATIVE = {
     'os.execv("/bin/true", ["true"])': 'killed',
     'socket.socket()': 'killed',
     'threading.Thread(target=print).start()': 'killed',
-    'jail._LIBC.kill(os.getppid(), 9)': 'killed',
+    'kernel._LIBC.kill(os.getppid(), 9)': 'killed',
     'os.open(there + "/new", os.O_CREAT | os.O_WRONLY)': 'refused',
     'os.open(there + "/kept", os.O_RDONLY | os.O_TRUNC)': 'refused',
     'os.open(there + "/kept", os.O_RDONLY)': 'refused',
@@ -109,21 +116,22 @@ NATIVE = {
     'os.chmod(there + "/kept", 0)': 'refused',
     'resource.setrlimit(resource.RLIMIT_CPU, (1, 1))': 'refused',
     'fcntl.fcntl(1, 8, os.getppid())': 'refused',  # F_SETOWN: signals to another
-    'assert jail._LIBC.prctl(1, 0) == 0': 'refused',
-    'assert jail._LIBC.syscall(444, None, 0, 1) > 0': 'refused',
+    'assert kernel._LIBC.prctl(1, 0) == 0': 'refused',
+    'assert kernel._LIBC.syscall(444, None, 0, 1) > 0': 'refused',
 }
 SCRIPT = """
 import ctypes, fcntl, json, os, resource, signal, socket, sys, threading
 folder, there, statements = json.loads(sys.argv[1])
 sys.path.insert(0, folder)
-import jail
-jail._deny = lambda end: None
+import jail, kernel
+kernel.deny = lambda end: None
 sys.modules['kept'] = sys.modules['__main__']
-kernel = jail.seccomp_filter(), jail.landlock_ruleset()
+jail._frame = lambda: {'tests': '', 'names': [], 'classes': False}
+layers, null = kernel.layers(), os.open(os.devnull, os.O_RDWR)
 for statement in statements:
-    program = 'import kept\\nglobals().update(vars(kept))\\n'
-    program += f'try: {statement}\\nexcept Exception: raise SystemExit("no")'
-    print(jail._run({'program': program, 'seconds': 20, 'memory': 1 << 30}, '/', kernel), flush=True)
+    text = 'import kept\\nglobals().update(vars(kept))\\n'
+    text += f'try: {statement}\\nexcept Exception: raise SystemExit("no")'
+    print(jail._run({'text': text, 'seconds': 20, 'memory': 1 << 30}, '/', layers, null), flush=True)
 """
 
 
@@ -147,13 +155,15 @@ def test_a_program_finds_an_empty_place_and_the_library(sandbox):
         '@dataclasses.dataclass\nclass Point:\n x: int\n'
         'assert Point(1) == Point(1)\nprint("a little")\n'
     )
-    hashes = 'raise KeyError(hash("x"))'
-    found = sandbox.run([program, hashes, hashes], SECONDS)
-    assert found[0] == ('passed', '') and found[1] == found[2]
+    hashes = Program('raise KeyError(hash("x"))')
+    # Its tests find the same, and print into nothing.
+    found = sandbox.run([Program(program), hashes, hashes, Program('', f'{program}print("x" * 99_999)')], SECONDS)
+    assert found[0] == found[3] == ('passed', '') and found[1] == found[2]
 
 
 def test_results_keep_their_order(sandbox):
-    found = sandbox.run([f'import time\ntime.sleep({0.05 * (i % 3)})\nassert {i} % 2' for i in range(12)], SECONDS)
+    texts = [f'import time\ntime.sleep({0.05 * (i % 3)})\nassert {i} % 2' for i in range(12)]
+    found = sandbox.run([*map(Program, texts)], SECONDS)
     assert [result.passed for result in found] == [bool(i % 2) for i in range(12)]
 
 
@@ -169,8 +179,8 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_behind(number, tmp_path):
     script = (
-        'from aigc_jax.evals.sandbox import Sandbox\nimport sys\nwith Sandbox(2) as sandbox:\n'
-        ' print("begun", flush=True)\n sandbox.run(["while True: pass"] * 4, seconds=1000)\n'
+        'from aigc_jax.sandbox.sandbox import Program, Sandbox\nimport sys\nwith Sandbox(2) as sandbox:\n'
+        ' print("begun", flush=True)\n sandbox.run([Program("while True: pass")] * 4, seconds=1000)\n'
     )
     env = {**os.environ, 'TMPDIR': str(tmp_path), 'PYTHONPATH': os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -179,9 +189,9 @@ def test_nothing_is_left_behind(number, tmp_path):
     )  # fmt: skip
     assert process.stdout.readline() == b'begun\n'
     deadline = time.monotonic() + SECONDS
-    while len(children := descendants(process.pid)) < 4 and time.monotonic() < deadline:
+    while len(children := descendants(process.pid)) < 6 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(children) == 4  # two servers, two programs
+    assert len(children) == 6  # two servers, two programs, the tests of each
     process.send_signal(number)
     process.communicate(timeout=SECONDS)
     while any(os.path.exists(f'/proc/{pid}') for pid in children) and time.monotonic() < deadline:

@@ -32,8 +32,10 @@ _OF_PROGRAM = ('failed', 'exited', 'memory', 'forbidden')  # of itself it can sa
 
 
 def serve(base: str) -> None:
-    """Requests on stdin to EOF, each a frame {'text', 'seconds', 'memory'} and a frame {'tests', 'names'}, of which the
-    judge reads the second; a line [status, message] each on stdout. base: where its temporary folder is made."""
+    """Answers requests on stdin, to EOF, by a line [status, message] each on stdout. base: where its folder is made.
+
+    A request is a frame {'text', 'seconds', 'memory'}, and a frame {'tests', 'names', 'classes'} that the judge reads.
+    """
     kernel.end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked decides
@@ -41,6 +43,7 @@ def serve(base: str) -> None:
     try:
         layers, null = kernel.layers(), os.open(os.devnull, os.O_RDWR)
         _tell([layer is not None for layer in layers])
+        sides.clear()
         gc.freeze()  # a collection in a child would copy every page
         cwd = os.path.join(folder, 'cwd')
         while (request := _frame()) is not None:
@@ -81,7 +84,7 @@ def _run(request: dict, cwd: str, layers: kernel.Layers, null: int) -> tuple[str
         tests = _frame()
         os.write(verdict[1], b'.')
         confine(null, null, answers[0], questions[1], verdict[1])
-        sides.judge(tests['tests'], tests['names'])
+        sides.judge(**tests)
 
     def candidate() -> None:
         confine(out[1], out[1], questions[0], answers[1], report[1])

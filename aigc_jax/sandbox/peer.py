@@ -27,7 +27,7 @@ class NotPlain(TypeError):
 
 
 class Remote:
-    """What the other process holds: it can be called, and its attributes read and set. It equals nothing but itself."""
+    """What the other process holds: it can be called, and equals nothing but itself."""
 
     __slots__ = ('_remote_peer', '_remote_number', '_remote_true', '_remote_ended')
 
@@ -39,11 +39,13 @@ class Remote:
         return self._remote_peer.ask('call', self._remote_number, args, kwargs)
 
     def __getattr__(self, name):
-        if name.startswith('__'):  # what Python itself looks for
-            raise AttributeError(name)
+        if not self._remote_peer.attributes or name.startswith('__'):  # which Python itself looks for
+            raise AttributeError(f'what another process holds has no attribute {name!r} here')
         return self._remote_peer.ask('get', self._remote_number, name)
 
     def __setattr__(self, name, value):
+        if not self._remote_peer.attributes:
+            raise AttributeError(f'what another process holds can be given no attribute {name!r} here')
         self._remote_peer.ask('set', self._remote_number, name, value)
 
     def __bool__(self):
@@ -51,11 +53,13 @@ class Remote:
 
 
 class Stream(Remote):
-    """An iterator that the other process holds. Once it has ended it stays so, whatever the other would say."""
+    """An iterator that the other process holds. It ends once: what it gives is not something else at the next look."""
 
     __slots__ = ()
 
     def __iter__(self):
+        if self._remote_ended:
+            raise ValueError('an iterator of the program is iterated a second time')
         return self
 
     def __next__(self):
@@ -73,9 +77,20 @@ class Peer:
 
     operations: {name: function of one of our objects and values} that the other may ask for. trusting: the other may
     name any builtin function or class, and hold any object of ours; else it holds functions and iterators alone.
+    attributes: whether those of its objects can be read and set. With them it could answer each question about a text
+    or a list as suits it, where that should be plain.
     """
 
-    def __init__(self, read: int, write: int, operations: dict[str, Callable], trusting: bool, objects: list = ()):
+    def __init__(
+        self,
+        read: int,
+        write: int,
+        operations: dict[str, Callable],
+        trusting: bool,
+        attributes: bool = False,
+        objects: list = (),
+    ):
+        self.attributes = attributes
         self._read, self._write, self._operations, self._trusting = read, write, operations, trusting
         self._objects, self._numbers, self._others = list(objects), {}, {}
 

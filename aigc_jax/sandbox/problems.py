@@ -34,8 +34,10 @@ def humaneval(path: str) -> tuple[Problem, ...]:
     problems = []
     for where, row in _rows(pathlib.Path(path)):
         prompt, test, entry, name = (_text(row, field, where) for field in ('prompt', 'test', 'entry_point', 'task_id'))
-        tests = f'{_without(entry, _head(prompt))}\n{test}\ncheck({entry})\n'
-        problems.append(Problem(name, prompt, _HUMANEVAL_STOPS, _judged(prompt, tests, '', f'{where}: the field "test"')))
+        head = _head(prompt)
+        tests = f'{_without(entry, head)}\n{test}\ncheck({entry})\n'
+        judged = _judged(prompt, tests, head, f'{where}: the field "test"')
+        problems.append(Problem(name, prompt, _HUMANEVAL_STOPS, judged))
     return _some(problems, path)
 
 
@@ -51,8 +53,8 @@ def mbpp(path: str) -> tuple[Problem, ...]:
         if not isinstance(number, int):
             raise UserError(f'{where}: the field "task_id" is no whole number')
         prompt = '"""\n' + '\n'.join([task.strip(), *tests]) + '\n"""\n'
-        behind, own = '\n'.join([*before, *tests, '']), row.get('code', '')
-        judged = _judged(prompt, behind, own if isinstance(own, str) else '', f'{where}: the tests')
+        solution = _text(row, 'code', where) if 'code' in row else ''
+        judged = _judged(prompt, '\n'.join([*before, *tests, '']), solution, f'{where}: the tests')
         problems.append(Problem(f'MBPP/{number}', prompt, _MBPP_STOPS, judged))
     return _some(problems, path)
 
@@ -61,16 +63,30 @@ READERS = {'humaneval:': humaneval, 'mbpp:': mbpp}
 
 
 def _judged(prompt: str, tests: str, solution: str, where: str) -> Callable[[str], Program]:
-    """Programs of completions. What the tests use and do not have is the completion's, but for modules and builtins;
-    a builtin that the reference solution defines anew is the completion's too."""
+    """Programs of completions. What the tests use and do not have is the completion's.
+
+    But a module that the reference solution imports is imported by the tests, and a builtin is Python's own unless the
+    solution defines it anew. solution: '' for none; a name in capitals is then a class.
+    """
     try:
         used = _unbound(tests)
     except (SyntaxError, ValueError) as error:
-        raise UserError(f'{where}: no Python: {error}') from None
-    defined, imports = _definitions(solution)
+        raise UserError(f'{where}: is no Python: {error}') from None
+    body = _body(solution)
+    imports = {
+        (name.asname or name.name).partition('.')[0]: ast.unparse(node)
+        for node in body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
+    names = {name for name in used - {*imports} if name in defined or not hasattr(builtins, name)}
+    if body:
+        classes = names & {node.name for node in body if isinstance(node, ast.ClassDef)}
+    else:
+        classes = {name for name in names if name[:1].isupper() and not name.isupper()}
     tests = ''.join(f'{line}\n' for name, line in imports.items() if name in used) + tests
-    names = tuple(sorted(name for name in used if name not in imports and (name in defined or not hasattr(builtins, name))))
-    return lambda completion: Program(prompt + completion, tests, names)
+    return lambda completion: Program(prompt + completion, tests, tuple(sorted(names)), bool(classes))
 
 
 def _unbound(text: str) -> set[str]:
@@ -89,37 +105,23 @@ def _unbound(text: str) -> set[str]:
     return used - bound
 
 
-def _definitions(text: str) -> tuple[set[str], dict[str, str]]:
-    """What a module defines and assigns, and the import of each name that it imports; nothing of what is no Python."""
+def _body(text: str) -> list[ast.stmt]:
+    """The statements of a module; [] of what is no Python."""
     try:
-        body = ast.parse(text).body
+        return ast.parse(text).body
     except (SyntaxError, ValueError):
-        return set(), {}
-    imports = {
-        (name.asname or name.name).partition('.')[0]: ast.unparse(node)
-        for node in body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in node.names
-    }
-    table = symtable.symtable(text, '<solution>', 'exec')
-    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()} - {*imports}, imports
+        return []
 
 
 def _head(prompt: str) -> str:
-    """The prompt as a module of its own, in which the function that it begins does nothing; '' where there is no way."""
-    for end in ('', '    pass\n', '        pass\n'):
-        try:
-            ast.parse(prompt + end)
-        except (SyntaxError, ValueError):
-            continue
-        return prompt + end
-    return ''
+    """The prompt as a module, in which the function that it begins does nothing; '' where it begins none."""
+    ends = ('', '    pass\n', '        pass\n')
+    return next((prompt + end for end in ends if _body(prompt + end)), '')
 
 
 def _without(name: str, text: str) -> str:
     """A module without its function of that name: the tests may use what stands beside it."""
-    body = [node for node in ast.parse(text).body if getattr(node, 'name', '') != name]
-    return ast.unparse(ast.Module(body, []))
+    return ast.unparse(ast.Module([node for node in _body(text) if getattr(node, 'name', '') != name], []))
 
 
 def _some(problems: list[Problem], path: str) -> tuple[Problem, ...]:

@@ -28,18 +28,21 @@ _LEAST_MEMORY, _MOST_MEMORY, _MOST_SECONDS = 1 << 26, 1 << 50, 86_400
 class Program(NamedTuple):
     """text: what is judged. tests: what judges it, where `names` are the functions, classes and constants of the text.
 
-    It passes when it comes to its end, and the tests then come to theirs. Without tests it is taken at its word.
+    classes: whether the tests use attributes of its objects. If not, what should be a text or a list cannot be an
+    object that answers each question as suits it. The program passes when it comes to its end, and the tests then come
+    to theirs; without tests it is taken at its word.
     """
 
     text: str
     tests: str = ''
     names: tuple[str, ...] = ()
+    classes: bool = False
 
 
 class Result(NamedTuple):
     """status: 'passed'; 'failed', by an exception; 'exited' before its end, also by a crash; 'timeout'; 'memory';
-    'output', printed too much; 'forbidden', attempted what is not allowed; 'unsupported', its tests hand over what has no
-    plain form. message: the exception, signal or attempt.
+    'output', printed too much; 'forbidden', attempted what is not allowed; 'unsupported', its tests hand over what has
+    no plain form. message: the exception, signal or attempt.
     """
 
     status: str
@@ -148,7 +151,7 @@ class _Worker:
         # Two frames: the server reads the first, the process of the tests the second.
         limits = {'text': program.text, 'seconds': seconds, 'memory': memory}
         try:
-            for frame in (limits, {'tests': program.tests, 'names': program.names}):
+            for frame in (limits, {'tests': program.tests, 'names': program.names, 'classes': program.classes}):
                 data = json.dumps(frame).encode()
                 self._process.stdin.write(len(data).to_bytes(4, 'big') + data)
             self._process.stdin.flush()

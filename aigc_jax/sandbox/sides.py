@@ -1,7 +1,7 @@
 """The two processes of a program: the candidate's, which runs it, and the judge's, which runs its tests.
 
-Each is jailed when it comes here, reads from descriptor 3, writes to 4, and tells on 5 how it ended. The judge alone can
-tell that a program has passed: no descriptor of the candidate's leads to where it does.
+Each is jailed when it comes here, reads from descriptor 3, writes to 4, and tells on 5 how it ended. The judge alone
+can tell that a program has passed: no descriptor of the candidate's leads to where it does.
 """
 
 import builtins
@@ -18,6 +18,8 @@ _READ, _WRITE, _END = 3, 4, 5
 MESSAGE = 200  # characters
 GONE, UNSUPPORTED = 'gone', 'unsupported'  # what the judge alone tells
 
+_OURS = frozenset('ctypes _ctypes fcntl folders jail kernel peer plain sides'.split())
+
 
 def end(status: str, message: str = '', write=os.write, leave=os._exit) -> NoReturn:
     """Ends the process and tells why. A program may have put others in the place of what it uses."""
@@ -27,22 +29,16 @@ def end(status: str, message: str = '', write=os.write, leave=os._exit) -> NoRet
 
 def candidate(text: str) -> NoReturn:
     """Runs a program to its end, and answers then what the judge asks of it."""
-    space = _clear()
-    operations = {
-        'global': _global,
-        'call': lambda function, args, kwargs: function(*args, **kwargs),
-        'get': getattr,
-        'set': setattr,
-        'next': next,
-    }
+    space = _space()
+    operations = {'global': _global, 'call': _call, 'get': getattr, 'set': setattr, 'next': next}
     peer = Peer(_READ, _WRITE, operations, trusting=True, objects=[space])
     _ended(lambda: (exec(_compiled(text, '<program>'), space), peer.serve()))
 
 
-def judge(text: str, names: list[str]) -> NoReturn:
-    """Runs tests against a candidate, whose `names` they use; names that it does not have stay undefined."""
-    space = _clear()
-    peer = _Judge(_READ, _WRITE, {'call': lambda f, args, kwargs: f(*args, **kwargs), 'next': next}, trusting=False)
+def judge(tests: str, names: list[str], classes: bool) -> NoReturn:
+    """Runs tests as `sandbox.Program` has them; names that the candidate does not have stay undefined."""
+    space = _space()
+    peer = _Judge(_READ, _WRITE, {'call': _call, 'next': next}, trusting=False, attributes=classes)
 
     def run():
         peer.ask('global', 0, '__name__')  # it has come to its end
@@ -51,7 +47,7 @@ def judge(text: str, names: list[str]) -> NoReturn:
                 space[name] = peer.ask('global', 0, name)
             except NameError:
                 pass
-        exec(_compiled(text, '<tests>'), space)
+        exec(_compiled(tests, '<tests>'), space)
 
     _ended(run, 'passed')
 
@@ -72,23 +68,27 @@ class _Judge(Peer):
             end('memory', str(error))
 
 
-def _clear() -> dict:
-    """Takes away what is ours, and returns the names of a new module."""
+def clear() -> None:
+    """Takes away what a program has no business with, before the forks."""
     for name in [name for name in sys.modules if name.split('.')[0] in _OURS]:
         del sys.modules[name]
-    module = sys.modules['__main__'] = types.ModuleType('__main__')
-    sys.argv, sys.stdin = [''], open(0)
-    sys.dont_write_bytecode = True
+    sys.argv, sys.dont_write_bytecode = [''], True
     os.environ.clear()
+
+
+def _space() -> dict:
+    """The names of a new module, which is the main one."""
+    module = sys.modules['__main__'] = types.ModuleType('__main__')
     kernel.deny(end)
     return module.__dict__
 
 
-_OURS = frozenset('ctypes _ctypes folders jail kernel peer plain sides'.split())
-
-
 def _compiled(text: str, name: str):
     return compile(text, name, 'exec', dont_inherit=True)
+
+
+def _call(function: Callable, args: tuple, kwargs: dict):
+    return function(*args, **kwargs)
 
 
 def _global(space: dict, name: str):
