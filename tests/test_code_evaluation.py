@@ -88,12 +88,64 @@ def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
     assert read[0].cut('    return 1') == '    return 1'
 
 
+def test_what_stands_beside_the_function_of_a_prompt_is_the_tests_own(tmp_path):
+    """A completion that defines it anew changes nothing for its tests, nor does one that defines `abs` or `check`."""
+    path = tmp_path / 'root.jsonl'
+    prompt = 'import math\n\ndef poly(a, x):\n    return a[0] + a[1] * x\n\n'
+    prompt += 'def root(a):\n    """Where poly is 0."""\n'
+    test = 'def check(f):\n    assert abs(poly([3, 2], f([3, 2]))) < 1e-9\n    assert math.isclose(f([1, 1]), -1)\n'
+    path.write_text(json.dumps(dict(task_id='R', entry_point='root', prompt=prompt, test=test, canonical_solution='')))
+    (problem,) = problems.humaneval(path)
+    right = '    return -a[0] / a[1]\n'
+    wrong = '    global poly, abs, check, math\n    poly = abs = check = math = lambda *_: 0\n    return -1\n'
+    assert problem.program(right).names == ('root',)
+    with Sandbox(1) as sandbox:
+        results = sandbox.run([problem.program(text) for text in (right, wrong, f'{right}abs = poly = None\n')], 60)
+    assert [result.passed for result in results] == [True, False, True]
+
+
+def test_which_names_of_the_tests_are_the_programs(tmp_path):
+    """A builtin that the solution defines anew; a class; a module that the solution imports; what the tests have."""
+    rows = [
+        ('def sum(a, b): return a * b', ['assert sum(2, 3) == 6'], '', ('sum',), False),
+        ('class Node: pass\ndef depth(n): return 0', ['assert depth(root) == 0'], 'root = Node()\nroot.left = Node()',
+         ('Node', 'depth'), True),
+        ('import sys\ndef size(x): return sys.getsizeof(x)', ['assert size(1) == sys.getsizeof(1)'], '',
+         ('size',), False),
+        ('def f(x): return x', ['assert [f(y) for y in xs] == xs', 'assert len(xs) == 2'], 'xs = [1, 2]',
+         ('f',), False),
+        (None, ['assert Pair(1).x == f(1)'], '', ('Pair', 'f'), True),
+        (None, ['assert f(LIMIT) == sum([1])'], '', ('LIMIT', 'f'), False),
+    ]  # fmt: skip
+    path = tmp_path / 'names.jsonl'
+    objects = [
+        dict(task_id=i, text='', test_list=tests, test_setup_code=setup) | ({'code': code} if code else {})
+        for i, (code, tests, setup, *_) in enumerate(rows)
+    ]
+    path.write_text('\n'.join(map(json.dumps, objects)))
+    read = problems.mbpp(path)
+    assert [p.program('')[2:] for p in read] == [row[3:] for row in rows]
+    with Sandbox(1) as sandbox:
+        own = [p.program(row[0]) for p, row in zip(read, rows, strict=True) if row[0]]
+        assert all(result.passed for result in sandbox.run(own, 60))
+
+
+def test_programs_whose_tests_do_not_fit_the_sandbox_are_told(experiment, capsys):
+    solver = solve.Solver(experiment, Evaluator(experiment))
+    program = solve.Program('f = lambda x: x', 'import datetime\nf(datetime.date(2000, 1, 1))\n', ('f',))
+    solver._problems = [problems.Problem('own', '', (), lambda text: program)]
+    assert solver._correct([['']]).tolist() == [[False]]
+    assert '1 programs count as wrong because their tests do not fit' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     'reader, content, words',
     [
         (problems.humaneval, b'{"task_id": "a"}', 'line 1: the field "prompt" is missing'),
         (problems.humaneval, json.dumps(HUMANEVAL).encode() + b'\n{"x"', 'line 2: is no JSON'),
         (problems.humaneval, json.dumps({**HUMANEVAL, 'test': 1}).encode(), 'line 1: the field "test" is no text'),
+        (problems.humaneval, json.dumps({**HUMANEVAL, 'test': 'def f('}).encode(), 'the field "test": is no Python'),
+        (problems.mbpp, json.dumps({**MBPP, 'test_list': ['print 1']}).encode(), 'the tests: is no Python'),
         (problems.humaneval, b'[1]', 'problem 1: is no JSON object'),
         (problems.humaneval, b'\n', 'holds no problem'),
         (problems.humaneval, b'{}\n\xff', 'line 2: is not UTF-8'),
@@ -103,7 +155,7 @@ def test_problems_are_read_and_solved_by_their_solutions(tmp_path):
         (problems.mbpp, json.dumps({**MBPP, 'task_id': None}).encode(), '"task_id" is no whole number'),
         (problems.mbpp, b'[{"task_id": 1},\n]', 'line 2: is no JSON'),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_broken_files_are_told(reader, content, words, tmp_path):
     path = tmp_path / 'broken'
@@ -127,6 +179,18 @@ def test_humanevals_own_solutions_pass():
         own = [p.program(p.cut(row['canonical_solution'])) for p, row in zip(read, rows, strict=True)]
         assert [p.name for p, r in zip(read, sandbox.run(own, seconds=60), strict=True) if not r.passed] == []
         assert not any(result.passed for result in sandbox.run([p.program('    pass\n') for p in read], 60))
+
+
+@pytest.mark.skipif(not (SHARED / 'mbpp').exists(), reason='no MBPP on this machine')
+def test_mbpps_own_solutions_pass():
+    path = SHARED / 'mbpp/mbpp.jsonl'
+    rows, read = [json.loads(line) for line in path.open()], problems.mbpp(path)
+    # Of those with classes, modules or a builtin defined anew all, of the others some.
+    some = [i for i, p in enumerate(read) if i % 10 == 0 or p.program('').classes or len(p.program('').names) != 1]
+    with Sandbox() as sandbox:
+        own = [read[i].program(rows[i]['code']) for i in [*some, 596 - 1, 126 - 1]]
+        assert [p for p, r in zip(own, sandbox.run(own, seconds=60), strict=True) if not r.passed] == []
+        assert not any(result.passed for result in sandbox.run([read[i].program('') for i in some], 60))
 
 
 @pytest.fixture(scope='module')

@@ -86,10 +86,9 @@ def test_a_problem_is_solved_by_its_program_and_by_no_shorter_way():
     by_table = [
         f'{dict((repr(x), y) for x, y in e.pairs[: programs.SHOWN])}.get(repr(x))' for e in examples
     ]  # what is shown, learned by heart
-    with Sandbox() as sandbox:
-        solved = lambda texts: [
-            r.passed for r in sandbox.run([e.test(text) for e, text in zip(examples, texts, strict=True)], 60)
-        ]
+    judged = lambda e, text: sandbox_lib.Program(programs.START + text, e.tests, ('f',))
+    with sandbox_lib.Sandbox() as sandbox:
+        solved = lambda texts: [r.passed for r in sandbox.run([*map(judged, examples, texts)], 60)]
         assert all(solved([e.program.text for e in examples]))
         assert not any(solved(by_table)) and not any(solved(['x'] * 60)) and not any(solved(['exit()'] * 60))
     assert examples[0].prompt.endswith('\n' + programs.START) and examples[0].prompt.count('->') == programs.SHOWN
