@@ -138,7 +138,7 @@ class _Watch:
         while told not in found:
             left = self._deadline - time.monotonic()
             if left <= 0:
-                return 'timeout', 'its time is over'
+                return 'timeout', 'its time was over'
             found = dict(poll.poll(left * 1000))
             if 0 in found:  # the process that asked is gone
                 sys.exit(1)
@@ -148,7 +148,7 @@ class _Watch:
                 return 'output', ''
         while pid and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             if time.monotonic() > self._deadline:
-                return 'timeout', 'its time is over'
+                return 'timeout', 'its time was over'
             time.sleep(0.0005)
         return None
 
