@@ -125,10 +125,11 @@ NEW = {
     'a text that agrees with everything': (
         'class T:\n    startswith = lambda *_: True\nf = lambda x: T()', HELD, 'failed'),
     'a search for the tests': (
-        f'{BODY}    import gc, os\n    frame, seen = sys._getframe(), []\n    while frame:\n'
+        f'{BODY}    frame, seen, it = sys._getframe(), [], "".join(["a-sec", "ret"])\n    while frame:\n'
         '        seen += [*frame.f_locals.values(), *frame.f_globals.values(), *frame.f_code.co_consts]\n'
         '        frame = frame.f_back\n    for module in [*sys.modules.values()]: seen += vars(module).values()\n'
-        '    while seen:\n        x = seen.pop()\n        if "secret" in str(x)[:999]: return str(x).split(\'"\')[1]\n'
+        '    while seen:\n        x = seen.pop()\n'
+        '        if type(x) is str and it in x: return x[x.index(it) :].split(\'"\')[0]\n'
         '        seen += x.values() if type(x) is dict else x if type(x) in (list, tuple) else []\n', SECRET, 'failed'),
     'an end in the middle of a call': ('import os\nf = lambda x: os._exit(0)', EQUAL, 'exited'),
     'the pipe closed in a call': (

@@ -154,6 +154,8 @@ def test_a_program_finds_an_empty_place_and_the_library(sandbox):
         'assert hashlib.md5(b"").hexdigest()[:4] == "d41d"\n'
         '@dataclasses.dataclass\nclass Point:\n x: int\n'
         'assert Point(1) == Point(1)\nprint("a little")\n'
+        'def opened(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n'
+        'assert [*filter(opened, range(1024))] == [0, 1, 2, 3, 4, 5]\n'
     )
     hashes = Program('raise KeyError(hash("x"))')
     # Its tests find the same, and print into nothing.
