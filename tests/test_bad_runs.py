@@ -104,7 +104,7 @@ def test_two_processes_in_one_folder(runner, smoke, tmp_path, begun):
         run.mkdir()
     arguments = VAE, f'--workdir={run}', '--config.total_steps=60'
     with open(run / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         before = snapshot(run)
         assert_refused(runner(*arguments), f'another process trains in {run}')
         assert snapshot(run) == before
