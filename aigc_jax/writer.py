@@ -57,7 +57,8 @@ class Writer:
         _append(self._metrics, row | finite)
         if self._tb is not None:
             suffix = '' if seed is None else f'/seed{seed}'
-            self._tb.add(step, {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None})
+            shown = {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None}
+            self._tb.add(step, shown)
 
     def timing(self, **fields) -> None:
         """Writes one row: {"time": seconds since the epoch, **fields}."""

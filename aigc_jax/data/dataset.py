@@ -147,8 +147,8 @@ class Dataset:
 
 
 def from_arrays(
-    splits: Mapping[str, Arrays | Mapped], *, levels: int, licence: str, num_classes: int = 0, density: Mixture | None = None,
-    class_names: tuple[str, ...] = (), origin: str = 'as given',
+    splits: Mapping[str, Arrays | Mapped], *, levels: int, licence: str, num_classes: int = 0,
+    density: Mixture | None = None, class_names: tuple[str, ...] = (), origin: str = 'as given',
 ) -> Dataset:  # fmt: skip
     """A Dataset of arrays; examples of rank 3 are images, of rank 1 points."""
     shape = splits['train'].column('x', slice(0, 1)).shape[1:]
