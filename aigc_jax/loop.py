@@ -16,7 +16,7 @@ from aigc_jax import announce, evaluate, final, image_metrics, manifest, picture
 from aigc_jax import config as config_lib
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import atomic_write, disk_errors
+from aigc_jax.core.files import atomic_write, check_folder, clear_leftovers, disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.early_stopping import Watch, is_over
@@ -93,6 +93,7 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
             raise UserError(f'--workdir: another process began {workdir} meanwhile; the same command goes on from it')
     parallel.barrier('workdir checked')  # no process may meet what another has written since
     if first:
+        clear_leftovers(workdir)
         if experiment.dataset.tokenizer:
             atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
         atomic_write(workdir / 'config.json', config_lib.to_json(config))
@@ -331,6 +332,7 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
             )
         if place.exists() and not place.is_dir():
             raise UserError(f'--workdir: {place} is a file')
+    check_folder(workdir)
     if not (workdir / 'config.json').exists():
         if (workdir / 'checkpoints').exists():
             raise UserError(f'--workdir: {workdir} holds checkpoints but no config.json; name another folder')
@@ -350,11 +352,12 @@ def _locked(workdir: pathlib.Path):
     path = workdir / '.lock'
     with disk_errors(path):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(path, 'a')
+        file = open_append(path)
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # Not flock, which whoever may read the file can hold.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise UserError(
                 f'--workdir: another process trains in {workdir}; wait for it, stop it, or name another folder'
             ) from None

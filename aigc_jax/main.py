@@ -103,6 +103,8 @@ def main(_: list[str]) -> None:
 
 
 def _run() -> None:
+    from aigc_jax.core import files
+
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if FLAGS.mode == 'train':
         config = config_lib.load(_given['config'], _given['overrides'])
@@ -116,10 +118,10 @@ def _run() -> None:
             loop.train(config, workdir, clock)
         except loop.Interrupted as error:
             _end(error)
-    elif FLAGS.mode == 'evaluate':
-        _evaluate(workdir)
     else:
-        _sample(workdir)
+        files.check_folder(workdir)
+        (_evaluate if FLAGS.mode == 'evaluate' else _sample)(workdir)
+        files.clear_leftovers(workdir)
 
 
 def _evaluate(workdir: pathlib.Path) -> None:

@@ -6,11 +6,14 @@ import json
 import math
 import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 
 from aigc_jax.core.errors import RunError
-from aigc_jax.core.files import atomic_write, disk_errors
+from aigc_jax.core.files import atomic_write, disk_errors, open_append
+from aigc_jax.core.notes import note
 
 # Metrics that a progress line has room for.
 _SHOWN = 6
@@ -23,7 +26,8 @@ class Writer:
     Opening drops from metrics.jsonl the rows of later steps and those of split 'final', and a last line that
     a crash left torn; the lines kept stay as they are, byte for byte, so that an interrupted and resumed run
     leaves the same file as an uninterrupted one. timing.jsonl keeps its whole history. TensorBoard hides the
-    events of the steps that are trained again.
+    events of the steps that are trained again; where its events cannot be written, a note says so and the run goes on
+    without them, for metrics.jsonl holds all of them.
 
     Raises RunError if the disk refuses, or if a line before the last is no row.
     """
@@ -32,16 +36,14 @@ class Writer:
         workdir = pathlib.Path(workdir)
         with disk_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
-        self._step = step
         self._path = workdir / 'metrics.jsonl'
-        self._tb_dir = workdir / 'tb' if tensorboard else None
-        self._tb = None
+        self._tb = _Events(workdir / 'tb', step) if tensorboard else None
         _cut_back(self._path, lambda row: row['step'] <= step and row['split'] != 'final')
         _cut_back(workdir / 'timing.jsonl', lambda row: True)
         # Unbuffered: a row is in the file when `metrics` returns, and a full disk is met there, not at close.
         with disk_errors(workdir):
-            self._metrics = open(self._path, 'ab', buffering=0)
-            self._timing = open(workdir / 'timing.jsonl', 'ab', buffering=0)
+            self._metrics = open_append(self._path)
+            self._timing = open_append(workdir / 'timing.jsonl')
 
     def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None:
         """Writes one row: {"step", "split", "seed" if not None, **values sorted by name}.
@@ -53,8 +55,10 @@ class Writer:
         scalars = {name: float(values[name]) for name in sorted(values)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         _append(self._metrics, row | finite)
-        if self._tb_dir is not None:
-            self._tensorboard(step, split, finite, seed)
+        if self._tb is not None:
+            suffix = '' if seed is None else f'/seed{seed}'
+            shown = {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None}
+            self._tb.add(step, shown)
 
     def timing(self, **fields) -> None:
         """Writes one row: {"time": seconds since the epoch, **fields}."""
@@ -64,29 +68,74 @@ class Writer:
         """Brings metrics.jsonl to the disk; call it before the checkpoint that its rows belong to."""
         with disk_errors(self._path):
             os.fsync(self._metrics.fileno())
-            if self._tb is not None:
-                self._tb.flush()
 
     def rows(self) -> list[dict]:
         """The rows of metrics.jsonl, oldest first; a value that was not finite is None."""
         return read_rows(self._path)
 
     def close(self) -> None:
-        self._metrics.close()
-        self._timing.close()
         if self._tb is not None:
             self._tb.close()
+        with disk_errors(self._path):
+            self._metrics.close()
+            self._timing.close()
 
-    def _tensorboard(self, step, split, values, seed):
-        if self._tb is None:
-            # Here, not at the top: a run that logs no scalar does not pay for the import.
-            from tensorboardX import SummaryWriter
 
-            self._tb = SummaryWriter(str(self._tb_dir), purge_step=self._step + 1)
-        suffix = '' if seed is None else f'/seed{seed}'
-        for name, value in values.items():
-            if value is not None:
-                self._tb.add_scalar(f'{split}/{name}{suffix}', value, step)
+class _Events:
+    """The scalars after `step` as TensorBoard reads them, in a file of `folder`, which is made at the first.
+
+    tensorboardX's own writer gives them to a thread, and waits for it for ever once that has met a full disk.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        self._folder, self._step, self._file, self._lost = folder, step, None, False
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        # Here, not at the top: a run that logs no scalar does not pay for the import.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        if self._lost or not values:
+            return
+        scalars = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        events = [Event(step=step, summary=scalars)]
+        try:
+            if self._file is None:
+                self._folder.mkdir(exist_ok=True)
+                name = f'events.out.tfevents.{time.time():.6f}.{socket.gethostname()}'
+                self._file = open(self._folder / name, 'xb', buffering=0)
+                start = Event(step=self._step + 1, session_log=SessionLog(status=SessionLog.START))
+                events = [Event(file_version='brain.Event:2'), start, *events]
+            for event in events:
+                event.wall_time = time.time()
+                self._append(event.SerializeToString())
+        except OSError as error:
+            self._lose(error)
+
+    def close(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError as error:  # some network file systems tell of a full disk here
+                self._lose(error)
+
+    def _append(self, event: bytes) -> None:
+        """One TFRecord: its length, the checksum of that, the event, its checksum. Raises OSError, nothing written."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        length = struct.pack('<Q', len(event))
+        record = b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in (length, event))
+        whole = self._file.tell()
+        try:
+            while record:
+                record = record[self._file.write(record) :]
+        except OSError:
+            self._file.truncate(whole)
+            raise
+
+    def _lose(self, error: OSError) -> None:
+        self._lost = True
+        note(f'{self._folder}: cannot be written ({error.strerror or error}); the run goes on without TensorBoard')
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -104,6 +153,7 @@ def _append(file, row: dict) -> None:
 def _cut_back(path: pathlib.Path, keep) -> None:
     """Drops from a JSON-lines file the rows that `keep` refuses and a torn last line, if there are any."""
     old = path.read_bytes() if path.exists() else b''
+    shared = path.exists() and path.stat().st_nlink > 1
     lines = old.splitlines(keepends=True)
     kept = []
     for number, line in enumerate(lines, 1):
@@ -116,7 +166,8 @@ def _cut_back(path: pathlib.Path, keep) -> None:
             wanted = False
         if wanted:
             kept.append(line)
-    if (new := b''.join(kept)) != old:
+    # A copy by hard links, as backups are, must not grow with the run.
+    if (new := b''.join(kept)) != old or shared:
         atomic_write(path, new)
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -13,7 +14,8 @@ import pytest
 from refusals import GAN, VAE, assert_refused, snapshot
 
 from aigc_jax import config as config_lib
-from aigc_jax import loop
+from aigc_jax import final, image_metrics, loop
+from aigc_jax.core import files as files_lib
 from aigc_jax.core.errors import UserError
 
 
@@ -104,11 +106,56 @@ def test_two_processes_in_one_folder(runner, smoke, tmp_path, begun):
         run.mkdir()
     arguments = VAE, f'--workdir={run}', '--config.total_steps=60'
     with open(run / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before = snapshot(run)
+        before = snapshot(run)  # before the lock, which goes when this process closes the file
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         assert_refused(runner(*arguments), f'another process trains in {run}')
         assert snapshot(run) == before
-    assert runner(*arguments)[0] == 0
+    left = run / '.config.json.0123456789abcdef.aigc_jax.tmp'
+    left.write_text('{')
+    with open(run / '.lock') as reader:  # who may read it alone holds nothing
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        assert runner(*arguments)[0] == 0
+    assert not left.exists()
+
+
+@pytest.mark.parametrize('mode', ['train', 'evaluate', 'sample'])
+def test_links_and_pipes_in_a_folder(runner, smoke, tmp_path, mode):
+    """Nothing is written, removed or waited for; the folder itself may be a link."""
+    run, outside = tmp_path / 'run', tmp_path / 'outside'
+    shutil.copytree(smoke('vae'), tmp_path / 'folder')
+    run.symlink_to(tmp_path / 'folder')
+    (outside / '7.unfinished').mkdir(parents=True)
+    (outside / 'mine').write_text('mine')
+    arguments = [f'--workdir={run}', f'--mode={mode}', *[VAE, '--config.total_steps=60'] * (mode == 'train')]
+    below = ('samples/mine.npz', 'plots/a/mine.png', 'checkpoints/20/mine', 'tb/events.out.tfevents.1')
+    before = snapshot(run), snapshot(outside)
+    for name in (*files_lib.RUN_FILES, *files_lib.RUN_FOLDERS, *below):
+        path, kept = run / name, tmp_path / 'kept'
+        if path.exists():
+            path.rename(kept)
+        path.parent.mkdir(exist_ok=True)
+        for target in (outside if name in files_lib.RUN_FOLDERS else outside / 'mine', outside / 'new'):
+            path.symlink_to(target)
+            assert_refused(runner(*arguments), f'--workdir: {path} is a link to {target}; ', 'plain files')
+            path.unlink()
+        os.mkfifo(path)
+        assert_refused(runner(*arguments), f'--workdir: {path} is no f')
+        path.unlink()
+        if kept.exists():
+            kept.rename(path)
+        elif '/a/' in name:
+            path.parent.rmdir()
+    assert {path: held for path, (_, held) in snapshot(run).items()} == {p: held for p, (_, held) in before[0].items()}
+    assert snapshot(outside) == before[1]
+    if mode == 'sample':
+        code, _, err = runner(*arguments, '--num_samples=2')
+        assert code == 0, err
+
+
+def test_all_that_a_run_writes_is_looked_at(smoke):
+    known = {*files_lib.RUN_FILES, *files_lib.RUN_FOLDERS}
+    assert {path.name for path in smoke('vae').iterdir()} <= known
+    assert {final.PARTIAL, image_metrics.FILE} <= known
 
 
 def test_a_folder_that_another_process_began_and_ended_while_this_one_compiled(smoke, tmp_path, monkeypatch):

@@ -61,6 +61,49 @@ def test_streamed_by_grain_equals_resident(digits, seeds, rows):
             np.testing.assert_array_equal(batch[name], expected[name])
 
 
+class Counted:
+    """Examples that are read one by one, unless the source says otherwise."""
+
+    def __init__(self, source):
+        self._source, self.reads = source, 0
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self._source[index]
+
+
+class CountedArrays(Counted):
+    def gather(self):
+        """In memory."""
+
+
+@pytest.mark.parametrize('kind, reads', [(Counted, 3 * 2 * 2 * 16), (CountedArrays, 3 * 2 * 2)])
+def test_a_round_is_read_at_once_where_examples_are_rows_of_an_array(digits, kind, reads):
+    source, stream = kind(digits.splits['train']), batching.IndexStream(1437, 0)
+    batches = list(batching.streamed_feed(source, [stream], 0, 6, 3, 2, 16, range(16)))
+    assert len(batches) == 2 and batches[0]['x'].shape == (3, 2, 16, 8, 8, 1)
+    assert source.reads <= reads + 1  # Grain may look at one
+
+
+def test_a_streamed_file_trains_as_a_resident_one_and_what_is_held_in_memory_is_said(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+    np.savez(tmp_path / 'raw.npz', images=images)
+    np.savez_compressed(tmp_path / 'small.npz', images=images)
+    feeds = {}
+    for name, stream in (('raw', True), ('small', True), ('raw', False)):
+        overrides = [('data.name', f'npz:{tmp_path}/{name}.npz'), ('data.stream', str(stream))]
+        experiment = Experiment(config_lib.load('configs/vae.py:smoke', overrides))
+        feed = next(experiment.feeds(10))
+        feeds[name, stream] = feed['x'] if stream else experiment.examples('train', np.asarray(feed))['x']
+        said = 'is held in memory whole' in capsys.readouterr().err
+        assert said == (stream and name == 'small')
+    np.testing.assert_array_equal(feeds['raw', True], feeds['raw', False])
+    np.testing.assert_array_equal(feeds['small', True], feeds['raw', False])
+
+
 def preprocess(dataset, x, binarize='none', scale='unit', step=0):
     scaling = batching.make_scaling(dataset, scale)
     return batching.make_preprocess(dataset, binarize, scaling)(

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from datafiles import (
     write_idx,
 )
 
+from aigc_jax import data
 from aigc_jax.data import files
 
 
@@ -232,3 +234,99 @@ def test_with_none_held_out_the_valid_split_is_trained_on(tmp_path, prefix, writ
         parts = [arrays(apart, split)[name] for split in ('train', 'valid')]
         np.testing.assert_array_equal(array, np.concatenate(parts))
     np.testing.assert_array_equal(arrays(joined, 'test')['x'], arrays(apart, 'test')['x'])
+
+
+def save_npz(path, **arrays):
+    np.savez(path, **arrays)
+    return f'npz:{path}.npz'
+
+
+def save_npy(path, x_train, **_):
+    np.save(path, x_train)
+    return f'npy:{path}.npy'
+
+
+def save_idx(path, x_train, x_test, y_train, y_test):
+    path.mkdir()
+    for part, x, y in (('train', x_train, y_train), ('t10k', x_test, y_test)):
+        write(path / f'{part}-images-idx3-ubyte', idx_bytes(x))
+        write(path / f'{part}-labels-idx1-ubyte', idx_bytes(y))
+    return f'idx:{path}'
+
+
+def save_npz_by_column(path, **arrays):
+    return save_npz(path, **{name: np.asfortranarray(value) for name, value in arrays.items()})
+
+
+def save_npz_of_floats(path, x_train, **_):
+    return save_npz(path, images=x_train.astype(np.float32) / 255)
+
+
+def save_places(path, **arrays):
+    train = save_npz(f'{path}_train', images=arrays['x_train'], labels=arrays['y_train']).removeprefix('npz:')
+    test = save_npz(f'{path}_test', images=arrays['x_test'], labels=arrays['y_test']).removeprefix('npz:')
+    return f'npz:train={train},test={test}'
+
+
+@pytest.mark.parametrize(
+    'save', [save_npz, save_npy, save_idx, save_npz_by_column, save_npz_of_floats, save_places]
+)
+def test_streamed_files_are_mapped_and_hold_the_same(tmp_path, save):
+    """Of 3 MB little is taken: the labels, the order, some examples at a time."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (12000, 16, 16), np.uint8), np.arange(12000, dtype=np.uint8) % 7
+    name = save(tmp_path / 'data', x_train=x[:8000], y_train=y[:8000], x_test=x[8000:], y_test=y[8000:])
+    whole = load(name)
+    load(name, stream=True)  # what is imported first
+    tracemalloc.start()
+    try:
+        mapped = load(name, stream=True)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    held = sum(array.nbytes for split in whole.splits for array in arrays(whole, split).values())
+    assert most < 0.5 * held, (most, held)
+    assert mapped.fingerprint == whole.fingerprint and sizes(mapped) == sizes(whole)
+    assert (mapped.shape, mapped.levels, mapped.num_classes) == (whole.shape, whole.levels, whole.num_classes)
+    index = np.array([[3, 0], [2, 3]])
+    for split in whole.splits:
+        assert not hasattr(mapped.splits[split], 'gather')
+        for place in (3, -1, index, slice(2, 4)):
+            ours, theirs = mapped.splits[split][place], whole.splits[split][place]
+            assert ours.keys() == theirs.keys()
+            for part in ours:
+                np.testing.assert_array_equal(ours[part], theirs[part])
+                assert ours[part].dtype == theirs[part].dtype and ours[part].flags.c_contiguous
+        for part, array in arrays(mapped, split).items():
+            np.testing.assert_array_equal(array, arrays(whole, split)[part])
+        with pytest.raises(IndexError):
+            mapped.splits[split][len(whole.splits[split])]
+
+
+def test_all_is_trained_on_where_nothing_is_held_out_of_a_streamed_file(tmp_path):
+    name = save_npz(tmp_path / 'data', x_train=IMAGES[:20], x_valid=IMAGES[20:25], x_test=IMAGES[25:])
+    whole, streamed = (load(name, valid_examples=0, stream=stream) for stream in (False, True))
+    assert streamed.fingerprint == whole.fingerprint and len(streamed.splits['train']) == 25
+
+
+@pytest.mark.parametrize('form', ['compressed', 'gz', 'whole numbers'])
+def test_a_streamed_file_that_cannot_be_mapped_is_held_in_memory(tmp_path, form):
+    path = tmp_path / 'data.npz'
+    images = IMAGES.astype(np.int64) if form == 'whole numbers' else IMAGES
+    (np.savez_compressed if form == 'compressed' else np.savez)(path, images=images)
+    if form == 'gz':
+        write(path, path.read_bytes(), '.gz')
+        path = tmp_path / 'data.npz.gz'
+    whole, streamed = (load(f'npz:{path}', stream=stream) for stream in (False, True))
+    assert streamed.fingerprint == whole.fingerprint and isinstance(streamed.splits['train'], data.Arrays)
+
+
+@pytest.mark.parametrize('at', [-1, 5])
+def test_a_flipped_byte_of_a_mapped_npz_is_found(tmp_path, at):
+    path = tmp_path / 'data.npz'
+    np.savez(path, images=IMAGES)
+    content = bytearray(path.read_bytes())
+    content[content.index(IMAGES.tobytes()) + (at % IMAGES.size)] ^= 1
+    path.write_bytes(content)
+    for stream in (False, True):
+        user_error(f'npz:{path}', 'CRC', stream=stream)

@@ -5,13 +5,17 @@ import inspect
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from aigc_jax.core.errors import RunError
-from aigc_jax.writer import NullProgress, NullWriter, Pace, Progress, Writer
+from aigc_jax.core.files import atomic_write, clear_leftovers
+from aigc_jax.writer import NullProgress, NullWriter, Pace, Progress, Writer, read_rows
 
 
 def train(writer, first, last, final=False):
@@ -113,30 +117,134 @@ def test_a_full_disk_ends_the_run_with_one_line(tmp_path):
     assert len(writer._metrics.data) == 60  # what fitted was written: the torn line that the next start drops
 
 
+FILLED = """
+import resource, sys
+from aigc_jax.core.errors import RunError
+from aigc_jax.writer import Writer
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+writer = Writer(sys.argv[1], 0)
+try:
+    for step in range(1, 5000):
+        writer.metrics(step, 'train', {'m/loss': 1.0})
+except RunError as error:
+    print(error, flush=True)
+writer.close()
+"""
+
+
+def test_a_full_disk_loses_tensorboard_and_hangs_nothing(command_line, tmp_path):
+    """A file that may not grow is met as a full disk is; its events are longer than the rows, and meet it first."""
+    done = command_line.python('-c', FILLED, tmp_path, seconds=60)
+    assert done.returncode == 0, done.stderr
+    (said,) = done.stderr.splitlines()
+    assert said == f'note: {tmp_path}/tb: cannot be written (File too large); the run goes on without TensorBoard'
+    assert done.stdout == f'cannot write {tmp_path}/metrics.jsonl: File too large\n'
+    (file,) = (tmp_path / 'tb').iterdir()
+    *_, last = events_of(file)  # to the end: no event is torn
+    assert 500 < last.step < len(read_rows(tmp_path / 'metrics.jsonl'))
+
+
+def test_a_copy_by_hard_links_does_not_grow_with_the_run(tmp_path):
+    train(Writer(tmp_path / 'run', 0, tensorboard=False), 1, 4)
+    (tmp_path / 'copy').mkdir()
+    names = 'metrics.jsonl', 'timing.jsonl'
+    for name in names:
+        (tmp_path / 'copy' / name).hardlink_to(tmp_path / 'run' / name)
+    before = [(tmp_path / 'copy' / name).read_bytes() for name in names]
+    train(Writer(tmp_path / 'run', 4, tensorboard=False), 5, 8)
+    assert [(tmp_path / 'copy' / name).read_bytes() for name in names] == before
+    train(Writer(tmp_path / 'whole', 0, tensorboard=False), 1, 8)
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
+
+
+def test_a_log_is_no_link(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'timing.jsonl').symlink_to(tmp_path / 'mine')
+    with pytest.raises(RunError, match='cannot write'):
+        Writer(tmp_path / 'run', 0, tensorboard=False)
+    assert not (tmp_path / 'mine').exists()
+
+
+def test_a_temporary_name_cannot_be_foretold(tmp_path):
+    """Nor does its end: whoever may read what is written else may read this."""
+    (tmp_path / 'mine').write_text('mine')
+    for name in ('.a.json.tmp', f'.a.json.{os.getpid()}.tmp', 'a.json'):
+        (tmp_path / name).symlink_to(tmp_path / 'mine')
+    atomic_write(tmp_path / 'a.json', 'theirs')
+    assert (tmp_path / 'mine').read_text() == 'mine'
+    assert (tmp_path / 'a.json').read_text() == 'theirs' and not (tmp_path / 'a.json').is_symlink()
+    assert (tmp_path / 'a.json').stat().st_mode == (tmp_path / 'mine').stat().st_mode
+
+
+WRITING = """
+import os, sys
+from aigc_jax.core import files
+
+fsync = os.fsync
+os.fsync = lambda file: (fsync(file), print('written', flush=True), sys.stdin.readline())
+files.atomic_write(sys.argv[1], 'whole')
+"""
+
+
+@pytest.mark.parametrize('killed', [True, False])
+def test_what_a_killed_process_left_is_cleared_and_what_is_being_written_stays(command_line, tmp_path, killed):
+    path = tmp_path / 'samples' / 'a.txt'
+    process = subprocess.Popen(
+        [sys.executable, '-c', WRITING, path], cwd=command_line.root, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == 'written\n'
+        (left,) = path.parent.iterdir()
+        clear_leftovers(tmp_path)
+        assert left.exists()
+        if killed:
+            process.kill()
+            process.wait(timeout=60)
+            assert left.exists()
+            clear_leftovers(tmp_path)
+            assert not list(path.parent.iterdir())
+        else:
+            process.communicate('\n', timeout=60)
+            assert path.read_text() == 'whole' and list(path.parent.iterdir()) == [path]
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(RunError, match='cannot write .*file'):
         Writer(tmp_path / 'file' / 'run', 0)
 
 
-def test_tensorboard_has_the_finite_values_and_hides_repeated_steps(tmp_path):
+def events_of(path) -> list:
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
+    data, events = path.read_bytes(), []
+    while data:  # TFRecord: length (8 bytes), its CRC (4), the record, its CRC (4)
+        size = int.from_bytes(data[:8], 'little')
+        event = data[12 : 12 + size]
+        for part, crc in ((data[:8], data[8:12]), (event, data[12 + size : 16 + size])):
+            assert masked_crc32c(part) == int.from_bytes(crc, 'little')
+        events.append(Event.FromString(event))
+        data = data[16 + size :]
+    assert events[0].file_version == 'brain.Event:2'
+    return events
+
+
+def test_tensorboard_has_the_finite_values_and_hides_repeated_steps(tmp_path):
     writer = Writer(tmp_path, 4)
     assert not (tmp_path / 'tb').exists()  # not before the first scalar
     writer.metrics(5, 'train', {'m/loss': 1.5, 'm/bad': math.nan}, seed=3)
-    writer.metrics(5, 'eval', {'m/loss': 2.5})
+    writer.metrics(5, 'eval', {'m/loss': 2.5, 'm/kl': 0.5})
     writer.close()
     (file,) = (tmp_path / 'tb').iterdir()
-    data, events = file.read_bytes(), []
-    while data:  # TFRecord: length (8 bytes), its CRC (4), the record, its CRC (4)
-        size = int.from_bytes(data[:8], 'little')
-        events.append(Event.FromString(data[12 : 12 + size]))
-        data = data[16 + size :]
-    scalars = {
-        (e.summary.value[0].tag, e.step): e.summary.value[0].simple_value for e in events if e.HasField('summary')
-    }
-    assert scalars == {('train/m/loss/seed3', 5): 1.5, ('eval/m/loss', 5): 2.5}
+    events = events_of(file)
+    scalars = {(value.tag, e.step): value.simple_value for e in events for value in e.summary.value}
+    assert scalars == {('train/m/loss/seed3', 5): 1.5, ('eval/m/loss', 5): 2.5, ('eval/m/kl', 5): 0.5}
     assert [e.step for e in events if e.HasField('session_log')] == [5]
 
 

@@ -3,13 +3,17 @@
 import bz2
 import codecs
 import contextlib
+import errno
+import fcntl
 import gzip
 import io
 import lzma
 import os
 import pathlib
 import re
+import secrets
 import shlex
+import stat
 import zlib
 from typing import BinaryIO
 
@@ -22,6 +26,13 @@ from aigc_jax.core.notes import note
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
 SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
+# All that a run writes in its folder.
+RUN_FILES = (
+    '.lock', 'config.json', 'evaluation.json', 'evaluation.json.partial', 'extractor.npz', 'manifest.json',
+    'metrics.jsonl', 'timing.jsonl', 'tokenizer.json',
+)  # fmt: skip
+RUN_FOLDERS = ('checkpoints', 'plots', 'samples', 'tb')
+_TEMPORARY = '.aigc_jax.tmp'  # the end of a name that is written before it is renamed
 
 
 @contextlib.contextmanager
@@ -36,21 +47,89 @@ def disk_errors(path):
 def atomic_write(path, data: str | bytes) -> None:
     """Writes `data` (str as UTF-8) to `path`: a reader or a crash meets the old file or the new, no part.
 
-    Missing parent folders are made. Raises RunError if the disk refuses; nothing is left behind then.
+    Missing parent folders are made. A link at `path` is replaced, not followed. Raises RunError if the disk refuses;
+    nothing is left behind then.
     """
     path = pathlib.Path(path)
-    # Beside the target: os.replace is atomic only within one file system.
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target: os.replace is atomic only within one file system. Nobody can have put a link there, for
+        # the name is random and 'x' opens what it makes alone.
+        temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}{_TEMPORARY}')
         try:
-            with open(temporary, 'wb') as file:
+            with _create(temporary) as file:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def open_append(path) -> BinaryIO:
+    """Opens a regular file, which is made where there is none, to append bytes without a buffer.
+
+    Raises OSError, where it is a link or a pipe too.
+    """
+    # A pipe that nobody reads would wait otherwise.
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    file = open(path, 'ab', buffering=0, opener=lambda name, own: os.open(name, own | flags, 0o666))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, 'is no regular file')
+    return file
+
+
+def check_folder(workdir) -> None:
+    """Raises UserError where something else than a file or a folder stands where a run in `workdir` writes.
+
+    `workdir` itself and the folders that it lies in may be links. This guards against a folder that was handed over
+    with links in it, not against somebody who changes it during the run.
+    """
+    for name in (*RUN_FILES, *RUN_FOLDERS):
+        path = os.path.join(workdir, name)
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise UserError(f'--workdir: {path}: {error.strerror}') from None
+        if not (stat.S_ISDIR(mode) if name in RUN_FOLDERS else stat.S_ISREG(mode)):
+            raise _refusal(path, 'folder' if name in RUN_FOLDERS else 'file')
+        for folder, folders, files in os.walk(path):
+            for below in (os.path.join(folder, entry) for entry in (*folders, *files)):
+                with contextlib.suppress(FileNotFoundError):  # another process may have removed it
+                    mode = os.lstat(below).st_mode
+                    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                        raise _refusal(below, 'file or folder')
+
+
+def clear_leftovers(workdir) -> None:
+    """Removes what `atomic_write` left in a run's folder when its process was killed; what is being written stays."""
+    for folder in (workdir, *(os.path.join(workdir, name) for name in RUN_FOLDERS)):
+        for path in pathlib.Path(folder).glob(f'.*{_TEMPORARY}'):
+            with contextlib.suppress(OSError), open(path, 'r+b') as file:  # its writer may have renamed it
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _refusal(path: str, wanted: str) -> UserError:
+    what = f'a link to {os.readlink(path)}' if os.path.islink(path) else f'no {wanted}'
+    return UserError(
+        f'--workdir: {path} is {what}; a run writes to plain files and folders alone: '
+        f'put a plain {wanted} there, remove it, or name another --workdir'
+    )
+
+
+def _create(path: pathlib.Path) -> BinaryIO:
+    """A new file that `clear_leftovers` leaves alone while it is open."""
+    while True:
+        file = open(path, 'xb')
+        with contextlib.suppress(OSError):  # without locks nothing is cleared either
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        if path.exists():  # else it was cleared before it was locked
+            return file
+        file.close()
 
 
 def lines_of(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Data sources by name: `load(config.data)` gives a Dataset."""
 
 import copy
+import functools
 
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.data import embedded, files, folders, programs, reading, text, tfds
@@ -35,6 +36,7 @@ PARTS = {  # whose splits can be given as train=…,valid=…,test=…, as those
     'mat:': files.read_mat,
     IMAGES: folders.read_images,
 }
+MAPPED = ('idx:', 'npz:', 'npy:')  # can be read while training, where they are not compressed
 FLAT = ('npz:', 'npy:', 'mat:', 'amat:')  # may hold images as rows of pixels, which data.shape tells the sizes of
 TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
     'pydoc': text.pydoc,
@@ -98,7 +100,8 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     if 'train' in places and key not in PARTS:
         raise UserError(f'data.name={cfg.name}: train=…,valid=…,test=… is of {", ".join(PARTS)} and text')
     if 'train' in places:
-        dataset = files.joined(cfg, PARTS[key], places, grouped=key == IMAGES)
+        read = functools.partial(PARTS[key], mapped=cfg.get('stream', False)) if key in MAPPED else PARTS[key]
+        dataset = files.joined(cfg, read, places, grouped=key == IMAGES)
     else:
         dataset = loader(cfg, *places.values())
     return dataset if cfg.valid_examples else train_on_valid(dataset)

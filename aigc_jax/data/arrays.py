@@ -5,14 +5,14 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.data import labels
-from aigc_jax.data.dataset import Arrays, Dataset, divide, from_arrays
+from aigc_jax.data.dataset import Dataset, divide, from_arrays, of_rows
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
@@ -21,6 +21,7 @@ _ROLES = {'x': 'x|images?|imgs?|data|features?|samples?|faces?|arr_0', 'y': 'y|l
 _DARK = 127  # images whose largest level is this or less may have another white than 255
 _LEAST_SIDE = 8  # of flat images in [0, 1], which could be points
 _MOST_RATIO = 4  # of the sides of an image that is guessed at
+_CHUNK = 1000  # examples
 _LICENCE = 'not known: local files'
 
 
@@ -106,14 +107,14 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: 
     if '' in x or len(x) == 1:  # one set, whatever it is called
         ((split, array),) = x.items()
         x, y = {'train': array}, {'train': y[split]} if y else {}
-    splits = {split: Arrays(x[split], y.get(split)) for split in x if split != 'train'}
+    splits = {split: of_rows(x[split], slice(None), y.get(split)) for split in x if split != 'train'}
     grouped = grouped or bool(y) and labels.are_grouped(y['train'])
     rows, origin = divide(cfg.valid_examples, len(x['train']), splits, where, grouped)
     for split, part in rows.items():
-        splits[split] = Arrays(x['train'][part], y['train'][part] if y else None)
+        splits[split] = of_rows(x['train'], part, y.get('train'))
     splits = {split: splits[split] for split in SPLITS if split in splits}
     if y:
-        labels.tell_of_empty_classes(splits['train'].arrays['label'], names, where)
+        labels.tell_of_empty_classes(splits['train'].column('label', slice(None)), names, where)
     levels = 0
     if x['train'].dtype == np.uint8:
         most = max(array.max() for array in x.values())
@@ -181,7 +182,7 @@ def _examples(
     if is_float:
         by_split = {split: _finite(x, f'{where}: {split or "the array"}') for split, x in by_split.items()}
     low, high = min(x.min() for x in by_split.values()), max(x.max() for x in by_split.values())
-    levels = not is_float or (high > 1 and all((x == np.rint(x)).all() for x in by_split.values()))
+    levels = not is_float or (high > 1 and all((x == np.rint(x)).all() for x in _in_chunks(by_split.values())))
     in_range = low >= 0 and high <= (255 if levels else 1)
     flat = len(inner) == 1
     told = flat_images or shape or not is_float
@@ -216,9 +217,14 @@ def _examples(
 def _finite(x: np.ndarray, what: str) -> np.ndarray:
     with np.errstate(over='ignore'):
         x = x.astype(np.float32, copy=False)
-    if bad := np.count_nonzero(~np.isfinite(x)):
+    if bad := sum(np.count_nonzero(~np.isfinite(chunk)) for chunk in _in_chunks([x])):
         raise UserError(f'{what}: {bad} values are NaN or infinite in float32; remove them')
     return x
+
+
+def _in_chunks(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Some examples at a time, so that what is computed of them takes little memory."""
+    return (x[i : i + _CHUNK] for x in arrays for i in range(0, len(x), _CHUNK))
 
 
 def _no_shape(by_split: dict[str, np.ndarray], shape: tuple[int, ...], where: str) -> str:

@@ -17,7 +17,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Batch, Tree
 from aigc_jax.data import augment, infilling
-from aigc_jax.data.dataset import Dataset, materialize
+from aigc_jax.data.dataset import Dataset, Mapped, materialize
 
 BINARIZE = ('none', 'static', 'dynamic', 'threshold')
 SCALES = ('unit', 'symmetric', 'standard')
@@ -87,22 +87,25 @@ def gather_streamed(data: Tree, batch: Batch) -> Batch:
 
 
 class _Ordered:
-    """A random-access source in the order of the run, as Grain wants it: place among this process's examples."""
+    """A random-access source in the order of the run, as Grain wants it: place among this process's examples.
 
-    def __init__(self, source, streams, rounds: int, batch_size: int, rows: range, num_places: int):
-        self._args = (source, streams, rounds, batch_size, rows, num_places)
+    group: examples of one item, 1 or all of a round. One has no axis.
+    """
+
+    def __init__(self, source, streams, batch_size: int, rows: range, num_places: int, group: int):
+        self._args = (source, streams, batch_size, rows, num_places, group)
 
     def __len__(self) -> int:
-        _, streams, _, _, _, num_places = self._args
-        return len(streams) * num_places
+        _, streams, _, _, num_places, group = self._args
+        return len(streams) * num_places // group
 
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        source, streams, rounds, batch_size, rows, num_places = self._args
-        # Places run through (call, replica, step, round, row); a feed holds all replicas of one call.
-        replica, place = divmod(int(place), num_places)
+    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
+        source, streams, batch_size, rows, num_places, group = self._args
+        # Places run through (replica, step, round, row).
+        replica, place = divmod(int(item) * group, num_places)
         turn, row = divmod(place, len(rows))
-        where = np.int64(turn) * batch_size + rows.start + row
-        return source[int(streams[replica][where[None]][0])]
+        index = streams[replica][np.int64(turn) * batch_size + rows.start + row + np.arange(group)]
+        return source[index if group > 1 else int(index[0])]
 
 
 def streamed_feed(
@@ -113,17 +116,20 @@ def streamed_feed(
 
     per_step = rounds * len(rows)
     num_places = total_steps * per_step
-    ordered = _Ordered(source, streams, rounds, batch_size, rows, num_places)
-    shape = (steps_per_call, rounds, len(rows))
-    options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=PREFETCHED_CALLS * steps_per_call * per_step)
+    # Of arrays a round is read at once; elsewhere an example is work of its own, which many threads share.
+    group = len(rows) if isinstance(source, Mapped) or hasattr(source, 'gather') else 1
+    ordered = _Ordered(source, streams, batch_size, rows, num_places, group)
+    shape, axes = (steps_per_call, rounds, len(rows)), 2 if group > 1 else 1
+    items = steps_per_call * per_step // group  # of a call
+    options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=PREFETCHED_CALLS * items)
 
     def one(replica):
-        start, stop = replica * num_places + step * per_step, (replica + 1) * num_places
-        dataset = grain.MapDataset.source(ordered)[start:stop].batch(steps_per_call * per_step)
+        start, stop = (place // group for place in (replica * num_places + step * per_step, (replica + 1) * num_places))
+        dataset = grain.MapDataset.source(ordered)[start:stop].batch(items)
         return iter(dataset.to_iter_dataset(options))
 
     for batches in zip(*map(one, range(len(streams))), strict=True):
-        batches = [{k: v.reshape(*shape, *v.shape[1:]) for k, v in batch.items()} for batch in batches]
+        batches = [{k: v.reshape(*shape, *v.shape[axes:]) for k, v in batch.items()} for batch in batches]
         yield batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import mmap
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
@@ -54,6 +55,9 @@ class Arrays:
     def __getitem__(self, index) -> dict[str, Any]:
         return {name: array[index] for name, array in self.arrays.items()}
 
+    def column(self, name: str, index) -> np.ndarray:
+        return self.arrays[name][index]
+
     @property
     def resident(self) -> dict[str, np.ndarray]:
         return dict(self.arrays)
@@ -66,6 +70,45 @@ class Arrays:
             return flat.reshape(*index.shape, *value.shape[1:])
 
         return {name: rows(value) for name, value in data.items()}
+
+
+class Mapped:
+    """A split that lies in a file which is mapped into memory: an example is read when it is asked for.
+
+    x: (N, …), see `is_mapped`; rows: the places in it that are the split's; label: (N,).
+    """
+
+    def __init__(self, x: np.ndarray, rows: slice | np.ndarray, label: np.ndarray | None = None):
+        self._columns = {'x': np.asarray(x)}
+        if label is not None:
+            self._columns['label'] = np.asarray(label, np.int32)
+        if len({len(a) for a in self._columns.values()}) != 1:
+            raise ValueError(f'{len(x)} examples but {len(label)} labels')
+        self._rows = np.arange(len(x))[rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        return {name: self.column(name, index) for name in self._columns}
+
+    def column(self, name: str, index) -> np.ndarray:
+        return np.asarray(self._columns[name][self._rows[index]], order='C')
+
+
+def is_mapped(x: np.ndarray) -> bool:
+    """Whether its values are those of a file that is mapped into memory, and no copy of them."""
+    owner = x
+    while (inner := owner.obj if isinstance(owner, memoryview) else getattr(owner, 'base', None)) is not None:
+        owner = inner
+    return isinstance(owner, mmap.mmap)
+
+
+def of_rows(x: np.ndarray, rows: slice | np.ndarray, label: np.ndarray | None) -> Arrays | Mapped:
+    """The split that these rows of x (N, …) and label (N,) are; in its file, where x is."""
+    if is_mapped(x):
+        return Mapped(x, rows, label)
+    return Arrays(x[rows], None if label is None else label[rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,11 +147,11 @@ class Dataset:
 
 
 def from_arrays(
-    splits: Mapping[str, Arrays], *, levels: int, licence: str, num_classes: int = 0, density: Mixture | None = None,
-    class_names: tuple[str, ...] = (), origin: str = 'as given',
+    splits: Mapping[str, Arrays | Mapped], *, levels: int, licence: str, num_classes: int = 0,
+    density: Mixture | None = None, class_names: tuple[str, ...] = (), origin: str = 'as given',
 ) -> Dataset:  # fmt: skip
-    """A Dataset held in memory; examples of rank 3 are images, of rank 1 points."""
-    shape = splits['train'].arrays['x'].shape[1:]
+    """A Dataset of arrays; examples of rank 3 are images, of rank 1 points."""
+    shape = splits['train'].column('x', slice(0, 1)).shape[1:]
     return Dataset(
         splits=dict(splits),
         kind='image' if len(shape) == 3 else 'points',
@@ -185,16 +228,18 @@ def train_on_valid(dataset: Dataset) -> Dataset:
     splits = dict(dataset.splits)
     if 'valid' not in splits:
         return dataset
-    parts = [splits['train'].arrays, splits.pop('valid').arrays]
+    parts = [materialize(splits['train']).arrays, materialize(splits.pop('valid')).arrays]
     splits['train'] = Arrays(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     origin = f'{dataset.origin}; valid is trained on'
     return dataclasses.replace(dataset, splits=splits, fingerprint=_fingerprint(splits), origin=origin)
 
 
-def _fingerprint(splits: Mapping[str, Arrays]) -> str:
+def _fingerprint(splits: Mapping[str, Arrays | Mapped]) -> str:
     digest = hashlib.sha256()
-    for split in sorted(splits):
-        for name, array in sorted(splits[split].arrays.items()):
-            digest.update(f'{split}/{name} {array.dtype.str} {array.shape}\n'.encode())
-            digest.update(array.data)
+    for split, source in sorted(splits.items()):
+        for name, first in sorted(source[:1].items()):
+            shape = len(source), *first.shape[1:]
+            digest.update(f'{split}/{name} {first.dtype.str} {shape}\n'.encode())
+            for i in range(0, len(source), _CHUNK):
+                digest.update(source.column(name, slice(i, i + _CHUNK)).data)
     return digest.hexdigest()

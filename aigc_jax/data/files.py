@@ -6,9 +6,12 @@ fault and the mend. README.md beside this file tells what each may hold.
 
 import io
 import math
+import mmap
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -36,17 +39,17 @@ def idx(cfg, where: str) -> Dataset:
     Labels may be absent, then from all parts; a part alone is a set that is divided. Raises UserError if a file is
     missing, damaged, or does not fit the others.
     """
-    return assemble(cfg, read_idx(where), where)
+    return assemble(cfg, read_idx(where, cfg.get('stream', False)), where)
 
 
 def npz(cfg, where: str) -> Dataset:
     """An .npz file of arrays with names that `arrays.by_role` understands. Raises UserError, as all here."""
-    return assemble(cfg, read_npz(where), where)
+    return assemble(cfg, read_npz(where, cfg.get('stream', False)), where)
 
 
 def npy(cfg, where: str) -> Dataset:
     """An .npy file: one array of examples, without labels."""
-    return assemble(cfg, read_npy(where), where)
+    return assemble(cfg, read_npy(where, cfg.get('stream', False)), where)
 
 
 def mat(cfg, where: str) -> Dataset:
@@ -78,7 +81,8 @@ def joined(cfg, read: Callable[[str], Parts], places: Mapping[str, str], grouped
     return assemble(cfg, parts, cfg.name, grouped=grouped)
 
 
-def read_idx(where: str) -> Parts:
+def read_idx(where: str, mapped: bool = False) -> Parts:
+    """mapped, here and below: what is not compressed is mapped into memory, instead of read."""
     found: dict[tuple[str, str], str] = {}
     for name in _listed(where, 'idx'):
         if match := re.fullmatch(_IDX + _ENDS, name, re.IGNORECASE):
@@ -107,14 +111,14 @@ def read_idx(where: str) -> Parts:
             name = found[split, 'images'].replace('images', 'labels').replace('idx3', 'idx1')
             raise UserError(f'{where}: {name} is missing, but other images have labels; give all labels, or none')
         x, y = (
-            _read_ubyte(os.path.join(where, found[split, what])) if (split, what) in found else None
+            _read_ubyte(os.path.join(where, found[split, what]), mapped) if (split, what) in found else None
             for what in ('images', 'labels')
         )
         parts[split] = x, y
     return parts
 
 
-def read_npz(where: str) -> Parts:
+def read_npz(where: str, mapped: bool = False) -> Parts:
     try:
         with open_compressed(where) as file:
             archive = np.load(_seekable(file), allow_pickle=False)
@@ -122,15 +126,19 @@ def read_npz(where: str) -> Parts:
                 raise UserError(f'{where}: is one .npy array; data.name=npy:FILE reads it')
             with archive:
                 names = arrays.by_role(_shapes(archive), where)
-                return {split: (archive[x], archive[y] if y else None) for split, (x, y) in names.items()}
+                examples = lambda name: _member(where, archive, name) if mapped and _is_plain(file) else archive[name]
+                return {split: (examples(x), archive[y] if y else None) for split, (x, y) in names.items()}
     except _BROKEN as e:
         raise _unreadable(where, e, 'an .npz of plain arrays (no objects), as np.savez writes it') from e
 
 
-def read_npy(where: str) -> Parts:
+def read_npy(where: str, mapped: bool = False) -> Parts:
     try:
         with open_compressed(where) as file:
-            array = np.load(_seekable(file), allow_pickle=False)
+            if mapped and _is_plain(file):
+                array = np.load(where, mmap_mode='r', allow_pickle=False)
+            else:
+                array = np.load(_seekable(file), allow_pickle=False)
     except _BROKEN as e:
         raise _unreadable(where, e, 'an .npy of plain numbers (no objects), as np.save writes it') from e
     if not isinstance(array, np.ndarray):
@@ -183,33 +191,66 @@ def _listed(where: str, kind: str) -> list[str]:
 
 def _seekable(file):
     """What np.load and loadmat want; a compressed file is decompressed into memory."""
-    return file if isinstance(getattr(file, 'raw', None), io.FileIO) else io.BytesIO(file.read())
+    return file if _is_plain(file) else io.BytesIO(file.read())
+
+
+def _is_plain(file) -> bool:
+    """Whether a file that `open_compressed` opened is not compressed."""
+    return isinstance(getattr(file, 'raw', None), io.FileIO)
+
+
+def _member(where: str, archive, name: str) -> np.ndarray:
+    """An array of an .npz, mapped into memory where it lies in the file as it is; read where it is compressed."""
+    info = archive.zip.getinfo(f'{name}.npy')
+    with open(where, 'rb') as file:
+        file.seek(info.header_offset)
+        head = file.read(30)  # the last four bytes are the lengths of the name and of what stands behind it
+        begin = info.header_offset + len(head) + sum(struct.unpack('<HH', head[26:]))
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or not info.file_size:
+            return archive[name]
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        file.seek(begin)
+        version = np.lib.format.read_magic(file)
+        shape, by_column, dtype = _HEADERS[version](file) if version in _HEADERS else ((), False, np.dtype('O'))
+        offset, count = file.tell(), math.prod(shape)
+    if dtype.hasobject or not count or begin + info.file_size != offset + count * dtype.itemsize:
+        return archive[name]  # np.load knows what to say of it
+    crc = 0
+    for i in range(begin, begin + info.file_size, 1 << 20):
+        crc = zlib.crc32(whole[i : min(i + (1 << 20), begin + info.file_size)], crc)
+    if crc != info.CRC:
+        raise zipfile.BadZipFile(f'Bad CRC-32 for file {name}.npy')
+    return np.frombuffer(whole, dtype, count, offset).reshape(shape, order='F' if by_column else 'C')
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def _shapes(archive) -> dict[str, tuple[int, ...]]:
     """{name: shape} of an .npz, from the headers alone: other arrays may be large, or objects that are not loaded."""
     shapes = {}
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     for name in archive.zip.namelist():
         if name.endswith('.npy'):
             with archive.zip.open(name) as file:
                 version = np.lib.format.read_magic(file)
-                shapes[name.removesuffix('.npy')] = headers[version](file)[0] if version in headers else ()
+                shapes[name.removesuffix('.npy')] = _HEADERS[version](file)[0] if version in _HEADERS else ()
     return shapes
 
 
-def _read(path: str) -> bytes:
-    """The bytes of a file, decompressed."""
+def _read(path: str, mapped: bool = False) -> bytes | mmap.mmap:
+    """The bytes of a file, decompressed, or mapped."""
     try:
         with open_compressed(path) as file:
+            if mapped and _is_plain(file) and os.path.getsize(path):  # nothing cannot be mapped
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return file.read()
     except _BROKEN as e:
         raise _unreadable(path, e, 'whole and readable') from e
 
 
-def _read_ubyte(path: str) -> np.ndarray:
+def _read_ubyte(path: str, mapped: bool = False) -> np.ndarray:
     """uint8 array: magic 00 00 08 and the number of axes, the sizes as big-endian uint32, the bytes."""
-    data = _read(path)
+    data = _read(path, mapped)
     rank = data[3] if len(data) > 3 and data[:3] == bytes([0, 0, 8]) and data[3] in (1, 3, 4) else 0
     head = 4 + 4 * rank
     if not rank or len(data) < head:
