@@ -61,7 +61,8 @@ def test_a_training_call_is_lowered_for_cuda(name, contender, options, lowered):
         if SPEC is None:
             pytest.skip('JAX asks the cuDNN of a CUDA plugin whether it has the kernel')
     text = lowered(workload, {**options, **steps}).as_text()
-    assert ('__cudnn$fmha' in text) == ('cudnn' in contender)
+    assert ('__cudnn$fmhaSoftmax' in text) == ('cudnn' in contender)
+    assert 'fmhaScaleBias' not in text  # a mask that is only causal is none that the kernel has to read
     if 'gan' in name:  # the platform's own, not the products that a CPU has in its place
         assert 'stablehlo.convolution' in text
 
