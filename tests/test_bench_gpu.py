@@ -37,7 +37,7 @@ def lowered(monkeypatch, tmp_path):
     """lowered(workload, options, sharding) -> its training call, for CUDA."""
 
     def lower(workload, options, sharding=None):
-        data_file = workload.write(str(tmp_path / f'data.{workload.suffix}'), 3000)
+        data_file = workload.write(str(tmp_path / f'data.{workload.suffix}'), 20_000)
         experiment = bench_ours.experiment_of(workload, data_file, **options)
         arguments = experiment.train_preprocess, 1, None, experiment.frozen
         step = make_step(experiment.task, experiment.optimizers, *arguments)
