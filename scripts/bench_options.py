@@ -1,6 +1,6 @@
 """Times XLA's options for a program on this CPU: whether the fastest of them, chosen for each workload, is worth it.
 
-    python scripts/bench_options.py [--only=gpt_small,lstm] [--rounds=8] [--seconds=1.0] [--options=eigen,onednn]
+    python scripts/bench_options.py [--only=gpt_small,lstm] [--rounds=8] [--seconds=1.0] [--options=eigen]
 
 All candidates of a workload are compiled in one process and take turns within each round, in an order that rotates;
 ratios are to XLA's default within a round. The candidate is chosen by the rounds with an even number and measured by
@@ -22,16 +22,12 @@ import bench_ours  # noqa: E402
 import jax  # noqa: E402
 from bench_workloads import WORKLOADS  # noqa: E402
 
-# A fusion type of YNNPACK that takes elementwise operations in, too, ends the process on GPT ('partition compile
-# failed', jax 0.10.2), so it is left out.
+# oneDNN's fusions (xla_cpu_experimental_onednn_fusion_type) end the process on GPT ('partition compile failed', jax
+# 0.10.2), so they are left out.
 OPTIONS = {
     'default': {},
     # Matrix products by Eigen instead of YNNPACK.
     'eigen': {'xla_cpu_experimental_ynn_fusion_type': ''},
-    'onednn': {
-        'xla_cpu_use_onednn': True, 'xla_cpu_experimental_onednn_fusion_type': 'LIBRARY_FUSION_TYPE_DOT',
-        'xla_cpu_experimental_ynn_fusion_type': '',
-    },
     'vectors of 512': {'xla_cpu_prefer_vector_width': 512},
     'eigen and 512': {'xla_cpu_experimental_ynn_fusion_type': '', 'xla_cpu_prefer_vector_width': 512},
     'memory scheduler': {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'},
