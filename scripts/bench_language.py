@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import torch
-from bench_workloads import FIRST_LETTER, NEW_TOKENS, PROMPT, Contender, Generation, Text, fastest
+from bench_workloads import DEVICE, FIRST_LETTER, NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, Text, fastest
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,19 +16,28 @@ def tokens_of(data_file: str) -> torch.Tensor:
     """The first 90 % of the text, which is what is trained on."""
     with open(data_file, encoding='utf-8') as file:
         tokens = np.array([ord(letter) - FIRST_LETTER for letter in file.read()])
-    return torch.from_numpy(tokens[: round(0.9 * len(tokens))])
+    return torch.from_numpy(tokens[: round(0.9 * len(tokens))]).to(DEVICE)
 
 
 def peak(precision: str) -> float:
     """FLOP/s of a matrix product of DTYPES[precision]."""
 
     def timed(n: int) -> float:
-        x = torch.ones((n, n), dtype=DTYPES[precision])
-        began = time.perf_counter()
-        torch.matmul(x, x)
+        x = torch.randn((n, n), dtype=DTYPES[precision], device=DEVICE)
+        for _ in range(1 + ON_GPU):  # the first chooses its algorithm there
+            wait()
+            began = time.perf_counter()
+            torch.matmul(x, x)
+            wait()
         return time.perf_counter() - began
 
     return fastest(timed)
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given."""
+    if ON_GPU:
+        torch.cuda.synchronize()
 
 
 class Block(nn.Module):
@@ -94,15 +103,16 @@ class LSTM(nn.Module):
 
 def windows(tokens, batch_size: int, block: int):
     """Batches from anywhere, (batch, block + 1)."""
-    span = torch.arange(block + 1)
+    span = torch.arange(block + 1, device=DEVICE)
     while True:
-        yield tokens[torch.randint(len(tokens) - block, (batch_size, 1)) + span]
+        yield tokens[torch.randint(len(tokens) - block, (batch_size, 1), device=DEVICE) + span]
 
 
 def rows(tokens, batch_size: int, block: int):
     """Batches whose rows read on where those of the batch before ended, for ever."""
     length = (len(tokens) - 1) // block // batch_size * block
-    begin, span = torch.arange(batch_size)[:, None] * length, torch.arange(block + 1)
+    begin, span = (torch.arange(n, device=DEVICE) for n in (batch_size, block + 1))
+    begin = begin[:, None] * length
     while True:
         for offset in range(0, length, block):
             yield tokens[begin + offset + span]
@@ -111,19 +121,20 @@ def rows(tokens, batch_size: int, block: int):
 def train(workload: Text, data_file: str, compiled: bool) -> Contender:
     """A plain loop over a text in memory; fused AdamW; network and loss compiled, or not; bfloat16 by autocast."""
     is_lstm = not workload.heads
-    network = LSTM(workload) if is_lstm else GPT(workload, bias=False)
+    network = (LSTM(workload) if is_lstm else GPT(workload, bias=False)).to(DEVICE)
     trained = [p for p in network.parameters() if p.requires_grad]
     # Weight decay as in the config of ours.
     decayed = [p for name, p in network.named_parameters() if p.ndim > 1 and not (is_lstm and 'embed' in name)]
     rest = [p for p in trained if not any(p is other for other in decayed)]
     groups = [{'params': decayed, 'weight_decay': 0.1}, {'params': rest, 'weight_decay': 0.0}]
     adam = torch.optim.AdamW(groups, workload.learning_rate, (0.9, 0.99), fused=True)
-    state = [torch.zeros(1, workload.batch_size, workload.width) for _ in range(2 * is_lstm)]
+    shape = 1, workload.batch_size, workload.width
+    state = [torch.zeros(shape, device=DEVICE) for _ in range(2 * is_lstm)]
     feed = (rows if is_lstm else windows)(tokens_of(data_file), workload.batch_size, workload.block)
     dtype = DTYPES[workload.precision]
 
     def forward(tokens, *state):
-        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
             out = network(tokens[:, :-1], *state)
             logits, *state = out if is_lstm else (out,)
             return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten()), state
@@ -145,12 +156,14 @@ def train(workload: Text, data_file: str, compiled: bool) -> Contender:
 
 
 def prompt_of(workload: Generation) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, workload.vocab_size, (workload.batch_size, PROMPT)))
+    prompt = np.random.default_rng(0).integers(0, workload.vocab_size, (workload.batch_size, PROMPT))
+    return torch.from_numpy(prompt).to(DEVICE)
 
 
 @torch.inference_mode()
 def nats(logits_of, tokens) -> float:
     """−log p a token of what was written."""
+    tokens = tokens.to(DEVICE)
     return F.cross_entropy(
         logits_of(tokens[:, :-1])[:, PROMPT - 1 :].flatten(0, 1), tokens[:, PROMPT:].flatten()
     ).item()
@@ -161,10 +174,10 @@ def scaled(network, workload: Generation):
         for p in network.parameters():
             if p.ndim > 1:
                 p.mul_(workload.SCALE)
-    return network.eval()
+    return network.eval().to(DEVICE)
 
 
-def loop(workload: Generation, data_file: str, _) -> Contender:
+def loop(workload: Generation, data_file: str) -> Contender:
     """A cache that is laid out once, and one forward pass a token."""
     network, n = scaled(GPT(workload, bias=True), workload), workload.batch_size
     shape = (workload.layers, 2, n, workload.heads, PROMPT + NEW_TOKENS, workload.width // workload.heads)
@@ -172,17 +185,17 @@ def loop(workload: Generation, data_file: str, _) -> Contender:
     @torch.inference_mode()
     def run(steps: int):
         for _ in range(steps):
-            tokens, cache = [prompt_of(workload)], torch.empty(shape)
+            tokens, cache = [prompt_of(workload)], torch.empty(shape, device=DEVICE)
             for i in range(NEW_TOKENS):
                 logits = network(tokens[-1], cache, PROMPT + i - 1 if i else 0)[:, -1]
                 tokens.append(torch.multinomial(logits.softmax(dim=-1), 1))
             tokens = torch.cat(tokens, dim=1)
-        return tokens
+        return tokens.cpu()
 
     return Contender(run, sum(p.numel() for p in network.parameters()), score=lambda tokens: nats(network, tokens))
 
 
-def transformers(workload: Generation, data_file: str, _) -> Contender:
+def transformers(workload: Generation, data_file: str) -> Contender:
     """GPT2LMHeadModel.generate as it comes: its growing cache, SDPA, no compilation."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -199,7 +212,7 @@ def transformers(workload: Generation, data_file: str, _) -> Contender:
     def run(steps: int):
         for _ in range(steps):
             tokens = network.generate(prompt, **how)
-        return tokens
+        return tokens.cpu()
 
     logits_of = lambda tokens: network(tokens).logits
     return Contender(run, sum(p.numel() for p in network.parameters()), score=lambda tokens: nats(logits_of, tokens))

@@ -6,7 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_workloads import NEW_TOKENS, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
+from bench_workloads import NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
 from ml_collections import ConfigDict
 
 from aigc_jax import config as config_lib
@@ -19,7 +19,8 @@ from aigc_jax.experiment import Experiment
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 
 
-def experiment_of(workload: Workload, data_file: str, steps_per_call: int) -> Experiment:
+def experiment_of(workload: Workload, data_file: str, steps_per_call: int, **more) -> Experiment:
+    """more: fields of the config, by name, that a contender sets."""
     config = config_lib.load(str(CONFIGS / workload.config), [])
     for optimizer in config.optim.values():
         optimizer.schedule = ConfigDict(dict(name='constant_schedule', value=workload.learning_rate))
@@ -27,7 +28,7 @@ def experiment_of(workload: Workload, data_file: str, steps_per_call: int) -> Ex
     common = {
         'data.name': f'{kind}:{data_file}', 'batch_size': workload.batch_size, 'steps_per_call': steps_per_call
     }  # fmt: skip
-    config.update_from_flattened_dict({**common, **workload.overrides})
+    config.update_from_flattened_dict({**common, **workload.overrides, **more})
     config_lib.check(config)
     return Experiment(config)
 
@@ -41,7 +42,7 @@ def peak(precision: str) -> float:
     product = jax.jit(jnp.matmul)
 
     def timed(n: int) -> float:
-        x = jnp.ones((n, n), precision)
+        x = jax.random.normal(jax.random.key(0), (n, n), precision)  # a GPU is faster on equal numbers
         product(x, x).block_until_ready()  # compiled, the first time
         began = time.perf_counter()
         product(x, x).block_until_ready()
@@ -50,9 +51,14 @@ def peak(precision: str) -> float:
     return fastest(timed)
 
 
-def train(workload: Workload, data_file: str, steps_per_call: int) -> Contender:
-    experiment = experiment_of(workload, data_file, steps_per_call)
-    state, seeds, data = experiment.create_state(), experiment.seed_array, experiment.resident_data()
+def memory() -> int | None:
+    """Bytes of the GPU that were held at most; None on a CPU."""
+    return jax.local_devices()[0].memory_stats()['peak_bytes_in_use'] if ON_GPU else None
+
+
+def train(workload: Workload, data_file: str, steps_per_call: int, **more) -> Contender:
+    experiment = experiment_of(workload, data_file, steps_per_call, **more)
+    state, seed_array, data = experiment.create_state(), experiment.seed_array, experiment.resident_data()
     call, feeds = experiment.train_call(), experiment.feeds(0)
     loss = f'{experiment.task.players[0]}/loss'
 
@@ -60,16 +66,17 @@ def train(workload: Workload, data_file: str, steps_per_call: int) -> Contender:
         nonlocal state
         before = {}
         for _ in range(steps // steps_per_call):
-            state, metrics = call(state, seeds, data, next(feeds))
+            state, metrics = call(state, seed_array, data, next(feeds))
             jax.device_get(before)  # the loop fetches a call's metrics while the next one computes
             before = metrics
-        return float(jax.device_get(metrics)[loss][-1])
+        return float(jax.device_get(metrics)[loss][..., -1].mean())  # over the seeds
 
     precision = getattr(workload, 'precision', 'float32')
-    return Contender(run, size(state.params), steps_per_call, peak=lambda: peak(precision))
+    seeds = experiment.config.num_seeds
+    return Contender(run, size(state.params) // seeds, steps_per_call, peak=lambda: peak(precision), seeds=seeds)
 
 
-def compare(workload: Sets, data_file: str, _) -> Contender:
+def compare(workload: Sets, data_file: str) -> Contender:
     sets, metric = np.load(data_file), getattr(images, workload.metric)
     real, fake = sets['real'], sets['fake']
 
@@ -81,7 +88,7 @@ def compare(workload: Sets, data_file: str, _) -> Contender:
     return Contender(run, 0, score=lambda found: found['density'] if isinstance(found, dict) else found)
 
 
-def generate(workload: Generation, data_file: str, _) -> Contender:
+def generate(workload: Generation, data_file: str) -> Contender:
     experiment = experiment_of(workload, data_file, 1)
     state, language, n = experiment.create_state(), experiment.task.language, workload.batch_size
     params = jax.tree.map(lambda x: x * workload.SCALE if x.ndim > 1 else x, state.params)

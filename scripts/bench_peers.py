@@ -3,7 +3,7 @@
 import functools
 
 import numpy as np
-from bench_workloads import Contender, Examples, Sets
+from bench_workloads import DEVICE, Contender, Examples, Sets
 
 
 def flat(data_file: str) -> np.ndarray:
@@ -15,7 +15,7 @@ def flat(data_file: str) -> np.ndarray:
 def batches(torch, data, batch_size: int):
     """Shuffled batches of a tensor, without end."""
     while True:
-        for index in torch.randperm(len(data)).split(batch_size)[: len(data) // batch_size]:
+        for index in torch.randperm(len(data), device=data.device).split(batch_size)[: len(data) // batch_size]:
             yield data[index]
 
 
@@ -25,13 +25,13 @@ def pytorch(workload: Examples, data_file: str, compiled: bool) -> Contender:
     from torch import nn
     from torch.nn import functional as F
 
-    data, batch_size = torch.from_numpy(flat(data_file)), workload.batch_size
+    data, batch_size = torch.from_numpy(flat(data_file)).to(DEVICE), workload.batch_size
     compile_ = torch.compile if compiled else lambda f: f
-    noise = functools.partial(torch.randn, batch_size, 2)
+    noise = functools.partial(torch.randn, batch_size, 2, device=DEVICE)
 
     def mlp(activation, *sizes):
         layers = [[nn.Linear(a, b), activation()] for a, b in zip(sizes, sizes[1:], strict=False)]
-        return nn.Sequential(*sum(layers, [])[:-1])
+        return nn.Sequential(*sum(layers, [])[:-1]).to(DEVICE)
 
     def updater(b1, *networks):
         parameters = [p for network in networks for p in network.parameters()]
@@ -164,7 +164,7 @@ def keras(workload: Examples, data_file: str, steps_per_execution: int) -> Conte
     return Contender(run, sum(network.count_params() for network in networks), steps_per_execution)
 
 
-def prdc(workload: Sets, data_file: str, _) -> Contender:
+def prdc(workload: Sets, data_file: str) -> Contender:
     """The package of Naeem et al. 2020, which holds the matrices of all distances."""
     from prdc import compute_prdc
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +10,15 @@ import numpy as np
 
 FIRST_LETTER = 0x4E00  # token i of a text is this letter plus i: more letters follow than any vocabulary has tokens
 PROMPT, NEW_TOKENS = 32, 200
+ON_GPU = os.environ.get('BENCH_PLATFORM') == 'gpu'  # bench.py sets it for the process of a contender
+DEVICE = 'cuda' if ON_GPU else 'cpu'  # PyTorch's name
 
 
 class Contender(NamedTuple):
     """run(steps), for a multiple of steps_per_call, does that many; score(what it returned) is the last one's loss.
 
     peak() -> FLOP/s that its library's matrix product reaches here in the precision of the workload, measured now.
+    seeds: how many models a step trains at once.
     """
 
     run: Callable[[int], Any]
@@ -22,19 +26,21 @@ class Contender(NamedTuple):
     steps_per_call: int = 1
     score: Callable[[Any], float] = float
     peak: Callable[[], float] | None = None
+    seeds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """config: ours, FILE:VARIANT in configs/; parameters: how many; loss: what it comes to after check_steps, in nats.
+    Where these two are None they are what the first contender has, and the others are compared with it.
 
     unit: steps, which every contender's steps a call divide; counted: what a step has items_per_step of.
     """
 
     title: str
     config: str
-    parameters: int
-    loss: float
+    parameters: int | None
+    loss: float | None
     batch_size: int
     check_steps: int
     unit: int
@@ -42,6 +48,18 @@ class Workload:
     tolerance = 0.05  # of the loss
     counted, items_per_step = 'steps', 1
     flops = 0.0
+
+    def known(self, facts: dict) -> 'Workload':
+        """With what a contender has in place of what is None."""
+        return dataclasses.replace(
+            self,
+            parameters=facts['parameters'] if self.parameters is None else self.parameters,
+            loss=facts['loss'] if self.loss is None else self.loss,
+        )
+
+    def tiny(self) -> 'Workload':
+        """The same work in a size that a test can afford; what it learns is not checked."""
+        return dataclasses.replace(self, check_steps=self.unit, parameters=None, loss=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +78,48 @@ class Examples(Workload):
         np.savez(path, train=x, valid=x[:200], test=x[:200])
         return path
 
+    def tiny(self) -> 'Examples':
+        return dataclasses.replace(super().tiny(), num_examples=1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds(Examples):
+    """As many models as the contenders say are trained in one program, without peers."""
+
+    counted = 'steps of one seed'
+
+
+@dataclasses.dataclass(frozen=True)
+class Images(Workload):
+    """A GAN of images (side, side, channels). features: of the generator, level by level; the discriminator has them
+    the other way round."""
+
+    side: int
+    channels: int
+    features: tuple[int, ...]
+    precision: str = 'float32'
+    tolerance: float = math.inf  # where a player wins, its loss says little
+    num_examples: int = 20_000
+    suffix = 'npz'
+
+    def write(self, path: str, num_examples: int | None = None) -> str:
+        """Writes the images as a file that `data.name=npz:FILE` reads; returns its path."""
+        x = images(num_examples or self.num_examples, self.side, self.channels)
+        np.savez(path, train=x, valid=x[:200], test=x[:200])
+        return path
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return {
+            'model.generator.features': self.features, 'model.discriminator.features': self.features[::-1],
+            'optim.generator.ema_decay': 0.0, 'precision': self.precision,
+        }  # fmt: skip
+
+    def tiny(self) -> 'Images':
+        # As many levels as there are, since the side stays what it is.
+        few = tuple(min(features, 16) for features in self.features)
+        return dataclasses.replace(super().tiny(), features=few, batch_size=4, unit=2, check_steps=2, num_examples=500)
+
 
 @dataclasses.dataclass(frozen=True)
 class Text(Workload):
@@ -71,6 +131,7 @@ class Text(Workload):
     width: int
     heads: int = 0  # 0: an LSTM
     precision: str = 'float32'
+    largest: bool = False  # the batch is doubled for each contender while it fits
     counted = 'tokens'
     suffix = 'txt'
 
@@ -97,6 +158,10 @@ class Text(Workload):
         data = dict.fromkeys(('data.block', 'data.eval_block', 'data.eval_stride'), self.block)
         return {**data, 'precision': self.precision} | {f'model.{k}': v for k, v in model.items()}
 
+    def tiny(self) -> 'Text':
+        small = dict(vocab_size=11, width=16, layers=1, batch_size=4, check_steps=2, unit=2, heads=self.heads and 2)
+        return dataclasses.replace(super().tiny(), **small, block=min(self.block, 64))
+
     @property
     def items_per_step(self) -> int:
         return self.batch_size * self.block
@@ -110,7 +175,7 @@ class Text(Workload):
         """
         looked_up = (self.block if self.heads else self.vocab_size) * self.width
         attention = 12 * self.layers * self.width * self.block if self.heads else 0
-        return self.items_per_step * (6 * (self.parameters - looked_up) + attention)
+        return self.items_per_step * (6 * (self.parameters - looked_up) + attention) if self.parameters else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +189,9 @@ class Generation(Text):
     SCALE = 10.0
     tolerance = 0.25  # every contender has drawn a network of its own
     flops = 0.0
+
+    def tiny(self) -> 'Generation':
+        return dataclasses.replace(super().tiny(), block=self.block, unit=1, check_steps=1)
 
     @property
     def items_per_step(self) -> int:
@@ -151,25 +219,30 @@ class Sets(Workload):
     def items_per_step(self) -> int:
         return self.batch_size**2
 
+    def tiny(self) -> 'Sets':
+        return dataclasses.replace(super().tiny(), batch_size=200, num_features=8)
+
 
 def fastest(timed: Callable[[int], float]) -> float:
     """FLOP/s of the fastest n × n matrix product of some, timed(n) in seconds.
 
-    n grows from 256 to 2048 while a product takes less than a tenth of a second: without instructions for bfloat16 the
-    larger ones would take minutes.
+    n grows from 256 to 2048, or 16,384 on a GPU, while a product takes less than a tenth of a second: without
+    instructions for bfloat16 the larger ones would take minutes.
     """
     n = 256
-    while n < 2048 and timed(n) < 0.1:
+    while n < (16_384 if ON_GPU else 2048) and timed(n) < 0.1:
         n *= 2
     return 2 * n**3 / min(timed(n) for _ in range(5))
 
 
-def images(num: int) -> np.ndarray:
-    """(num, 28, 28) uint8: logistic functions of two factors, for a 2-D latent to find."""
-    rng = np.random.default_rng(0)
-    weights, bias = rng.normal(size=(2, 784)), rng.normal(size=784)
+def images(num: int, side: int = 28, channels: int = 1) -> np.ndarray:
+    """(num, side, side), or with an axis of channels, uint8: logistic functions of two factors, for a 2-D latent to
+    find."""
+    rng, size = np.random.default_rng(0), side * side * channels
+    weights, bias = rng.normal(size=(2, size)), rng.normal(size=size)
     logits = (rng.normal(size=(num, 2)) @ weights + bias).astype(np.float32)
-    return np.round(255 / (1 + np.exp(-logits))).astype(np.uint8).reshape(num, 28, 28)
+    shape = (num, side, side) if channels == 1 else (num, side, side, channels)
+    return np.round(255 / (1 + np.exp(-logits))).astype(np.uint8).reshape(shape)
 
 
 def points(num: int) -> np.ndarray:
@@ -197,9 +270,9 @@ WORKLOADS = {
             'optim.generator.options': ADAM, 'optim.discriminator.options': ADAM,
         },
     ),
-    'dcgan': Examples(
+    'dcgan': Images(
         'DCGAN 28×28: G 64-7·7·128-64-1 and D mirrored, batch normalization, batch 64', 'gan.py:dcgan', 672_578, 0.1,
-        64, 100, 10, images, 20_000, {'optim.generator.ema_decay': 0.0}, 0.9,  # D wins, so its loss says little
+        64, 100, 10, 28, 1, (128, 64), tolerance=0.9,  # D wins, so its loss says little
     ),
     'gpt_small': Text('GPT-2 4×4×128, block 64, batch 12, float32', 'gpt.py:nanogpt', 804_096, 2.41, **SMALL),
     'gpt_small_bf16': Text(

@@ -81,6 +81,10 @@ def _attend_backward(kept, d_out):
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def _gpu() -> bool:
+    return jax.default_backend() == 'gpu'
+
+
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -146,16 +150,19 @@ class Block(nn.Module):
     def _dropped(self, x: Array, draw: Draw, name: str) -> Array:
         return dropout(x, self.dropout, draw, f'{self.index}/{name}')
 
-    def _attend(self, q: Array, k: Array, v: Array, mask: Array, whole: bool, draw: Draw) -> Array:
-        """softmax(q kᵀ / √d) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look; whole: S is L."""
+    def _attend(self, q: Array, k: Array, v: Array, mask: Array | None, whole: bool, draw: Draw) -> Array:
+        """softmax(q kᵀ / √d) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look; None: at itself and all
+        before it; whole: S is L, and no query looks ahead."""
         n, h, length, d = q.shape
         if self.attention != 'einsum':
             swap = lambda x: x.transpose(0, 2, 1, 3)
             # The fused kernel is a GPU's, and of whole texts; elsewhere the same is computed without it.
-            fused = self.attention == 'cudnn' and whole and jax.default_backend() == 'gpu'
+            fused = self.attention == 'cudnn' and whole and _gpu()
             out = jax.nn.dot_product_attention(
-                swap(q), swap(k), swap(v), mask=mask[:, None], implementation='cudnn' if fused else 'xla'
-            )
+                swap(q), swap(k), swap(v), mask=None if mask is None else mask[:, None],
+                # Said beside the mask, too: the fused kernel then leaves out what lies ahead.
+                is_causal=fused, implementation='cudnn' if fused else 'xla',
+            )  # fmt: skip
             return swap(out)
         q = q.reshape(n, self.kv_heads, h // self.kv_heads, length, d) * d**-0.5
         drops, watched = self.dropout and draw is not None, self.is_mutable_collection('intermediates')
@@ -234,6 +241,8 @@ class Transformer(nn.Module):
         if self.end is not None and state is None:
             document = jnp.cumsum(tokens == self.end, axis=1)
             mask = mask & (document[:, :, None] == document[:, None, :])
+        if self.attention == 'cudnn' and state is None and not self.window and self.end is None and _gpu():
+            mask = None  # which the fused kernel would read, and does not need
         x = embed(tokens)
         if self.position == 'learned':
             table = nn.Embed(
