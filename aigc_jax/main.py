@@ -8,12 +8,14 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
 
 _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
 from aigc_jax import config as config_lib  # noqa: E402
+from aigc_jax.core import processes  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 
@@ -92,6 +94,7 @@ def main(_: list[str]) -> None:
     try:
         _run()
         show('')
+        processes.finish()
     except (Closed, BrokenPipeError):  # the latter of stderr
         drop()
         sys.exit(Closed.exit_code)
@@ -100,6 +103,12 @@ def main(_: list[str]) -> None:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         _leave(130)
+    except Exception as error:  # a fault of the program, or a collective whose other process is gone
+        if not processes.several():
+            raise
+        if not processes.is_lost(error):
+            traceback.print_exc()
+        processes.fail(error)
 
 
 def _run() -> None:
@@ -235,11 +244,7 @@ def _set_up_jax() -> None:
         home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(home / 'aigc_jax' / 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    if 'JAX_NUM_PROCESSES' in os.environ:
-        count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    elif int(os.environ.get('SLURM_NTASKS', 1)) > 1 or 'OMPI_COMM_WORLD_SIZE' in os.environ:
-        jax.distributed.initialize()
+    processes.start()
     try:
         jax.devices()
     except Exception as error:  # a RuntimeError, or an AssertionError without a word
@@ -249,9 +254,12 @@ def _set_up_jax() -> None:
             f'{f"JAX_PLATFORMS={wanted}" if wanted else "JAX"}: no devices: {why}\n'
             'Set JAX_PLATFORMS=cpu, or leave it out for what is here; a GPU needs the jaxlib and driver that fit it.'
         ) from None
+    processes.connect()
 
 
 def _end(error: Exception) -> None:
+    if processes.several():
+        processes.fail(error)
     print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)
@@ -260,10 +268,6 @@ def _end(error: Exception) -> None:
 
 def _leave(exit_code: int) -> None:
     """After a signal: at once. Otherwise Python waits at its end for what XLA and its threads still compute."""
-    import jax
-
-    if jax.process_count() > 1:  # whose service must be told
-        sys.exit(exit_code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
