@@ -42,7 +42,7 @@ SIZES = ('_dim', 'features')  # endings of the names of fields that are one such
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
 LATER_FIELDS = {'eval.extractor': '', 'data.shape': (), 'data.code': False}
-DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run
+FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may override on a finished run
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
@@ -110,7 +110,7 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
     """Sets fields from text, each read as the type it holds. `only`: the prefixes that may be set."""
     for name, text in overrides:
         if only and not name.startswith(only):
-            raise UserError(f'--config.{name}: in this mode only {" and ".join(f"{p}*" for p in only)} can be set')
+            raise UserError(f'--config.{name}: in this mode only {", ".join(f"{p}*" for p in only)} can be set')
         *parents, last = name.split('.')
         node = config
         for depth, part in enumerate(parents + [last]):

@@ -1,5 +1,6 @@
 """From a config to everything that a mode of the command line needs; nothing is written here."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -165,21 +166,15 @@ class Experiment:
         return self._split('train') if in_memory else self.dataset.splits['train']
 
     def replica(self, state: TrainState, k: int) -> TrainState:
-        """The state of replica k, without its axis; the state itself where there are none."""
+        """What is evaluated of replica k, without its axis; the state itself where there are none."""
         return self._take(state, np.int32(k)) if self.plan.replicas else state
 
     @functools.cached_property
     def _take(self):
-        take = lambda state, k: jax.tree.map(lambda x: x[k], state)
-        return jax.jit(take, out_shardings=self.plan.replicated)
+        def take(state, k):
+            return jax.tree.map(lambda x: x[k], state._replace(opt=optim.without_moments(state.opt)))
 
-    def alone(self) -> 'Experiment':
-        """The same data and task on one device of this process, to evaluate and sample without the others."""
-        twin = copy.copy(self)
-        for name in ('abstract_state', 'seed_array', '_take'):  # what was made for the whole plan
-            vars(twin).pop(name, None)
-        twin.plan = self.plan.alone()
-        return twin
+        return jax.jit(take, out_shardings=self.plan.replicated)
 
 
 _SAMPLE_TOKENS = 200  # where eval.sample_tokens is -1 and there is room
@@ -231,17 +226,19 @@ def _no_split(split: str, cfg: ConfigDict, splits) -> str:
 def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):
     """(Experiment, TrainState) of a run's folder; step: a number, 'best', or None for the newest checkpoint.
 
-    overrides: [('data.x' or 'eval.x', text), …]. Raises UserError.
+    overrides: [('data.x', 'eval.x' or 'parallel.x', text), …]. A run whose parameters are in shards, by parallel.rules,
+    is opened in shards over the devices that are here, any other on one; a parallel.x says where. Raises UserError.
     """
     config = config_lib.from_json(workdir / 'config.json')
     config_lib.check(config)
     if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
         config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
-    config_lib.override(config, list(overrides), only=config_lib.DATA_AND_EVAL)
+    config_lib.override(config, list(overrides), only=config_lib.FREE)
     config_lib.check(config)
-    # A finished run is looked at on one device, whatever it was trained on.
-    config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
-    experiment = Experiment(config, jax.local_devices()[:1], saved_tokenizer(workdir))
+    devices = jax.devices()
+    if not any(name.startswith('parallel.') for name, _ in overrides):
+        devices = _laid_out_again(config, devices)
+    experiment = Experiment(config, devices, saved_tokenizer(workdir))
     checkpoints = open_checkpoints(workdir, config, read_only=True)
     try:
         if checkpoints.latest() is None:
@@ -249,6 +246,25 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
         return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
     finally:
         checkpoints.close()
+
+
+def _laid_out_again(config: ConfigDict, devices: list) -> list:
+    """Those of `devices` that a finished run is looked at on, and config.parallel for them.
+
+    Where one holds the whole, one is enough, whatever the run was trained on; several processes need one of each.
+    """
+    if not config.parallel.rules:
+        config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
+        return devices[:1] if jax.process_count() == 1 else devices
+    with contextlib.suppress(UserError):
+        parallel.make_plan(config.parallel, 1, config.replicas, config.batch_size, config.micro_batches, devices)
+        return devices
+    count = len(devices)  # over which a batch must divide
+    while jax.process_count() == 1 and config.batch_size % (count * config.micro_batches):
+        count -= 1
+    config.parallel.mesh = ConfigDict({'data': 1, 'fsdp': count, 'tensor': 1})
+    note(f'parallel.mesh: that of the run does not fit the {len(devices)} devices here; fsdp={count} instead')
+    return devices[:count]
 
 
 def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:

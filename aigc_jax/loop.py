@@ -125,8 +125,6 @@ class _Loop:
         self.evaluator = evaluate.Evaluator(experiment)
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
-        # One process alone draws the pictures, so it must not need the devices of the others.
-        self.drawer = evaluate.Evaluator(experiment.alone()) if jax.process_count() > 1 else self.evaluator
         rows = self.log.rows()
         self.watch = Watch(self.config.eval, rows)
         lost = {row['seed'] for row in rows if 'diverged' in row}
@@ -262,14 +260,10 @@ class _Loop:
         return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')
 
     def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
-        own = self.experiment.replica(state, k)
-        if jax.process_count() > 1:  # every process computes, one writes: what is drawn must be whole on each
-            own = parallel.fetch(own)
-        if jax.process_index() == 0:
-            rows = None if k else self.log.rows()  # plots/ shows the first replica, and the curves of all
-            pictures.draw(
-                self.workdir, self._name(seed), self.experiment, self.drawer, own, self.experiment.seeds[k], rows
-            )
+        own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
+        pictures.draw(
+            self.workdir, self._name(seed), self.experiment, self.evaluator, own, self.experiment.seeds[k], rows
+        )
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)

@@ -76,10 +76,16 @@ class Plan:
             carry=jax.tree.map(lambda _: self._named(*[] if self.axis_name else [BATCH_AXES]), state.carry),
         )
 
-    def alone(self) -> 'Plan':
-        """The plan of one device of this process, for what a process does without the others."""
-        mesh = jax.make_mesh((1,) * len(AXES), AXES, axis_types=_AUTO, devices=jax.local_devices()[:1])
-        return dataclasses.replace(self, mode='jit', mesh=mesh, rules=())
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """What XLA is told for a program that reads parameters in shards.
+
+        For a CPU its schedule puts all that depends on nothing else first: there the gathering of every parameter, so
+        that the whole model would stand on each device. The other schedule gathers each where it is read.
+        """
+        if not self.rules or self.mesh.devices.flat[0].platform != 'cpu':
+            return {}
+        return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
     @property
     def replicated(self) -> NamedSharding:
