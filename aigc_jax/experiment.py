@@ -1,5 +1,6 @@
 """From a config to everything that a mode of the command line needs; nothing is written here."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -320,3 +321,10 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         return (params, stats), step
     finally:
         checkpoints.close()
+
+
+def initial_digest(config: ConfigDict, step: int) -> str:
+    """The digest of the checkpoint of `step` in the run that `init_from` names."""
+    folder = pathlib.Path(config.init_from).expanduser()
+    with contextlib.closing(open_checkpoints(folder, config_lib.from_json(folder / 'config.json'), True)) as found:
+        return found.digest(step)

@@ -113,17 +113,23 @@ def main(_: list[str]) -> None:
 
 def _run() -> None:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    if several := processes.expected():  # a mistake of one is told to the others
+        _set_up_jax()
     if FLAGS.mode == 'train':
-        config = config_lib.load(_given['config'], _given['overrides'])
+        with processes.together('config'):
+            config = config_lib.load(_given['config'], _given['overrides'])
     began = time.perf_counter()
-    _set_up_jax()
+    if not several:
+        _set_up_jax()
     if FLAGS.mode == 'train':
         from aigc_jax import loop
+        from aigc_jax.signals import Interrupted
 
         clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
         try:
             loop.train(config, workdir, clock)
-        except loop.Interrupted as error:
+        except Interrupted as error:
+            processes.gather('interrupted', None)
             _end(error)
     elif FLAGS.mode == 'evaluate':
         _evaluate(workdir)
@@ -260,6 +266,9 @@ def _set_up_jax() -> None:
 def _end(error: Exception) -> None:
     if processes.several():
         processes.fail(error)
+    with contextlib.suppress(UserError):
+        if processes.expected():
+            processes.fail_early(error)
     print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)
