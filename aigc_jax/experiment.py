@@ -336,3 +336,10 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         return (params, stats), step
     finally:
         checkpoints.close()
+
+
+def initial_digest(config: ConfigDict, step: int) -> str:
+    """The digest of the checkpoint of `step` in the run that `init_from` names."""
+    folder = pathlib.Path(config.init_from).expanduser()
+    with contextlib.closing(open_checkpoints(folder, config_lib.from_json(folder / 'config.json'), True)) as found:
+        return found.digest(step)

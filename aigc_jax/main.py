@@ -113,17 +113,23 @@ def main(_: list[str]) -> None:
 
 def _run() -> None:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    if several := processes.expected():  # a mistake of one is told to the others
+        _set_up_jax()
     if FLAGS.mode == 'train':
-        config = config_lib.load(_given['config'], _given['overrides'])
+        with processes.together('config'):
+            config = config_lib.load(_given['config'], _given['overrides'])
     began = time.perf_counter()
-    _set_up_jax()
+    if not several:
+        _set_up_jax()
     if FLAGS.mode == 'train':
         from aigc_jax import loop
+        from aigc_jax.signals import Interrupted
 
         clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
         try:
             loop.train(config, workdir, clock)
-        except loop.Interrupted as error:
+        except Interrupted as error:
+            processes.gather('interrupted', None)
             _end(error)
     elif FLAGS.mode == 'evaluate':
         _evaluate(workdir)
@@ -141,7 +147,9 @@ def _evaluate(workdir: pathlib.Path) -> None:
     with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
         digest = checkpoints.digest(step)
     by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
-    evaluate.write(workdir / 'evaluation.json', step, by_seed)
+    with processes.together('evaluation.json'):
+        if processes.first():
+            evaluate.write(workdir / 'evaluation.json', step, by_seed)
     final.forget(workdir)
     announce.table(experiment, step, evaluate.across(by_seed))
 
@@ -164,9 +172,12 @@ def _sample(workdir: pathlib.Path) -> None:
         samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         path = workdir / 'samples' / name
-        pictures.save_samples(path, experiment, samples, labels)
+        with processes.together('samples'):
+            if processes.first():
+                pictures.save_samples(path, experiment, samples, labels)
         paths.append(path.with_suffix('.npz'))
-    show_paths(paths)
+    if processes.first():
+        show_paths(paths)
 
 
 def _generate(workdir: pathlib.Path, experiment, state) -> None:
@@ -195,12 +206,18 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     )
     everything = []
     for k, seed in enumerate(experiment.seeds):
-        stream = _Terminal(prompts[0]) if FLAGS.stream else None
+        stream = None
+        if FLAGS.stream:  # all write, and the first one shows it
+            stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
         texts = writer.generate(experiment.replica(state, k), prompts, num_samples, FLAGS.seed, stream)
         step = int(experiment.replica(state, k).step)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
-        generate.save(workdir / 'samples' / name, texts)
+        with processes.together('samples'):
+            if processes.first():
+                generate.save(workdir / 'samples' / name, texts)
         everything += texts
+    if not processes.first():
+        return
     if FLAGS.stream:
         stream.close(everything[0].suffix)
     else:
@@ -260,6 +277,9 @@ def _set_up_jax() -> None:
 def _end(error: Exception) -> None:
     if processes.several():
         processes.fail(error)
+    with contextlib.suppress(UserError):
+        if processes.expected():
+            processes.fail_early(error)
     print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)

@@ -5,7 +5,6 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from aigc_jax.core import processes
@@ -143,7 +142,7 @@ def draw(
     rows: None for the samples alone. Every process computes what is shown, and the first one draws."""
     shown = _computed(experiment, evaluator, state, seed, rows is not None)
     with processes.together('pictures'):
-        if jax.process_index() == 0:
+        if processes.first():
             _draw(folder, name, experiment, shown, rows)
 
 

@@ -4,10 +4,9 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 
-import jax
 import numpy as np
 
-from aigc_jax.core import progress
+from aigc_jax.core import processes, progress
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
@@ -100,7 +99,7 @@ class Solver:
         samples = self._written(state, Sampling(temperature=config.problem_temperature), config.problem_samples, seed)
         searches = config.problem_beam > 1
         beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed) if searches else []
-        if jax.process_index():  # every process writes, one executes
+        if not processes.first():  # every process writes, one executes
             return {}
         results = self._passed(name, samples)
         if searches:

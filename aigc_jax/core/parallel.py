@@ -212,23 +212,6 @@ def fetch(values: Tree) -> Tree:
     return jax.device_get(values)
 
 
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def of_first(values: Tree) -> Tree:
-    """The first process's host values, numbers or arrays of shapes that all processes know, on every process."""
-    if jax.process_count() == 1:
-        return values
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.broadcast_one_to_all(values)
-
-
 def make_plan(
     config: Any, num_seeds: int, execution: str, batch_size: int, micro_batches: int, devices: list | None = None
 ) -> Plan:

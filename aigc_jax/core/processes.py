@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import pathlib
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -11,13 +13,14 @@ import time
 from typing import Any, NoReturn
 
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.star import NOTED_SECONDS, Center, Ray, Relay, Star
+from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, Star
 
 START_SECONDS = 600  # that the processes may begin one after the other
 # A process that is stopped for a while is not dead; a death is noticed by the star.
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 1800, 300
+_EARLY_SECONDS = 60  # that a process with a mistake in its flags waits for the others, to tell them
+_SHARED_SECONDS = 10
 _CAUSE_SECONDS = 5  # that an error of a connection waits for its cause
-_GRACE_SECONDS = 2  # in which a process whose error all have prints it itself
 _LOST = re.compile(r'gloo|nccl|connection (closed|reset)|coordination|unavailable|deadline_exceeded', re.IGNORECASE)
 
 _ending = threading.Lock()  # held by the thread that ends this process, to the end
@@ -42,8 +45,8 @@ def together(what: str):
     """Around a phase that can fail on one process alone: all wait for each other at its end, and all fail with one.
 
     Where the body raises UserError, RunError or OSError, the process raises it behind the end, and the others raise an
-    error with the same exit code, whose text begins with "process K: ". what: names the phase. No collective may stand
-    inside unless all reach it.
+    error with the same exit code, whose text begins with "process K: ". A process that does not come to the end within
+    two seconds then, since it waits in a collective or is slow, ends with that line. what: names the phase.
     """
     if not several():
         yield
@@ -53,12 +56,16 @@ def together(what: str):
         yield
     except (UserError, RunError, OSError) as error:
         failed = error
-    told = gather(what, failed and [getattr(failed, 'exit_code', 1), str(failed)])
+        _star().failing(*_told(error))
+    found = gather(what, failed and _told(failed))
     if failed:
         raise failed
-    for k, other in enumerate(told):
+    for k, other in enumerate(found):
         if other:
-            raise _error(other[0], f'process {k}: {other[1]}')
+            text, exit_code = other
+            error = (UserError if exit_code == UserError.exit_code else RunError)(f'process {k}: {text}')
+            error.exit_code = exit_code
+            raise error
 
 
 def gather(name: str, value: Any) -> list:
@@ -69,7 +76,12 @@ def gather(name: str, value: Any) -> list:
     return [value] if not several() else _star().gather(name, value)
 
 
-def start() -> None:
+def expected() -> bool:
+    """Whether the environment names several processes. Raises UserError."""
+    return _environment()[0] > 1
+
+
+def start(seconds: int = START_SECONDS) -> None:
     """Joins the processes that the environment names: JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS,
     Slurm's or Open MPI's variables. From here on SIGTERM and Ctrl-C end all, until others handle them.
 
@@ -88,7 +100,7 @@ def start() -> None:
     said.start()
     try:
         jax.distributed.initialize(
-            reached, count, index, initialization_timeout=START_SECONDS,
+            reached, count, index, initialization_timeout=seconds,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
@@ -125,9 +137,72 @@ def fail(error: Exception) -> NoReturn:
     _main_ends.set()
     if is_lost(error):
         time.sleep(_CAUSE_SECONDS)  # another process has ended: the star says which, and ends this one
-    known = hasattr(error, 'exit_code')
-    text = str(error) if known else f'{type(error).__name__}: {_one_line(error)}'
-    _end(text, error.exit_code if known else RunError.exit_code, tell=True)
+    _end(*_told(error), tell=True)
+
+
+def fail_early(error: Exception) -> NoReturn:
+    """The same before `start`: joins the others, to tell them."""
+    _ending.acquire()
+    _say(f'error: {error}')
+    text, exit_code = _told(error)
+    with contextlib.suppress(Exception):
+        start(_EARLY_SECONDS)
+        _star().tell(text, exit_code)
+    os._exit(exit_code)
+
+
+def stop(number: int, frame=None) -> NoReturn:
+    """Ends all, as a handler of this signal."""
+    text = 'interrupted' if number == signal.SIGINT else f'{signal.Signals(number).name}: ended'
+    _end(text, 128 + number, tell=True)
+
+
+def alike(what: str, facts: dict[str, Any], mend: str) -> None:
+    """Raises UserError, which names what differs, where a process has other `facts` than the first. what: they are."""
+    first, *others = gather(what, facts)
+    for k, own in enumerate(others, 1):
+        names = sorted(name for name in first.keys() | own.keys() if own.get(name) != first.get(name))
+        if names:
+            differing = '; '.join(f'{n}: {_short(own.get(n))}, not {_short(first.get(n))}' for n in names)
+            raise UserError(f'process {k} has another {what} than process 0: {differing}\n{mend}')
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Raises UserError where a process does not see what the first one writes in `folder`."""
+    if not several():
+        return
+    token = folder / f'.shared_{secrets.token_hex(8)}' if first() else None
+    try:
+        with together('a file for all to see'):
+            if token:
+                token.touch()
+        name = gather('its name', token and token.name)[0]
+        seen = gather('whether it is seen', _appears(folder / name))
+    finally:
+        if token:
+            token.unlink(missing_ok=True)
+    if not all(seen):
+        raise UserError(
+            f'--workdir: process {seen.index(False)} does not see what process 0 writes in {folder}; '
+            'name a folder that all processes share'
+        )
+
+
+def _appears(path: pathlib.Path) -> bool:
+    """Whether it is there within _SHARED_SECONDS: network file systems show late what others have written."""
+    end = time.monotonic() + _SHARED_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if path.name in os.listdir(path.parent):  # opening a folder asks the server anew
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + '…'
 
 
 def is_lost(error: Exception) -> bool:
@@ -135,15 +210,16 @@ def is_lost(error: Exception) -> bool:
     return not isinstance(error, UserError) and bool(_LOST.search(str(error)))
 
 
-def _error(exit_code: int, text: str) -> Exception:
-    error = UserError(text) if exit_code == UserError.exit_code else RunError(text)
-    error.exit_code = exit_code
-    return error
+def _told(error: Exception) -> tuple[str, int]:
+    """What is said of an error, and its exit code."""
+    if hasattr(error, 'exit_code'):
+        return str(error), error.exit_code
+    return f'{type(error).__name__}: {_one_line(error)}', RunError.exit_code
 
 
-def _end_with_others(text: str, exit_code: int, is_death: bool) -> NoReturn:
-    if not is_death and _main_ends.wait(_GRACE_SECONDS):
-        time.sleep(_GRACE_SECONDS)  # the main thread has an error of its own to print
+def _end_with_others(text: str, exit_code: int, at_once: bool) -> NoReturn:
+    if not at_once and _main_ends.wait(GRACE_SECONDS):
+        time.sleep(GRACE_SECONDS)  # the main thread has an error of its own to print
     _end(text, exit_code, tell=False)
 
 
@@ -230,20 +306,18 @@ def _hear_signals() -> None:
     receiving, sending = socket.socketpair()
     sending.setblocking(False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _on_signal)
+        signal.signal(number, stop)
     signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
 
     def hear():
+        heard = 0
         with sending:  # which the descriptor is of
             while numbers := receiving.recv(1):
-                if signal.getsignal(numbers[0]) is _on_signal:
-                    _on_signal(numbers[0])
+                heard += 1
+                if heard > 1 or signal.getsignal(numbers[0]) is stop:
+                    stop(numbers[0])
 
     threading.Thread(target=hear, name='signals', daemon=True).start()
-
-
-def _on_signal(number: int, frame=None) -> NoReturn:
-    _end('interrupted' if number == signal.SIGINT else f'{signal.Signals(number).name}: ended', 128 + number, tell=True)
 
 
 @contextlib.contextmanager

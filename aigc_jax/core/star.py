@@ -25,6 +25,7 @@ from typing import Any
 from aigc_jax.core.errors import RunError
 
 JOIN_SECONDS = 300  # from the start of JAX's service to the star
+GRACE_SECONDS = 2  # in which a process whose error all have prints it itself, or comes to where another one has failed
 NOTED_SECONDS = 30  # after which one line says who is waited for
 _KEY = 'aigc_jax/star'
 _HELLO_BYTES = 200  # that a stranger may send
@@ -80,7 +81,7 @@ def _thread(target: Callable, *arguments) -> None:
 class Star:
     """What both ends share: a thread that listens, and the values that have come.
 
-    end(text, exit code, is_death) ends this process, since another one has ended or failed; say(text) prints a line.
+    end(text, exit code, at_once) ends this process, since another one has ended or failed; say(text) prints a line.
     """
 
     def __init__(self, state, address: str, end: Callable[[str, int, bool], None], say: Callable[[str], None]):
@@ -91,6 +92,7 @@ class Star:
         self._number = 0  # of the next gather
         self._peers: dict[int, _Peer] = {}
         self._is_over = False  # the end of a process is no failure any more, or this process ends already
+        self._own: tuple[str, int] | None = None  # the failure of this process that the others have been told
         self._selector = selectors.DefaultSelector()
         self._join(state.client, address)
 
@@ -100,6 +102,11 @@ class Star:
     def tell(self, text: str, exit_code: int) -> None:
         """The others are to end, too, with this text and exit code."""
         self._send_all(['end', self._index, text, exit_code])
+
+    def failing(self, text: str, exit_code: int) -> None:
+        """This process takes its failure to the next gather: the others come there, too, within seconds, or end."""
+        self._own = text, exit_code
+        self._send_all(['failing', self._number, self._index, text, exit_code])
 
     def say_goodbye(self) -> None:
         """From here on the end of a process is no failure."""
@@ -133,6 +140,10 @@ class Star:
         if kind == 'end':
             whose, text, exit_code = rest
             self._told(whose, text if text.startswith('process ') else f'process {whose}: {text}', exit_code, False)
+        elif kind == 'failing':
+            number, whose, text, exit_code = rest
+            self._send_all(['failing', *rest], but=whose)
+            _thread(self._end_unless_here, number, f'process {whose}: {text}', exit_code)
         elif kind == 'bye':
             self._is_over = True  # all have reached the end
         else:
@@ -140,12 +151,26 @@ class Star:
                 self._arrived(k, *rest)
                 self._news.notify_all()
 
-    def _told(self, whose: int, text: str, exit_code: int, is_death: bool) -> None:
+    def _told(self, whose: int, text: str, exit_code: int, at_once: bool) -> None:
         """Another process has ended or failed. The first that is heard of is the cause."""
         if not self._is_over:
             self._is_over = True
+            if self._own:  # which the other has ended with
+                text, exit_code = self._own
             self._send_all(['end', whose, text, exit_code], but=whose)
-            _thread(self._end, text, exit_code, is_death)
+            _thread(self._end, text, exit_code, at_once)
+
+    def _end_unless_here(self, number: int, text: str, exit_code: int) -> None:
+        with self._news:
+            if self._news.wait_for(lambda: self._number > number, GRACE_SECONDS):
+                return
+        self._end(text, exit_code, True)
+
+    def _next(self) -> int:
+        with self._news:
+            self._number += 1
+            self._news.notify_all()
+            return self._number - 1
 
     def _wait(self, ready: Callable[[], bool], waited_for: Callable[[], str]) -> None:
         """Until ready(), which is called under the lock; the first process says who is waited for, if that is long."""
@@ -183,7 +208,7 @@ class Center(Star):
                     raise RunError(ended(min(missing)))
 
     def gather(self, name: str, value: Any) -> list:
-        number, self._number = self._number, self._number + 1
+        number = self._next()
         with self._news:
             values = self._values.setdefault(number, {})
             values[0] = [name, value]
@@ -195,6 +220,7 @@ class Center(Star):
                 raise RunError(f'process {k} is at {own!r}, process 0 at {name!r}: they run different programs')
         found = [values[k][1] for k in range(self._count)]
         self._send_all(['values', number, found])
+        self._own = None
         return json.loads(json.dumps(found))
 
     def _arrived(self, k: int, number: int, name: str, value: Any) -> None:
@@ -237,10 +263,11 @@ class Ray(Star):
         _thread(self._listen)
 
     def gather(self, name: str, value: Any) -> list:
-        number, self._number = self._number, self._number + 1
+        number = self._next()
         self._send_all(['value', number, name, value])
         with self._news:
             self._wait(lambda: number in self._results, lambda: 'process 0')
+            self._own = None
             return self._results.pop(number)
 
     def _arrived(self, k: int, number: int, values: list) -> None:
