@@ -41,7 +41,7 @@ from aigc_jax.core.types import Tree
 
 _ARRAYS = 'arrays'
 _BYTES_A_LEAF, _BYTES_A_STEP = 4096, 65536  # that Orbax and the record take at most beside the arrays
-_BYTES_AT_ONCE = 64e6  # of a state on their way to or from the disk, in each process; a leaf's shard at least
+_BYTES_AT_ONCE = 32e6  # of a state on their way to or from the disk, in each process; a leaf's shard at least
 _UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again
 
 
@@ -99,9 +99,11 @@ class Checkpoints:
         unfinished = self._directory / f'{step}{_UNFINISHED}'
         arrays, orbax = self._arrays(unfinished.name), _orbax()
         leaves = _described(tree.flatten(state))
+        # Orbax fills a file in memory.
+        arguments = ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=int(_BYTES_AT_ONCE))
         try:
             _by_first('room', lambda: _claim_room(unfinished / _ARRAYS, state))
-            _alike('write', lambda: orbax.save(arrays, args=ocp.args.PyTreeSave(state)))
+            _alike('write', lambda: orbax.save(arrays, args=arguments))
             _by_first('merge', lambda: orbax.finalize(arrays))
             if not self._read_back:
                 _alike('read back', lambda: self._verify(unfinished.name, leaves))
@@ -206,9 +208,10 @@ class Checkpoints:
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""
         found, wanted = {}, tree.flatten(template)
+        saved = _alike('structure', lambda: self._structure(str(step)))
         for group in _groups({name: _bytes_a_process(leaf) for name, leaf in wanted.items()}):
             here = {name: wanted[name] for name in group}
-            part = _alike('read', lambda: self._load(str(step), here))  # noqa: B023
+            part = _alike('read', lambda: self._load(str(step), saved, here))  # noqa: B023
             now = _described(part, leaves)
             _alike('compare', lambda: self._must_equal(str(step), now, leaves))  # noqa: B023
             found |= part
@@ -217,8 +220,9 @@ class Checkpoints:
     def _verify(self, folder: str, leaves: dict[str, list]) -> None:
         """Raises where what lies there is not these leaves. Each process reads some, on its host, and keeps none."""
         own = {name: jax.ShapeDtypeStruct(leaves[name][0], leaves[name][1]) for name in _own_share(sorted(leaves))}
+        saved = self._structure(folder)
         for group in _groups({name: leaf.size * leaf.dtype.itemsize for name, leaf in own.items()}):
-            part = self._load(folder, {name: own[name] for name in group})
+            part = self._load(folder, saved, {name: own[name] for name in group})
             self._must_equal(folder, _described(part, leaves), leaves)
 
     def _must_equal(self, folder: str, now: dict[str, list], leaves: dict[str, list]) -> None:
@@ -230,20 +234,28 @@ class Checkpoints:
     def _arrays(self, folder: str) -> epath.Path:
         return epath.Path(self._orbaxs_directory / folder / _ARRAYS)
 
-    def _load(self, folder: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        arrays, orbax = self._arrays(folder), _orbax()
+    def _structure(self, folder: str) -> Tree:
+        """The tree that was saved, as Orbax keeps it, of dicts and lists."""
+        with self._unreadable(folder):
+            return _orbax().metadata(self._arrays(folder)).tree
 
+    def _load(self, folder: str, saved: Tree, wanted: dict[str, Any]) -> dict[str, Any]:
         def argument(leaf):
             if leaf is ocp.PLACEHOLDER:
                 return ocp.RestoreArgs()
             sharding = getattr(leaf, 'sharding', None)
             return ocp.ArrayRestoreArgs(sharding=sharding) if sharding else ocp.RestoreArgs(restore_type=np.ndarray)
 
-        try:
-            item = tree.map_named(lambda name, _: wanted.get(name, ocp.PLACEHOLDER), orbax.metadata(arrays).tree)
+        with self._unreadable(folder):
+            item = tree.map_named(lambda name, _: wanted.get(name, ocp.PLACEHOLDER), saved)
             arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(argument, item))
-            found = tree.flatten(orbax.restore(arrays, args=arguments))
+            found = tree.flatten(_orbax().restore(self._arrays(folder), args=arguments))
             return {name: found[name] for name in wanted}
+
+    @contextlib.contextmanager
+    def _unreadable(self, folder: str):
+        try:
+            yield
         except Exception as error:  # its files are as they were saved, so this is no damage
             raise RunError(
                 f'{self._directory}/{folder}: the checkpoint cannot be read here: {_one_line(error)}'

@@ -19,8 +19,8 @@ from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params, create_state, fuse, make_optimizers, make_step
-from aigc_jax.core.types import TrainState, Tree
+from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
+from aigc_jax.core.types import Extra, TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
 from aigc_jax.evals import likelihood
 from aigc_jax.evals.codes import perplexity, used_share
@@ -92,17 +92,30 @@ class Experiment:
         return jax.tree.map(placed, state, self.plan.state_sharding(state))
 
     def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
-        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones."""
+        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones.
 
-        @jax.jit
-        def create(seed):
-            return create_state(self.task, self.optimizers, seed, params, stats)
+        Each device makes its own part. The arrays that are given are of one replica, and are used up.
+        """
+        sharding = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        extra_sharding = Extra(sharding.stats, sharding.carry)
+        # What is drawn and what follows from it are two programs, for drawing takes memory of its own.
+        if params is None:
+            draws = self.plan.compile_draw(lambda seed: draw(self.task, seed), (sharding.params, extra_sharding))
+            params, extra = draws(self.seed_array)
+        else:
+            extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
+            params = jax.tree.map(self._given, params, sharding.params)
+        if stats:
+            given = jax.tree.map(self._given, stats, {name: sharding.stats[name] for name in stats})
+            extra = extra._replace(stats={**extra.stats, **given})
+        begin = lambda drawn: first_state(self.optimizers, *drawn)
+        return self.plan.compile_begin(begin, sharding)((params, extra))
 
-        # One program for every seed, so that a replica starts with the very bits of its single run.
-        states = [jax.device_get(create(np.int32(seed))) for seed in self.seeds]
-        state = jax.tree.map(lambda *x: np.stack(x), *states) if self.plan.replicas else states[0]
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        return jax.tree.map(parallel.put, state, shardings)
+    def _given(self, x, sharding) -> jax.Array:
+        """An array of one replica as that of all, or with its sharding where there are none."""
+        if not self.plan.replicas:
+            return x if isinstance(x, jax.Array) and x.sharding == sharding else parallel.put(np.asarray(x), sharding)
+        return parallel.put(np.broadcast_to(np.asarray(x), (self.plan.replicas, *x.shape)), sharding)
 
     @functools.cached_property
     def seed_array(self) -> jax.Array:
@@ -296,13 +309,12 @@ def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool 
     )
 
 
-def _filled(drawn: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _filled(drawn: jax.Array, theirs: jax.Array) -> jax.Array:
     """`theirs`, and behind it along each axis what `drawn` has more."""
     if drawn.shape == theirs.shape:
         return theirs
-    whole = np.array(drawn)
-    whole[tuple(slice(size) for size in theirs.shape)] = theirs
-    return whole
+    corner = (0,) * drawn.ndim
+    return jax.jit(jax.lax.dynamic_update_slice, out_shardings=drawn.sharding)(drawn, theirs, corner)
 
 
 def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
@@ -329,10 +341,15 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == tokenizer
         if grown:
             task = tasks.make(experiment.config, dataclasses.replace(experiment.dataset, tokenizer=own))
+        plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
-        params, stats = checkpoints.restore_model(step, params, extra.stats)
+        params = jax.tree.map(placed, params, plan.param_shardings(params))
+        stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
+        params, stats = checkpoints.restore_model(step, params, stats)
         if grown:  # the token that their model lacks is as it was drawn
-            params = jax.tree.map(_filled, jax.device_get(jax.jit(lambda: init(experiment.task)[0])()), params)
+            shardings = plan.param_shardings(abstract_params(experiment.task))
+            drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
+            params = jax.tree.map(_filled, drawn, params)
         return (params, stats), step
     finally:
         checkpoints.close()

@@ -17,7 +17,7 @@ import pytest
 DEVICES, LAYERS, WIDTH = 8, 9, 1024
 MB = 1e6
 SMALL = 1.5 * MB  # the data, a batch, samples, pictures and the leaves that do not divide
-# Many layers of one size, so that a program which gathers all of them at once is far from one that gathers each in turn.
+# Many layers of one size: a program that gathers all of them at once is far from one that gathers each in turn.
 LARGEST = 4 * WIDTH**2
 FIELDS = {
     'total_steps': 1, 'steps_per_call': 1, 'log_every_steps': 1, 'eval_every_steps': 1, 'checkpoint_every_steps': 1,

@@ -105,12 +105,13 @@ def _sum(block, start, shape: tuple[int, ...]):
 def _sum_on_host(array: np.ndarray) -> np.ndarray:
     """The same of a whole array, by numpy."""
     words, shape = _host_words(array)
-    inner, sums = math.prod(shape[_outer_axes(shape) :]), np.zeros(_LANES, _U)
-    for begin in range(0, words.size, _CHUNK):
-        chunk = words[begin : begin + _CHUNK].astype(_U)
-        place = np.arange(begin, begin + chunk.size)
-        lanes = _lanes(chunk, (place % inner).astype(_U), (place // inner).astype(_U))
-        sums += np.array([np.sum(lane, dtype=_U) for lane in lanes], _U)
+    inner, sums, count = math.prod(shape[_outer_axes(shape) :]), np.zeros(_LANES, _U), np.arange(_CHUNK, dtype=_U)
+    for outer in range(0, words.size, inner or 1):  # once, but for an array of 2^32 words or more
+        row, high = words[outer : outer + inner], np.full(1, outer // inner, _U)
+        for begin in range(0, row.size, _CHUNK):
+            chunk = row[begin : begin + _CHUNK].astype(_U)
+            lanes = _lanes(chunk, count[: chunk.size] + _U(begin), high)
+            sums += np.array([np.sum(lane, dtype=_U) for lane in lanes], _U)
     return sums
 
 

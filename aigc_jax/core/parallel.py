@@ -19,6 +19,7 @@ WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
 BATCH_AXES = ('data', 'fsdp')  # fsdp shards the parameters over devices that each see other examples
 _AUTO = (AxisType.Auto,) * len(AXES)
 _FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
+_DRAWN_WHOLE = 1 << 17  # elements, up to which an array is drawn whole on each device
 
 
 def cores() -> int:
@@ -87,6 +88,10 @@ class Plan:
             return {}
         return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
+    def param_shardings(self, params: Tree) -> Tree:
+        """Of the (abstract) parameters of one replica, which is whole on its device."""
+        return jax.tree.map(lambda spec: self._named(*spec), self._param_specs(params), is_leaf=_is_spec)
+
     @property
     def replicated(self) -> NamedSharding:
         return self._named()
@@ -125,6 +130,32 @@ class Plan:
             return jax.make_array_from_process_local_data(self._feed, x, shape)
 
         return jax.tree.map(whole, feed)
+
+    def compile_draw(self, draw, shardings: Tree):
+        """`draw(seed)` for this plan, compiled when called with `seeds`; each device makes what `shardings` give it.
+
+        The values are those of one device: jax.random's do not depend on the sharding. A small array is made whole on
+        each device first, for what is reduced over it (a norm) would be rounded otherwise in parts.
+        """
+        if self.replicas:  # by the very program of a single run, one replica after the other
+            return jax.jit(self._over_replicas(draw))
+
+        def drawn(seed):
+            whole = lambda x: x if x.size > _DRAWN_WHOLE else jax.lax.with_sharding_constraint(x, self.replicated)
+            return jax.tree.map(whole, draw(seed))
+
+        return jax.jit(drawn, out_shardings=shardings)
+
+    def compile_begin(self, begin, shardings: Tree):
+        """`begin(*drawn)` for this plan, whose arguments become part of what comes out."""
+        begin = self._over_replicas(begin) if self.replicas else begin
+        return jax.jit(begin, out_shardings=shardings, donate_argnums=0)
+
+    def _over_replicas(self, function):
+        """function over a leading axis of replicas, each device over its own, one after the other."""
+        over = PartitionSpec(AXES)
+        each = lambda *arguments: jax.lax.map(lambda own: function(*own), arguments)
+        return jax.shard_map(each, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
 
     def compile(self, call, state: TrainState):
         """`call(state, seed, data, feed)`, compiled for this plan; `state` (abstract) gives the shapes."""
@@ -172,6 +203,10 @@ class Plan:
 
 class _Spec(tuple):
     """A partition spec that is one leaf of a tree, which a bare tuple is not."""
+
+
+def _is_spec(value) -> bool:
+    return isinstance(value, _Spec)
 
 
 def _on_its_share(call, axis_name: str):

@@ -20,14 +20,22 @@ def create_state(
     task: Task,
     optimizers: dict[str, optax.GradientTransformation],
     seed: Array | int,
-    params: Tree | None = None,
-    stats: dict[str, Tree] | None = None,
 ) -> TrainState:
-    """The state at step 0, a function of the seed alone, but for the `params` and `stats` that are given."""
-    drawn, extra = task.init(rng.stream(seed, 'init'))
-    params = drawn if params is None else params
+    """The state at step 0, a function of the seed alone."""
+    return first_state(optimizers, *draw(task, seed))
+
+
+def draw(task: Task, seed: Array | int) -> tuple[dict[str, Tree], Extra]:
+    """(parameters, statistics and recurrent state) that a run begins with."""
+    return task.init(rng.stream(seed, 'init'))
+
+
+def first_state(
+    optimizers: dict[str, optax.GradientTransformation], params: dict[str, Tree], extra: Extra
+) -> TrainState:
+    """The state at step 0 of these parameters."""
     opt = {player: optimizers[player].init(params[player]) for player in params}
-    return TrainState(jnp.zeros((), jnp.int32), params, opt, {**extra.stats, **(stats or {})}, extra.carry)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt, extra.stats, extra.carry)
 
 
 def abstract_params(task: Task) -> dict[str, Tree]:
