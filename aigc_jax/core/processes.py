@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aigc_jax.core.errors import RunError, UserError
@@ -81,11 +82,11 @@ def expected() -> bool:
     return _environment()[0] > 1
 
 
-def start(seconds: int = START_SECONDS) -> None:
+def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = None) -> None:
     """Joins the processes that the environment names: JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS,
     Slurm's or Open MPI's variables. From here on SIGTERM and Ctrl-C end all, until others handle them.
 
-    Raises UserError.
+    too_late: called where they have not come together after `seconds`; ends this process. Raises UserError.
     """
     count, index, address = _environment()
     if count == 1:
@@ -94,22 +95,25 @@ def start(seconds: int = START_SECONDS) -> None:
     import jax
 
     jax.config.update('jax_enable_preemption_service', False)  # which would take SIGTERM for itself
-    reached = address if index == 0 else Relay(address).address
-    said = threading.Timer(NOTED_SECONDS, _say, [f'note: waits for the other processes, at {address}'])
-    said.daemon = True
-    said.start()
+    line = f'process {index} of {count}: the others did not come to {address}'
+    too_late = too_late or (lambda: _end(f'{line} within {seconds:.0f} seconds', RunError.exit_code, tell=False))
+    note = lambda: _say(f'note: process {index} of {count} waits for the others, at {address}')
+    timers = [threading.Timer(NOTED_SECONDS, note), threading.Timer(seconds, too_late)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(
-            reached, count, index, initialization_timeout=seconds,
+            address if index == 0 else Relay(address).address, count, index,
+            initialization_timeout=int(seconds) + 60,  # behind which JAX aborts with pages of C++
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )  # fmt: skip
+        _star()
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f'process {index} of {count}: the processes did not come together at {address}: {_one_line(error)}'
-        ) from None
+        raise RunError(f'{line}: {_one_line(error)}') from None
     finally:
-        said.cancel()
-    _star()
+        for timer in timers:
+            timer.cancel()
 
 
 def connect() -> None:
@@ -118,7 +122,7 @@ def connect() -> None:
         from jax.experimental import multihost_utils
 
         gather('connect', None)
-        with _stdout_to_stderr():
+        with _silent():
             multihost_utils.sync_global_devices('connect')
 
 
@@ -146,7 +150,7 @@ def fail_early(error: Exception) -> NoReturn:
     _say(f'error: {error}')
     text, exit_code = _told(error)
     with contextlib.suppress(Exception):
-        start(_EARLY_SECONDS)
+        start(_EARLY_SECONDS, lambda: os._exit(exit_code))
         _star().tell(text, exit_code)
     os._exit(exit_code)
 
@@ -158,13 +162,13 @@ def stop(number: int, frame=None) -> NoReturn:
 
 
 def alike(what: str, facts: dict[str, Any], mend: str) -> None:
-    """Raises UserError, which names what differs, where a process has other `facts` than the first. what: they are."""
+    """Raises UserError, which names what differs, where a process has other `facts`, of `what`, than the first."""
     first, *others = gather(what, facts)
     for k, own in enumerate(others, 1):
         names = sorted(name for name in first.keys() | own.keys() if own.get(name) != first.get(name))
         if names:
             differing = '; '.join(f'{n}: {_short(own.get(n))}, not {_short(first.get(n))}' for n in names)
-            raise UserError(f'process {k} has another {what} than process 0: {differing}\n{mend}')
+            raise UserError(f'process {k} differs from process 0: {differing}\n{mend}')
 
 
 def check_shared(folder: pathlib.Path) -> None:
@@ -321,16 +325,16 @@ def _hear_signals() -> None:
 
 
 @contextlib.contextmanager
-def _stdout_to_stderr():
-    """Gloo tells of its connections on stdout."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+def _silent():
+    """Gloo tells of its connections on stdout, which is for results."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
     try:
         yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nowhere)
 
 
 _stars: list[Star] = []
