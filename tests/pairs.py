@@ -26,7 +26,8 @@ class Pair:
     overrides; late: the process that `start` begins later. What they print on stderr stands in `errors()`.
     """
 
-    def __init__(self, command_line, folder: pathlib.Path, config: str, one=({}, {}), late=None, env=None, **overrides):
+    def __init__(self, command_line, folder: pathlib.Path, config: str | None, one=({}, {}), late=None, env=None,
+                 flags=(), **overrides):  # fmt: skip
         # Held to the end, so that nobody else is given this port; the coordinator may bind it beside, as gRPC does.
         self.port = socket.socket()
         self.port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -41,6 +42,7 @@ class Pair:
             'JAX_NUM_PROCESSES': '2', 'WORKDIR': str(self.workdir), 'PYTHONPATH': os.pathsep.join(path), **(env or {}),
         }  # fmt: skip
         self._command_line, self._config, self._overrides, self._one = command_line, config, overrides, one
+        self._flags = flags
         self.processes: list[subprocess.Popen | None] = [None, None]
         try:
             for k in {0, 1} - {late}:
@@ -55,7 +57,7 @@ class Pair:
         env = {name: value for name, value in env.items() if value is not None}
         with open(self._log(k), 'w') as log:
             self.processes[k] = self._command_line.start(
-                self._config, own.pop('workdir', self.workdir), env=env, stderr=log, **self._overrides | own
+                self._config, own.pop('workdir', self.workdir), *self._flags, env=env, stderr=log, **self._overrides | own
             )
 
     def errors(self) -> list[str]:

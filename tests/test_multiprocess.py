@@ -56,6 +56,28 @@ def test_streamed_terminated_and_resumed_two_processes_train_as_one(command_line
     assert_same_run(leaves, pair.workdir, smoke('gan'))
 
 
+def test_two_processes_evaluate_and_sample_a_run_in_shards_as_one(command_line, tmp_path):
+    rules = "(('.*', 'fsdp'),)"
+    workdir, known = tmp_path / 'run', tmp_path / 'run' / 'evaluation.json'
+    fields = dict(parallel__rules=rules, parallel__mesh__data=1, parallel__mesh__fsdp=-1, eval__problems='')
+    command_line.run('gpt:smoke', workdir, **fields)
+    flags = '--mode=sample', '--num_samples=3', '--max_new_tokens=60', '--prompt=The ', '--stop=e', '--seed=1'
+    command_line.run(None, workdir, *flags)
+    (path,) = (workdir / 'samples').glob('*_sample1.npz')
+    evaluation, samples = json.loads(known.read_text()), dict(np.load(path))
+    known.unlink(), path.unlink()
+    for name in (('--mode=evaluate',), flags):
+        pair = Pair(command_line, tmp_path, None, flags=name)
+        assert pair.end() == [0, 0], pair.errors()
+        assert not [name for name in (tmp_path / 'opened1').read_text().splitlines() if 'samples' in name]
+    found = json.loads(known.read_text())
+    assert found.keys() == evaluation.keys()
+    ours, theirs = ([row['value'] for row in rows.values() if row is not rows['step']] for rows in (found, evaluation))
+    np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), rtol=1e-4)
+    for name, value in dict(np.load(path)).items():
+        np.testing.assert_allclose(value, samples[name], rtol=1e-4)
+
+
 @pytest.mark.parametrize('mode', ['pmap'])
 def test_pmap_of_two_processes_is_refused_by_both(command_line, tmp_path, mode):
     pair = Pair(command_line, tmp_path, 'vae:smoke', parallel__mode=mode)
