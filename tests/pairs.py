@@ -57,7 +57,8 @@ class Pair:
         env = {name: value for name, value in env.items() if value is not None}
         with open(self._log(k), 'w') as log:
             self.processes[k] = self._command_line.start(
-                self._config, own.pop('workdir', self.workdir), *self._flags, env=env, stderr=log, **self._overrides | own
+                self._config, own.pop('workdir', self.workdir), *self._flags, env=env, stderr=log,
+                **self._overrides | own,
             )
 
     def errors(self) -> list[str]:

@@ -183,4 +183,11 @@ def replicate(call, execution: str):
     """`call` over a leading axis of state, seed and feed: by vmap (fast) or lax.map (each bit as the single run)."""
     if execution == 'vmap':
         return jax.vmap(call, in_axes=(0, 0, None, 0))
-    return lambda state, seed, data, feed: jax.lax.map(lambda a: call(a[0], a[1], data, a[2]), (state, seed, feed))
+
+    def one(data, own):
+        # What takes a replica out of the stack and puts it back is not to be fused with its step, which would round
+        # otherwise: statistics of batch norm by 1e-7.
+        state, seed, feed = jax.lax.optimization_barrier(own)
+        return jax.lax.optimization_barrier(call(state, seed, data, feed))
+
+    return lambda state, seed, data, feed: jax.lax.map(lambda own: one(data, own), (state, seed, feed))
