@@ -66,6 +66,7 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if processes.several():
         ground = {'sha256 of the data': experiment.dataset.fingerprint} | manifest.made_with()
         processes.alike('ground', ground, 'Give all of them the same files, code, packages and variables.')
+        processes.connect(experiment.plan.mesh)
     lap('data')
     checkpoints, taken = open_checkpoints(workdir, config) if resumes else None, None
     before = config_lib.from_json(workdir / 'config.json').total_steps if resumes else config.total_steps

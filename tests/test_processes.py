@@ -23,16 +23,16 @@ def slow(*arguments):
     return load(*arguments)
 data.load = slow
 """
-# Files grow to no more than 1000 bytes behind the call up to a step, as on a disk that is full.
+# Files grow to no more than 50 kB when the checkpoint of a step is saved, as on a disk that is full.
 FULL = """
 import resource
-from aigc_jax import loop
-called = loop._Loop.called
-def filled(self, *arguments):
-    called(self, *arguments)
-    if self.step == %d:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-loop._Loop.called = filled
+from aigc_jax.checkpoint import Checkpoints
+save = Checkpoints.save
+def filled(self, step, *arguments):
+    if step == %d:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    save(self, step, *arguments)
+Checkpoints.save = filled
 """
 # Before this process joins the star, two strangers try to.
 STRANGERS = """
@@ -93,9 +93,10 @@ def test_a_run_whose_processes_are_killed_or_meet_a_full_disk_resumes(command_li
 
 def test_a_slow_start_and_a_stop_are_survived(command_line, tmp_path):
     """Gloo waits for 30 seconds alone where two processes come to their first collective."""
-    one = [{}, {'before': AT_DATA % 'time.sleep(33)'}]
+    impatient = 'from aigc_jax.core import star; star.NOTED_SECONDS = 1'
+    one = [{'before': impatient}, {'before': AT_DATA % 'time.sleep(33)'}]
     pair = Pair(command_line, tmp_path, 'gan:smoke', one, late=1, total_steps=10, eval_every_steps=10)
-    time.sleep(2)
+    time.sleep(1)
     pair.start(1)
     pair.wait_for(lambda: 'waits for process 1' in pair.errors()[0])
     pair.processes[1].send_signal(signal.SIGSTOP)

@@ -1,6 +1,7 @@
 """Several processes of one run: they begin together, agree at each phase, and end together, whatever happens to one."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import re
@@ -24,7 +25,7 @@ _SHARED_SECONDS = 10
 _CAUSE_SECONDS = 5  # that an error of a connection waits for its cause
 _LOST = re.compile(r'gloo|nccl|connection (closed|reset)|coordination|unavailable|deadline_exceeded', re.IGNORECASE)
 
-_ending = threading.Lock()  # held by the thread that ends this process, to the end
+_ending = threading.RLock()  # held by the thread that ends this process, to the end
 _main_ends = threading.Event()
 
 
@@ -116,14 +117,29 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
             timer.cancel()
 
 
-def connect() -> None:
-    """The first collective of all devices, directly behind `start`: Gloo gives its connections 30 seconds."""
-    if several():
-        from jax.experimental import multihost_utils
+def connect(mesh=None) -> None:
+    """A collective of all devices, or over each set of axes of a mesh of them, where all processes are here.
 
-        gather('connect', None)
-        with _silent():
-            multihost_utils.sync_global_devices('connect')
+    Gloo waits for 30 seconds where a process comes later to the first collective of these devices, and for half an hour
+    at any other.
+    """
+    if not several():
+        return
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = mesh or jax.make_mesh((jax.device_count(),), ('all',))
+    every = PartitionSpec(mesh.axis_names)
+    wide = [name for name, size in mesh.shape.items() if size > 1]
+    ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, every), lambda _: np.ones(1, np.float32))
+    gather('connect', None)
+    with _silent():
+        for number in range(1, len(wide) + 1):
+            for axes in itertools.combinations(wide, number):
+                total = lambda x, axes=axes: jax.lax.psum(x, axes)
+                call = jax.shard_map(total, mesh=mesh, in_specs=every, out_specs=every, check_vma=False)
+                jax.block_until_ready(jax.jit(call)(ones))
 
 
 def finish() -> None:
@@ -279,7 +295,8 @@ def _of_cluster() -> tuple[int, int, str]:
     if None in (address, count, index):
         raise UserError(
             'JAX_COORDINATOR_ADDRESS: missing; several processes need JAX_NUM_PROCESSES, JAX_PROCESS_ID and '
-            'JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, or to be started by srun or mpirun'
+            'JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, or to be started by srun or mpirun; one process needs '
+            'JAX_NUM_PROCESSES=1'
         )
     return count, index, _checked(address)
 

@@ -120,9 +120,12 @@ class Star:
         raise NotImplementedError
 
     def _listen(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                key.data()
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    key.data()
+        except Exception as error:  # nothing would be heard of the others any more
+            self._end(f'the connections between the processes: {type(error).__name__}: {error}', 1, True)
 
     def _add(self, k: int, peer: '_Peer') -> None:
         self._peers[k] = peer
@@ -184,8 +187,15 @@ class Star:
     def _send_all(self, message: list, but: int | None = None) -> None:
         for k, peer in list(self._peers.items()):
             if k != but:
-                with contextlib.suppress(OSError), self._sending:
+                # A handler of a signal may have interrupted its own thread while it sent.
+                held = self._sending.acquire(timeout=1)
+                try:
                     peer.send(message)
+                except OSError:  # of one that has ended, of which the listening thread hears
+                    pass
+                finally:
+                    if held:
+                        self._sending.release()
 
 
 class Center(Star):
