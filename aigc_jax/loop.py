@@ -11,6 +11,7 @@ import time
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from aigc_jax import announce, evaluate, final, image_metrics, manifest, pictures, solve
 from aigc_jax import config as config_lib
@@ -60,7 +61,11 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     image_metrics.check(experiment)
     lap('data')
     checkpoints, taken = open_checkpoints(workdir, config) if resumes else None, None
-    before = config_lib.from_json(workdir / 'config.json').total_steps if resumes else config.total_steps
+    theirs = config_lib.from_json(workdir / 'config.json') if resumes else config
+    before = theirs.total_steps
+    was, now = (c.get('parallel', ConfigDict()).to_json(sort_keys=True) for c in (theirs, config))
+    if was != now:
+        note(f'parallel: {now} from here on, {was} before')
     if checkpoints and checkpoints.latest() is not None:
         if is_over(config, workdir, checkpoints.latest()) and announce.finished(
             experiment, workdir, checkpoints.latest()
@@ -339,7 +344,7 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
     if differing:
         raise UserError(
             f'--workdir: {workdir} holds a run of another config; differing: {"; ".join(differing)}\n'
-            'Name another folder, or give the config that is there (total_steps alone may grow).'
+            'Name another folder, or give the config that is there (total_steps may grow, parallel.* may differ).'
         )
     return True
 
