@@ -18,30 +18,23 @@ other processes is called.
 
 import contextlib
 import errno
-import glob
 import json
 import math
-import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath  # Orbax's own paths, which its handlers ask for
 
-from aigc_jax import record
+from aigc_jax import record, store
 from aigc_jax.core import digest, parallel, processes, tree
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import disk_errors
 from aigc_jax.core.types import Tree
 
 _ARRAYS = 'arrays'
-_BYTES_A_LEAF, _BYTES_A_STEP = 4096, 65536  # that Orbax and the record take at most beside the arrays
-_BYTES_AT_ONCE = 32e6  # of a state on their way to or from the disk, in each process; a leaf's shard at least
 _UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again
 
 
@@ -64,7 +57,7 @@ class Checkpoints:
         self._directory = directory.absolute()
         self._keep, self._best_metric, self._sign = keep, best_metric, 1 if best_mode == 'max' else -1
         self._links = contextlib.ExitStack()
-        self._orbaxs_directory = self._links.enter_context(_plain_path(self._directory))
+        self._orbaxs_directory = self._links.enter_context(store.plain_path(self._directory))
         self._read_back = False  # whether a checkpoint of this process has been
         if not read_only:
             with disk_errors(directory):
@@ -97,14 +90,12 @@ class Checkpoints:
         Raises RunError where the disk is full or cannot be written, or where what was written cannot be read.
         """
         unfinished = self._directory / f'{step}{_UNFINISHED}'
-        arrays, orbax = self._arrays(unfinished.name), _orbax()
+        arrays = self._arrays(unfinished.name)
         leaves = _described(tree.flatten(state))
-        # Orbax fills a file in memory.
-        arguments = ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=int(_BYTES_AT_ONCE))
         try:
-            _by_first('room', lambda: _claim_room(unfinished / _ARRAYS, state))
-            _alike('write', lambda: orbax.save(arrays, args=arguments))
-            _by_first('merge', lambda: orbax.finalize(arrays))
+            _by_first('room', lambda: store.claim_room(unfinished / _ARRAYS, state))
+            _alike('write', lambda: store.write(arrays, state))
+            _by_first('merge', lambda: store.merge(arrays))
             if not self._read_back:
                 _alike('read back', lambda: self._verify(unfinished.name, leaves))
                 self._read_back = True
@@ -209,7 +200,7 @@ class Checkpoints:
         """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""
         found, wanted = {}, tree.flatten(template)
         saved = _alike('structure', lambda: self._structure(str(step)))
-        for group in _groups({name: _bytes_a_process(leaf) for name, leaf in wanted.items()}):
+        for group in store.groups(wanted):
             here = {name: wanted[name] for name in group}
             part = _alike('read', lambda: self._load(str(step), saved, here))  # noqa: B023
             now = _described(part, leaves)
@@ -221,7 +212,7 @@ class Checkpoints:
         """Raises where what lies there is not these leaves. Each process reads some, on its host, and keeps none."""
         own = {name: jax.ShapeDtypeStruct(leaves[name][0], leaves[name][1]) for name in _own_share(sorted(leaves))}
         saved = self._structure(folder)
-        for group in _groups({name: leaf.size * leaf.dtype.itemsize for name, leaf in own.items()}):
+        for group in store.groups(own):
             part = self._load(folder, saved, {name: own[name] for name in group})
             self._must_equal(folder, _described(part, leaves), leaves)
 
@@ -231,26 +222,16 @@ class Checkpoints:
             if differing:
                 raise record.Damaged(f'the bytes of {_few(differing)} are not those that were saved')
 
-    def _arrays(self, folder: str) -> epath.Path:
-        return epath.Path(self._orbaxs_directory / folder / _ARRAYS)
+    def _arrays(self, folder: str) -> pathlib.Path:
+        return self._orbaxs_directory / folder / _ARRAYS
 
     def _structure(self, folder: str) -> Tree:
-        """The tree that was saved, as Orbax keeps it, of dicts and lists."""
         with self._unreadable(folder):
-            return _orbax().metadata(self._arrays(folder)).tree
+            return store.structure(self._arrays(folder))
 
     def _load(self, folder: str, saved: Tree, wanted: dict[str, Any]) -> dict[str, Any]:
-        def argument(leaf):
-            if leaf is ocp.PLACEHOLDER:
-                return ocp.RestoreArgs()
-            sharding = getattr(leaf, 'sharding', None)
-            return ocp.ArrayRestoreArgs(sharding=sharding) if sharding else ocp.RestoreArgs(restore_type=np.ndarray)
-
         with self._unreadable(folder):
-            item = tree.map_named(lambda name, _: wanted.get(name, ocp.PLACEHOLDER), saved)
-            arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(argument, item))
-            found = tree.flatten(_orbax().restore(self._arrays(folder), args=arguments))
-            return {name: found[name] for name in wanted}
+            return store.load(self._arrays(folder), saved, wanted)
 
     @contextlib.contextmanager
     def _unreadable(self, folder: str):
@@ -298,30 +279,6 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _plain_path(directory: pathlib.Path):
-    """`directory` by a name that Orbax can work with: a link in the temporary directory where its own is none.
-
-    Orbax 0.12 globs below the path as it stands, so that `[…]` and `**` in it match something else, and tensorstore
-    takes `\\` for `/` and cannot read a name that is no UTF-8.
-    """
-    name = str(directory)
-    if glob.escape(name) == name and '\\' not in name and name.isprintable():
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix='checkpoints_') as folder:
-        link = pathlib.Path(folder) / 'checkpoints'
-        link.symlink_to(directory)
-        yield link
-
-
-def _orbax() -> ocp.PyTreeCheckpointHandler:
-    """Without the Checkpointer around it, which waits for the other processes by collectives of the devices."""
-    return ocp.PyTreeCheckpointHandler(
-        save_device_host_concurrent_gb=_BYTES_AT_ONCE / 1e9, is_prioritized_key_fn=lambda _: False
-    )
-
-
 def _is_first() -> bool:
     return jax.process_index() == 0
 
@@ -352,42 +309,6 @@ def _alike(what: str, call: Callable[[], Any]) -> Any:
 
 
 _KINDS = (_Corrupt, _NoRoom, UserError, RunError)
-
-
-def _groups(sizes: dict[str, int]) -> Iterator[list[str]]:
-    """The names, in groups that have _BYTES_AT_ONCE together, or a single one that has more."""
-    group, total = [], 0
-    for name, size in sizes.items():
-        if group and total + size > _BYTES_AT_ONCE:
-            yield group
-            group, total = [], 0
-        group.append(name)
-        total += size
-    if group:
-        yield group
-
-
-def _bytes_a_process(leaf) -> int:
-    """Bytes of the shards of a leaf that each process has, which all reckon alike."""
-    size, sharding = leaf.size * leaf.dtype.itemsize, getattr(leaf, 'sharding', None)
-    if sharding is None:
-        return size
-    shard = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return min(size, shard * math.ceil(sharding.num_devices / jax.process_count()))
-
-
-def _claim_room(folder: pathlib.Path, state: Tree) -> None:
-    """Makes `folder` anew; raises OSError where the disk has no room in it for `state`.
-
-    Orbax meets a full disk in many threads, each of which prints a traceback of its own.
-    """
-    leaves = jax.tree.leaves(state)
-    num_bytes = int(1.1 * sum(leaf.nbytes for leaf in leaves)) + _BYTES_A_LEAF * len(leaves) + _BYTES_A_STEP
-    shutil.rmtree(folder.parent, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, 'posix_fallocate'):
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
 
 
 def _digests_of_files(folder: pathlib.Path) -> dict[str, str]:

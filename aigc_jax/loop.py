@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from aigc_jax import announce, evaluate, final, image_metrics, manifest, pictures, solve
 from aigc_jax import config as config_lib
@@ -69,7 +70,11 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
         processes.connect(experiment.plan.mesh)
     lap('data')
     checkpoints, taken = open_checkpoints(workdir, config) if resumes else None, None
-    before = config_lib.from_json(workdir / 'config.json').total_steps if resumes else config.total_steps
+    theirs = config_lib.from_json(workdir / 'config.json') if resumes else config
+    before = theirs.total_steps
+    was, now = (c.get('parallel', ConfigDict()).to_json(sort_keys=True) for c in (theirs, config))
+    if was != now:
+        note(f'parallel: {now} from here on, {was} before')
     newest = processes.gather('newest checkpoint', checkpoints.latest() if checkpoints else None)[0]
     if newest is not None:
         if is_over(config, workdir, newest) and announce.finished(experiment, workdir, newest):
@@ -295,7 +300,7 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
     if differing:
         raise UserError(
             f'--workdir: {workdir} holds a run of another config; differing: {"; ".join(differing)}\n'
-            'Name another folder, or give the config that is there (total_steps alone may grow).'
+            'Name another folder, or give the config that is there (total_steps may grow, parallel.* may differ).'
         )
     return True
 

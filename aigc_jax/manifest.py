@@ -70,6 +70,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
         'execution': {
             'mode': config.parallel.mode,
+            'rules': [list(rule) for rule in config.parallel.rules],
             'steps_per_call': config.steps_per_call,
             'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
         },
