@@ -1,42 +1,49 @@
 """Checkpoints by Orbax, each beside a record of what was saved, so that what is restored is what was saved.
 
     checkpoints/STEP/arrays/           what Orbax writes
-    checkpoints/STEP/checkpoint.json   metrics; shape, dtype and sha256 of every leaf; sha256 of every file
+    checkpoints/STEP/checkpoint.json   metrics; shape, dtype and digest of every leaf; sha256 of every file
 
 A step is written under another name and renamed when it is whole. Orbax loads a flipped byte without an
 error, passes over missing keys in some cases, casts dtypes in silence, and fills the screen where a file is
 cut short; here the files are compared before Orbax reads them and the leaves after it, and what does not fit
 is named.
+
+The sha256 of the files protects from damage on the disk. The digest of a leaf (core/digest.py) protects from what reads
+and writes them: a leaf that was put together from its shards in another way is not that leaf.
+
+Each process writes and reads its own shards, a group of leaves at a time, so no process and no device holds more of a
+state than its share. What fails on one process is an error on all (core/processes.py): no Orbax function that waits for
+other processes is called.
 """
 
 import contextlib
 import errno
-import glob
-import hashlib
 import json
 import math
-import os
 import pathlib
 import shutil
-import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from aigc_jax.core import parallel, tree
+from aigc_jax import record, store
+from aigc_jax.core import digest, parallel, processes, tree
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import atomic_write, disk_errors
+from aigc_jax.core.files import disk_errors
 from aigc_jax.core.types import Tree
 
-_ARRAYS, _RECORD = 'arrays', 'checkpoint.json'
-_BYTES_A_LEAF, _BYTES_A_STEP = 4096, 65536  # that Orbax and the record take at most beside the arrays
+_ARRAYS = 'arrays'
 _UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again
 
 
 class _Corrupt(UserError):
     """A checkpoint's files or leaves are not those that were saved."""
+
+
+class _NoRoom(RunError):
+    """The disk is full."""
 
 
 class Checkpoints:
@@ -49,9 +56,8 @@ class Checkpoints:
                  read_only: bool = False):  # fmt: skip
         self._directory = directory.absolute()
         self._keep, self._best_metric, self._sign = keep, best_metric, 1 if best_mode == 'max' else -1
-        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._links = contextlib.ExitStack()
-        self._orbaxs_directory = self._links.enter_context(_plain_path(self._directory))
+        self._orbaxs_directory = self._links.enter_context(store.plain_path(self._directory))
         self._read_back = False  # whether a checkpoint of this process has been
         if not read_only:
             with disk_errors(directory):
@@ -83,30 +89,30 @@ class Checkpoints:
 
         Raises RunError where the disk is full or cannot be written, or where what was written cannot be read.
         """
-        leaves = {name: _describe(leaf) for name, leaf in tree.flatten(parallel.fetch(state)).items()}
         unfinished = self._directory / f'{step}{_UNFINISHED}'
-        first = jax.process_index() == 0
+        arrays = self._arrays(unfinished.name)
+        leaves = _described(tree.flatten(state))
         try:
-            if first:
-                _claim_room(unfinished, state)
-            arrays = self._orbaxs_directory / unfinished.name / _ARRAYS
-            self._orbax.save(arrays, args=ocp.args.PyTreeSave(state), force=True)
+            _by_first('room', lambda: store.claim_room(unfinished / _ARRAYS, state))
+            _alike('write', lambda: store.write(arrays, state))
+            _by_first('merge', lambda: store.merge(arrays))
             if not self._read_back:
-                self._read(unfinished.name, _on_host(state), leaves)
+                _alike('read back', lambda: self._verify(unfinished.name, leaves))
                 self._read_back = True
-            if first:
-                _write_record(unfinished, {'step': step, 'metrics': metrics or {}, 'leaves': leaves})
-                unfinished.rename(self._directory / str(step))
-        except Exception as error:  # Orbax and tensorstore raise bare Exceptions, ValueErrors and OSErrors
-            if first:
+            files = _digests_of_files(unfinished)
+            found = {'step': step, 'metrics': metrics or {}, 'leaves': leaves}
+            _by_first('record', lambda: record.write(unfinished, found, files))
+            _by_first('rename', lambda: unfinished.rename(self._directory / str(step)))
+        except (UserError, RunError) as error:
+            if _is_first():
                 shutil.rmtree(unfinished, ignore_errors=True)
-            good = self._good_before(step, state)
+            good = self._good_before(step)
             raise RunError(
-                f'{self._directory}/{step}: the checkpoint could not be written and read back: {_one_line(error)}\n'
+                f'{self._directory}/{step}: the checkpoint could not be written and read back: {error}\n'
                 f'The last good one is {"none" if good is None else f"that of step {good}"}; '
-                f'{_mend(error)} and give the same command again.'
+                f'{"make room" if isinstance(error, _NoRoom) else "see to that"} and give the same command again.'
             ) from None
-        if first:
+        if _is_first():
             self._delete_old()
 
     def restore(self, step: int, template: Tree) -> Tree:
@@ -114,7 +120,7 @@ class Checkpoints:
         try:
             return self._restore(step, template)
         except _Corrupt as error:
-            good = self._good_before(step, template)
+            good = self._good_before(step)
             if good is not None:
                 mend = f'To mend it, delete that folder to go on from step {good}.'
             elif self.steps() == [step]:
@@ -125,10 +131,10 @@ class Checkpoints:
 
     def digest(self, step: int) -> str:
         """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
-        return _digest(json.dumps(self._record(step)['leaves']).encode())
+        return record.sha256(json.dumps(self._record(step)['leaves']).encode())
 
     def restore_model(self, step: int, params: Tree, stats: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:
-        """(parameters, statistics) of `step`, on the host, whatever else it holds: for `init_from`.
+        """(parameters, statistics) of `step`, whatever else it holds, on the shardings of these: for `init_from`.
 
         params must fit; of `stats` come those that it has in the same shape, for another loss may keep others.
         """
@@ -137,43 +143,42 @@ class Checkpoints:
         self._compare(step, own, {'params': params})
         fits = lambda part: all(leaves.get(name, [])[:2] == kind for name, kind in _kinds({'stats': part}).items())
         template = {'params': params, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}
-        found = self._read(str(step), {name: part for name, part in template.items() if part}, leaves)
+        found = self._read(step, {name: part for name, part in template.items() if part}, leaves)
         return found['params'], found.get('stats', {})
 
     def close(self) -> None:
-        self._orbax.close()
         self._links.close()
 
     def _restore(self, step: int, template: Tree) -> Tree:
         leaves = self._checked_record(step)['leaves']
         self._compare(step, leaves, template)
-        return self._read(str(step), template, leaves)
+        return self._read(step, template, leaves)
 
     def _checked_record(self, step: int) -> dict:
-        """What checkpoint.json says, once every file is as it was saved."""
+        """What checkpoint.json says, once every file is as it was saved. Each process reads a share of the files."""
         if step not in self.steps():
             raise UserError(f'{self._directory}: no checkpoint of step {step}; there are {self.steps()}')
-        folder, record = self._directory / str(step), self._record(step)
-        for name, digest in record['files'].items():
-            try:
-                found = _digest_of_file(folder / name)
-            except OSError as error:
-                raise self._corrupt(step, f'{name} cannot be read: {error.strerror or error}') from None
-            if found != digest:
-                raise self._corrupt(step, f'{name} is not as it was saved')
-        return record
+        found = _alike('record', lambda: self._record(step))
+        folder, files = self._directory / str(step), found['files']
+
+        def check():
+            with self._corrupt(step):
+                record.files_of(folder)  # whatever Orbax opens there is a file
+                record.check(folder, files, _own_share(sorted(files)))
+
+        _alike('files', check)
+        return found
 
     def _record(self, step: int) -> dict:
+        with self._corrupt(step):
+            return record.read(self._directory / str(step))
+
+    @contextlib.contextmanager
+    def _corrupt(self, step: int | str):
         try:
-            whole = json.loads((self._directory / str(step) / _RECORD).read_bytes())
-            if whole['sha256'] == _digest(json.dumps(whole['record']).encode()):
-                return whole['record']
-            why = 'is not as it was saved'
-        except OSError as error:
-            why = f'cannot be read: {error.strerror or error}'
-        except (ValueError, KeyError, TypeError, RecursionError):
-            why = 'is not as it was saved'
-        raise self._corrupt(step, f'{_RECORD} {why}')
+            yield
+        except record.Damaged as error:
+            raise _Corrupt(f'{self._directory}/{step}: the checkpoint is corrupt: {error}') from None
 
     def _compare(self, step: int, saved: dict[str, list], template: Tree) -> None:
         wanted = _kinds(template)
@@ -191,38 +196,58 @@ class Checkpoints:
         if lines:
             raise UserError(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
 
-    def _read(self, name: str, template: Tree, leaves: dict[str, list]) -> Tree:
-        """The leaves that `template` names, of the folder `name`; those without a sharding as arrays on the host."""
+    def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
+        """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""
+        found, wanted = {}, tree.flatten(template)
+        saved = _alike('structure', lambda: self._structure(str(step)))
+        for group in store.groups(wanted):
+            here = {name: wanted[name] for name in group}
+            part = _alike('read', lambda: self._load(str(step), saved, here))  # noqa: B023
+            now = _described(part, leaves)
+            _alike('compare', lambda: self._must_equal(str(step), now, leaves))  # noqa: B023
+            found |= part
+        return tree.map_named(lambda name, _: found[name], template)
 
-        def argument(leaf):
-            sharding = getattr(leaf, 'sharding', None)
-            return ocp.ArrayRestoreArgs(sharding=sharding) if sharding else ocp.RestoreArgs(restore_type=np.ndarray)
+    def _verify(self, folder: str, leaves: dict[str, list]) -> None:
+        """Raises where what lies there is not these leaves. Each process reads some, on its host, and keeps none."""
+        own = {name: jax.ShapeDtypeStruct(leaves[name][0], leaves[name][1]) for name in _own_share(sorted(leaves))}
+        saved = self._structure(folder)
+        for group in store.groups(own):
+            part = self._load(folder, saved, {name: own[name] for name in group})
+            self._must_equal(folder, _described(part, leaves), leaves)
 
-        arguments = ocp.args.PyTreeRestore(
-            item=template, restore_args=jax.tree.map(argument, template), partial_restore=True
-        )
+    def _must_equal(self, folder: str, now: dict[str, list], leaves: dict[str, list]) -> None:
+        differing = [name for name, leaf in now.items() if leaf != leaves[name]]
+        with self._corrupt(folder):
+            if differing:
+                raise record.Damaged(f'the bytes of {_few(differing)} are not those that were saved')
+
+    def _arrays(self, folder: str) -> pathlib.Path:
+        return self._orbaxs_directory / folder / _ARRAYS
+
+    def _structure(self, folder: str) -> Tree:
+        with self._unreadable(folder):
+            return store.structure(self._arrays(folder))
+
+    def _load(self, folder: str, saved: Tree, wanted: dict[str, Any]) -> dict[str, Any]:
+        with self._unreadable(folder):
+            return store.load(self._arrays(folder), saved, wanted)
+
+    @contextlib.contextmanager
+    def _unreadable(self, folder: str):
         try:
-            state = self._orbax.restore(self._orbaxs_directory / name / _ARRAYS, args=arguments)
+            yield
         except Exception as error:  # its files are as they were saved, so this is no damage
             raise RunError(
-                f'{self._directory}/{name}: the checkpoint cannot be read here: {_one_line(error)}'
+                f'{self._directory}/{folder}: the checkpoint cannot be read here: {_one_line(error)}'
             ) from None
-        for leaf_name, leaf in tree.flatten(parallel.fetch(state)).items():
-            if _describe(leaf) != leaves[leaf_name]:
-                raise self._corrupt(name, f'the bytes of {leaf_name} are not those that were saved')
-        return state
 
-    def _corrupt(self, step: int | str, why: str) -> UserError:
-        return _Corrupt(f'{self._directory}/{step}: the checkpoint is corrupt: {why}')
-
-    def _good_before(self, step: int, template: Tree) -> int | None:
+    def _good_before(self, step: int) -> int | None:
         """The newest step before it that can be read, every leaf of it as it was saved."""
         for earlier in sorted((s for s in self.steps() if s < step), reverse=True):
             with contextlib.suppress(UserError, RunError):
-                if jax.process_count() > 1:  # Orbax would wait for the others, who may not have failed
-                    self._checked_record(earlier)
-                else:
-                    self._restore(earlier, _on_host(template))
+                leaves = self._checked_record(earlier)['leaves']
+                _alike('verify', lambda: self._verify(str(earlier), leaves))  # noqa: B023
                 return earlier
         return None
 
@@ -254,67 +279,52 @@ class Checkpoints:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _plain_path(directory: pathlib.Path):
-    """`directory` by a name that Orbax can work with: a link in the temporary directory where its own is none.
-
-    Orbax 0.12 globs below the path as it stands, so that `[…]` and `**` in it match something else, and tensorstore
-    takes `\\` for `/` and cannot read a name that is no UTF-8.
-    """
-    name = str(directory)
-    if glob.escape(name) == name and '\\' not in name and name.isprintable():
-        yield directory
-        return
-    with tempfile.TemporaryDirectory(prefix='checkpoints_') as folder:
-        link = pathlib.Path(folder) / 'checkpoints'
-        link.symlink_to(directory)
-        yield link
+def _is_first() -> bool:
+    return jax.process_index() == 0
 
 
-def _on_host(template: Tree) -> Tree:
-    """The same without shardings: it is read into arrays on the host."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+def _own_share(names: list[str]) -> list[str]:
+    """Those that this process takes care of."""
+    return names[jax.process_index() :: jax.process_count()]
 
 
-def _mend(error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return 'make room' if full else 'see to that'
+def _by_first(what: str, call: Callable[[], None]) -> None:
+    _alike(what, lambda: call() if _is_first() else None)
 
 
-def _claim_room(folder: pathlib.Path, state: Tree) -> None:
-    """Makes `folder`; raises OSError where the disk has no room in it for `state`.
-
-    Orbax meets a full disk in many threads, each of which prints a traceback of its own.
-    """
-    leaves = jax.tree.leaves(state)
-    num_bytes = int(1.1 * sum(leaf.nbytes for leaf in leaves)) + _BYTES_A_LEAF * len(leaves) + _BYTES_A_STEP
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, 'posix_fallocate'):
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
-
-
-def _write_record(folder: pathlib.Path, record: dict) -> None:
-    """checkpoint.json: the record with the digest of every file that lies there, and a digest of itself."""
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    record['files'] = {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in files}
-    atomic_write(folder / _RECORD, json.dumps({'sha256': _digest(json.dumps(record).encode()), 'record': record}))
+def _alike(what: str, call: Callable[[], Any]) -> Any:
+    """What `call` returns; where it fails on one process, all raise an error of that kind."""
+    value = failed = None
+    try:
+        value = call()
+    except Exception as error:  # Orbax and tensorstore raise bare Exceptions, ValueErrors and OSErrors
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        known = next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), None)
+        failed = [known or (_NoRoom if full else RunError).__name__, str(error) if known else _one_line(error)]
+    for k, other in enumerate(processes.gather(f'checkpoint: {what}', failed)):
+        if other:
+            kind = next(kind for kind in _KINDS if kind.__name__ == other[0])
+            raise kind(other[1] if k == jax.process_index() else f'process {k}: {other[1]}')
+    return value
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+_KINDS = (_Corrupt, _NoRoom, UserError, RunError)
 
 
-def _digest_of_file(path: pathlib.Path) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+def _digests_of_files(folder: pathlib.Path) -> dict[str, str]:
+    """{name: sha256} of what lies below `folder`. Each process reads a share."""
+    names = processes.gather('files', _alike('list', lambda: record.files_of(folder)))[0]
+    own = _alike('hash', lambda: {name: record.digest_of(folder, name) for name in _own_share(names)})
+    return {name: value for part in processes.gather('digests of files', own) for name, value in sorted(part.items())}
 
 
-def _describe(leaf: Any) -> list:
-    """[shape, dtype, sha256] of a host array."""
-    array = np.ascontiguousarray(leaf)
-    return [list(np.shape(leaf)), str(array.dtype), _digest(array.tobytes())]
+def _described(leaves: dict[str, Any], before: dict[str, list] | None = None) -> dict[str, list]:
+    """{name: [shape, dtype, digest]}. before: what a record says of them, whose kind of digest is taken."""
+    is_old = lambda name: before is not None and not before[name][2].startswith(digest.KIND)
+    found = digest.digests({name: leaf for name, leaf in leaves.items() if not is_old(name)})
+    for name in filter(is_old, leaves):  # the sha256 of the whole, as records of earlier days have it
+        found[name] = record.sha256(np.ascontiguousarray(parallel.fetch(leaves[name])).tobytes())
+    return {name: [list(np.shape(leaf)), str(leaf.dtype), found[name]] for name, leaf in leaves.items()}
 
 
 def _kinds(template: Tree) -> dict[str, list]:
@@ -327,5 +337,4 @@ def _few(names: list[str]) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    name = '' if isinstance(error, (UserError, RunError)) else f'{type(error).__name__}: '
-    return ' '.join(f'{name}{error}'.split())[:300]
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -42,7 +42,7 @@ SIZES = ('_dim', 'features')  # endings of the names of fields that are one such
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
 LATER_FIELDS = {'eval.extractor': '', 'data.shape': (), 'data.code': False}
-DATA_AND_EVAL = ('data.', 'eval.')  # what `evaluate` and `sample` may override on a finished run
+FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may override on a finished run
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
@@ -110,7 +110,7 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
     """Sets fields from text, each read as the type it holds. `only`: the prefixes that may be set."""
     for name, text in overrides:
         if only and not name.startswith(only):
-            raise UserError(f'--config.{name}: in this mode only {" and ".join(f"{p}*" for p in only)} can be set')
+            raise UserError(f'--config.{name}: in this mode only {", ".join(f"{p}*" for p in only)} can be set')
         *parents, last = name.split('.')
         node = config
         for depth, part in enumerate(parents + [last]):
@@ -224,10 +224,11 @@ def _tuples(value: Any) -> Any:
 
 
 def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """'a.b: 1 here, 2 there' for each differing field, except total_steps where it grew."""
+    """'a.b: 1 here, 2 there' for each differing field, except total_steps where it grew, and parallel.*."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
     a, b = LATER_FIELDS | a, LATER_FIELDS | b
     names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    names = [name for name in names if not name.startswith('parallel.')]  # how a run is laid out is no part of it
     if 'total_steps' in names and a['total_steps'] > b.get('total_steps', math.inf):
         names.remove('total_steps')
     return [f'{name}: {a.get(name)!r} now, {b.get(name)!r} there' for name in names]

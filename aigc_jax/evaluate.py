@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import optim, parallel, progress, rng
@@ -47,7 +46,9 @@ class Evaluator:
                 ctx = rng.context(seed, stream, 0, index)  # the same draws at every step: curves stay comparable
                 return function(params, Extra(state.stats, state.carry), *args, ctx)
 
-            return jax.jit(call, out_shardings=plan.replicated) if plan.mode == 'jit' else jax.jit(call)
+            if plan.mode == 'pmap':
+                return jax.jit(call)
+            return jax.jit(call, out_shardings=plan.replicated, compiler_options=plan.compiler_options)
 
         to_model, to_data, preprocess = experiment.scaling.to_model, experiment.scaling.to_data, experiment.preprocess
 
@@ -225,7 +226,7 @@ class Evaluator:
         labels = in_turn(n, classes) if labels is None else labels
 
         def one(index):
-            return self._sample(state, np.int32(seed), index, None if not classes else jnp.asarray(labels)[index])
+            return self._sample(state, np.int32(seed), index, None if not classes else np.asarray(labels)[index])
 
         return self._in_chunks(one, n)
 
@@ -259,8 +260,8 @@ class Evaluator:
         """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last; None where the model has none."""
         if not self._attention:
             return None
-        batch = {'tokens': jnp.asarray(tokens, jnp.int32)[None]}
-        return parallel.fetch(self._attention(state, np.int32(0), jnp.zeros(1, jnp.int32), batch))[:, 0]
+        batch = {'tokens': np.asarray(tokens, np.int32)[None]}
+        return parallel.fetch(self._attention(state, np.int32(0), np.zeros(1, np.int32), batch))[:, 0]
 
     def surface(self, state: TrainState, seed: int, extent: tuple[float, float, float, float]):
         """(xs, ys, values (len(ys), len(xs)), label) of the task's score over a rectangle; None where it has none."""

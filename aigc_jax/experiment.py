@@ -1,5 +1,6 @@
 """From a config to everything that a mode of the command line needs; nothing is written here."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -18,8 +19,8 @@ from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params, create_state, fuse, make_optimizers, make_step
-from aigc_jax.core.types import TrainState, Tree
+from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
+from aigc_jax.core.types import Extra, TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
 from aigc_jax.evals import likelihood
 from aigc_jax.evals.codes import perplexity, used_share
@@ -91,17 +92,30 @@ class Experiment:
         return jax.tree.map(placed, state, self.plan.state_sharding(state))
 
     def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
-        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones."""
+        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones.
 
-        @jax.jit
-        def create(seed):
-            return create_state(self.task, self.optimizers, seed, params, stats)
+        Each device makes its own part. The arrays that are given are of one replica, and are used up.
+        """
+        sharding = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        extra_sharding = Extra(sharding.stats, sharding.carry)
+        # What is drawn and what follows from it are two programs, for drawing takes memory of its own.
+        if params is None:
+            draws = self.plan.compile_draw(lambda seed: draw(self.task, seed), (sharding.params, extra_sharding))
+            params, extra = draws(self.seed_array)
+        else:
+            extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
+            params = jax.tree.map(self._given, params, sharding.params)
+        if stats:
+            given = jax.tree.map(self._given, stats, {name: sharding.stats[name] for name in stats})
+            extra = extra._replace(stats={**extra.stats, **given})
+        begin = lambda drawn: first_state(self.optimizers, *drawn)
+        return self.plan.compile_begin(begin, sharding)((params, extra))
 
-        # One program for every seed, so that a replica starts with the very bits of its single run.
-        states = [jax.device_get(create(np.int32(seed))) for seed in self.seeds]
-        state = jax.tree.map(lambda *x: np.stack(x), *states) if self.plan.replicas else states[0]
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        return jax.tree.map(parallel.put, state, shardings)
+    def _given(self, x, sharding) -> jax.Array:
+        """An array of one replica as that of all, or with its sharding where there are none."""
+        if not self.plan.replicas:
+            return x if isinstance(x, jax.Array) and x.sharding == sharding else parallel.put(np.asarray(x), sharding)
+        return parallel.put(np.broadcast_to(np.asarray(x), (self.plan.replicas, *x.shape)), sharding)
 
     @functools.cached_property
     def seed_array(self) -> jax.Array:
@@ -167,21 +181,15 @@ class Experiment:
         return self._split('train') if in_memory else self.dataset.splits['train']
 
     def replica(self, state: TrainState, k: int) -> TrainState:
-        """The state of replica k, without its axis; the state itself where there are none."""
+        """What is evaluated of replica k, without its axis; the state itself where there are none."""
         return self._take(state, np.int32(k)) if self.plan.replicas else state
 
     @functools.cached_property
     def _take(self):
-        take = lambda state, k: jax.tree.map(lambda x: x[k], state)
-        return jax.jit(take, out_shardings=self.plan.replicated)
+        def take(state, k):
+            return jax.tree.map(lambda x: x[k], state._replace(opt=optim.without_moments(state.opt)))
 
-    def alone(self) -> 'Experiment':
-        """The same data and task on one device of this process, to evaluate and sample without the others."""
-        twin = copy.copy(self)
-        for name in ('abstract_state', 'seed_array', '_take'):  # what was made for the whole plan
-            vars(twin).pop(name, None)
-        twin.plan = self.plan.alone()
-        return twin
+        return jax.jit(take, out_shardings=self.plan.replicated)
 
 
 _SAMPLE_TOKENS = 200  # where eval.sample_tokens is -1 and there is room
@@ -233,17 +241,19 @@ def _no_split(split: str, cfg: ConfigDict, splits) -> str:
 def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):
     """(Experiment, TrainState) of a run's folder; step: a number, 'best', or None for the newest checkpoint.
 
-    overrides: [('data.x' or 'eval.x', text), …]. Raises UserError.
+    overrides: [('data.x', 'eval.x' or 'parallel.x', text), …]. A run whose parameters are in shards, by parallel.rules,
+    is opened in shards over the devices that are here, any other on one; a parallel.x says where. Raises UserError.
     """
     config = config_lib.from_json(workdir / 'config.json')
     config_lib.check(config)
     if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
         config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
-    config_lib.override(config, list(overrides), only=config_lib.DATA_AND_EVAL)
+    config_lib.override(config, list(overrides), only=config_lib.FREE)
     config_lib.check(config)
-    # A finished run is looked at on one device, whatever it was trained on.
-    config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
-    experiment = Experiment(config, jax.local_devices()[:1], saved_tokenizer(workdir))
+    devices = jax.devices()
+    if not any(name.startswith('parallel.') for name, _ in overrides):
+        devices = _laid_out_again(config, devices)
+    experiment = Experiment(config, devices, saved_tokenizer(workdir))
     checkpoints = open_checkpoints(workdir, config, read_only=True)
     try:
         if checkpoints.latest() is None:
@@ -251,6 +261,25 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
         return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
     finally:
         checkpoints.close()
+
+
+def _laid_out_again(config: ConfigDict, devices: list) -> list:
+    """Those of `devices` that a finished run is looked at on, and config.parallel for them.
+
+    Where one holds the whole, one is enough, whatever the run was trained on; several processes need one of each.
+    """
+    if not config.parallel.rules:
+        config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
+        return devices[:1] if jax.process_count() == 1 else devices
+    with contextlib.suppress(UserError):
+        parallel.make_plan(config.parallel, 1, config.replicas, config.batch_size, config.micro_batches, devices)
+        return devices
+    count = len(devices)  # over which a batch must divide
+    while jax.process_count() == 1 and config.batch_size % (count * config.micro_batches):
+        count -= 1
+    config.parallel.mesh = ConfigDict({'data': 1, 'fsdp': count, 'tensor': 1})
+    note(f'parallel.mesh: that of the run does not fit the {len(devices)} devices here; fsdp={count} instead')
+    return devices[:count]
 
 
 def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
@@ -282,13 +311,12 @@ def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool 
     )
 
 
-def _filled(drawn: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _filled(drawn: jax.Array, theirs: jax.Array) -> jax.Array:
     """`theirs`, and behind it along each axis what `drawn` has more."""
     if drawn.shape == theirs.shape:
         return theirs
-    whole = np.array(drawn)
-    whole[tuple(slice(size) for size in theirs.shape)] = theirs
-    return whole
+    corner = (0,) * drawn.ndim
+    return jax.jit(jax.lax.dynamic_update_slice, out_shardings=drawn.sharding)(drawn, theirs, corner)
 
 
 def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
@@ -315,10 +343,22 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == tokenizer
         if grown:
             task = tasks.make(experiment.config, dataclasses.replace(experiment.dataset, tokenizer=own))
+        plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
-        params, stats = checkpoints.restore_model(step, params, extra.stats)
+        params = jax.tree.map(placed, params, plan.param_shardings(params))
+        stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
+        params, stats = checkpoints.restore_model(step, params, stats)
         if grown:  # the token that their model lacks is as it was drawn
-            params = jax.tree.map(_filled, jax.device_get(jax.jit(lambda: init(experiment.task)[0])()), params)
+            shardings = plan.param_shardings(abstract_params(experiment.task))
+            drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
+            params = jax.tree.map(_filled, drawn, params)
         return (params, stats), step
     finally:
         checkpoints.close()
+
+
+def initial_digest(config: ConfigDict, step: int) -> str:
+    """The digest of the checkpoint of `step` in the run that `init_from` names."""
+    folder = pathlib.Path(config.init_from).expanduser()
+    with contextlib.closing(open_checkpoints(folder, config_lib.from_json(folder / 'config.json'), True)) as found:
+        return found.digest(step)

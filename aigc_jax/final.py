@@ -6,11 +6,10 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from aigc_jax import config as config_lib
 from aigc_jax import image_metrics, manifest, solve
-from aigc_jax.core import parallel, progress
+from aigc_jax.core import processes, progress
 from aigc_jax.core.errors import RunError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
@@ -56,14 +55,15 @@ def evaluate(
     by_seed: dict[int, Results] = {seed: {} for seed in experiment.seeds}
     wanted = [(k, seed, name) for k, seed in enumerate(experiment.seeds) for name in by_part]
     # The first process alone reads the file, and all must compute the same.
-    done = parallel.of_first(np.array([kept.has(seed, name) for _, seed, name in wanted], bool))
-    if done.any():
-        note(f'{int(done.sum())} of {len(wanted)} parts of this evaluation were done before it was interrupted')
+    done = processes.gather('kept parts', [kept.has(seed, name) for _, seed, name in wanted])[0]
+    if any(done):
+        note(f'{sum(done)} of {len(wanted)} parts of this evaluation were done before it was interrupted')
     for n, ((k, seed, name), is_done) in enumerate(zip(wanted, done, strict=True), 1):
         if not is_done:
             of_seed = f', seed {seed}' if len(by_seed) > 1 else ''
             with progress.work(f'evaluation {n}/{len(wanted)}: {name}{of_seed}'):
                 kept.add(seed, name, by_part[name](experiment.replica(state, k), seed))
+            processes.gather('part', None)  # the first measures alone, and Gloo would not wait for it
         by_seed[seed] |= kept.get(seed, name)
         between()
     return by_seed
@@ -71,7 +71,7 @@ def evaluate(
 
 def forget(workdir: pathlib.Path) -> None:
     """The evaluation is whole and written: its parts are kept no longer."""
-    if jax.process_index() == 0:
+    if processes.first():
         (workdir / PARTIAL).unlink(missing_ok=True)
 
 
@@ -80,7 +80,7 @@ class _Kept:
 
     def __init__(self, workdir: pathlib.Path, identity: str):
         self._path, self._identity, self._parts = workdir / PARTIAL, identity, {}
-        if jax.process_index() == 0 and self._path.exists():
+        if processes.first() and self._path.exists():
             try:
                 whole = json.loads(self._path.read_text())
                 self._parts = whole['parts'] if whole['of'] == identity else {}
@@ -95,7 +95,7 @@ class _Kept:
 
     def add(self, seed: int, name: str, results: Results) -> None:
         self._parts[f'{seed}/{name}'] = results
-        if jax.process_index() == 0:
+        if processes.first():
             try:
                 atomic_write(self._path, json.dumps({'of': self._identity, 'parts': self._parts}))
             except RunError as error:  # it serves an interruption alone

@@ -7,11 +7,12 @@ import pathlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import pictures
-from aigc_jax.core import optim, rng
+from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write, lines_of, read_text
@@ -94,6 +95,8 @@ class Generator:
         training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
         self._table = draft_table(training, self._language.vocab_size) if draft else None
         self._chunk = experiment.config.eval.batch_size
+        key = lambda seed: rng.context(seed, 'generate', 0, jnp.arange(1)).key
+        self._key = jax.jit(key, out_shardings=experiment.plan.replicated)
 
     def generate(
         self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int, stream: Stream | None = None
@@ -130,17 +133,17 @@ class Generator:
         # on the texts beside it, each prompt is then for itself. Else all are together, in one shape, so one program.
         groups = rows if beyond else [[row for group in rows for row in group]]
         model = optim.averaged(state.params, state.opt), Extra(state.stats, state.carry)
-        key, texts = rng.context(seed, 'generate', 0, jnp.arange(1)).key, []
+        key, texts = self._key(np.int32(seed)), []
         for group in groups:
             longest = max(len(tokens) for _, tokens in group)
             for begin in progress_lib.each(range(0, len(group), self._chunk), f'writing {len(group)} texts'):
                 part = group[begin : begin + self._chunk]
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
-                index = len(texts) + jnp.arange(len(part), dtype=jnp.int32)
+                index = len(texts) + np.arange(len(part), dtype=np.int32)
                 shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
                 matchers = self._grammar and self._grammar.begin([self._encode(text, '--prompt') for text, _ in part])
                 found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
-                for (prompt, _), *one in zip(part, *map(np.asarray, found), strict=True):
+                for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
                     texts.append(self._text(prompt, *one))
         if stream:
             stream(texts[0].text)
@@ -178,8 +181,8 @@ class Generator:
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
         ended, t = np.zeros(n, bool), 0
         kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers else []
-        while t < most and not bool(progress.done.all()):
-            alive = ~np.asarray(progress.done)
+        while t < most and not (done := parallel.fetch(progress.done)).all():
+            alive = ~done
             until, allowed = min(most, full), None
             if matchers:
                 allowed = matchers.allowed(alive, most - t)
@@ -195,33 +198,33 @@ class Generator:
             progress = language.advance(
                 params, extra, progress, key, index, until, self._how, self._stop_tokens, allowed
             )
-            t = int(progress.t)
+            t = int(parallel.fetch(progress.t))
             if matchers:
-                matchers.consume(np.asarray(progress.tokens[:, t - 1]), alive)
+                matchers.consume(parallel.fetch(progress.tokens[:, t - 1]), alive)
                 ended |= alive & matchers.finished()
                 progress = progress._replace(done=progress.done | ended)
-                whole = jnp.asarray(alive & matchers.may_end())  # of a text that is cut off the last such place counts
+                whole = alive & matchers.may_end()  # of a text that is cut off the last such place counts
                 kept = [jnp.where(whole, getattr(progress, name), old) for name, old in zip(_SUMS, kept, strict=True)]
             if self._read_stop:
                 reach = max(0, t - len(self._stop.encode()))  # a token is a byte or more
-                tokens = np.asarray(progress.tokens[:, reach:t])
+                tokens = parallel.fetch(progress.tokens[:, reach:t])
                 met = [alive[i] and self._stop in self._tokenizer.decode(tokens[i]) for i in range(n)]
                 progress = progress._replace(done=progress.done | np.array(met))
             if stream:
                 stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
             if t == full < most:  # the second half of what the context holds is read again
                 half = language.context // 2
-                everything = np.concatenate([prompt, np.asarray(progress.tokens[:, :t])], axis=1)
+                everything = np.concatenate([prompt, parallel.fetch(progress.tokens[:, :t])], axis=1)
                 again = read(everything[:, -half:], np.zeros(n, np.int32))
                 progress = progress._replace(logits=again.logits, state=again.state)
                 full = t + columns - half
         calls, sums = progress.length, [getattr(progress, name) for name in _SUMS]
         if not matchers:
             return progress.tokens, *sums, calls, np.full(n, 'length')
-        cut = ~np.asarray(progress.done)
+        cut = ~parallel.fetch(progress.done)
         if language.end is None:  # no token says that a text ends: the last place where it may is its end
             ended |= cut & matchers.may_end()
-        trimmed = cut & ~ended & (np.asarray(kept[0]) > 0)
+        trimmed = cut & ~ended & (parallel.fetch(kept[0]) > 0)
         sums = [jnp.where(trimmed, at_end, all_of) for at_end, all_of in zip(kept, sums, strict=True)]
         how = np.where(trimmed, 'trimmed', 'length')
         return progress.tokens, *sums, calls, np.where(ended, np.where(matchers.closed, 'closed', 'end'), how)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from aigc_jax import manifest
-from aigc_jax.core import rng
+from aigc_jax.core import processes, rng
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.types import TrainState
 from aigc_jax.evals import features, images
@@ -129,7 +129,7 @@ class ImageMetrics:
             train = self._labels('train')
             labels = train[np.random.Generator(np.random.PCG64(1)).integers(len(train), size=n)]
         samples = self._evaluator.sample(state, seed, n, labels)
-        if jax.process_index():  # one process measures
+        if not processes.first():  # every process samples, one measures
             return {}
         real, found = self._of_real, {}
         if np.isfinite(samples).all():

@@ -3,33 +3,31 @@
 import contextlib
 import fcntl
 import math
-import os
 import pathlib
-import signal
-import sys
 import time
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from aigc_jax import announce, evaluate, final, image_metrics, manifest, pictures, solve
 from aigc_jax import config as config_lib
-from aigc_jax.core import parallel
+from aigc_jax.core import parallel, processes
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, check_folder, clear_leftovers, disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.early_stopping import Watch, is_over
-from aigc_jax.experiment import Experiment, initial_model, initial_tokenizer, open_checkpoints, saved_tokenizer
+from aigc_jax.experiment import (
+    Experiment,
+    initial_digest,
+    initial_model,
+    initial_tokenizer,
+    open_checkpoints,
+    saved_tokenizer,
+)
+from aigc_jax.signals import Interrupted, Signals
 from aigc_jax.writer import NullProgress, NullWriter, Pace, Progress, Writer
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, after saving. exit_code is what the shell expects of it."""
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f'{signal.Signals(number).name}: saved at step {step}; the same command goes on from there')
-        self.exit_code = 128 + number
 
 
 def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
@@ -43,32 +41,49 @@ def train(config, workdir: pathlib.Path, clock: dict[str, float]) -> None:
 
 
 def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: contextlib.ExitStack) -> None:
-    resumes = _check_workdir(config, workdir)
+    fields = {name: repr(value) for name, value in config_lib.flatten(config).items()}
+    processes.alike('config', fields, 'Give all of them the same --config and fields.')
+    with processes.together('workdir'):
+        resumes = _check_workdir(config, workdir)
+    _check_seen(workdir, resumes)
     began = time.perf_counter()
-    first = jax.process_index() == 0
+    first = processes.first()
     locked = first and (resumes or (workdir / '.lock').exists())
-    if locked:
-        held.enter_context(_locked(workdir))
+    with processes.together('lock'):
+        if locked:
+            held.enter_context(_locked(workdir))
+    if resumes:
+        processes.check_shared(workdir)
 
     def lap(name):
         nonlocal began
         clock[name], began = time.perf_counter() - began, time.perf_counter()
 
-    experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else initial_tokenizer(config))
-    manifest.check(workdir / 'manifest.json', experiment)
-    solve.check(experiment)
-    image_metrics.check(experiment)
+    with processes.together('data'):
+        experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else initial_tokenizer(config))
+        manifest.check(workdir / 'manifest.json', experiment)
+        solve.check(experiment)
+        image_metrics.check(experiment)
+    if processes.several():
+        ground = {'sha256 of the data': experiment.dataset.fingerprint} | manifest.made_with()
+        processes.alike('ground', ground, 'Give all of them the same files, code, packages and variables.')
+        processes.connect(experiment.plan.mesh)
     lap('data')
     checkpoints, taken = open_checkpoints(workdir, config) if resumes else None, None
-    before = config_lib.from_json(workdir / 'config.json').total_steps if resumes else config.total_steps
-    if checkpoints and checkpoints.latest() is not None:
-        if is_over(config, workdir, checkpoints.latest()) and announce.finished(
-            experiment, workdir, checkpoints.latest()
-        ):
+    theirs = config_lib.from_json(workdir / 'config.json') if resumes else config
+    before = theirs.total_steps
+    was, now = (c.get('parallel', ConfigDict()).to_json(sort_keys=True) for c in (theirs, config))
+    if was != now:
+        note(f'parallel: {now} from here on, {was} before')
+    newest = processes.gather('newest checkpoint', checkpoints.latest() if checkpoints else None)[0]
+    if newest is not None:
+        if is_over(config, workdir, newest) and announce.finished(experiment, workdir, newest):
             return checkpoints.close()
-        state = checkpoints.restore(checkpoints.latest(), experiment.abstract_state)
+        state = checkpoints.restore(newest, experiment.abstract_state)
     else:
         model, taken = initial_model(experiment)
+        if taken is not None and processes.several():
+            processes.alike('init_from', {'checkpoint': initial_digest(config, taken)}, 'Give all the same run.')
         state = experiment.create_state(*model)
     start = int(np.ravel(parallel.fetch(state.step))[0])
     if start > config.total_steps:
@@ -87,21 +102,22 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if start < config.total_steps:
         call = call.compile()
         lap('compile')
-    if first and not resumes:
-        held.enter_context(contextlib.nullcontext() if locked else _locked(workdir))
-        if _check_workdir(config, workdir):
-            raise UserError(f'--workdir: another process began {workdir} meanwhile; the same command goes on from it')
-    parallel.barrier('workdir checked')  # no process may meet what another has written since
-    if first:
-        clear_leftovers(workdir)
-        if experiment.dataset.tokenizer:
-            atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
-        atomic_write(workdir / 'config.json', config_lib.to_json(config))
-        manifest.write(workdir / 'manifest.json', experiment, start, taken)
-    checkpoints = checkpoints or open_checkpoints(workdir, config)
-    loop = _Loop(experiment, workdir, checkpoints, start, first)
-    loop.log.timing(event='start', step=start, seconds={**clock})
-    with _Signals() as signals:
+    processes.gather('compiled', None)  # Gloo's patience begins when the first process is in a collective
+    if not resumes:
+        _make(config, workdir, held, first, locked)
+    with processes.together('files of the start'):
+        if first:
+            clear_leftovers(workdir)
+            if experiment.dataset.tokenizer:
+                atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
+            atomic_write(workdir / 'config.json', config_lib.to_json(config))
+            manifest.write(workdir / 'manifest.json', experiment, start, taken)
+    with processes.together('checkpoints'):  # after config.json, without which checkpoints/ belongs to no run
+        checkpoints = checkpoints or open_checkpoints(workdir, config)
+        log = Writer(workdir, start) if first else NullWriter()
+        log.timing(event='start', step=start, seconds={**clock})
+    loop = _Loop(experiment, workdir, checkpoints, start, log)
+    with Signals() as signals:
         try:
             while not loop.finished(state, signals):
                 began = time.perf_counter()
@@ -116,23 +132,21 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
 class _Loop:
     """What happens between the calls: evaluation, checkpoints, logs, early stopping, and the end."""
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, checkpoints, start: int, first: bool):
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, checkpoints, start: int, log):
         self.experiment, self.workdir, self.checkpoints = experiment, workdir, checkpoints
         self.config, self.start, self.step = experiment.config, start, start
-        self.log = Writer(workdir, start) if first else NullWriter()
-        self.progress = Progress(self.config.total_steps, start) if first else NullProgress()
+        self.log = log
+        self.progress = Progress(self.config.total_steps, start) if processes.first() else NullProgress()
         between = {'evaluation': self.config.eval_every_steps, 'checkpoint': self.config.checkpoint_every_steps}
         self.pace = Pace(self.config.total_steps, start, between)
         self.evaluator = evaluate.Evaluator(experiment)
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
-        # One process alone draws the pictures, so it must not need the devices of the others.
-        self.drawer = evaluate.Evaluator(experiment.alone()) if jax.process_count() > 1 else self.evaluator
         rows = self.log.rows()
         self.watch = Watch(self.config.eval, rows)
         lost = {row['seed'] for row in rows if 'diverged' in row}
         # The first process alone reads the log, and all must stop at the same step.
-        self.watch.waited, lost = parallel.of_first((self.watch.waited, [seed in lost for seed in self.seeds]))
+        self.watch.waited, lost = processes.gather('log', (self.watch.waited, [seed in lost for seed in self.seeds]))[0]
         self.diverged = {seed for seed, is_lost in zip(self.seeds, lost, strict=True) if is_lost}
         # Virtual devices and processes on CPUs can deadlock in a collective when calls run ahead of each other.
         self.blocking = jax.default_backend() == 'cpu' and experiment.plan.mesh.size > 1
@@ -146,7 +160,7 @@ class _Loop:
         self.pending = self.step, metrics
         self.progress.update(self.step)
 
-    def finished(self, state: TrainState, signals: '_Signals') -> bool:
+    def finished(self, state: TrainState, signals: 'Signals') -> bool:
         """Before each call: evaluate and save where it is due. True where training is over."""
         config, new, results = self.config, self.step > self.start, None
         asked = signals.requested(self.step % config.log_every_steps == 0)
@@ -168,7 +182,7 @@ class _Loop:
             raise Interrupted(asked, self.step)
         return over
 
-    def conclude(self, state: TrainState, signals: '_Signals') -> None:
+    def conclude(self, state: TrainState, signals: 'Signals') -> None:
         """The final evaluation, the pictures and evaluation.json, the last of what a finished run leaves.
 
         Raises Interrupted at any moment: the state is saved, and so is each part of the evaluation that is done.
@@ -177,15 +191,13 @@ class _Loop:
         with signals.heard_at_once(self.step):
             image = image_metrics.ImageMetrics(self.experiment, self.evaluator, self.workdir)
             digest, between = self.checkpoints.digest(self.step), lambda: signals.raise_if_asked(self.step)
-            found = final.evaluate(
-                self.experiment, self.evaluator, image, state, self.workdir, digest, between
-            )
+            found = final.evaluate(self.experiment, self.evaluator, image, state, self.workdir, digest, between)
             by_seed = dict(zip(self.seeds, found.values(), strict=True))
             for seed, results in by_seed.items():
                 self._row('final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
                 self._draw(state, k, seed)
-            if jax.process_index() == 0:
+            if processes.first():
                 pictures.draw_neighbours(self.workdir, self._name(self.seeds[0]), self.experiment, image)
                 self.log.flush()
                 evaluate.write(self.workdir / 'evaluation.json', self.step, found)
@@ -256,70 +268,20 @@ class _Loop:
         values = {name: found['value'] for name, found in evaluate.across(by_seed).items()}
         self.progress.evaluated(self.step, values)
         self.watch.see(values)
-        self.watch.waited = parallel.of_first(self.watch.waited)
+        self.watch.waited = processes.gather('evaluated', self.watch.waited)[0]
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _name(self, seed: int | None) -> str:
         return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')
 
     def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
-        own = self.experiment.replica(state, k)
-        if jax.process_count() > 1:  # every process computes, one writes: what is drawn must be whole on each
-            own = parallel.fetch(own)
-        if jax.process_index() == 0:
-            rows = None if k else self.log.rows()  # plots/ shows the first replica, and the curves of all
-            pictures.draw(
-                self.workdir, self._name(seed), self.experiment, self.drawer, own, self.experiment.seeds[k], rows
-            )
+        own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
+        pictures.draw(
+            self.workdir, self._name(seed), self.experiment, self.evaluator, own, self.experiment.seeds[k], rows
+        )
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)
-
-
-class _Signals:
-    """SIGINT and SIGTERM as a wish to stop after the present call; a second one stops at once."""
-
-    def __enter__(self):
-        self._number, self._safe_at = 0, None  # the step at which all is saved, while a signal may be heard at once
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame):
-        if self._number:
-            sys.exit(128 + number)
-        self._number = number
-        if self._safe_at is not None and jax.process_count() == 1:
-            raise Interrupted(number, self._safe_at)
-        # Not by print, which a handler may have interrupted.
-        os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; once more: at once\n'.encode())
-
-    @contextlib.contextmanager
-    def heard_at_once(self, step: int):
-        """Around what may be left at any moment, since all is saved at `step`: raises Interrupted there."""
-        self.raise_if_asked(step)
-        self._safe_at = step
-        try:
-            yield
-        finally:
-            self._safe_at = None
-
-    def raise_if_asked(self, step: int) -> None:
-        if asked := self.requested(True):
-            raise Interrupted(asked, step)
-
-    def requested(self, agree: bool) -> int:
-        """The signal's number, or 0. Several processes agree on it, at the steps where all ask."""
-        if jax.process_count() == 1:
-            return self._number
-        if not agree:
-            return 0
-        from jax.experimental import multihost_utils
-
-        return int(np.max(multihost_utils.process_allgather(np.int32(self._number))))
 
 
 def _check_workdir(config, workdir: pathlib.Path) -> bool:
@@ -341,9 +303,39 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
     if differing:
         raise UserError(
             f'--workdir: {workdir} holds a run of another config; differing: {"; ".join(differing)}\n'
-            'Name another folder, or give the config that is there (total_steps alone may grow).'
+            'Name another folder, or give the config that is there (total_steps may grow, parallel.* may differ).'
         )
     return True
+
+
+def _check_seen(workdir: pathlib.Path, resumes: bool) -> None:
+    """Raises UserError where some processes alone see the run in `workdir`."""
+    seen = processes.gather('run', resumes)
+    if len(set(seen)) > 1:
+        raise UserError(
+            f'--workdir: process {seen.index(True)} sees a run in {workdir}, process {seen.index(False)} none; '
+            'name a folder that all processes share'
+        )
+
+
+def _make(config, workdir: pathlib.Path, held: contextlib.ExitStack, first: bool, locked: bool) -> None:
+    """Makes the folder of a new run, and holds its lock. What it has made goes again where not all processes see it."""
+    made = [path for path in (workdir, *workdir.parents) if not path.exists()]
+    with processes.together('workdir'):
+        if first:
+            held.enter_context(contextlib.nullcontext() if locked else _locked(workdir))
+            if _check_workdir(config, workdir):
+                raise UserError(
+                    f'--workdir: another process began {workdir} meanwhile; the same command goes on from it'
+                )
+    try:
+        processes.check_shared(workdir)
+    except UserError:
+        if first and made:
+            (workdir / '.lock').unlink()
+            for path in made:
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
 
 _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
 from aigc_jax import config as config_lib  # noqa: E402
+from aigc_jax.core import processes  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 
@@ -92,6 +94,7 @@ def main(_: list[str]) -> None:
     try:
         _run()
         show('')
+        processes.finish()
     except (Closed, BrokenPipeError):  # the latter of stderr
         drop()
         sys.exit(Closed.exit_code)
@@ -100,23 +103,35 @@ def main(_: list[str]) -> None:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         _leave(130)
+    except Exception as error:  # a fault of the program, or a collective whose other process is gone
+        if not processes.several():
+            raise
+        if not processes.is_lost(error):
+            traceback.print_exc()
+        processes.fail(error)
 
 
 def _run() -> None:
     from aigc_jax.core import files
 
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
+    if several := processes.expected():  # a mistake of one is told to the others
+        _set_up_jax()
     if FLAGS.mode == 'train':
-        config = config_lib.load(_given['config'], _given['overrides'])
+        with processes.together('config'):
+            config = config_lib.load(_given['config'], _given['overrides'])
     began = time.perf_counter()
-    _set_up_jax()
+    if not several:
+        _set_up_jax()
     if FLAGS.mode == 'train':
         from aigc_jax import loop
+        from aigc_jax.signals import Interrupted
 
         clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
         try:
             loop.train(config, workdir, clock)
-        except loop.Interrupted as error:
+        except Interrupted as error:
+            processes.gather('interrupted', None)
             _end(error)
     else:
         files.check_folder(workdir)
@@ -134,7 +149,9 @@ def _evaluate(workdir: pathlib.Path) -> None:
     with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
         digest = checkpoints.digest(step)
     by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
-    evaluate.write(workdir / 'evaluation.json', step, by_seed)
+    with processes.together('evaluation.json'):
+        if processes.first():
+            evaluate.write(workdir / 'evaluation.json', step, by_seed)
     final.forget(workdir)
     announce.table(experiment, step, evaluate.across(by_seed))
 
@@ -157,9 +174,12 @@ def _sample(workdir: pathlib.Path) -> None:
         samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         path = workdir / 'samples' / name
-        pictures.save_samples(path, experiment, samples, labels)
+        with processes.together('samples'):
+            if processes.first():
+                pictures.save_samples(path, experiment, samples, labels)
         paths.append(path.with_suffix('.npz'))
-    show_paths(paths)
+    if processes.first():
+        show_paths(paths)
 
 
 def _generate(workdir: pathlib.Path, experiment, state) -> None:
@@ -188,12 +208,18 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     )
     everything = []
     for k, seed in enumerate(experiment.seeds):
-        stream = _Terminal(prompts[0]) if FLAGS.stream else None
+        stream = None
+        if FLAGS.stream:  # all write, and the first one shows it
+            stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
         texts = writer.generate(experiment.replica(state, k), prompts, num_samples, FLAGS.seed, stream)
         step = int(experiment.replica(state, k).step)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
-        generate.save(workdir / 'samples' / name, texts)
+        with processes.together('samples'):
+            if processes.first():
+                generate.save(workdir / 'samples' / name, texts)
         everything += texts
+    if not processes.first():
+        return
     if FLAGS.stream:
         stream.close(everything[0].suffix)
     else:
@@ -237,11 +263,7 @@ def _set_up_jax() -> None:
         home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
         jax.config.update('jax_compilation_cache_dir', str(home / 'aigc_jax' / 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    if 'JAX_NUM_PROCESSES' in os.environ:
-        count, index = int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
-        jax.distributed.initialize(num_processes=count, process_id=index)
-    elif int(os.environ.get('SLURM_NTASKS', 1)) > 1 or 'OMPI_COMM_WORLD_SIZE' in os.environ:
-        jax.distributed.initialize()
+    processes.start()
     try:
         jax.devices()
     except Exception as error:  # a RuntimeError, or an AssertionError without a word
@@ -251,9 +273,15 @@ def _set_up_jax() -> None:
             f'{f"JAX_PLATFORMS={wanted}" if wanted else "JAX"}: no devices: {why}\n'
             'Set JAX_PLATFORMS=cpu, or leave it out for what is here; a GPU needs the jaxlib and driver that fit it.'
         ) from None
+    processes.connect()
 
 
 def _end(error: Exception) -> None:
+    if processes.several():
+        processes.fail(error)
+    with contextlib.suppress(UserError):
+        if processes.expected():
+            processes.fail_early(error)
     print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)
@@ -262,10 +290,6 @@ def _end(error: Exception) -> None:
 
 def _leave(exit_code: int) -> None:
     """After a signal: at once. Otherwise Python waits at its end for what XLA and its threads still compute."""
-    import jax
-
-    if jax.process_count() > 1:  # whose service must be told
-        sys.exit(exit_code)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,12 @@ PACKAGES = (
     'tensorflow-datasets', 'scikit-learn',
 )  # fmt: skip
 _MOST_DIFF = 200_000  # characters
+_OF_ONE = re.compile('dump|device_count')  # flags of XLA that may differ between processes
+# Of JAX, those that change what is computed.
+_SETTINGS = (
+    'jax_enable_x64', 'jax_default_matmul_precision', 'jax_default_prng_impl', 'jax_threefry_partitionable',
+    'jax_numpy_dtype_promotion', 'jax_random_seed_offset', 'jax_disable_jit', 'jax_exec_time_optimization_effort',
+)  # fmt: skip
 
 
 def check(path: pathlib.Path, experiment: Experiment) -> None:
@@ -63,6 +70,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
         'xla_flags': os.environ.get('XLA_FLAGS', ''),
         'execution': {
             'mode': config.parallel.mode,
+            'rules': [list(rule) for rule in config.parallel.rules],
             'steps_per_call': config.steps_per_call,
             'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
         },
@@ -79,6 +87,21 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
         earlier[-1]['made_with'] = other
     manifest['starts'] = [*earlier, start]
     atomic_write(path, json.dumps(manifest, indent=2) + '\n')
+
+
+def made_with() -> dict[str, object]:
+    """The code, the packages and the settings that all processes of a run must have alike."""
+    found = code()
+    for name in ('diff', 'untracked'):
+        found[name] = found[name] and f'sha256 {hashlib.sha256(repr(found[name]).encode()).hexdigest()[:8]}'
+    return {
+        **found,
+        **{name: _version(name) for name in PACKAGES},
+        'python': platform.python_version(),
+        'platform': jax.default_backend(),
+        'XLA_FLAGS': [flag for flag in sorted(os.environ.get('XLA_FLAGS', '').split()) if not _OF_ONE.search(flag)],
+        **{name: str(jax.config.values.get(name)) for name in _SETTINGS},
+    }
 
 
 def _version(package: str) -> str | None:

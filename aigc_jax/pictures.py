@@ -3,9 +3,11 @@
 import io
 import pathlib
 import re
+from typing import NamedTuple
 
 import numpy as np
 
+from aigc_jax.core import processes
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
 from aigc_jax.data import labels as labels_lib
@@ -64,16 +66,15 @@ def join_texts(texts: list[str]) -> str:
     return ('\n' + 40 * '─' + '\n').join(texts) + '\n'
 
 
-def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int) -> None:
-    """traversals.png: the first held-out example, a row for each of the dimensions of its code that vary most, over ± 3
-    standard deviations; interpolations.png: a row from each of some held-out examples to the next, with the label of
-    the first. Rows of a conditional model are in order of the classes, and name them."""
+def _walks(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int) -> dict[str, tuple]:
+    """{name: (images (rows, columns, H, W, C), classes (rows,) or None)}. traversals: the first held-out example, a row
+    for each of the dimensions of its code that vary most, over ± 3 standard deviations; interpolations: a row from each
+    of some held-out examples to the next, with the label of the first. Rows of a conditional model are in order of the
+    classes, and name them."""
     config = experiment.config
     z = evaluator.encode(state, seed, config.eval.split, config.eval.batch_size)
     if z is None or len(z) < 2:
-        return
-    from aigc_jax import plots
-
+        return {}
     pairs = min(_WALKS, len(z) // 2)
     how = config.eval.get('interpolation', 'spherical')
     walks = {
@@ -81,20 +82,54 @@ def _walks(folder: pathlib.Path, experiment: Experiment, evaluator: Evaluator, s
         'interpolations': latents.interpolations(z[: 2 * pairs : 2], z[1 : 2 * pairs : 2], _WALK_STEPS, how),
     }
     starts = {'traversals': np.zeros(len(walks['traversals']), np.int64), 'interpolations': 2 * np.arange(pairs)}
-    labels = experiment.examples(config.eval.split, np.arange(2 * pairs)).get('label')
+    labels, found = experiment.examples(config.eval.split, np.arange(2 * pairs)).get('label'), {}
     for name, codes in walks.items():
-        path = folder / f'{name}.png'
-        if not experiment.task.num_classes:
-            images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), None)
-            plots.image_grid(images, path, _WALK_STEPS)
-            continue
-        own = labels[starts[name]]
-        order = np.argsort(own, kind='stable')
-        codes, own = codes[order], own[order]
-        images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), own.repeat(_WALK_STEPS))
-        images = images.reshape(*codes.shape[:2], *images.shape[1:])
-        classes = [f'class {one}' for one in _classes(experiment, own)]
-        plots.image_rows(list(zip(classes, images, strict=True)), path)
+        own, classes = None, None
+        if experiment.task.num_classes:
+            own = labels[starts[name]]
+            order = np.argsort(own, kind='stable')
+            codes, own = codes[order], own[order]
+            classes = [f'class {one}' for one in _classes(experiment, own)]
+            own = own.repeat(_WALK_STEPS)
+        images = evaluator.decode(state, codes.reshape(-1, z.shape[1]), own)
+        found[name] = images.reshape(*codes.shape[:2], *images.shape[1:]), classes
+    return found
+
+
+class _Shown(NamedTuple):
+    """What the model gives for the pictures, on the host; None where it gives none, or where the samples are enough."""
+
+    samples: np.ndarray
+    weights: np.ndarray | None = None  # of the attention over `tokens`
+    tokens: np.ndarray | None = None
+    pair: tuple[np.ndarray, np.ndarray] | None = None  # originals and reconstructions
+    walks: dict[str, tuple] | None = None
+    use: np.ndarray | None = None  # of the codes
+    real: np.ndarray | None = None  # points, and the score around them
+    surface: tuple | None = None
+
+
+def _computed(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int, whole: bool) -> _Shown:
+    config, dataset = experiment.config, experiment.dataset
+    split = config.eval.split
+    n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
+    shown = _Shown(evaluator.sample(state, seed, n))
+    if not whole:
+        return shown
+    if dataset.kind == 'text':
+        tokens = dataset.splits[split][np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.shape[0])]
+        return shown._replace(tokens=tokens, weights=evaluator.attention(state, tokens))
+    shown = shown._replace(pair=evaluator.reconstruct(state, seed, split, n))
+    if dataset.kind == 'image':
+        walks = _walks(experiment, evaluator, state, seed)
+        return shown._replace(walks=walks, use=evaluator.code_use(state, seed, split))
+    if dataset.shape != (2,):
+        return shown
+    real = experiment.examples(split, np.arange(min(n, len(dataset.splits[split]))))['x']
+    low, high = real.min(axis=0), real.max(axis=0)
+    pad = 0.15 * (high - low)
+    around = low[0] - pad[0], high[0] + pad[0], low[1] - pad[1], high[1] + pad[1]
+    return shown._replace(real=real, surface=evaluator.surface(state, seed, around))
 
 
 def draw(
@@ -104,27 +139,29 @@ def draw(
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), samples over training time,
     reconstructions beside originals, the use of codes, the rate–distortion curve, 2-D points over the score, or of text
     its loss beside the baselines and attention maps.
-    rows: None for the samples alone."""
+    rows: None for the samples alone. Every process computes what is shown, and the first one draws."""
+    shown = _computed(experiment, evaluator, state, seed, rows is not None)
+    with processes.together('pictures'):
+        if processes.first():
+            _draw(folder, name, experiment, shown, rows)
+
+
+def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown, rows: list | None) -> None:
     from aigc_jax import plots, text_plots
 
-    config, dataset = experiment.config, experiment.dataset
-    n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
-    samples = evaluator.sample(state, seed, n)
-    labels = labels_lib.in_turn(n, experiment.task.num_classes)
+    config, dataset, samples, pair = experiment.config, experiment.dataset, shown.samples, shown.pair
+    labels = labels_lib.in_turn(len(samples), experiment.task.num_classes)
     save_samples(folder / 'samples' / name, experiment, samples, labels)
     if rows is None:
         return
     plots.curves(_of_curves(rows), folder / 'plots' / 'curves.png')
     if dataset.kind == 'text':
-        windows = dataset.splits[config.eval.split]
         read, epoch = config.batch_size * dataset.shape[0], len(dataset.splits['train'].tokens)
         names = {'eval': config.eval.split, 'final': config.eval.final_split}
         text_plots.loss_against_tokens(rows, folder / 'plots' / 'loss.png', read, epoch, names)
-        tokens = windows[np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.shape[0])]
-        weights = evaluator.attention(state, tokens)
-        if weights is not None:
-            labels = [dataset.tokenizer.decode([token]) for token in tokens]
-            text_plots.attention(weights, labels, folder / 'plots' / 'attention.png')
+        if shown.weights is not None:
+            labels = [dataset.tokenizer.decode([token]) for token in shown.tokens]
+            text_plots.attention(shown.weights, labels, folder / 'plots' / 'attention.png')
         return
     final = next((row for row in reversed(rows) if row['split'] == 'final'), {})
     curve = [
@@ -133,17 +170,16 @@ def draw(
     if curve and None not in np.ravel(curve):
         own = final['model/kl'], final['model/reconstruction']
         plots.rate_distortion(sorted(curve), own, folder / 'plots' / 'rate_distortion.png')
-    pair = evaluator.reconstruct(state, seed, config.eval.split, n)
     if dataset.kind == 'image':
         _grid(folder / 'plots' / 'samples.png', experiment, samples, labels)
-        shown = _over_time(folder / 'samples', name)
+        earlier = _over_time(folder / 'samples', name)
         path = folder / 'plots' / 'progress.png'
         if labels is None:
-            plots.image_rows(shown, path)
+            plots.image_rows(earlier, path)
         else:
-            columns = _by_class(labels[: len(shown[0][1])], experiment.task.num_classes)
-            shown = [(step, x[columns]) for step, x in shown]
-            plots.image_rows(shown, path, len(shown), [_classes(experiment, labels[columns])])
+            columns = _by_class(labels[: len(earlier[0][1])], experiment.task.num_classes)
+            earlier = [(step, x[columns]) for step, x in earlier]
+            plots.image_rows(earlier, path, len(earlier), [_classes(experiment, labels[columns])])
         if pair:
             classes = None
             if labels is not None:
@@ -151,18 +187,17 @@ def draw(
                 order = np.argsort(real, kind='stable')
                 pair, classes = [x[order] for x in pair], _classes(experiment, real[order])
             plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png', classes)
-        _walks(folder / 'plots', experiment, evaluator, state, seed)
-        use = evaluator.code_use(state, seed, config.eval.split)
-        if use is not None:
-            plots.code_use(use, folder / 'plots' / 'codes.png')
+        for name, (images, classes) in shown.walks.items():
+            path = folder / 'plots' / f'{name}.png'
+            if classes is None:
+                plots.image_grid(images.reshape(-1, *images.shape[2:]), path, _WALK_STEPS)
+            else:
+                plots.image_rows(list(zip(classes, images, strict=True)), path)
+        if shown.use is not None:
+            plots.code_use(shown.use, folder / 'plots' / 'codes.png')
     elif dataset.shape == (2,):
-        real = experiment.examples(config.eval.split, np.arange(min(n, len(dataset.splits[config.eval.split]))))['x']
-        low, high = real.min(axis=0), real.max(axis=0)
-        pad = 0.15 * (high - low)
-        surface = evaluator.surface(state, seed, (low[0] - pad[0], high[0] + pad[0], low[1] - pad[1], high[1] + pad[1]))
-        plots.points(
-            folder / 'plots' / 'points.png', real, samples, pair[1] if pair else None, dataset.density, surface
-        )
+        path, reconstructed = folder / 'plots' / 'points.png', pair[1] if pair else None
+        plots.points(path, shown.real, samples, reconstructed, dataset.density, shown.surface)
 
 
 def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageMetrics) -> None:

@@ -4,10 +4,9 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 
-import jax
 import numpy as np
 
-from aigc_jax.core import parallel, progress
+from aigc_jax.core import processes, progress
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
@@ -98,13 +97,14 @@ class Solver:
         """
         if not self._wanted:
             return {}
-        state, config, name = parallel.fetch(state), self._config, self._name
-        if jax.process_index():  # one process writes and executes
-            return {}
+        config, name = self._config, self._name
         samples = self._written(state, Sampling(temperature=config.problem_temperature), config.problem_samples, seed)
+        searches = config.problem_beam > 1
+        beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed) if searches else []
+        if not processes.first():  # every process writes, one executes
+            return {}
         results = self._passed(name, samples)
-        if config.problem_beam > 1:
-            beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed)
+        if searches:
             results[f'{name}/solved@beam'] = mean_of_shares(self._correct(beams).mean(axis=1), 'problems')
         texts = [[p.prompt + text for text in own] for p, own in zip(self._problems, samples, strict=True) if own]
         for what in (code.parses, code.compiles):

@@ -28,10 +28,10 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
+# In a process, before the command line runs: a signal behind the call up to a step.
 SIGNALLED = """
-import os, sys
-from absl import app
-from aigc_jax import loop, main
+import os
+from aigc_jax import loop
 
 called = loop._Loop.called
 
@@ -41,6 +41,10 @@ def signalled(self, *arguments):
         os.kill(os.getpid(), %d)
 
 loop._Loop.called = signalled
+"""
+RUN = """
+from absl import app
+from aigc_jax import main
 app.run(main.main, flags_parser=main.parse)
 """
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -65,24 +69,28 @@ class CommandLine:
         assert returns is None or done.returncode == returns, f'exit code {done.returncode}\n{done.stderr}'
         return done
 
-    def start(self, config, workdir, *flags, env=None, signalled=None, **overrides) -> subprocess.Popen:
+    def start(
+        self, config, workdir, *flags, env=None, signalled=None, before='', stderr=subprocess.PIPE, **overrides
+    ) -> subprocess.Popen:
         """The same, left running. `overrides`: optim__model__name='sgd' is --config.optim.model.name=sgd.
 
-        signalled: (step, number), for the signal of that number as soon as the call up to that step has returned.
+        signalled: (step, number), for the signal of that number as soon as the call up to that step has returned;
+        before: Python that the process executes first.
         """
-        program = ['-m', 'aigc_jax.main'] if signalled is None else ['-c', SIGNALLED % signalled]
+        before += SIGNALLED % signalled if signalled else ''
+        program = ['-c', before + RUN] if before else ['-m', 'aigc_jax.main']
         arguments = [*program, f'--workdir={workdir}', *flags]
         if config:
             name, colon, variants = config.partition(':')
             path = name if name.endswith('.py') else f'configs/{name}.py'
             arguments.append(f'--config={path}{colon}{variants}')
         arguments += [f'--config.{name.replace("__", ".")}={value}' for name, value in overrides.items()]
-        return self._start(arguments, env)
+        return self._start(arguments, env, stderr)
 
-    def _start(self, arguments, env):
+    def _start(self, arguments, env, stderr=subprocess.PIPE):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
         return subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr,
             text=True, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,9 @@ import numpy as np
 import optax
 import pytest
 
-from aigc_jax import checkpoint
+from aigc_jax import record, store
 from aigc_jax.checkpoint import Checkpoints
+from aigc_jax.core import digest
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.types import Extra, TrainState
 
@@ -67,7 +69,7 @@ def test_saves_and_restores(folder):
         assert_equal(checkpoints.restore(step, template(make_state(0))), make_state(step))
     record = json.loads((folder / '2' / 'checkpoint.json').read_text())['record']
     assert record['leaves']['params/model/dense/kernel'][:2] == [[3, 4], 'float32']
-    assert all(len(digest) == 64 for _, _, digest in record['leaves'].values())
+    assert all(re.fullmatch('sum64:[0-9a-f]{16}', digest) for _, _, digest in record['leaves'].values())
 
 
 @pytest.mark.parametrize('name', ['lr=[1e-3]', 'a**b', 'a\\b', '[!a]*?', '\udcff', 'a b\n%20#é', 99 * 'long/'])
@@ -94,8 +96,8 @@ def test_a_folder_by_another_way(tmp_path, monkeypatch, ways):
 
 
 def test_a_first_checkpoint_that_cannot_be_read_stops_the_run(tmp_path, monkeypatch):
-    """Whatever the cause: here Orbax's globbing, which _plain_path keeps from it otherwise."""
-    monkeypatch.setattr(checkpoint, '_plain_path', contextlib.nullcontext)
+    """Whatever the cause: here Orbax's globbing, which plain_path keeps from it otherwise."""
+    monkeypatch.setattr(store, 'plain_path', contextlib.nullcontext)
     folder = tmp_path / '[x]' / 'checkpoints'
     checkpoints = Checkpoints(folder)
     said = message(lambda: checkpoints.save(1, make_state(1)), RunError)
@@ -385,3 +387,106 @@ Checkpoints(pathlib.Path({str(folder)!r})).save(1, dict(params=params, opt=put(n
     assert_equal(checkpoints.restore_model(1, params, {}), (params, {}))
     state = {'params': params, 'opt': jnp.ones(8)}
     assert_equal(checkpoints.restore(1, template(state)), state)
+
+
+def rewrite(folder, step: int, change) -> None:
+    """checkpoint.json with `change(record)` in it, and the digest of itself that fits."""
+    path = folder / str(step) / record.NAME
+    whole = json.loads(path.read_text())['record']
+    change(whole)
+    path.write_text(json.dumps({'sha256': record.sha256(json.dumps(whole).encode()), 'record': whole}))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8', 'bool', 'int32', 'float16', 'complex64'])
+def test_digest_of_a_leaf_is_the_same_on_host_and_device_and_tells_what_changed(dtype):
+    of = lambda x: digest.digests({'x': x})['x']
+    values = np.random.default_rng(0).normal(size=(300, 256))  # more than numpy is given
+    values = values > 0 if dtype == 'bool' else values.astype(jnp.dtype(dtype))
+    assert of(values) == of(jnp.asarray(values)) != of(values[::-1])
+    small = values[:3]
+    assert of(small) == of(jnp.asarray(small))
+    raw = small.copy()
+    for at in range(0, small.nbytes, 97):
+        raw.reshape(-1).view(np.uint8)[at] ^= 1
+        assert of(raw) != of(small)
+        raw.reshape(-1).view(np.uint8)[at] ^= 1
+    raw[0, 0], raw[2, 5] = small[2, 5], small[0, 0]
+    assert (of(raw) == of(small)) == (small[0, 0] == small[2, 5])
+
+
+def test_a_checkpoint_of_earlier_days_is_restored_and_checked(folder):
+    """The digest of a leaf was the sha256 of its bytes."""
+    checkpoints = saved(folder, {1: None})
+    leaves = {'params/model/dense/kernel': make_state(1).params['model']['dense']['kernel']}
+    old = lambda data: lambda whole: [whole['leaves'][name].__setitem__(2, record.sha256(data(x)))
+                                      for name, x in leaves.items()]  # fmt: skip
+    rewrite(folder, 1, old(lambda x: np.asarray(x).tobytes()))
+    assert_equal(checkpoints.restore(1, template(make_state(0))), make_state(1))
+    rewrite(folder, 1, old(lambda x: b'other'))
+    assert 'bytes of params/model/dense/kernel are not' in message(
+        lambda: checkpoints.restore(1, template(make_state(0)))
+    )
+
+
+NAMES = ['/dev/zero', '../../../../etc/passwd', '', '.', 'arrays/../../1/arrays/_METADATA', 'pipe', 'link', 'a\0b']
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_record_names_files_of_its_own_folder_alone(folder, name):
+    checkpoints = saved(folder, {1: None})
+    os.mkfifo(folder / '1' / 'pipe')
+    (folder / '1' / 'link').symlink_to('/dev/zero')
+    rewrite(folder, 1, lambda whole: whole['files'].update({name: '0' * 64}))
+    said = message(lambda: checkpoints.restore(1, template(make_state(0))))
+    assert 'the checkpoint is corrupt' in said
+    for odd in ('pipe', 'link'):  # each alone, without a word in the record, is what Orbax may open
+        (folder / '1' / odd).unlink()
+        rewrite(folder, 1, lambda whole: whole['files'].pop(name, None))
+        if odd == 'pipe':
+            assert 'link is no regular file' in message(lambda: checkpoints.restore(1, template(make_state(0))))
+    assert_equal(checkpoints.restore(1, template(make_state(0))), make_state(1))
+
+
+ODD = {
+    'negative': lambda whole: whole['leaves']['step'].__setitem__(0, [-1]),
+    'huge': lambda whole: whole['leaves']['step'].__setitem__(0, [10**40]),
+    'boolean': lambda whole: whole['leaves']['step'].__setitem__(0, [True]),
+    'text': lambda whole: whole['leaves'].update(step='float32'),
+    'no list': lambda whole: whole.update(files=3),
+    'metric': lambda whole: whole['metrics'].update(nll='1'),
+    'huge metric': lambda whole: whole['metrics'].update(nll=10**400),
+    'missing': lambda whole: whole.pop('metrics'),
+}
+
+
+@pytest.mark.parametrize('odd', ODD)
+def test_an_odd_record_is_one_line(folder, odd):
+    checkpoints = saved(folder, {1: 1.0}, best_metric='nll')
+    rewrite(folder, 1, ODD[odd])
+    for call in (lambda: checkpoints.restore(1, template(make_state(0))), lambda: checkpoints.resolve('best')):
+        assert 'checkpoint.json is not as it was saved' in message(call)
+
+
+def test_a_large_or_deep_record_is_refused_unread(folder):
+    checkpoints = saved(folder, {1: None})
+    path = folder / '1' / record.NAME
+    path.write_text('[' * 100_000)
+    assert 'checkpoint.json is not as it was saved' in message(lambda: checkpoints.digest(1))
+    os.truncate(path, 1 << 40)  # of no blocks
+    assert 'checkpoint.json has more than 64 MiB' in message(lambda: checkpoints.digest(1))
+    path.unlink()
+    os.mkfifo(path)
+    assert 'checkpoint.json is no regular file' in message(lambda: checkpoints.digest(1))
+
+
+@pytest.mark.parametrize('where', ['file', 'orbax'])
+def test_what_keeps_a_good_checkpoint_from_being_read_is_named_and_it_is_not_called_corrupt(folder, monkeypatch, where):
+    checkpoints = saved(folder, {1: None, 2: None}, keep=2)
+
+    def fails(*_, **__):
+        raise OSError(5, 'Input/output error') if where == 'file' else RuntimeError('Gloo: deadline exceeded')
+
+    monkeypatch.setattr(*((record.os, 'open') if where == 'file' else (store, 'load')), fails)
+    said = message(lambda: checkpoints.restore(2, template(make_state(0))), RunError)
+    assert ('Input/output error' if where == 'file' else 'Gloo: deadline exceeded') in said
+    assert 'corrupt' not in said and 'delete' not in said

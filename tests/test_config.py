@@ -184,13 +184,13 @@ def test_split_arguments():
             split(argv)
 
 
-def test_only_data_and_eval_on_a_finished_run():
+def test_only_data_eval_and_parallel_on_a_finished_run():
     config = load()
-    config_lib.override(config, [('data.name', 'x'), ('eval.k', '8')], only=config_lib.DATA_AND_EVAL)
+    config_lib.override(config, [('data.name', 'x'), ('eval.k', '8')], only=config_lib.FREE)
     assert config.data.name == 'x' and config.eval.k == 8
     for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate'):
-        with pytest.raises(UserError, match=r'only data\.\* and eval\.\* can be set'):
-            config_lib.override(config, [(name, '1')], only=config_lib.DATA_AND_EVAL)
+        with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\* can be set'):
+            config_lib.override(config, [(name, '1')], only=config_lib.FREE)
 
 
 def test_every_config_is_whole():

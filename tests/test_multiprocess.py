@@ -1,62 +1,14 @@
 """Two processes through the real command line: what they train, write and save is what one process does."""
 
 import json
-import os
 import signal
-import socket
-import time
 
 import numpy as np
 import pytest
+from pairs import Pair
 
-SECONDS = 300  # that two processes may take together
 # Reductions over two processes round otherwise than over one: 4e-7 of a value was measured.
 TOLERANCE = dict(rtol=2e-5, atol=1e-6)
-# Loaded by Python at its start: which files of the workdir the process opens for writing.
-AUDIT = """
-import os, sys
-log = open(os.environ['OPENED'], 'a', buffering=1)
-def hook(event, arguments):
-    if event == 'open' and isinstance(arguments[0], str) and isinstance(arguments[2], int):
-        if arguments[2] & (os.O_WRONLY | os.O_RDWR) and os.environ['WORKDIR'] in arguments[0]:
-            print(arguments[0], file=log)
-sys.addaudithook(hook)
-"""
-
-
-class Pair:
-    """Two processes of one run, with one CPU device each."""
-
-    def __init__(self, command_line, folder, config, **overrides):
-        # Held to the end, so that nobody else is given this port; the coordinator may bind it beside, as gRPC does.
-        self.port = socket.socket()
-        self.port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self.port.bind(('127.0.0.1', 0))
-        address = f'127.0.0.1:{self.port.getsockname()[1]}'
-        self.folder, self.workdir = folder, folder / 'run'
-        folder.mkdir(exist_ok=True)
-        (folder / 'sitecustomize.py').write_text(AUDIT)
-        path = [str(folder), str(command_line.root), os.environ.get('PYTHONPATH', '')]
-        shared = {
-            'JAX_COORDINATOR_ADDRESS': address, 'JAX_COORDINATOR_BIND_ADDRESS': address,
-            'JAX_NUM_PROCESSES': '2', 'WORKDIR': str(self.workdir), 'PYTHONPATH': os.pathsep.join(path),
-        }  # fmt: skip
-        self.processes = [
-            command_line.start(config, self.workdir, **overrides,
-                               env={**shared, 'JAX_PROCESS_ID': str(k), 'OPENED': str(folder / f'opened{k}')})
-            for k in range(2)
-        ]  # fmt: skip
-
-    def end(self) -> list[int]:
-        """Both exit codes; the processes are killed where they take too long."""
-        try:
-            end = time.monotonic() + SECONDS
-            self.errors = [p.communicate(timeout=max(1, end - time.monotonic()))[1] for p in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-            self.port.close()
-        return [process.returncode for process in self.processes]
 
 
 def rows(workdir) -> list[dict]:
@@ -81,7 +33,7 @@ def assert_same_run(leaves, workdir, other) -> None:
 
 def test_two_processes_train_as_one_and_the_first_alone_writes(command_line, tmp_path, smoke, leaves):
     pair = Pair(command_line, tmp_path, 'vae:smoke')
-    assert pair.end() == [0, 0], pair.errors
+    assert pair.end() == [0, 0], pair.errors()
     assert_same_run(leaves, pair.workdir, smoke('vae'))
     manifest = json.loads((pair.workdir / 'manifest.json').read_text())
     assert manifest['device']['processes'] == manifest['device']['count'] == 2
@@ -95,18 +47,40 @@ def test_two_processes_train_as_one_and_the_first_alone_writes(command_line, tmp
 def test_streamed_terminated_and_resumed_two_processes_train_as_one(command_line, tmp_path, smoke, leaves):
     fields = dict(data__stream=True)
     pair = Pair(command_line, tmp_path, 'gan:smoke', signalled=(10, signal.SIGTERM), **fields)
-    assert pair.end() == [143, 143], pair.errors
+    assert pair.end() == [143, 143], pair.errors()
     step = max(int(p.name) for p in (pair.workdir / 'checkpoints').iterdir() if p.name.isdigit())
     assert step == 10
     assert leaves(pair.workdir)['step'] == step  # one process reads what two have saved
     pair = Pair(command_line, tmp_path, 'gan:smoke', **fields)
-    assert pair.end() == [0, 0], pair.errors
+    assert pair.end() == [0, 0], pair.errors()
     assert_same_run(leaves, pair.workdir, smoke('gan'))
+
+
+def test_two_processes_evaluate_and_sample_a_run_in_shards_as_one(command_line, tmp_path):
+    rules = "(('.*', 'fsdp'),)"
+    workdir, known = tmp_path / 'run', tmp_path / 'run' / 'evaluation.json'
+    fields = dict(parallel__rules=rules, parallel__mesh__data=1, parallel__mesh__fsdp=-1, eval__problems='')
+    command_line.run('gpt:smoke', workdir, **fields)
+    flags = '--mode=sample', '--num_samples=3', '--max_new_tokens=60', '--prompt=The ', '--stop=e', '--seed=1'
+    command_line.run(None, workdir, *flags)
+    (path,) = (workdir / 'samples').glob('*_sample1.npz')
+    evaluation, samples = json.loads(known.read_text()), dict(np.load(path))
+    known.unlink(), path.unlink()
+    for name in (('--mode=evaluate',), flags):
+        pair = Pair(command_line, tmp_path, None, flags=name)
+        assert pair.end() == [0, 0], pair.errors()
+        assert not [name for name in (tmp_path / 'opened1').read_text().splitlines() if 'samples' in name]
+    found = json.loads(known.read_text())
+    assert found.keys() == evaluation.keys()
+    ours, theirs = ([row['value'] for row in rows.values() if row is not rows['step']] for rows in (found, evaluation))
+    np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), rtol=1e-4)
+    for name, value in dict(np.load(path)).items():
+        np.testing.assert_allclose(value, samples[name], rtol=1e-4)
 
 
 @pytest.mark.parametrize('mode', ['pmap'])
 def test_pmap_of_two_processes_is_refused_by_both(command_line, tmp_path, mode):
     pair = Pair(command_line, tmp_path, 'vae:smoke', parallel__mode=mode)
-    assert pair.end() == [2, 2], pair.errors
-    assert all('parallel.mode: pmap' in error for error in pair.errors)
+    assert pair.end() == [2, 2], pair.errors()
+    assert all('parallel.mode: pmap' in error for error in pair.errors())
     assert not pair.workdir.exists()

@@ -77,9 +77,7 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
     schedule-free optimization is about (Defazio et al. 2024, whose x these are, where `params` are y)."""
 
     def one(player):
-        kinds = AverageState, optax.contrib.ScheduleFreeState
-        is_one = lambda node: isinstance(node, kinds)
-        found = [node for node in jax.tree.leaves(opt[player], is_leaf=is_one) if is_one(node)]
+        found = _averages(opt[player])
         if not found:
             return params[player]
         state = found[-1]  # ema_decay comes last in the chain
@@ -90,6 +88,20 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
         return jax.tree.map(x, params[player], state.z)
 
     return {player: one(player) for player in params}
+
+
+def _averages(opt: Tree) -> list[AverageState | optax.contrib.ScheduleFreeState]:
+    is_one = lambda node: isinstance(node, AverageState | optax.contrib.ScheduleFreeState)
+    return [node for node in jax.tree.leaves(opt, is_leaf=is_one) if is_one(node)]
+
+
+def without_moments(opt: dict[str, Tree]) -> dict[str, Tree]:
+    """What `averaged` reads of the optimizers' states, and no more."""
+
+    def one(state):
+        return state if isinstance(state, AverageState) else state._replace(base_optimizer_state=())
+
+    return {player: tuple(map(one, _averages(state)[-1:])) for player, state in opt.items()}
 
 
 def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int = 1) -> optax.GradientTransformation:

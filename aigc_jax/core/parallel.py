@@ -19,6 +19,7 @@ WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
 BATCH_AXES = ('data', 'fsdp')  # fsdp shards the parameters over devices that each see other examples
 _AUTO = (AxisType.Auto,) * len(AXES)
 _FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
+_DRAWN_WHOLE = 1 << 17  # elements, up to which an array is drawn whole on each device
 
 
 def cores() -> int:
@@ -76,10 +77,20 @@ class Plan:
             carry=jax.tree.map(lambda _: self._named(*[] if self.axis_name else [BATCH_AXES]), state.carry),
         )
 
-    def alone(self) -> 'Plan':
-        """The plan of one device of this process, for what a process does without the others."""
-        mesh = jax.make_mesh((1,) * len(AXES), AXES, axis_types=_AUTO, devices=jax.local_devices()[:1])
-        return dataclasses.replace(self, mode='jit', mesh=mesh, rules=())
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """What XLA is told for a program that reads parameters in shards.
+
+        For a CPU its schedule puts all that depends on nothing else first: there the gathering of every parameter, so
+        that the whole model would stand on each device. The other schedule gathers each where it is read.
+        """
+        if not self.rules or self.mesh.devices.flat[0].platform != 'cpu':
+            return {}
+        return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+
+    def param_shardings(self, params: Tree) -> Tree:
+        """Of the (abstract) parameters of one replica, which is whole on its device."""
+        return jax.tree.map(lambda spec: self._named(*spec), self._param_specs(params), is_leaf=_is_spec)
 
     @property
     def replicated(self) -> NamedSharding:
@@ -119,6 +130,32 @@ class Plan:
             return jax.make_array_from_process_local_data(self._feed, x, shape)
 
         return jax.tree.map(whole, feed)
+
+    def compile_draw(self, draw, shardings: Tree):
+        """`draw(seed)` for this plan, compiled when called with `seeds`; each device makes what `shardings` give it.
+
+        The values are those of one device: jax.random's do not depend on the sharding. A small array is made whole on
+        each device first, for what is reduced over it (a norm) would be rounded otherwise in parts.
+        """
+        if self.replicas:  # by the very program of a single run, one replica after the other
+            return jax.jit(self._over_replicas(draw))
+
+        def drawn(seed):
+            whole = lambda x: x if x.size > _DRAWN_WHOLE else jax.lax.with_sharding_constraint(x, self.replicated)
+            return jax.tree.map(whole, draw(seed))
+
+        return jax.jit(drawn, out_shardings=shardings)
+
+    def compile_begin(self, begin, shardings: Tree):
+        """`begin(*drawn)` for this plan, whose arguments become part of what comes out."""
+        begin = self._over_replicas(begin) if self.replicas else begin
+        return jax.jit(begin, out_shardings=shardings, donate_argnums=0)
+
+    def _over_replicas(self, function):
+        """function over a leading axis of replicas, each device over its own, one after the other."""
+        over = PartitionSpec(AXES)
+        each = lambda *arguments: jax.lax.map(lambda own: function(*own), arguments)
+        return jax.shard_map(each, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
 
     def compile(self, call, state: TrainState):
         """`call(state, seed, data, feed)`, compiled for this plan; `state` (abstract) gives the shapes."""
@@ -168,6 +205,10 @@ class _Spec(tuple):
     """A partition spec that is one leaf of a tree, which a bare tuple is not."""
 
 
+def _is_spec(value) -> bool:
+    return isinstance(value, _Spec)
+
+
 def _on_its_share(call, axis_name: str):
     """`call` for one device under pmap: it is handed the whole carry, works on its examples', and rejoins them."""
 
@@ -204,23 +245,6 @@ def fetch(values: Tree) -> Tree:
 
         values = jax.tree.map(whole, values)
     return jax.device_get(values)
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def of_first(values: Tree) -> Tree:
-    """The first process's host values, numbers or arrays of shapes that all processes know, on every process."""
-    if jax.process_count() == 1:
-        return values
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.broadcast_one_to_all(values)
 
 
 def make_plan(

@@ -20,14 +20,22 @@ def create_state(
     task: Task,
     optimizers: dict[str, optax.GradientTransformation],
     seed: Array | int,
-    params: Tree | None = None,
-    stats: dict[str, Tree] | None = None,
 ) -> TrainState:
-    """The state at step 0, a function of the seed alone, but for the `params` and `stats` that are given."""
-    drawn, extra = task.init(rng.stream(seed, 'init'))
-    params = drawn if params is None else params
+    """The state at step 0, a function of the seed alone."""
+    return first_state(optimizers, *draw(task, seed))
+
+
+def draw(task: Task, seed: Array | int) -> tuple[dict[str, Tree], Extra]:
+    """(parameters, statistics and recurrent state) that a run begins with."""
+    return task.init(rng.stream(seed, 'init'))
+
+
+def first_state(
+    optimizers: dict[str, optax.GradientTransformation], params: dict[str, Tree], extra: Extra
+) -> TrainState:
+    """The state at step 0 of these parameters."""
     opt = {player: optimizers[player].init(params[player]) for player in params}
-    return TrainState(jnp.zeros((), jnp.int32), params, opt, {**extra.stats, **(stats or {})}, extra.carry)
+    return TrainState(jnp.zeros((), jnp.int32), params, opt, extra.stats, extra.carry)
 
 
 def abstract_params(task: Task) -> dict[str, Tree]:
@@ -175,4 +183,11 @@ def replicate(call, execution: str):
     """`call` over a leading axis of state, seed and feed: by vmap (fast) or lax.map (each bit as the single run)."""
     if execution == 'vmap':
         return jax.vmap(call, in_axes=(0, 0, None, 0))
-    return lambda state, seed, data, feed: jax.lax.map(lambda a: call(a[0], a[1], data, a[2]), (state, seed, feed))
+
+    def one(data, own):
+        # What takes a replica out of the stack and puts it back is not to be fused with its step, which would round
+        # otherwise: statistics of batch norm by 1e-7.
+        state, seed, feed = jax.lax.optimization_barrier(own)
+        return jax.lax.optimization_barrier(call(state, seed, data, feed))
+
+    return lambda state, seed, data, feed: jax.lax.map(lambda own: one(data, own), (state, seed, feed))

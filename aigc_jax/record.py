@@ -1,0 +1,132 @@
+"""checkpoint.json, the record beside a checkpoint: what was saved, and the sha256 of each of its files.
+
+A run's folder may come from somebody else, so a record is read as data alone: of bounded size, of known types, and the
+names in it are those of regular files below its own folder.
+"""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+import stat
+from typing import Any
+
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.files import atomic_write
+
+NAME = 'checkpoint.json'
+_MOST_BYTES = 64 << 20  # a million leaves take less
+_MOST_AXES, _MOST_LENGTH = 32, 2**48
+# Of a file that is not there, or that is no file. Whatever else keeps it from being read does not damage it.
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class Damaged(UserError):
+    """A checkpoint's record, files or leaves are not those that were saved. The message says which, as a clause."""
+
+
+def write(folder: pathlib.Path, record: dict, files: dict[str, str]) -> None:
+    """Writes the record of `folder` with the digests of its files, and a digest of itself."""
+    record = {**record, 'files': files}
+    atomic_write(folder / NAME, json.dumps({'sha256': sha256(json.dumps(record).encode()), 'record': record}))
+
+
+def read(folder: pathlib.Path) -> dict:
+    """{'step', 'metrics', 'leaves': {name: [shape, dtype, digest]}, 'files': {name: sha256}}.
+
+    Raises Damaged, or RunError where it cannot be read.
+    """
+    try:
+        with _opened(folder, NAME) as file:
+            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+                raise Damaged(f'{NAME} has more than {_MOST_BYTES >> 20} MiB')
+            whole = json.loads(file.read())
+        if whole['sha256'] == sha256(json.dumps(whole['record']).encode()) and _is_record(whole['record']):
+            return whole['record']
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise Damaged(f'{NAME} is not as it was saved')
+
+
+def files_of(folder: pathlib.Path) -> list[str]:
+    """The names of the files below `folder`, but for the record. Raises Damaged for links, pipes and devices."""
+    names = []
+    for path in sorted(folder.rglob('*')):
+        name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            names.append(name)
+        elif not stat.S_ISDIR(mode):
+            raise Damaged(f'{name} is no regular file')
+    return [name for name in names if name != NAME]
+
+
+def digest_of(folder: pathlib.Path, name: str) -> str:
+    """sha256 of a file of a checkpoint. Raises Damaged, or RunError where it cannot be read."""
+    with _opened(folder, name) as file:
+        try:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+        except OSError as error:
+            raise RunError(f'{folder / name}: cannot be read: {error.strerror or error}') from None
+
+
+def check(folder: pathlib.Path, files: dict[str, str], names: list[str]) -> None:
+    """Raises Damaged for the first of these `names` whose file is not what `files` says."""
+    for name in names:
+        if digest_of(folder, name) != files[name]:
+            raise Damaged(f'{name} is not as it was saved')
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _opened(folder: pathlib.Path, name: str):
+    """A regular file below `folder`, to be read; a pipe or a device is not waited for."""
+    if not _is_plain(name):
+        raise Damaged(f'{name!r} is no name of a file below it')
+    path = folder / name
+    try:
+        file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), 'rb')
+    except _GONE as error:
+        raise Damaged(f'{name} cannot be read: {error.strerror}') from None
+    except OSError as error:
+        if path.is_symlink():
+            raise Damaged(f'{name} is a link') from None
+        raise RunError(f'{path}: cannot be read: {error.strerror or error}') from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise Damaged(f'{name} is no regular file')
+    return file
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names something below a folder, by one way alone."""
+    return name.isprintable() and '\\' not in name and all(part not in ('', '.', '..') for part in name.split('/'))
+
+
+def _is_record(record: Any) -> bool:
+    fields = {'step': _is_count, 'metrics': _are_metrics, 'leaves': _are_leaves, 'files': _are_files}
+    return isinstance(record, dict) and all(name in record and fits(record[name]) for name, fits in fields.items())
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_LENGTH
+
+
+def _are_metrics(values: Any) -> bool:
+    number = lambda value: type(value) is float or (type(value) is int and abs(value) < _MOST_LENGTH)
+    return isinstance(values, dict) and all(map(number, values.values()))
+
+
+def _are_leaves(leaves: Any) -> bool:
+    def fits(leaf):
+        shape, dtype, digest = leaf
+        sizes = isinstance(shape, list) and len(shape) <= _MOST_AXES and all(map(_is_count, shape))
+        return sizes and math.prod(shape) < _MOST_LENGTH and isinstance(dtype, str) and isinstance(digest, str)
+
+    return isinstance(leaves, dict) and all(isinstance(leaf, list) and fits(leaf) for leaf in leaves.values())
+
+
+def _are_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())

@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM during a training: all is saved first."""
+
+import contextlib
+import os
+import signal
+import sys
+
+from aigc_jax.core import processes
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after saving. exit_code is what the shell expects of it."""
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f'{signal.Signals(number).name}: saved at step {step}; the same command goes on from there')
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """SIGINT and SIGTERM as a wish to stop after the present call; a second one stops at once."""
+
+    def __enter__(self):
+        self._number, self._safe_at = 0, None  # the step at which all is saved, while a signal may be heard at once
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if self._number:
+            processes.stop(number) if processes.several() else sys.exit(128 + number)
+        self._number = number
+        if self._safe_at is not None:
+            interrupted = Interrupted(number, self._safe_at)
+            if processes.several():
+                processes.fail(interrupted)
+            raise interrupted
+        # Not by print, which a handler may have interrupted.
+        os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; once more: at once\n'.encode())
+
+    @contextlib.contextmanager
+    def heard_at_once(self, step: int):
+        """Around what may be left at any moment, since all is saved at `step`: raises Interrupted there."""
+        self.raise_if_asked(step)
+        self._safe_at = step
+        try:
+            yield
+        finally:
+            self._safe_at = None
+
+    def raise_if_asked(self, step: int) -> None:
+        if asked := self.requested(True):
+            raise Interrupted(asked, step)
+
+    def requested(self, agree: bool) -> int:
+        """The signal's number, or 0. Several processes agree on it, at the steps where all ask."""
+        if not processes.several():
+            return self._number
+        return max(processes.gather('signal', self._number)) if agree else 0
