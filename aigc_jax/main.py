@@ -14,7 +14,7 @@ _STARTED = time.perf_counter()
 from absl import app, flags  # noqa: E402
 
 from aigc_jax import config as config_lib  # noqa: E402
-from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
+from aigc_jax.core.errors import RunError, UserError, near, printable  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 
 MODES = ('train', 'evaluate', 'sample')
@@ -97,6 +97,8 @@ def main(_: list[str]) -> None:
         sys.exit(Closed.exit_code)
     except (UserError, RunError) as error:
         _end(error)
+    except MemoryError as error:
+        _end(RunError(f'there is no memory left: {error or "a smaller batch, model or data set takes less"}'))
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         _leave(130)
@@ -252,7 +254,7 @@ def _set_up_jax() -> None:
 
 
 def _end(error: Exception) -> None:
-    print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
+    print(printable(f'error: {error}' if error.exit_code < 128 else str(error)), file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)
     sys.exit(error.exit_code)
@@ -269,5 +271,5 @@ def _leave(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-if __name__ == '__main__':
+if __name__ == '__main__':  # as `aigc_jax.command` runs it, too
     app.run(main, flags_parser=parse)
