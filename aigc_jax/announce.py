@@ -7,6 +7,7 @@ import jax
 
 from aigc_jax import evaluate
 from aigc_jax.core import optim
+from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
 from aigc_jax.evaluate import Results
@@ -74,7 +75,8 @@ def grown(experiment: Experiment, before: int, step: int) -> None:
 def table(experiment: Experiment, step: int, results: Results) -> None:
     """The evaluation, on stdout."""
     if jax.process_index() == 0:
-        show(f'step {step}, {experiment.config.data.name}, split {experiment.config.eval.final_split}\n')
+        config = experiment.config
+        show(printable(f'step {step}, {config.data.name}, split {config.eval.final_split}\n'))
         show(evaluate.table(results) + '\n')
 
 
@@ -97,4 +99,4 @@ def finished(experiment: Experiment, workdir: pathlib.Path, step: int) -> bool:
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)

@@ -10,10 +10,12 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import UserError, check_type, near
 
 # What the loop reads, each with its type; the rest belongs to the task, which checks it.
@@ -38,6 +40,7 @@ RANGES = {
     'eval.ais_chains': (1, math.inf), 'eval.ais_examples': (0, math.inf), 'data.fim_rate': (0, 1),
     'data.fim_identifiers': (0, 1),
 }  # fmt: skip
+_MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more take no good time
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
@@ -50,6 +53,8 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     path, _, arg = path_and_arg.partition(':')
     module = _import(pathlib.Path(path).expanduser())
     variants = getattr(module, 'VARIANTS', {})
+    if not isinstance(variants, dict):
+        raise UserError(f'--config: VARIANTS of {path} is {type(variants).__name__}, not a dict')
     for name in filter(None, arg.split(',')):
         if name not in variants:
             raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
@@ -57,6 +62,8 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
         config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
+    with _errors_of(path):
+        json.dumps(config.to_dict())  # of plain values, not within themselves
     if arg:
         with _errors_of(path):
             known = flatten(module.get_config())
@@ -90,11 +97,12 @@ def _errors_of(path: pathlib.Path):
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         here = isinstance(error, SyntaxError) and error.filename == str(path)
         line = error.lineno if here else _line_in(path, error.__traceback__)
         message = ' '.join(str(error).split())
-        raise UserError(f'--config: {path}, line {line}: {type(error).__name__}: {message}') from None
+        place = f'{path}, line {line}' if line else path
+        raise UserError(f'--config: {place}: {type(error).__name__}: {message}') from None
 
 
 def _line_in(path: pathlib.Path, trace) -> int | None:
@@ -132,7 +140,7 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
 def _arguments(name: str, text: str) -> dict[str, Any]:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
         value = None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f'--config.{name}: {text!r} is no group; set single fields of it, or all by "{{\'b1\': 0.9}}"')
@@ -145,7 +153,7 @@ def _read(name: str, text: str, present: Any) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
         value = {'true': True, 'false': False}.get(text.lower(), text)
     if wanted is float and type(value) is int:
         value = float(value)
@@ -163,12 +171,16 @@ def _read(name: str, text: str, present: Any) -> Any:
 def check(config: ConfigDict) -> None:
     """Raises UserError for a field that is missing or that does not fit the others."""
     flat = flatten(config)
+    if len(flat) > _MOST_FIELDS:
+        raise UserError(f'config: {len(flat)} fields; at most {_MOST_FIELDS} are read')
     for name, kind in FIELDS.items():
         group = any(key.startswith(name + '.') for key in flat)
         if name not in flat and not group:
             raise UserError(f'config: the field {name} is missing; every config has it')
         check_type(name, {} if group else flat[name], kind)
     for name, value in flat.items():
+        if name != 'seed':
+            _check_value(name, value)
         sizes = value if name.endswith(SIZES) and isinstance(value, tuple) else (value,)
         if (name in POSITIVE or name.endswith(SIZES)) and any(type(size) is not int or size < 1 for size in sizes):
             raise UserError(f'{name}: {value!r} is not a whole number of 1 or more')
@@ -186,6 +198,23 @@ def check(config: ConfigDict) -> None:
         raise UserError(f'eval.best_mode: {config.eval.best_mode!r}; it is min or max')
     if config.eval.patience and not config.eval.best_metric:
         raise UserError('eval.patience: early stopping needs eval.best_metric')
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Raises UserError for a number or a text that nothing could be done with, and for thousands of layers."""
+    if isinstance(value, (tuple, list)) and len(value) > _MOST_LAYERS:
+        raise UserError(f'{name}: {len(value)} values; at most {_MOST_LAYERS} are read')
+    if name.endswith(('layers', 'depth')) and isinstance(value, int) and value > _MOST_LAYERS:
+        raise UserError(f'{name}: {str(value)[:20]}; at most {_MOST_LAYERS}')
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(item, (tuple, list)):
+            _check_value(name, item)
+        if isinstance(item, int) and abs(item) >= 2**31:  # it may become an int32
+            raise UserError(f'{name}: {str(item)[:20]}; a whole number lies between −2**31 and 2**31')
+        if isinstance(item, float) and not math.isfinite(item):
+            raise UserError(f'{name}: {item} is no finite number')
+        if isinstance(item, str) and ('\0' in item or re.search('[\ud800-\udc7f\udd00-\udfff]', item)):
+            raise UserError(f'{name}: {item[:40]!r} holds what is no letter')
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
@@ -206,14 +235,11 @@ def to_json(config: ConfigDict) -> str:
 def from_json(path: pathlib.Path) -> ConfigDict:
     """The config of a run's folder. Raises UserError."""
     try:
-        values = json.loads(path.read_text(encoding='utf-8-sig'))
-        if not isinstance(values, dict):
-            raise ValueError('it holds no fields')
-        return ConfigDict(_tuples(values))
+        return ConfigDict(_tuples(records.read(path)))
     except FileNotFoundError:
         raise UserError(f'{path.parent}: no run is there (config.json is missing); train one with --config=…') from None
     except (ValueError, OSError) as error:
-        raise UserError(f'{path}: cannot be read as a config: {error}') from None
+        raise UserError(f'{path}: cannot be read as a config: {getattr(error, "strerror", None) or error}') from None
 
 
 def _tuples(value: Any) -> Any:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from aigc_jax.core import optim, parallel, progress, rng
+from aigc_jax.core import optim, parallel, progress, records, rng
+from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.types import Extra, TrainState
@@ -323,12 +324,20 @@ def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:
 
 
 def read(path: pathlib.Path) -> tuple[int, Results] | None:
-    """(step, what `across` gave) of an evaluation.json; None where there is none."""
+    """(step, what `across` gave) of an evaluation.json; None where there is none. Raises UserError."""
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
     nan = lambda row: {key: math.nan if value is None else value for key, value in row.items()}
-    return found.pop('step'), {name: nan(row) for name, row in found.items()}
+    try:
+        found = records.read(path)
+        step, results = found.pop('step'), {name: nan(row) for name, row in found.items()}
+        if printable(shown := table(results)) != shown:
+            raise ValueError('a name holds control characters')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f'{path}: cannot be read as an evaluation ({error}); remove it, and --mode=evaluate makes it again'
+        ) from None
+    return step, results
 
 
 def across(by_seed: dict[int, Results]) -> Results:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from aigc_jax import config as config_lib
 from aigc_jax import data, tasks
 from aigc_jax.checkpoint import Checkpoints
-from aigc_jax.core import optim, parallel, rng
+from aigc_jax.core import memory, optim, parallel, records, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
@@ -57,10 +58,20 @@ class Experiment:
             )
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.frozen = optim.frozen(config.optim, abstract_params(self.task))
+        self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
         best = config.eval.best_metric
         if best and best not in (known := self._metrics()):
             raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
+
+    def _want_room(self) -> None:
+        """Raises UserError where the devices of this process cannot hold their share of the state."""
+        share = len(self.plan.mesh.local_devices) / self.plan.mesh.size
+        limits = [(device.memory_stats() or {}).get('bytes_limit') for device in self.plan.mesh.local_devices]
+        free = sum(limits) if all(limits) else None  # the CPU's is the machine's
+        count = self.plan.replicas or 1
+        what = 'model, num_seeds: the state' + (f' of {count} seeds' if count > 1 else '')
+        memory.want(share * count * _bytes(self._abstract_replica), what, free)
 
     def _metrics(self) -> list[str]:
         """What an evaluation reports; nothing is computed."""
@@ -83,9 +94,13 @@ class Experiment:
         return names
 
     @functools.cached_property
+    def _abstract_replica(self) -> TrainState:
+        return jax.eval_shape(lambda: create_state(self.task, self.optimizers, 0))
+
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state, nothing computed: the template that a checkpoint must fit."""
-        state = jax.eval_shape(lambda: create_state(self.task, self.optimizers, 0))
+        state = self._abstract_replica
         if self.plan.replicas:
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.plan.replicas, *x.shape), x.dtype), state)
         placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -124,6 +139,10 @@ class Experiment:
 
     def train_call(self):
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
+        config, rounds = self.config, len(self.task.rounds)
+        examples = config.batch_size / self.plan.mesh.size * (self.plan.replicas or 1)
+        one = 4 * math.prod(self.dataset.shape)
+        memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
         arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen
         step = make_step(self.task, self.optimizers, *arguments)
         gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
@@ -142,8 +161,7 @@ class Experiment:
             player: sum(leaf.size for leaf in jax.tree.leaves(own)) // (self.plan.replicas or 1)
             for player, own in state.params.items()
         }
-        num_bytes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-        return {'parameters': numbers, 'bytes': {'state': num_bytes(state), 'resident_data': num_bytes(resident)}}
+        return {'parameters': numbers, 'bytes': {'state': _bytes(state), 'resident_data': _bytes(resident)}}
 
     def feeds(self, step: int) -> Iterator[Tree]:
         """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
@@ -190,6 +208,10 @@ class Experiment:
             return jax.tree.map(lambda x: x[k], state._replace(opt=optim.without_moments(state.opt)))
 
         return jax.jit(take, out_shardings=self.plan.replicated)
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 _SAMPLE_TOKENS = 200  # where eval.sample_tokens is -1 and there is room
@@ -286,9 +308,10 @@ def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
     """The tokenizer of a run's folder; None where it has none. Raises UserError."""
     path = workdir / 'tokenizer.json'
     try:
-        return tokenizers.from_json(path.read_text()) if path.exists() else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}: cannot be read as a tokenizer: {error}') from None
+        return tokenizers.from_json(records.read(path)) if path.exists() else None
+    except (OSError, ValueError) as error:
+        why = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path}: cannot be read as a tokenizer: {why}; bring it back from a copy') from None
 
 
 def initial_tokenizer(config: ConfigDict) -> Tokenizer | None:

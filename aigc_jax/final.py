@@ -9,12 +9,12 @@ import jax
 
 from aigc_jax import config as config_lib
 from aigc_jax import image_metrics, manifest, solve
-from aigc_jax.core import processes, progress
+from aigc_jax.core import processes, progress, records
 from aigc_jax.core.errors import RunError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
-from aigc_jax.evaluate import Evaluator, Results
+from aigc_jax.evaluate import Evaluator, Results, table
 from aigc_jax.experiment import Experiment
 
 PARTIAL = 'evaluation.json.partial'  # in a run's folder, until the evaluation is whole
@@ -82,9 +82,11 @@ class _Kept:
         self._path, self._identity, self._parts = workdir / PARTIAL, identity, {}
         if processes.first() and self._path.exists():
             try:
-                whole = json.loads(self._path.read_text())
+                whole = records.read(self._path)
                 self._parts = whole['parts'] if whole['of'] == identity else {}
-            except (OSError, ValueError, KeyError, TypeError):  # what cannot be read is computed again
+                for results in self._parts.values():
+                    table(results)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # what cannot be read is computed again
                 self._parts = {}
 
     def has(self, seed: int, name: str) -> bool:

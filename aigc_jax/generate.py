@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import pictures
-from aigc_jax.core import optim, parallel, rng
+from aigc_jax.core import optim, parallel, records, rng
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write, lines_of, read_text
@@ -281,11 +280,13 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
         raise UserError('--prompt and --prompt_file: give one of them')
     if not prompt_file:
         return [prompt]
-    text = read_text(pathlib.Path(prompt_file).expanduser(), '--prompt_file: ').replace('\r\n', '\n')
+    path = pathlib.Path(prompt_file).expanduser()
+    text = read_text(path, '--prompt_file: ', records.regular_or_pipe).replace('\r\n', '\n')
     prompts = []
     for number, line in enumerate(lines_of(text), 1):
         try:
-            prompts.append(json.loads(line) if line.startswith('"') else line)
+            prompts.append(records.parse(line) if line.startswith('"') else line)
+            prompts[-1].encode(errors='surrogateescape')  # half of a letter is no text
         except ValueError:
             raise UserError(
                 f'--prompt_file: {prompt_file}, line {number}: begins with a quote and is no JSON'

@@ -16,7 +16,7 @@ from absl import app, flags  # noqa: E402
 
 from aigc_jax import config as config_lib  # noqa: E402
 from aigc_jax.core import processes  # noqa: E402
-from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
+from aigc_jax.core.errors import RunError, UserError, near, printable  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 
 MODES = ('train', 'evaluate', 'sample')
@@ -100,6 +100,8 @@ def main(_: list[str]) -> None:
         sys.exit(Closed.exit_code)
     except (UserError, RunError) as error:
         _end(error)
+    except MemoryError as error:
+        _end(RunError(f'there is no memory left: {error or "a smaller batch, model or data set takes less"}'))
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         _leave(130)
@@ -282,7 +284,7 @@ def _end(error: Exception) -> None:
     with contextlib.suppress(UserError):
         if processes.expected():
             processes.fail_early(error)
-    print(f'error: {error}' if error.exit_code < 128 else error, file=sys.stderr)
+    print(printable(f'error: {error}' if error.exit_code < 128 else str(error)), file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)
     sys.exit(error.exit_code)
@@ -295,5 +297,5 @@ def _leave(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-if __name__ == '__main__':
+if __name__ == '__main__':  # as `aigc_jax.command` runs it, too
     app.run(main, flags_parser=parse)

@@ -13,6 +13,7 @@ import time
 
 import jax
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.experiment import Experiment
@@ -42,13 +43,34 @@ def check(path: pathlib.Path, experiment: Experiment) -> None:
 
 def trained_on(path: pathlib.Path) -> str | None:
     """The fingerprint of the data; None where there is no manifest, or one that says nothing of it."""
-    return json.loads(path.read_text())['data'].get('fingerprint') if path.exists() else None
+    fingerprint = _read(path).get('data', {}).get('fingerprint')
+    if not isinstance(fingerprint, (str, type(None))):
+        raise _unreadable(path, 'data.fingerprint is no text')
+    return fingerprint
+
+
+def _read(path: pathlib.Path) -> dict:
+    """What it holds; {} where there is none. Raises UserError."""
+    try:
+        manifest = records.read(path) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, getattr(error, 'strerror', None) or str(error)) from None
+    if not isinstance(manifest.get('data', {}), dict):
+        raise _unreadable(path, 'data is no group')
+    starts = manifest.get('starts', [])
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise _unreadable(path, 'starts is no list of groups')
+    return manifest
+
+
+def _unreadable(path: pathlib.Path, why: str) -> UserError:
+    return UserError(f'{path}: cannot be read as a manifest: {why}; bring it back from a copy, or remove it')
 
 
 def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
     """Writes the manifest of this start. A resumed run adds it to `starts` and keeps the earlier ones, each with what
     was otherwise then in `made_with`. init_step: of the parameters that `init_from` gave it."""
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = _read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}

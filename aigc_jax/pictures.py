@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aigc_jax.core import processes
+from aigc_jax.core import npy, processes
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
+from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.data import labels as labels_lib
 from aigc_jax.evals import latents
@@ -225,7 +227,16 @@ def _over_time(folder: pathlib.Path, name: str) -> list[tuple[str, np.ndarray]]:
     steps = sorted(match[1] for match in found if match and int(match[1]) <= int(last))
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _ROWS_SHOWN)).round().astype(int))
     files = [(int(steps[i]), folder / f'{steps[i]}{seed}{number}.npz') for i in chosen]
-    return [(f'step {step:,}', _samples(path)[:_COLUMNS_SHOWN]) for step, path in files]
+    shape, shown = _samples(files[-1][1]).shape[1:], []
+    for step, path in files:
+        try:
+            samples = _samples(path)[:_COLUMNS_SHOWN]
+        except UserError as error:
+            note(f'{error}; it is left out of the picture')
+            continue
+        if samples.shape[1:] == shape:
+            shown.append((f'step {step:,}', samples))
+    return shown
 
 
 def _by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -235,8 +246,7 @@ def _by_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _samples(path: pathlib.Path) -> np.ndarray:
-    with np.load(path) as file:
-        return file['samples']
+    return npy.load(path, str(path), 'samples')['samples']
 
 
 def _of_curves(rows: list[dict]) -> list[dict]:

@@ -11,8 +11,10 @@ import struct
 import sys
 import time
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import RunError
 from aigc_jax.core.files import atomic_write, disk_errors, open_append
+from aigc_jax.core.memory import read_whole
 from aigc_jax.core.notes import note
 
 # Metrics that a progress line has room for.
@@ -38,8 +40,8 @@ class Writer:
             workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / 'metrics.jsonl'
         self._tb = _Events(workdir / 'tb', step) if tensorboard else None
-        _cut_back(self._path, lambda row: row['step'] <= step and row['split'] != 'final')
-        _cut_back(workdir / 'timing.jsonl', lambda row: True)
+        _cut_back(self._path, lambda line: (row := _row(line))['step'] <= step and row['split'] != 'final')
+        _cut_back(workdir / 'timing.jsonl', lambda line: records.parse(line) is not None)
         # Unbuffered: a row is in the file when `metrics` returns, and a full disk is met there, not at close.
         with disk_errors(workdir):
             self._metrics = open_append(self._path)
@@ -139,8 +141,37 @@ class _Events:
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of a JSON-lines file, oldest first, without a last line that is torn."""
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b'\n')]
+    """The rows of a metrics.jsonl, oldest first, without a last line that is torn. Raises RunError."""
+    rows = []
+    for number, line in enumerate(_lines(path), 1):
+        if line.endswith(b'\n'):
+            try:
+                rows.append(_row(line))
+            except ValueError as error:
+                raise RunError(f'{path}, line {number}: not a row of this log; remove the line') from error
+    return rows
+
+
+def _row(line: bytes) -> dict:
+    """{"step", "split", perhaps "seed", metric: number or null}. Raises ValueError."""
+    row = records.parse(line)
+    if not isinstance(row, dict) or not {'step', 'split'} <= row.keys():
+        raise ValueError('no row')
+    kinds = {'step': (int,), 'split': (str,), 'seed': (int,)}
+    for name, value in row.items():
+        if type(value) not in kinds.get(name, (int, float, type(None))):
+            raise ValueError(f'{name} is {type(value).__name__}')
+        if '$' in name or not name.isprintable() or type(value) is int and abs(value) >= 2**63:  # what no plot shows
+            raise ValueError(f'{name} is no name of a metric, or too large')
+    return row
+
+
+def _lines(path: pathlib.Path) -> list[bytes]:
+    try:
+        with open(path, 'rb', opener=records.regular) as file:
+            return read_whole(file, str(path)).splitlines(keepends=True)
+    except OSError as error:
+        raise RunError(f'{path}: cannot be read: {error.strerror or error}') from None
 
 
 def _append(file, row: dict) -> None:
@@ -151,24 +182,22 @@ def _append(file, row: dict) -> None:
 
 
 def _cut_back(path: pathlib.Path, keep) -> None:
-    """Drops from a JSON-lines file the rows that `keep` refuses and a torn last line, if there are any."""
-    old = path.read_bytes() if path.exists() else b''
+    """Drops from a JSON-lines file the lines that `keep` refuses and a torn last one, if there are any."""
+    lines = _lines(path) if path.exists() else []
     shared = path.exists() and path.stat().st_nlink > 1
-    lines = old.splitlines(keepends=True)
     kept = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            wanted = line.endswith(b'\n') and keep(row)
-        except (ValueError, KeyError, TypeError) as error:
+            wanted = keep(line) and line.endswith(b'\n')
+        except ValueError as error:
             if number < len(lines):
                 raise RunError(f'{path}, line {number}: not a row of this log; remove the line') from error
             wanted = False
         if wanted:
             kept.append(line)
     # A copy by hard links, as backups are, must not grow with the run.
-    if (new := b''.join(kept)) != old or shared:
-        atomic_write(path, new)
+    if kept != lines or shared:
+        atomic_write(path, b''.join(kept))
 
 
 class NullWriter:

@@ -46,7 +46,7 @@ def test_tokens_become_the_text_again_and_stand_for_its_bytes(kind):
     both = [*tokenizer.encode(LINES[0]), tokenizer.end, *tokenizer.encode(LINES[1])]
     assert tokenizer.decode(both) == LINES[0] + tokenizers.END + LINES[1]
     assert tokenizer.num_bytes[tokenizer.end] == 0 and len(tokenizer.num_bytes) == tokenizer.vocab_size
-    again = tokenizers.from_json(tokenizer.to_json())
+    again = tokenizers.from_json(json.loads(tokenizer.to_json()))
     assert again == tokenizer and again.decode(again.encode(LINES[1])) == LINES[1]
 
 

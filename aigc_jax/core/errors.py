@@ -1,6 +1,9 @@
 """The two ways in which a command ends badly, each with its exit code."""
 
+import unicodedata
 from collections.abc import Mapping
+
+_MOST_LETTERS = 4000  # of a line on stderr
 
 
 class UserError(Exception):
@@ -18,6 +21,16 @@ class RunError(Exception):
     exit_code = 1
 
 
+def printable(message: str) -> str:
+    """The lines of a message as a terminal may show them: a name in it may hold letters that command the terminal, or
+    that turn the order of others, and may be of any length."""
+    lines = []
+    for line in message.split('\n'):
+        shown = ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in line)
+        lines.append(shown if len(shown) <= _MOST_LETTERS else shown[:_MOST_LETTERS] + '…')
+    return '\n'.join(lines)
+
+
 def check_fields(
     config, fields: Mapping[str, type], what: str, owner: str = '', later: Mapping[str, type] | None = None
 ) -> None:
@@ -27,6 +40,7 @@ def check_fields(
     runs of earlier days lack.
     """
     owner = owner or what
+    check_type(what, config, dict)
     fields = {**fields, **{name: kind for name, kind in (later or {}).items() if name in config}}
     for name in config:
         if name not in fields:
@@ -60,5 +74,5 @@ def near(word: str, known) -> str:
     import difflib
 
     known = sorted(map(str, known))
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], known, n=3, cutoff=0.5)
     return f'; did you mean {", ".join(close)}?' if close else f'; known: {", ".join(known)}'

@@ -20,11 +20,14 @@ from typing import BinaryIO
 import zstandard
 
 from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.memory import read_whole
 from aigc_jax.core.notes import note
+from aigc_jax.core.records import regular
 
 # What reading from `open_compressed` raises, where the file cannot be read, is cut short or damaged.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
+_COMPRESSED = 1 << 12  # bytes that are decompressed at once: of zstd to up to 30,000 times as many
 SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
 # All that a run writes in its folder.
 RUN_FILES = (
@@ -137,12 +140,12 @@ def lines_of(text: str) -> list[str]:
     return text.removesuffix('\n').split('\n') if text else []
 
 
-def open_compressed(path) -> BinaryIO:
+def open_compressed(path, opener=regular) -> BinaryIO:
     """Opens a file to read its bytes, decompressed where its first bytes are those of gzip, xz, zstd or bzip2.
 
-    Raises what UNREADABLE holds, here or when it is read.
+    opener: of `open`. Raises what UNREADABLE holds, here or when it is read.
     """
-    file = open(path, 'rb')
+    file = open(path, 'rb', opener=opener)
     begin = file.peek(10)
     for magic, opener in _MAGIC.items():
         if re.match(magic, begin):
@@ -151,21 +154,21 @@ def open_compressed(path) -> BinaryIO:
     return file
 
 
-def read_compressed(path, what: str = '') -> bytes:
+def read_compressed(path, what: str = '', opener=regular) -> bytes:
     """The bytes of a file, decompressed. what: stands before its name in an error. Raises UserError."""
     try:
-        with open_compressed(path) as file:
-            return file.read()
+        with open_compressed(path, opener) as file:
+            return read_whole(file, f'{what}{path}')
     except UNREADABLE as error:
         raise UserError(f'{what}{path}: cannot be read: {getattr(error, "strerror", None) or error}') from None
 
 
-def read_text(path, what: str = '') -> str:
+def read_text(path, what: str = '', opener=regular) -> str:
     """The text of a file, decompressed. A note says where it is UTF-16 or UTF-32.
 
     what: stands before its name in an error. Raises UserError where it cannot be read, or is no text.
     """
-    data = read_compressed(path, what)
+    data = read_compressed(path, what, opener)
     text, encoding = decode(data)
     if not encoding:
         raise UserError(f'{what}{path}, line {first_bad_line(data)}: is not UTF-8; {mend_encoding(data, path)}')
@@ -251,7 +254,7 @@ class _Zstd(io.RawIOBase):
     def _compressed(self) -> bytes:
         """The next bytes of the present frame, or of the one behind it; b'' at the end of the last."""
         left = self._frame.unused_data if self._frame and self._frame.eof else b''
-        data = left or self._file.read(1 << 16)
+        data = left or self._file.read(_COMPRESSED)
         if not data and self._frame and not self._frame.eof:
             raise EOFError('it ends before the end of its compressed data')
         if data and (not self._frame or self._frame.eof):

@@ -4,8 +4,10 @@ import sys
 
 import jax
 
+from aigc_jax.core.errors import printable
+
 
 def note(message: str) -> None:
     """Prints one line on stderr, in the first process alone: a choice that followed from the data, a warning."""
     if jax.process_index() == 0:
-        print(f'note: {message}', file=sys.stderr, flush=True)
+        print(printable(f'note: {message}'), file=sys.stderr, flush=True)

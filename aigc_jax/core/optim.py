@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aigc_jax.core import tree
+from aigc_jax.core import patterns, tree
 from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Tree
 
@@ -138,10 +138,12 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     known = inspect.signature(factory).parameters
     _check_options(config, known, what)
     decayed = tree.by_rule(((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex')
-    options |= _decay_mask(config.name, options, known, params, decayed, what)
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
+        patterns.check(options[_MATRICES], tree.flatten(params), f'{what}.options.{_MATRICES}')
+    options |= _decay_mask(config.name, options, known, params, decayed, what)
+    if _MATRICES in options:
         rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers(-2, -1)),)
         options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -157,7 +159,7 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
         parts = [optax.partition({'trained': parts[0], 'frozen': optax.set_to_zero()}, labels)]
     if config.learning_rate_rules:
         for rule in config.learning_rate_rules:
-            if not isinstance(rule, (tuple, list)) or not isinstance(rule[-1], (int, float)):
+            if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[-1], (int, float)):
                 raise UserError(f'{what}.learning_rate_rules: {rule!r} is no pair (regex, factor)')
             if not 0 <= rule[-1] < math.inf:
                 raise UserError(f'{what}.learning_rate_rules: {rule!r}; a factor is 0 or more')
@@ -173,7 +175,7 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     whole = optax.chain(*parts) if len(parts) > 1 else parts[0]
     try:
         jax.eval_shape(lambda p: whole.update(p, whole.init(p), p), params)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         said = str(error).strip().splitlines()[0]
         raise UserError(
             f'{what}: optax.{config.name} cannot train with this schedule and these options: {said}'
@@ -272,7 +274,7 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
         function = factory(**arguments)
         with jax.ensure_compile_time_eval():  # a task may be made inside a trace
             values = np.asarray(jax.vmap(function)(steps))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         known = ', '.join(inspect.signature(factory).parameters)
         raise UserError(f'{what}: {error}; optax.{factory.__name__} has {known}') from None
     if (wrong := ~((values >= 0) & (values < np.inf))).any():

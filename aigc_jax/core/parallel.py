@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from aigc_jax.core import tree
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.step import replicate
 from aigc_jax.core.types import TrainState, Tree
 
@@ -290,6 +290,8 @@ def _mesh_shape(config: Any, devices: int) -> tuple[int, ...]:
     if sorted(config) != sorted(AXES):
         raise UserError(f'parallel.mesh: the axes are {", ".join(AXES)}; got {", ".join(config)}')
     sizes = [config[axis] for axis in AXES]
+    for axis in AXES:
+        check_type(f'parallel.mesh.{axis}', config[axis], int)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f'parallel.mesh: sizes are positive, one may be -1 (what is left); got {sizes}')
     given = math.prod(size for size in sizes if size != -1)

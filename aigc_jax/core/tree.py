@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
+from aigc_jax.core import patterns
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Tree
 
@@ -38,11 +39,8 @@ def by_rule(
         if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
             raise UserError(f'{what}: {rule!r} is no pair of a regular expression and a value')
     for pattern, _ in rules:
-        try:
-            found = any(re.search(pattern, name) for name in (*names, *sometimes))
-        except re.error as error:
-            raise UserError(f'{what}: {pattern!r} is no regular expression: {error}') from None
-        if not found:
+        patterns.check(pattern, (*names, *sometimes), what)
+        if not any(re.search(pattern, name) for name in (*names, *sometimes)):
             raise UserError(f'{what}: {pattern!r} matches no parameter; there are {", ".join(names)}')
     return map_named(
         lambda name, _: next((value for pattern, value in rules if re.search(pattern, name)), default), tree

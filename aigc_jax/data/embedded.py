@@ -4,12 +4,15 @@ import zlib
 
 import numpy as np
 
+from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
 from aigc_jax.data.dataset import Arrays, Dataset, from_arrays
 from aigc_jax.data.mixture import MIXTURES, Mixture
 
 _EVAL_EXAMPLES = 10_000  # of a mixture's valid and test splits
 _BLOCK = 1000  # examples drawn at once from a mixture
+
+_BYTES_A_POINT = 64  # while a mixture is drawn
 
 
 def digits(cfg) -> Dataset:
@@ -47,6 +50,7 @@ def mixture(cfg) -> Dataset:
     """
     if cfg.num_examples < 1:
         raise UserError(f'data.num_examples={cfg.num_examples}: {cfg.name} needs 1 training example or more')
+    memory.want(_BYTES_A_POINT * cfg.num_examples, f'data.num_examples={cfg.num_examples}')
     density = MIXTURES[cfg.name]()
     sizes = {'train': cfg.num_examples, 'valid': _EVAL_EXAMPLES, 'test': _EVAL_EXAMPLES}
     splits = {split: _draw(density, f'{cfg.name}/{split}', n) for split, n in sizes.items()}

@@ -4,18 +4,19 @@ Any file may be compressed (gzip, xz, zstd, bzip2). Whatever is wrong with one i
 fault and the mend. README.md beside this file tells what each may hold.
 """
 
+import functools
 import io
 import math
 import mmap
 import os
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from aigc_jax.core import memory
+from aigc_jax.core import npy as npy_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import SUFFIXES, UNREADABLE, open_compressed
 from aigc_jax.core.notes import note
@@ -25,6 +26,11 @@ from aigc_jax.data.dataset import Dataset
 
 # What reading a damaged file raises; RuntimeError: odd zips.
 _BROKEN = (*UNREADABLE, ValueError, RuntimeError, zipfile.BadZipFile)
+# MATLAB's classes that are arrays of numbers or letters, and their bytes.
+_MAT_KINDS = {
+    'double': 8, 'single': 4, 'logical': 1, 'char': 4, 'int8': 1, 'uint8': 1, 'int16': 2, 'uint16': 2, 'int32': 4,
+    'uint32': 4, 'int64': 8, 'uint64': 8,
+}  # fmt: skip
 _ENDS = '(?:' + '|'.join(map(re.escape, SUFFIXES)) + ')?'
 _IDX = r'(?:(?P<set>.*?)[-_.])?(?P<part>train|valid|val|t10k|test)[-_.](?P<what>images|labels)[-_.]idx[134][-_.]ubyte'
 _CONVERT = (
@@ -121,13 +127,14 @@ def read_idx(where: str, mapped: bool = False) -> Parts:
 def read_npz(where: str, mapped: bool = False) -> Parts:
     try:
         with open_compressed(where) as file:
-            archive = np.load(_seekable(file), allow_pickle=False)
-            if isinstance(archive, np.ndarray):
+            file = _seekable(file, where)
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 raise UserError(f'{where}: is one .npy array; data.name=npy:FILE reads it')
-            with archive:
-                names = arrays.by_role(_shapes(archive), where)
-                examples = lambda name: _member(where, archive, name) if mapped and _is_plain(file) else archive[name]
-                return {split: (examples(x), archive[y] if y else None) for split, (x, y) in names.items()}
+            with zipfile.ZipFile(file) as archive:
+                names = arrays.by_role(npy_lib.shapes(archive), where)
+                get = lambda name: npy_lib.member(archive, name, where) if name else None
+                examples = functools.partial(npy_lib.map_member, file) if mapped and _is_plain(file) else npy_lib.member
+                return {split: (examples(archive, x, where), get(y)) for split, (x, y) in names.items()}
     except _BROKEN as e:
         raise _unreadable(where, e, 'an .npz of plain arrays (no objects), as np.savez writes it') from e
 
@@ -135,14 +142,15 @@ def read_npz(where: str, mapped: bool = False) -> Parts:
 def read_npy(where: str, mapped: bool = False) -> Parts:
     try:
         with open_compressed(where) as file:
-            if mapped and _is_plain(file):
-                array = np.load(where, mmap_mode='r', allow_pickle=False)
-            else:
-                array = np.load(_seekable(file), allow_pickle=False)
+            plain = _is_plain(file)
+            file = _seekable(file, where)
+            if zipfile.is_zipfile(file):
+                raise UserError(f'{where}: is an .npz of several arrays; data.name=npz:FILE reads it')
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            array = npy_lib.map_array(file, size) if mapped and plain else npy_lib.read(file, size, where)
     except _BROKEN as e:
         raise _unreadable(where, e, 'an .npy of plain numbers (no objects), as np.save writes it') from e
-    if not isinstance(array, np.ndarray):
-        raise UserError(f'{where}: is an .npz of several arrays; data.name=npz:FILE reads it')
     return {'': (array, None)}
 
 
@@ -152,7 +160,14 @@ def read_mat(where: str) -> Parts:
 
     try:
         with open_compressed(where) as file:
-            held = scipy.io.loadmat(_seekable(file))
+            file = _seekable(file, where)
+            kinds = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(file)}
+            wanted = [name for name, (_, kind) in kinds.items() if kind in _MAT_KINDS]
+            if any(size < 0 for name in wanted for size in kinds[name][0]):
+                raise ValueError('a size below 0')
+            memory.want(sum(math.prod(kinds[name][0]) * _MAT_KINDS[kinds[name][1]] for name in wanted), where)
+            file.seek(0)
+            held = scipy.io.loadmat(file, variable_names=wanted)  # cells within cells would overflow the stack
     except NotImplementedError:  # scipy's answer to MATLAB's HDF5
         raise UserError(
             f'{where}: is a .mat of version 7.3; save it with save(…, \'-v7\') in MATLAB, or turn it into an .npz '
@@ -163,7 +178,7 @@ def read_mat(where: str) -> Parts:
     held = {name: value for name, value in held.items() if not name.startswith('__')}
     plain = {name: value for name, value in held.items() if getattr(value, 'dtype', np.dtype('O')).kind in 'biufU'}
     plain = {name: value for name, value in plain.items() if not scipy.sparse.issparse(value)}
-    if rest := sorted(held.keys() - plain.keys()):
+    if rest := sorted(kinds.keys() - plain.keys()):
         note(f'{where}: left out, for they are no plain arrays: {", ".join(rest)}')
     names = arrays.by_role({name: value.shape for name, value in plain.items()}, where)
     return {split: (plain[x], plain[y] if y else None) for split, (x, y) in names.items()}
@@ -189,52 +204,14 @@ def _listed(where: str, kind: str) -> list[str]:
         raise UserError(f'{where}: {e.strerror}; data.name={kind}:DIR wants a folder') from e
 
 
-def _seekable(file):
-    """What np.load and loadmat want; a compressed file is decompressed into memory."""
-    return file if _is_plain(file) else io.BytesIO(file.read())
+def _seekable(file, where: str):
+    """What arrays are read from; a compressed file is decompressed into memory."""
+    return file if _is_plain(file) else io.BytesIO(memory.read_whole(file, where))
 
 
 def _is_plain(file) -> bool:
     """Whether a file that `open_compressed` opened is not compressed."""
     return isinstance(getattr(file, 'raw', None), io.FileIO)
-
-
-def _member(where: str, archive, name: str) -> np.ndarray:
-    """An array of an .npz, mapped into memory where it lies in the file as it is; read where it is compressed."""
-    info = archive.zip.getinfo(f'{name}.npy')
-    with open(where, 'rb') as file:
-        file.seek(info.header_offset)
-        head = file.read(30)  # the last four bytes are the lengths of the name and of what stands behind it
-        begin = info.header_offset + len(head) + sum(struct.unpack('<HH', head[26:]))
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or not info.file_size:
-            return archive[name]
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        file.seek(begin)
-        version = np.lib.format.read_magic(file)
-        shape, by_column, dtype = _HEADERS[version](file) if version in _HEADERS else ((), False, np.dtype('O'))
-        offset, count = file.tell(), math.prod(shape)
-    if dtype.hasobject or not count or begin + info.file_size != offset + count * dtype.itemsize:
-        return archive[name]  # np.load knows what to say of it
-    crc = 0
-    for i in range(begin, begin + info.file_size, 1 << 20):
-        crc = zlib.crc32(whole[i : min(i + (1 << 20), begin + info.file_size)], crc)
-    if crc != info.CRC:
-        raise zipfile.BadZipFile(f'Bad CRC-32 for file {name}.npy')
-    return np.frombuffer(whole, dtype, count, offset).reshape(shape, order='F' if by_column else 'C')
-
-
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
-def _shapes(archive) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of an .npz, from the headers alone: other arrays may be large, or objects that are not loaded."""
-    shapes = {}
-    for name in archive.zip.namelist():
-        if name.endswith('.npy'):
-            with archive.zip.open(name) as file:
-                version = np.lib.format.read_magic(file)
-                shapes[name.removesuffix('.npy')] = _HEADERS[version](file)[0] if version in _HEADERS else ()
-    return shapes
 
 
 def _read(path: str, mapped: bool = False) -> bytes | mmap.mmap:
@@ -243,7 +220,7 @@ def _read(path: str, mapped: bool = False) -> bytes | mmap.mmap:
         with open_compressed(path) as file:
             if mapped and _is_plain(file) and os.path.getsize(path):  # nothing cannot be mapped
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return file.read()
+            return memory.read_whole(file, path)
     except _BROKEN as e:
         raise _unreadable(path, e, 'whole and readable') from e
 

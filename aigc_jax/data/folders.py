@@ -10,8 +10,10 @@ from collections import Counter
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
+from aigc_jax.core.records import regular
 from aigc_jax.data import arrays
 from aigc_jax.data.arrays import Parts, assemble
 from aigc_jax.data.dataset import Dataset
@@ -109,7 +111,8 @@ def _by_class(root: pathlib.Path, paths: list[pathlib.Path]) -> tuple[list[pathl
 
 def _read(paths: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
     """uint8 (N, H, W, C), C 1 or 3."""
-    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+    threads = min(os.cpu_count() or 1, 16)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         kinds = list(pool.map(lambda path: _open(path, _kind), paths))
         sizes = Counter(size for size, _ in kinds)
         greys = sum(mode in _GREY for _, mode in kinds)
@@ -119,6 +122,8 @@ def _read(paths: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
         if 0 < greys < len(paths):
             note(f'{root}: {greys} of {len(paths)} images are grey, and get three channels as the others have')
         ((width, height),) = sizes
+        num_bytes = height * width * len(mode)
+        memory.want((len(paths) + threads) * num_bytes, str(root))
         x = np.empty((len(paths), height, width, len(mode)), np.uint8)
 
         def fill(i):
@@ -131,8 +136,9 @@ def _read(paths: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
 
 def _open(path: pathlib.Path, then):
     try:
-        with Image.open(path, formats=sorted(set(_FORMATS.values()))) as image:
-            return then(image)
+        with open(path, 'rb', opener=regular) as file:
+            with Image.open(file, formats=sorted(set(_FORMATS.values()))) as image:
+                return then(image)
     except _BROKEN as e:
         reason = str(getattr(e, 'strerror', None) or e).splitlines()[0]
         raise UserError(f'{path}: cannot be read ({reason}); replace it, or remove it') from e

@@ -3,12 +3,12 @@
 import glob
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import decode, first_bad_line, is_marked, lines_of, mend_encoding, read_compressed
 from aigc_jax.core.notes import note
@@ -86,7 +86,7 @@ def json_lines(cfg, paths: Iterable[pathlib.Path], given: str) -> dict[str, list
                 continue
             where = f'data.name={cfg.name}: {path}, line {number}'
             try:
-                row = json.loads(line)
+                row = records.parse(line)
                 text, split = row['text'], row.get('split')
             except (ValueError, KeyError, TypeError, AttributeError):
                 text = None

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize
 
 CHANNELS = 3
+_BYTES_A_STACK = 96  # while it is drawn
 _CLASSES = 10  # of a channel, at most: a stack's label is the number whose digits theirs are
 _EVAL_EXAMPLES = {'valid': 10_000, 'test': 26_000}  # of the latter as many as publications draw samples
 
@@ -70,6 +72,7 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
         )
     if num_examples < 1:
         raise UserError(f'data.num_examples={num_examples}: stacked:{name} needs 1 training example or more')
+    memory.want(_BYTES_A_STACK * num_examples, f'data.num_examples={num_examples}')
     splits, digest = {}, hashlib.sha256(f'stacked {base.fingerprint}\n'.encode())
     for split, source in sorted(base.splits.items()):
         draws = _draws(f'stacked/{split}', _EVAL_EXAMPLES.get(split, num_examples), source)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 
@@ -140,9 +141,9 @@ class Tokenizer:
 
     @functools.cached_property
     def _bpe(self):
-        import tokenizers
+        from tokenizers import models
 
-        return tokenizers.Tokenizer.from_str(self.model)
+        return _byte_level(models.BPE(*_pieces_and_merges(self.model, self.pieces)))
 
 
 def _unicode(text: str) -> str:
@@ -150,10 +151,55 @@ def _unicode(text: str) -> str:
     return text if text.isascii() else text.encode(errors='surrogateescape').decode(errors='replace')
 
 
-def from_json(text: str) -> Tokenizer:
-    """The tokenizer of a run's folder. Raises ValueError, KeyError or TypeError where the text is none."""
-    fields = json.loads(text)
-    return Tokenizer(**{**fields, 'pieces': tuple(fields['pieces'])})
+def from_json(fields: dict) -> Tokenizer:
+    """The tokenizer that the record of a run's folder is. Raises ValueError, which says what is wrong with it."""
+    own = {'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool}
+    fields = {'model': '', 'has_fim': False, **fields}
+    for name in fields | own:
+        if name not in own or type(fields.get(name)) is not own[name]:
+            raise ValueError(f'{name} is {"missing" if name not in fields else "not what a tokenizer has"}')
+    kind, pieces = fields['kind'], fields['pieces']
+    letter = r'[^\ud800-\udc7f\udd00-\udfff]'  # a byte that is no UTF-8 is one of those between
+    spelled = {'byte': '(?!)', 'char': letter, 'word': f'(?:(?!\\s){letter})+|\n', 'bpe': '.+'}
+    if kind not in spelled:
+        raise ValueError(f'kind is {kind[:20]!r}{near(kind[:20], KINDS)}')
+    if not all(type(piece) is str and re.fullmatch(spelled[kind], piece, re.DOTALL) for piece in pieces):
+        raise ValueError(f'a piece is none of kind {kind}')
+    if len({*pieces}) < len(pieces):
+        raise ValueError('two pieces are the same')
+    if (kind == 'word' and UNKNOWN not in pieces) or (kind == 'char' and not pieces) or bool(fields['model']) != (
+        kind == 'bpe'
+    ):
+        raise ValueError(f'pieces or model are not of kind {kind}')
+    if kind == 'bpe':
+        _pieces_and_merges(fields['model'], pieces)
+    return Tokenizer(**{**fields, 'pieces': tuple(pieces)})
+
+
+def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """What `tokenizers.models.BPE` is made from: the rest of the library's JSON is refused unless it is what
+    `_train_bpe` leaves, for its regular expressions and replacements could take any time. Raises ValueError."""
+    from tokenizers import pre_tokenizers
+
+    whole = records.parse(model)
+    try:
+        bpe, steps = whole['model'], [(whole[name] or {}).get('type') for name in ('pre_tokenizer', 'decoder')]
+        none = 'normalizer', 'post_processor', 'added_tokens', 'truncation', 'padding'
+        odd = [name for name in none if whole[name]]
+        odd += [name for name, value in bpe.items() if name not in ('type', 'vocab', 'merges') and value]
+        vocab, merges = bpe['vocab'], [tuple(m.split(' ') if isinstance(m, str) else m) for m in bpe['merges']]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError('model is no JSON of the tokenizers library') from None
+    if bpe.get('type') != 'BPE' or steps != ['ByteLevel', 'ByteLevel'] or odd:
+        raise ValueError(f'model is no byte-level BPE alone{": it has " + ", ".join(odd)[:200] if odd else ""}')
+    if vocab != {piece: token for token, piece in enumerate(pieces)} or any(type(n) is not int for n in vocab.values()):
+        raise ValueError('the vocabulary of model is not that of pieces')
+    if not all(len(m) == 2 and all(type(p) is str and p in vocab for p in (*m, ''.join(map(str, m)))) for m in merges):
+        raise ValueError('model merges what are no pieces')
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    if not alphabet <= vocab.keys() or not alphabet.issuperset(''.join(pieces)):
+        raise ValueError('pieces are not of the 256 letters that stand for bytes')
+    return vocab, merges
 
 
 def train(
@@ -197,21 +243,29 @@ def train(
 
 
 def _train_bpe(documents: Iterable[str], num_pieces: int, vocab_size: int) -> tuple[tuple[str, ...], str]:
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
     if num_pieces < 256:
         raise UserError(f'data.vocab_size: {vocab_size}; byte-level BPE begins with 256 bytes')
     if num_pieces > _MANY_PIECES:  # for which the trainer takes memory beforehand, and aborts where there is none
         documents = list(documents)
         num_pieces = min(num_pieces, 256 + sum(len(text.encode(errors='surrogateescape')) for text in documents))
-    bpe = tokenizers.Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe = _byte_level(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=num_pieces, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(map(_unicode, documents), trainer)
     pieces = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
     return tuple(piece for piece, _ in pieces), bpe.to_str()
+
+
+def _byte_level(model):
+    """The `tokenizers.Tokenizer` of a BPE model."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+
+    bpe = tokenizers.Tokenizer(model)
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return bpe
 
 
 KINDS = ('byte', 'char', 'word', 'bpe')

@@ -10,16 +10,17 @@ import io
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aigc_jax.core import progress, rng
+from aigc_jax.core import memory, npy, progress, rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import atomic_write
+from aigc_jax.core.files import UNREADABLE, atomic_write
+from aigc_jax.core.records import regular
 from aigc_jax.core.types import Array
 
 DIGITS = 10  # classes of each channel of stacked images
@@ -85,14 +86,22 @@ class Classifier:
     def load(cls, path: pathlib.Path) -> 'Classifier':
         """Raises UserError."""
         try:
-            with np.load(path) as file:
-                weights = {name: file[name] for name in file.files}
-            shape = tuple(weights.pop('shape').tolist())
-            if jax.tree.map(np.shape, weights) != jax.tree.map(np.shape, _init(shape, len(weights['out/bias']))):
+            with open(path, 'rb', opener=regular) as file, zipfile.ZipFile(file) as archive:
+                weights = {name: npy.member(archive, name, f'eval.extractor: {path}') for name in npy.shapes(archive)}
+            shape = weights.pop('shape')
+            shape = tuple(shape.tolist()) if shape.shape == (3,) else shape.shape
+            if len(shape) != 3 or not all(type(size) is int and size > 0 for size in shape):
+                raise ValueError(f'shape is {shape}')
+            wanted = {}
+            for name, fan_in, out in _layers(shape, len(weights['out/bias'])):
+                wanted |= {f'{name}/kernel': (fan_in, out), f'{name}/bias': (out,)}
+            if {name: weight.shape for name, weight in weights.items()} != wanted:
                 raise ValueError('its weights are of another network')
+            if any(weight.dtype != np.float32 for weight in weights.values()):
+                raise ValueError('its weights are not float32')
         except FileNotFoundError:
             raise UserError(f'eval.extractor: there is no file {path}; name the extractor.npz of a run') from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except (*UNREADABLE, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
             raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {error}') from None
         return cls(weights, shape)
 
@@ -128,10 +137,13 @@ def onnx(path: pathlib.Path) -> Extractor:
     except ImportError:
         raise UserError("eval.extractor: onnx: wants onnxruntime; pip install 'aigc_jax[onnx]'") from None
     try:
-        data = path.read_bytes()
+        with open(path, 'rb', opener=regular) as file:
+            data = memory.read_whole(file, f'eval.extractor: {path}')
         session = onnxruntime.InferenceSession(data, providers=onnxruntime.get_available_providers())
     except OSError as error:
         raise UserError(f'eval.extractor: {path}: {error.strerror}') from None
+    except UserError:
+        raise
     except Exception as error:  # of the library's own kinds, which have no base of their own
         raise UserError(f'eval.extractor: {path} is no ONNX network: {str(error).splitlines()[0]}') from None
     given = session.get_inputs()
@@ -211,21 +223,23 @@ def train_classifier(x: np.ndarray, labels: np.ndarray, num_classes: int) -> Cla
 
 def _init(shape: tuple[int, int, int], num_classes: int) -> Params:
     draw = np.random.Generator(np.random.PCG64(1))
-    params, (height, width, channels) = {}, shape
-
-    def layer(name, fan_in, out):
+    params = {}
+    for name, fan_in, out in _layers(shape, num_classes):
         # He et al. 2015, eq. 10.
         params[f'{name}/kernel'] = jnp.asarray(draw.normal(0, math.sqrt(2 / fan_in), (fan_in, out)), jnp.float32)
         params[f'{name}/bias'] = jnp.zeros(out)
+    return params
 
-    depth, wide = 0, _CHANNELS
+
+def _layers(shape: tuple[int, int, int], num_classes: int) -> Iterator[tuple[str, int, int]]:
+    """(name, inputs, outputs) of each."""
+    (height, width, channels), depth, wide = shape, 0, _CHANNELS
     while depth == 0 or max(height, width) > _LEAST_SIDE:
-        layer(f'conv{depth}', 4 * channels * _KERNEL**2, wide)
+        yield f'conv{depth}', 4 * channels * _KERNEL**2, wide
         height, width, channels, depth = -(-height // 2), -(-width // 2), wide, depth + 1
         wide = min(2 * wide, _MOST_CHANNELS)
-    layer('hidden', height * width * channels, _HIDDEN)
-    layer('out', _HIDDEN, num_classes)
-    return params
+    yield 'hidden', height * width * channels, _HIDDEN
+    yield 'out', _HIDDEN, num_classes
 
 
 def _hidden(params: Params, x: Array) -> Array:

@@ -2,12 +2,12 @@
 
 import ast
 import builtins
-import json
 import pathlib
 import symtable
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import read_text
 from aigc_jax.sandbox.sandbox import Program
@@ -135,7 +135,7 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(path)
     if text.lstrip().startswith('['):
         try:
-            rows = [(f'{path}, problem {i}', row) for i, row in enumerate(json.loads(text), 1)]
+            rows = [(f'{path}, problem {i}', row) for i, row in enumerate(records.parse(text), 1)]
         except ValueError as error:
             raise UserError(f'{path}, line {getattr(error, "lineno", 1)}: is no JSON') from None
     else:
@@ -143,7 +143,7 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(text.split('\n'), 1):
             if line.strip():
                 try:
-                    rows.append((f'{path}, line {number}', json.loads(line)))
+                    rows.append((f'{path}, line {number}', records.parse(line)))
                 except ValueError:
                     raise UserError(f'{path}, line {number}: is no JSON') from None
     for where, row in rows:
