@@ -24,6 +24,7 @@ import pathlib
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -43,8 +44,12 @@ class Chaos:
         self.arguments, self.out = arguments, pathlib.Path(arguments.out).absolute()
         self.folder = self.out.with_name(self.out.name + '.runs')
         self.folder.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(self.folder / 'xla'))
-        os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+        self._unmount()
+        # Its own compilation cache, warm from another: what is killed while it writes an entry leaves it torn.
+        if (warm := os.environ.get('JAX_COMPILATION_CACHE_DIR')) and pathlib.Path(warm).is_dir():
+            shutil.copytree(warm, self.folder / 'xla', dirs_exist_ok=True)
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = str(self.folder / 'xla')
+        os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
         self.key = _key()
         self.rows = [json.loads(line) for line in self.out.read_text().splitlines()] if self.out.exists() else []
         if any(row['code'] != self.key for row in self.rows):
@@ -53,6 +58,12 @@ class Chaos:
         self.lock, self.failed = threading.Lock(), False
         self.code = self.folder / 'code'
         self._copy_code()
+
+    def _unmount(self) -> None:
+        """The disks that an invocation left which was killed."""
+        mounts = pathlib.Path('/proc/mounts').read_text().splitlines()
+        for path in [line.split()[1] for line in mounts if line.split()[1].startswith(f'{self.folder}/')]:
+            subprocess.run(['umount', '-l', path], check=True)
 
     def _copy_code(self) -> None:
         """The code without its clone, once as it is and once with one other line; and what makes reading slow."""

@@ -628,17 +628,18 @@ class Strike:
         self._fault(not words, f'silent: process {k} ends with {code} without a word')
         self._fault(len(words) > 3, f'long: process {k} says {len(words)} lines')
         text = ' '.join(words)
-        others = [f'process {other}' for other in range(2) if other != k]
+        detail = {'rate': re.escape(self.run.model.rate), 'code': r'code|commit|diff', 'installed': r'code|rng\.py'}
+        ended = r'ended|died|gone|lost|killed'
         cause = {
-            'sigkill': others, 'sigterm': ['SIGTERM', *others], 'sigstop': ['process'],
-            'disk': ['No space', 'File too large', 'room', *others],
-            'file': [self.run.model.file, 'data', *others],
-            'differs': {'rate': self.run.model.rate.split('.'), 'code': ['code', 'commit', 'diff'],
-                        'installed': ['code', 'rng.py']}.get(event.detail, [event.detail]),
-        }.get(event.kind, [])  # fmt: skip
+            'sigkill': ended, 'sigterm': rf'SIGTERM|{ended}', 'disk': r'No space|File too large|room',
+            'file': rf'data|{re.escape(self.run.model.file)}', 'differs': detail.get(event.detail, event.detail),
+        }.get(event.kind, '')  # fmt: skip
         if process in self.unaware:
-            cause = [*cause, 'SIGTERM']
-        self._fault(words and cause and not any(word in text for word in cause), f'cause: process {k} does not say it')
+            cause += '|SIGTERM'
+        elif not struck and code != 143:
+            named = any(f'process {other}' in text for other in event.who)
+            self._fault(words and not named, f'name: process {k} does not name the process that failed')
+        self._fault(words and not re.search(cause, text), f'cause: process {k} does not say it')
 
     def _judge_files(self, step: int) -> None:
         run, event = self.run, self.event
