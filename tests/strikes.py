@@ -196,7 +196,7 @@ class Process:
     def words(self) -> list[str]:
         """Its last words: what stands on stderr from the first line on that says why it ends."""
         lines = [line for _, line in self.lines]
-        begins = [n for n, line in enumerate(lines) if re.match(r'error: |SIGTERM: (?!stops as soon)', line)]
+        begins = [n for n, line in enumerate(lines) if re.match(r'error: |(process \d+: )?SIGTERM: (?!stops)', line)]
         return lines[begins[0] :] if begins else []
 
     def first_word(self) -> float | None:
@@ -408,8 +408,8 @@ class Reference:
 
     def behind(self, mark: str) -> float:
         """Seconds from a mark to the next one."""
-        times = sorted([*self.marks.values(), self.seconds])
-        return next((time for time in times if time > self.marks[mark]), self.seconds) - self.marks[mark]
+        times = [*self.marks.values(), (self.marks['end'] + self.seconds) / 2]
+        return next((time for time in times if time > self.marks[mark]), times[-1]) - self.marks[mark]
 
 
 class Strike:
@@ -432,7 +432,7 @@ class Strike:
     def __call__(self) -> dict[str, object]:
         """Runs it to its end: the row of the results."""
         run, event = self.run, self.event
-        step, self._before = run.step(), run.files()
+        step, self._before, self._stray = run.step(), run.files(), run.stray()
         with contextlib.ExitStack() as undo:
             self._undo = undo
             if event.kind == 'file':
@@ -453,9 +453,9 @@ class Strike:
                     break
                 time.sleep(POLL)
             self.codes = pair.codes()
-            if self.struck is not None and self.reference:
+            if self.reference:
                 self._notice()
-                self._judge(step)
+                self._judge(step, event if self.struck is not None else Event('none'))
             self.behind = pair.left()
         last = max([process.ended or time.monotonic() for process in pair.processes])
         row = dataclasses.asdict(event) | {
@@ -463,7 +463,7 @@ class Strike:
             'seconds': round(time.monotonic() - pair.began, 1),
             'to_end': round(last - self.noticed, 1) if self.noticed else None,
             'codes': self.codes, 'lines': [[line[:300] for _, line in p.lines[-8:]] for p in pair.processes],
-            'verdict': 'missed' if self.struck is None else 'fault' if self.faults else 'ok', 'faults': self.faults,
+            'verdict': 'fault' if self.faults else 'missed' if self.struck is None else 'ok', 'faults': self.faults,
         }  # fmt: skip
         return row
 
@@ -483,10 +483,8 @@ class Strike:
     def _act(self, now: float) -> None:
         event, pair = self.event, self.pair
         if self.struck is None:
-            if event.mark in pair.marks:
-                wait = self.reference.behind(event.mark) * event.share if self.reference else 0.0
-                if now >= pair.marks[event.mark] + wait:
-                    self._hit(now)
+            if event.mark in pair.marks and (now >= pair.marks[event.mark] + self._share() or self._is_behind()):
+                self._hit(now)
         elif event.detail == 'start' and len(pair.processes) == 1 and now >= pair.began + event.amount:
             pair.start(event.who[0])
         elif event.kind == 'sigstop' and self.went_on is None and now >= self.struck + STOPPED:
@@ -495,6 +493,15 @@ class Strike:
         elif event.kind in ('sigkill', 'sigterm'):
             self._end_unaware(now)
         self._notice()
+
+    def _share(self) -> float:
+        """Seconds from its mark to the event."""
+        return self.reference.behind(self.event.mark) * self.event.share if self.reference else 0.0
+
+    def _is_behind(self) -> bool:
+        """Whether the run is faster than the uninterrupted one was, and has passed the next mark already."""
+        marks = list(self.reference.marks) if self.reference else []
+        return any(mark in self.pair.marks for mark in marks[marks.index(self.event.mark) + 1 :])
 
     def _hit(self, now: float) -> None:
         event, pair = self.event, self.pair
@@ -579,7 +586,7 @@ class Strike:
         if wrong:
             self.faults.append(words)
 
-    def _judge(self, step: int) -> None:
+    def _judge(self, step: int, event: Event) -> None:
         processes = self.pair.processes
         for k in self.hung:
             self.faults.append(f'hang: process {k}')
@@ -587,7 +594,7 @@ class Strike:
             limit = self._limit(process)
             if process.ended and limit and process.ended > limit:
                 self.faults.append(f'slow: process {process.k} ended {process.ended - self.noticed:.1f} s later')
-            self._judge_process(process)
+            self._judge_process(process, event)
         if len(processes) < 2:
             self.faults.append('end: before the other had begun')
         if not self.hung:
@@ -603,9 +610,9 @@ class Strike:
             time.sleep(0.1)
         return left
 
-    def _judge_process(self, process: Process) -> None:
+    def _judge_process(self, process: Process, event: Event) -> None:
         """Its exit code, and what it has said."""
-        event, k, code, words = self.event, process.k, process.poll(self.pair.port), process.words()
+        k, code, words = process.k, process.poll(self.pair.port), process.words()
         struck = k in event.who
         if k in self.hung:
             return
@@ -636,7 +643,7 @@ class Strike:
         }.get(event.kind, '')  # fmt: skip
         if process in self.unaware:
             cause += '|SIGTERM'
-        elif not struck and code != 143:
+        elif event.who and not struck and code != 143:
             named = any(f'process {other}' in text for other in event.who)
             self._fault(words and not named, f'name: process {k} does not name the process that failed')
         self._fault(words and not re.search(cause, text), f'cause: process {k} does not say it')
@@ -662,7 +669,7 @@ class Strike:
             saved = re.search(r'saved at step (\d+)', ' '.join(process.words()))
             self._fault(saved and int(saved[1]) != run.step(), f'lost: {saved and saved[0]}, but {run.step()} is there')
         if not self.hung and all(code is not None and code > 0 for code in self.codes):
-            stray = [name for name in run.stray() if not name.endswith('.partial')]
+            stray = [name for name in run.stray() if name not in self._stray and not name.endswith('.partial')]
             self._fault(stray, f'half-written: {", ".join(stray[:3])}')
 
     def _judge_result(self) -> None:
