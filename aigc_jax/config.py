@@ -250,10 +250,12 @@ def _tuples(value: Any) -> Any:
 
 
 def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """'a.b: 1 here, 2 there' for each differing field, except total_steps where it grew, and parallel.*."""
+    """'a.b: 1 now, 2 there' for each differing field, except total_steps where it grew, and parallel.*; the fields that
+    both have come first."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
     a, b = LATER_FIELDS | a, LATER_FIELDS | b
-    names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+    names = sorted(a.keys() | b.keys(), key=lambda name: (name not in a or name not in b, name))
+    names = [name for name in names if a.get(name) != b.get(name)]
     names = [name for name in names if not name.startswith('parallel.')]  # how a run is laid out is no part of it
     if 'total_steps' in names and a['total_steps'] > b.get('total_steps', math.inf):
         names.remove('total_steps')

@@ -286,7 +286,12 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
     for number, line in enumerate(lines_of(text), 1):
         try:
             prompts.append(records.parse(line) if line.startswith('"') else line)
-            prompts[-1].encode(errors='surrogateescape')  # half of a letter is no text
+            prompts[-1].encode(errors='surrogateescape')
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f'--prompt_file: {prompt_file}, line {number}: character {error.start + 1} is half of a letter, which no '
+                'UTF-8 has'
+            ) from None
         except ValueError:
             raise UserError(
                 f'--prompt_file: {prompt_file}, line {number}: begins with a quote and is no JSON'

@@ -1,5 +1,6 @@
 """manifest.json: what a run was made with, so that another can make it again."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -134,9 +135,14 @@ def _version(package: str) -> str | None:
 
 
 def code() -> dict[str, object]:
-    """The commit of the code that runs, what differs from it, and the sha256 of Python files that it lacks; nothing
-    where it runs from no clone."""
-    root = pathlib.Path(__file__).resolve().parent.parent
+    """The sha256 of the package's own files as they run, and of a clone also its commit, what differs from that, and
+    the sha256 of the Python files that the commit lacks."""
+    package = pathlib.Path(__file__).resolve().parent
+    root, source = package.parent, hashlib.sha256()
+    for path in sorted(package.rglob('*.py')):
+        with contextlib.suppress(FileNotFoundError):  # an editor's lock is a link to nothing
+            source.update(f'{path.relative_to(package)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n'.encode())
+    source = source.hexdigest()
 
     def git(*arguments: str) -> str | None:
         try:
@@ -147,14 +153,14 @@ def code() -> dict[str, object]:
         return done.stdout if done.returncode == 0 else None
 
     if not (root / '.git').exists():
-        return {'commit': None, 'diff': None, 'untracked': None}
+        return {'source': source, 'commit': None, 'diff': None, 'untracked': None}
     commit, diff = git('rev-parse', 'HEAD'), git('diff', 'HEAD')
     new = git('ls-files', '--others', '--exclude-standard', '-z', '--', '*.py')
     if diff and len(diff) > _MOST_DIFF:
         diff = f'{diff[:_MOST_DIFF]}\n… {len(diff) - _MOST_DIFF} characters more'
     files = [path for path in (new or '').split('\0') if (root / path).is_file()]  # an editor's lock is a broken link
     untracked = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in files}
-    return {'commit': commit and commit.strip(), 'diff': diff, 'untracked': untracked}
+    return {'source': source, 'commit': commit and commit.strip(), 'diff': diff, 'untracked': untracked}
 
 
 def _instruction_set() -> str:

@@ -1,6 +1,8 @@
 """Whatever happens to one of two processes, both end soon, with one line that names the process and the cause."""
 
 import os
+import pathlib
+import shutil
 import signal
 import time
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from pairs import Pair
 
+import aigc_jax
 from aigc_jax.core import processes
 from aigc_jax.core.errors import UserError
 
@@ -23,6 +26,8 @@ def slow(*arguments):
     return load(*arguments)
 data.load = slow
 """
+# The package in PYTHONPATH comes before that in the present folder.
+FROM_PATH = "import os, sys; sys.path.insert(0, os.environ['PYTHONPATH'])"
 # Files grow to no more than 50 kB when the checkpoint of a step is saved, as on a disk that is full.
 FULL = """
 import resource
@@ -153,6 +158,15 @@ def test_a_file_that_one_lacks_or_has_otherwise_is_told_by_both(command_line, tm
 def test_differing_fields_packages_and_flags_are_named_by_both(command_line, tmp_path):
     for line in refused(command_line, tmp_path, [{}, {'seed': 1, 'batch_size': 64}]):
         assert line.startswith('process 1 differs from process 0: batch_size: 64, not 32; seed: 1, not 0\n')
+    paths = [tmp_path / f'installed{k}' for k in range(2)]  # no clone
+    for path in paths:
+        shutil.copytree(pathlib.Path(aigc_jax.__file__).parent, path / 'aigc_jax')
+    with open(paths[1] / 'aigc_jax' / 'core' / 'rng.py', 'a') as file:
+        file.write('# other code\n')
+    for line in refused(
+        command_line, tmp_path, [{'env': {'PYTHONPATH': f'{path}'}, 'before': FROM_PATH} for path in paths]
+    ):
+        assert line.startswith('process 1 differs from process 0: source: ')
     env = {'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_enable_fast_math=true'}
     for line in refused(command_line, tmp_path, [{}, {'env': env}]):
         assert line.startswith('process 1 differs from process 0: XLA_FLAGS: ')
@@ -191,6 +205,16 @@ def test_a_signal_is_heard_at_any_moment_of_the_start(command_line, tmp_path):
     pair.processes[1] = pair.processes[0]
     assert pair.end(NOTICED) == [130, 130], pair.errors()
     assert pair.last()[0] == 'interrupted'
+
+
+def test_the_first_is_killed_while_the_others_wait_for_one_more(command_line, tmp_path):
+    one = [{'before': 'from aigc_jax.core import processes; processes.NOTED_SECONDS = 1'}] * 2
+    pair = Pair(command_line, tmp_path, 'vae:smoke', one, env={'JAX_NUM_PROCESSES': '3'})
+    pair.wait_for(lambda: all('waits for the others' in text for text in pair.errors()))
+    pair.processes[0].kill()
+    assert ends_after(pair, 0) < NOTICED
+    assert pair.end() == [-signal.SIGKILL, 1], pair.errors()
+    assert pair.last()[1] == RESUMES % 0 and 'Check failed' not in pair.errors()[1]
 
 
 def test_a_process_that_never_comes_is_told(command_line, tmp_path):

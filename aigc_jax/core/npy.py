@@ -102,7 +102,7 @@ def map_member(file: BinaryIO, archive: zipfile.ZipFile, name: str, what: str) -
         return member(archive, name, what)
     file.seek(sum(struct.unpack('<HH', head[26:])), os.SEEK_CUR)
     crc, left, begin = 0, info.file_size, file.tell()
-    while left and (part := file.read(min(left, 1 << 20))):
+    while left and (part := file.read(min(left, 1 << 16))):
         crc, left = zlib.crc32(part, crc), left - len(part)
     if left or crc != info.CRC:
         raise zipfile.BadZipFile(f'Bad CRC-32 for file {name}.npy')

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, Star
+from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, Star, ended
 
 START_SECONDS = 600  # that the processes may begin one after the other
 # A process that is stopped for a while is not dead; a death is noticed by the star.
@@ -99,13 +99,14 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
     line = f'process {index} of {count}: the others did not come to {address}'
     too_late = too_late or (lambda: _end(f'{line} within {seconds:.0f} seconds', RunError.exit_code, tell=False))
     note = lambda: _say(f'note: process {index} of {count} waits for the others, at {address}')
+    gone = lambda: _stars or _end(ended(0), RunError.exit_code, tell=False)  # later the star tells of it
     timers = [threading.Timer(NOTED_SECONDS, note), threading.Timer(seconds, too_late)]
     for timer in timers:
         timer.daemon = True
         timer.start()
     try:
         jax.distributed.initialize(
-            address if index == 0 else Relay(address).address, count, index,
+            address if index == 0 else Relay(address, gone).address, count, index,
             initialization_timeout=int(seconds) + 60,  # behind which JAX aborts with pages of C++
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )  # fmt: skip

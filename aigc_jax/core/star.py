@@ -42,10 +42,14 @@ def ended(k: int) -> str:
 
 
 class Relay:
-    """Between JAX's client in this process and the coordinator; the client never sees the coordinator's side close."""
+    """Between JAX's client in this process and the coordinator; the client never sees the coordinator's side close.
 
-    def __init__(self, coordinator: str):
-        self._coordinator = split_address(coordinator)
+    gone: called where a connection has closed and the coordinator takes no other one.
+    """
+
+    def __init__(self, coordinator: str, gone: Callable[[], None]):
+        self._coordinator, self._gone = split_address(coordinator), gone
+        self._clients: list[socket.socket] = []  # Python closes a socket that nothing refers to
         self._listener = socket.create_server(('127.0.0.1', 0))
         self.address = f'127.0.0.1:{self._listener.getsockname()[1]}'
         _thread(self._accept)
@@ -60,12 +64,20 @@ class Relay:
         except OSError:  # it has not begun yet: the client tries again
             return client.close()
         coordinator.settimeout(None)
+        self._clients.append(client)
         for one in (client, coordinator):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _thread(_pump, coordinator, client)
+        _thread(self._answer, coordinator, client)
         _pump(client, coordinator)
         with contextlib.suppress(OSError):
             coordinator.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, coordinator: socket.socket, client: socket.socket) -> None:
+        _pump(coordinator, client)
+        try:
+            socket.create_connection(self._coordinator, timeout=20).close()
+        except OSError:
+            self._gone()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
