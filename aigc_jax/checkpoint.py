@@ -20,6 +20,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -298,9 +299,12 @@ def _alike(what: str, call: Callable[[], Any]) -> Any:
     try:
         value = call()
     except Exception as error:  # Orbax and tensorstore raise bare Exceptions, ValueErrors and OSErrors
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        known = next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), None)
-        failed = [known or (_NoRoom if full else RunError).__name__, str(error) if known else _one_line(error)]
+        if isinstance(error, _KINDS):
+            failed = [next(kind.__name__ for kind in _KINDS if isinstance(error, kind)), str(error)]
+        elif full := next((words for words in _FULL if words in str(error)), None):  # perhaps behind much else
+            failed = [_NoRoom.__name__, full]
+        else:
+            failed = [RunError.__name__, _one_line(error)]
     for k, other in enumerate(processes.gather(f'checkpoint: {what}', failed)):
         if other:
             kind = next(kind for kind in _KINDS if kind.__name__ == other[0])
@@ -309,6 +313,7 @@ def _alike(what: str, call: Callable[[], Any]) -> Any:
 
 
 _KINDS = (_Corrupt, _NoRoom, UserError, RunError)
+_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 def _digests_of_files(folder: pathlib.Path) -> dict[str, str]:

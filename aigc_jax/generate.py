@@ -289,8 +289,8 @@ def read_prompts(prompt: str, prompt_file: str) -> list[str]:
             prompts[-1].encode(errors='surrogateescape')
         except UnicodeEncodeError as error:
             raise UserError(
-                f'--prompt_file: {prompt_file}, line {number}: character {error.start + 1} is half of a letter, which no '
-                'UTF-8 has'
+                f'--prompt_file: {prompt_file}, line {number}: character {error.start + 1} is half of a '
+                'letter, which no UTF-8 has'
             ) from None
         except ValueError:
             raise UserError(

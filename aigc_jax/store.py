@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath  # Orbax's own paths, which its handlers ask for
 
 from aigc_jax.core import tree
@@ -29,12 +31,14 @@ def write(folder: pathlib.Path, state: Tree) -> None:
     """Writes this process's shards into `folder`, which is there; `merge` makes one whole of those of all."""
     # Orbax fills a file in memory.
     arguments = ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=int(_BYTES_AT_ONCE))
-    _orbax().save(epath.Path(folder), args=arguments)
+    with _raised_alone():
+        _orbax().save(epath.Path(folder), args=arguments)
 
 
 def merge(folder: pathlib.Path) -> None:
     """What one process does when all have written."""
-    _orbax().finalize(epath.Path(folder))
+    with _raised_alone():
+        _orbax().finalize(epath.Path(folder))
 
 
 def structure(folder: pathlib.Path) -> Tree:
@@ -56,7 +60,8 @@ def load(folder: pathlib.Path, saved: Tree, wanted: dict[str, Any]) -> dict[str,
 
     item = tree.map_named(lambda name, _: wanted.get(name, ocp.PLACEHOLDER), saved)
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(argument, item))
-    found = tree.flatten(_orbax().restore(epath.Path(folder), args=arguments))
+    with _raised_alone():
+        found = tree.flatten(_orbax().restore(epath.Path(folder), args=arguments))
     return {name: found[name] for name in wanted}
 
 
@@ -114,10 +119,23 @@ def plain_path(directory: pathlib.Path):
         yield link
 
 
+@contextlib.contextmanager
+def _raised_alone():
+    """What fails in a thread of Orbax is raised where the thread is waited for. Without this, a traceback for each leaf
+    would be printed besides: by Orbax's log, and by tensorstore, which tells a loop that has ended of its own failures.
+    """
+    logger, no_traceback = logging.get_absl_logger(), lambda record: not record.exc_info
+    of_loop = lambda error: isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
+    before = sys.unraisablehook
+    logger.addFilter(no_traceback)
+    sys.unraisablehook = lambda found: None if of_loop(found.exc_value) else before(found)
+    yield  # where this raises, the two stay: other threads have not met the failure yet
+    logger.removeFilter(no_traceback)
+    sys.unraisablehook = before
+
+
 def _orbax() -> ocp.PyTreeCheckpointHandler:
     """Without the Checkpointer around it, which waits for the other processes by collectives of the devices."""
     return ocp.PyTreeCheckpointHandler(
         save_device_host_concurrent_gb=_BYTES_AT_ONCE / 1e9, is_prioritized_key_fn=lambda _: False
     )
-
-

@@ -229,6 +229,18 @@ FINISHED = {
 }  # fmt: skip
 
 
+# Room is there for a checkpoint, and is gone when Orbax writes.
+FILLS_UP = """
+import resource
+from aigc_jax import store
+write = store.write
+def filled(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    write(*arguments)
+store.write = filled
+"""
+
+
 @pytest.mark.parametrize('arguments, words', FINISHED.values(), ids=FINISHED)
 def test_finished_run(runner, smoke, arguments, words):
     before = snapshot(smoke('vae'))
@@ -296,6 +308,15 @@ def small_disk(tmp_path):
 
 def files(folder: pathlib.Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_disk_that_fills_up_under_orbax_is_one_error(command_line, tmp_path):
+    """Orbax and tensorstore print a traceback for each leaf."""
+    done = command_line.run('gan:smoke', tmp_path / 'run', before=FILLS_UP, returns=1)
+    *before, error, mend = done.stderr.splitlines()
+    assert len(before) < 12 and 'Traceback' not in done.stderr
+    assert error.startswith('error: ') and error.endswith('read back: File too large')
+    assert 'make room' in mend and not any((tmp_path / 'run' / 'checkpoints').iterdir())
 
 
 def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):

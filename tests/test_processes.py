@@ -82,12 +82,12 @@ def test_a_run_whose_processes_are_killed_or_meet_a_full_disk_resumes(command_li
         one[k]['signalled'] = step, signal.SIGKILL
         pair = interrupted(one, k)
         assert pair.processes[1 - k].returncode == 1
-        assert pair.last()[1 - k] == RESUMES % k
+        assert pair.last()[1 - k] == RESUMES % k, pair.errors()
         assert 'forged' not in pair.errors()[0]
     pair = interrupted([{'before': FULL % 40}, {}], 0)
     assert [process.returncode for process in pair.processes] == [1, 1]
     assert 'the checkpoint could not be written' in pair.errors()[0]
-    assert 'error: process 0: ' in pair.errors()[1] and 'the checkpoint could not be written' in pair.errors()[1]
+    assert 'the checkpoint could not be written and read back: process 0: File too large' in pair.errors()[1]
     assert [path.name for path in (pair.workdir / 'checkpoints').iterdir()] == ['20']
 
     pair = Pair(command_line, tmp_path / 'parts', 'gan:smoke')
