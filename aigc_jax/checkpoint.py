@@ -23,6 +23,7 @@ import math
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,7 @@ class Checkpoints:
             _by_first('rename', lambda: unfinished.rename(self._directory / str(step)))
         except (UserError, RunError) as error:
             if _is_first():
-                shutil.rmtree(unfinished, ignore_errors=True)
+                _remove(unfinished)
             good = self._good_before(step)
             raise RunError(
                 f'{self._directory}/{step}: the checkpoint could not be written and read back: {error}\n'
@@ -278,6 +279,14 @@ class Checkpoints:
             for path in self._directory.glob('*'):
                 if path.suffix in (_UNFINISHED, _DELETED):
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Removes a folder where threads of tensorstore may still make files, until none does, for two seconds at most."""
+    end = time.monotonic() + 2
+    while folder.exists() and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _is_first() -> bool:
