@@ -31,9 +31,9 @@ from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import read_text
 from aigc_jax.core.notes import note
 from aigc_jax.data import reading, tokenizers
-from aigc_jax.evals import problems
 from aigc_jax.evals.features import Classifier
 from aigc_jax.experiment import Experiment, saved_tokenizer
+from aigc_jax.sandbox import problems
 
 
 @pytest.fixture(autouse=True)
