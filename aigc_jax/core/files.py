@@ -3,7 +3,6 @@
 import bz2
 import codecs
 import contextlib
-import errno
 import fcntl
 import gzip
 import io
@@ -22,7 +21,7 @@ import zstandard
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.memory import read_whole
 from aigc_jax.core.notes import note
-from aigc_jax.core.records import regular
+from aigc_jax.core.records import regular, regular_itself
 
 # What reading from `open_compressed` raises, where the file cannot be read, is cut short or damaged.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -70,17 +69,8 @@ def atomic_write(path, data: str | bytes) -> None:
 
 
 def open_append(path) -> BinaryIO:
-    """Opens a regular file, which is made where there is none, to append bytes without a buffer.
-
-    Raises OSError, where it is a link or a pipe too.
-    """
-    # A pipe that nobody reads would wait otherwise.
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK
-    file = open(path, 'ab', buffering=0, opener=lambda name, own: os.open(name, own | flags, 0o666))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, 'is no regular file')
-    return file
+    """Opens a file, or makes it, to append bytes to it without a buffer. Raises OSError, also for a link or a pipe."""
+    return open(path, 'ab', buffering=0, opener=regular_itself)
 
 
 def check_folder(workdir) -> None:
