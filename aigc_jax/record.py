@@ -95,7 +95,7 @@ def _opened(folder: pathlib.Path, name: str) -> Iterator[BinaryIO]:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names something below a folder, by one way alone."""
+    """Whether it is a relative name without detours: no empty part, no . or .., no backslash."""
     return name.isprintable() and '\\' not in name and all(part not in ('', '.', '..') for part in name.split('/'))
 
 

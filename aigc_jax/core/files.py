@@ -26,7 +26,7 @@ from aigc_jax.core.records import regular, regular_itself
 # What reading from `open_compressed` raises, where the file cannot be read, is cut short or damaged.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
-_COMPRESSED = 1 << 12  # bytes that are decompressed at once: of zstd to up to 30,000 times as many
+_COMPRESSED = 1 << 12  # compressed bytes that are read at once; zstd makes up to 30,000 times as many of them
 SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
 # All that a run writes in its folder.
 RUN_FILES = (
@@ -55,8 +55,8 @@ def atomic_write(path, data: str | bytes) -> None:
     path = pathlib.Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target: os.replace is atomic only within one file system. Nobody can have put a link there, for
-        # the name is random and 'x' opens what it makes alone.
+        # Beside the target: os.replace is atomic only within one file system. No link can be there, because the name is
+        # random, and mode 'x' makes a new file or fails.
         temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}{_TEMPORARY}')
         try:
             with _create(temporary) as file:
@@ -74,7 +74,7 @@ def open_append(path) -> BinaryIO:
 
 
 def check_folder(workdir) -> None:
-    """Raises UserError where something else than a file or a folder stands where a run in `workdir` writes.
+    """Raises UserError if a link, a pipe or a device is in the place of what a run in `workdir` writes.
 
     `workdir` itself and the folders that it lies in may be links. This guards against a folder that was handed over
     with links in it, not against somebody who changes it during the run.

@@ -24,7 +24,7 @@ from aigc_jax.data import arrays
 from aigc_jax.data.arrays import Parts, assemble
 from aigc_jax.data.dataset import Dataset
 
-# MATLAB's classes that are arrays of numbers or letters, and their bytes.
+# MATLAB's classes of arrays of numbers or text, and the bytes of an element.
 _MAT_KINDS = {
     'double': 8, 'single': 4, 'logical': 1, 'char': 4, 'int8': 1, 'uint8': 1, 'int16': 2, 'uint16': 2, 'int32': 4,
     'uint32': 4, 'int64': 8, 'uint64': 8,
@@ -203,7 +203,7 @@ def _listed(where: str, kind: str) -> list[str]:
 
 
 def _seekable(file, where: str):
-    """What arrays are read from; a compressed file is decompressed into memory."""
+    """The file, or the content of a compressed one in memory."""
     return file if _is_plain(file) else io.BytesIO(memory.read_whole(file, where))
 
 
@@ -222,7 +222,7 @@ def _read(path: str, mapped: bool = False) -> bytes | mmap.mmap:
     """The bytes of a file, decompressed, or mapped."""
     try:
         with open_compressed(path) as file:
-            if mapped and _is_plain(file) and os.path.getsize(path):  # nothing cannot be mapped
+            if mapped and _is_plain(file) and os.path.getsize(path):  # an empty file cannot be mapped
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return memory.read_whole(file, path)
     except npy_lib.BROKEN as e:
