@@ -6,7 +6,7 @@ import sys
 import jax
 
 from aigc_jax import evaluate
-from aigc_jax.core import optim
+from aigc_jax.core import optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
@@ -47,8 +47,8 @@ def _devices(experiment: Experiment) -> str:
     mesh = experiment.plan.mesh
     kind = mesh.devices.ravel()[0].device_kind
     axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1)
-    processes = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
-    return f'{mesh.size} × {kind}' + (f' ({axes})' if axes else '') + processes
+    of_several = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
+    return f'{mesh.size} × {kind}' + (f' ({axes})' if axes else '') + of_several
 
 
 def _bytes(number: int) -> str:
@@ -74,7 +74,7 @@ def grown(experiment: Experiment, before: int, step: int) -> None:
 
 def table(experiment: Experiment, step: int, results: Results) -> None:
     """The evaluation, on stdout."""
-    if jax.process_index() == 0:
+    if processes.first():
         config = experiment.config
         show(printable(f'step {step}, {config.data.name}, split {config.eval.final_split}\n'))
         show(evaluate.table(results) + '\n')
@@ -98,5 +98,5 @@ def finished(experiment: Experiment, workdir: pathlib.Path, step: int) -> bool:
 
 
 def _say(text: str) -> None:
-    if jax.process_index() == 0:
+    if processes.first():
         print(printable(text), file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
-"""The installed command `aigc-jax`: as python -m aigc_jax.main, which alone lets Python import what lies in the folder
-that it is started in, such as an absl.py that somebody put there."""
+"""The installed command `aigc-jax`. It does what `python -m aigc_jax.main` does. But -m also lets Python import modules
+of the folder that it is started in, such as an absl.py that somebody put there."""
 
 import runpy
 

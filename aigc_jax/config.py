@@ -40,7 +40,7 @@ RANGES = {
     'eval.ais_chains': (1, math.inf), 'eval.ais_examples': (0, math.inf), 'data.fim_rate': (0, 1),
     'data.fim_identifiers': (0, 1),
 }  # fmt: skip
-_MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more take no good time
+_MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
 SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
 CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
 # Fields that runs of earlier days lack; without them, their values are those that these runs had.
@@ -63,7 +63,7 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
     with _errors_of(path):
-        json.dumps(config.to_dict())  # of plain values, not within themselves
+        json.dumps(config.to_dict())  # raises unless all values are plain, and none contains itself
     if arg:
         with _errors_of(path):
             known = flatten(module.get_config())
@@ -201,7 +201,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_value(name: str, value: Any) -> None:
-    """Raises UserError for a number or a text that nothing could be done with, and for thousands of layers."""
+    """Raises UserError for a number or a text that no field can use, and for thousands of layers."""
     if isinstance(value, (tuple, list)) and len(value) > _MOST_LAYERS:
         raise UserError(f'{name}: {len(value)} values; at most {_MOST_LAYERS} are read')
     if name.endswith(('layers', 'depth')) and isinstance(value, int) and value > _MOST_LAYERS:
@@ -256,7 +256,7 @@ def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     a, b = LATER_FIELDS | a, LATER_FIELDS | b
     names = sorted(a.keys() | b.keys(), key=lambda name: (name not in a or name not in b, name))
     names = [name for name in names if a.get(name) != b.get(name)]
-    names = [name for name in names if not name.startswith('parallel.')]  # how a run is laid out is no part of it
+    names = [name for name in names if not name.startswith('parallel.')]  # a run may go on with another layout
     if 'total_steps' in names and a['total_steps'] > b.get('total_steps', math.inf):
         names.remove('total_steps')
     return [f'{name}: {a.get(name)!r} now, {b.get(name)!r} there' for name in names]

@@ -68,7 +68,7 @@ class Experiment:
         """Raises UserError where the devices of this process cannot hold their share of the state."""
         share = len(self.plan.mesh.local_devices) / self.plan.mesh.size
         limits = [(device.memory_stats() or {}).get('bytes_limit') for device in self.plan.mesh.local_devices]
-        free = sum(limits) if all(limits) else None  # the CPU's is the machine's
+        free = sum(limits) if all(limits) else None  # a CPU has the machine's
         count = self.plan.replicas or 1
         what = 'model, num_seeds: the state' + (f' of {count} seeds' if count > 1 else '')
         memory.want(share * count * _bytes(self._abstract_replica), what, free)
@@ -113,7 +113,7 @@ class Experiment:
         """
         sharding = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         extra_sharding = Extra(sharding.stats, sharding.carry)
-        # What is drawn and what follows from it are two programs, for drawing takes memory of its own.
+        # Drawing is a program of its own, because it takes memory that must be free again for the rest.
         if params is None:
             draws = self.plan.compile_draw(lambda seed: draw(self.task, seed), (sharding.params, extra_sharding))
             params, extra = draws(self.seed_array)
@@ -127,7 +127,7 @@ class Experiment:
         return self.plan.compile_begin(begin, sharding)((params, extra))
 
     def _given(self, x, sharding) -> jax.Array:
-        """An array of one replica as that of all, or with its sharding where there are none."""
+        """The array of one replica, repeated for all replicas; or put on its sharding if there are none."""
         if not self.plan.replicas:
             return x if isinstance(x, jax.Array) and x.sharding == sharding else parallel.put(np.asarray(x), sharding)
         return parallel.put(np.broadcast_to(np.asarray(x), (self.plan.replicas, *x.shape)), sharding)
@@ -199,7 +199,7 @@ class Experiment:
         return self._split('train') if in_memory else self.dataset.splits['train']
 
     def replica(self, state: TrainState, k: int) -> TrainState:
-        """What is evaluated of replica k, without its axis; the state itself where there are none."""
+        """What an evaluation needs of replica k, without the axis of replicas; the state itself if there are none."""
         return self._take(state, np.int32(k)) if self.plan.replicas else state
 
     @functools.cached_property
@@ -286,9 +286,9 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
 
 
 def _laid_out_again(config: ConfigDict, devices: list) -> list:
-    """Those of `devices` that a finished run is looked at on, and config.parallel for them.
+    """The `devices` on which a finished run is evaluated. Sets config.parallel to fit them.
 
-    Where one holds the whole, one is enough, whatever the run was trained on; several processes need one of each.
+    One device is enough where the parameters are not in shards, except that several processes need one of each.
     """
     if not config.parallel.rules:
         config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
@@ -315,7 +315,7 @@ def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
 
 
 def initial_tokenizer(config: ConfigDict) -> Tokenizer | None:
-    """That of the run which `init_from` names, whose parameters mean its tokens; None where there is none."""
+    """The tokenizer of the run that `init_from` names, because its parameters stand for its tokens; or None."""
     tokenizer = saved_tokenizer(pathlib.Path(config.init_from).expanduser()) if config.init_from else None
     if tokenizer is None or 'vocab_size' not in config.data:
         return tokenizer
@@ -335,7 +335,7 @@ def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool 
 
 
 def _filled(drawn: jax.Array, theirs: jax.Array) -> jax.Array:
-    """`theirs`, and behind it along each axis what `drawn` has more."""
+    """`drawn`, with `theirs` at the beginning of each axis."""
     if drawn.shape == theirs.shape:
         return theirs
     corner = (0,) * drawn.ndim

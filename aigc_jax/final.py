@@ -63,7 +63,7 @@ def evaluate(
             of_seed = f', seed {seed}' if len(by_seed) > 1 else ''
             with progress.work(f'evaluation {n}/{len(wanted)}: {name}{of_seed}'):
                 kept.add(seed, name, by_part[name](experiment.replica(state, k), seed))
-            processes.gather('part', None)  # the first measures alone, and Gloo would not wait for it
+            processes.gather('part', None)  # only the first one measures, for longer than Gloo would wait
         by_seed[seed] |= kept.get(seed, name)
         between()
     return by_seed

@@ -102,7 +102,7 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     if start < config.total_steps:
         call = call.compile()
         lap('compile')
-    processes.gather('compiled', None)  # Gloo's patience begins when the first process is in a collective
+    processes.gather('compiled', None)  # Gloo's time limit begins when the first process enters a collective
     if not resumes:
         _make(config, workdir, held, first, locked)
     with processes.together('files of the start'):
@@ -309,7 +309,7 @@ def _check_workdir(config, workdir: pathlib.Path) -> bool:
 
 
 def _check_seen(workdir: pathlib.Path, resumes: bool) -> None:
-    """Raises UserError where some processes alone see the run in `workdir`."""
+    """Raises UserError if only some of the processes see the run in `workdir`."""
     seen = processes.gather('run', resumes)
     if len(set(seen)) > 1:
         raise UserError(
@@ -319,7 +319,7 @@ def _check_seen(workdir: pathlib.Path, resumes: bool) -> None:
 
 
 def _make(config, workdir: pathlib.Path, held: contextlib.ExitStack, first: bool, locked: bool) -> None:
-    """Makes the folder of a new run, and holds its lock. What it has made goes again where not all processes see it."""
+    """Makes the folder of a new run and takes its lock. Removes what it made if not all processes see it."""
     made = [path for path in (workdir, *workdir.parents) if not path.exists()]
     with processes.together('workdir'):
         if first:
@@ -347,7 +347,7 @@ def _locked(workdir: pathlib.Path):
         file = open_append(path)
     with file:
         try:
-            # Not flock, which whoever may read the file can hold.
+            # Not flock, which anybody who may read the file could hold.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(

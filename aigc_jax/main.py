@@ -105,7 +105,7 @@ def main(_: list[str]) -> None:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         _leave(130)
-    except Exception as error:  # a fault of the program, or a collective whose other process is gone
+    except Exception as error:  # a fault of the program, or a collective with a process that has ended
         if not processes.several():
             raise
         if not processes.is_lost(error):
@@ -117,7 +117,7 @@ def _run() -> None:
     from aigc_jax.core import files
 
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
-    if several := processes.expected():  # a mistake of one is told to the others
+    if several := processes.expected():  # first, so that the others hear of a mistake of this one
         _set_up_jax()
     if FLAGS.mode == 'train':
         with processes.together('config'):
@@ -211,7 +211,7 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
     everything = []
     for k, seed in enumerate(experiment.seeds):
         stream = None
-        if FLAGS.stream:  # all write, and the first one shows it
+        if FLAGS.stream:  # all processes generate, and the first one shows the text
             stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
         texts = writer.generate(experiment.replica(state, k), prompts, num_samples, FLAGS.seed, stream)
         step = int(experiment.replica(state, k).step)

@@ -99,7 +99,7 @@ def _walks(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed
 
 
 class _Shown(NamedTuple):
-    """What the model gives for the pictures, on the host; None where it gives none, or where the samples are enough."""
+    """What the pictures show, on the host. None: the model does not give it, or only samples are wanted."""
 
     samples: np.ndarray
     weights: np.ndarray | None = None  # of the attention over `tokens`

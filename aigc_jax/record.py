@@ -1,25 +1,26 @@
 """checkpoint.json, the record beside a checkpoint: what was saved, and the sha256 of each of its files.
 
-A run's folder may come from somebody else, so a record is read as data alone: of bounded size, of known types, and the
-names in it are those of regular files below its own folder.
+Somebody else may have made the folder of a run. So a record is data: its size is bounded, its types are checked, and it
+names only regular files below its own folder.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-import os
 import pathlib
 import stat
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
+from aigc_jax.core import records
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write
 
 NAME = 'checkpoint.json'
-_MOST_BYTES = 64 << 20  # a million leaves take less
 _MOST_AXES, _MOST_LENGTH = 32, 2**48
-# Of a file that is not there, or that is no file. Whatever else keeps it from being read does not damage it.
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+# What opening a file raises that is missing or is no file. Other errors of the disk do not make a checkpoint damaged.
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, records.NoFile)
 
 
 class Damaged(UserError):
@@ -39,12 +40,10 @@ def read(folder: pathlib.Path) -> dict:
     """
     try:
         with _opened(folder, NAME) as file:
-            if os.fstat(file.fileno()).st_size > _MOST_BYTES:
-                raise Damaged(f'{NAME} has more than {_MOST_BYTES >> 20} MiB')
-            whole = json.loads(file.read())
+            whole = records.load(file)
         if whole['sha256'] == sha256(json.dumps(whole['record']).encode()) and _is_record(whole['record']):
             return whole['record']
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise Damaged(f'{NAME} is not as it was saved')
 
@@ -64,10 +63,7 @@ def files_of(folder: pathlib.Path) -> list[str]:
 def digest_of(folder: pathlib.Path, name: str) -> str:
     """sha256 of a file of a checkpoint. Raises Damaged, or RunError where it cannot be read."""
     with _opened(folder, name) as file:
-        try:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-        except OSError as error:
-            raise RunError(f'{folder / name}: cannot be read: {error.strerror or error}') from None
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def check(folder: pathlib.Path, files: dict[str, str], names: list[str]) -> None:
@@ -81,27 +77,25 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _opened(folder: pathlib.Path, name: str):
-    """A regular file below `folder`, to be read; a pipe or a device is not waited for."""
+@contextlib.contextmanager
+def _opened(folder: pathlib.Path, name: str) -> Iterator[BinaryIO]:
+    """A regular file below `folder`, open for reading. Raises Damaged, or RunError where the disk does not give it."""
     if not _is_plain(name):
         raise Damaged(f'{name!r} is no name of a file below it')
     path = folder / name
     try:
-        file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), 'rb')
+        with open(path, 'rb', opener=records.regular_itself) as file:
+            yield file
     except _GONE as error:
         raise Damaged(f'{name} cannot be read: {error.strerror}') from None
     except OSError as error:
         if path.is_symlink():
             raise Damaged(f'{name} is a link') from None
         raise RunError(f'{path}: cannot be read: {error.strerror or error}') from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise Damaged(f'{name} is no regular file')
-    return file
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names something below a folder, by one way alone."""
+    """Whether it is a relative name without detours: no empty part, no . or .., no backslash."""
     return name.isprintable() and '\\' not in name and all(part not in ('', '.', '..') for part in name.split('/'))
 
 

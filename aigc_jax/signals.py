@@ -17,10 +17,11 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """SIGINT and SIGTERM as a wish to stop after the present call; a second one stops at once."""
+    """The first SIGINT or SIGTERM asks to stop after the present call; a second one stops at once."""
 
     def __enter__(self):
-        self._number, self._safe_at = 0, None  # the step at which all is saved, while a signal may be heard at once
+        self._number = 0
+        self._safe_at = None  # the step at which all is saved, where a signal may end the run at once
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -84,9 +84,9 @@ class Writer:
 
 
 class _Events:
-    """The scalars after `step` as TensorBoard reads them, in a file of `folder`, which is made at the first.
+    """Writes the scalars after `step` for TensorBoard, to a file in `folder` that the first of them makes.
 
-    tensorboardX's own writer gives them to a thread, and waits for it for ever once that has met a full disk.
+    tensorboardX's own writer leaves that to a thread, and waits for ever once the thread has met a full disk.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):

@@ -1,9 +1,11 @@
 """idx, amat and npz files: what they hold, and that every broken one is named."""
 
+import io
 import os
 import pickle
 import shutil
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from datafiles import (
 
 from aigc_jax import data
 from aigc_jax.data import files
+from aigc_jax.data.dataset import is_mapped
 
 
 @pytest.mark.parametrize('suffix', ['', '.gz'])
@@ -330,3 +333,99 @@ def test_a_flipped_byte_of_a_mapped_npz_is_found(tmp_path, at):
     path.write_bytes(content)
     for stream in (False, True):
         user_error(f'npz:{path}', 'CRC', stream=stream)
+
+
+def same(mapped, whole):
+    for (x, y), (other, labels) in zip(mapped.values(), whole.values(), strict=True):
+        assert x.dtype == other.dtype and x.shape == other.shape and y is labels is None
+        np.testing.assert_array_equal(x, other)
+
+
+ODD = {
+    'by columns': np.asfortranarray(IMAGES), 'big-endian': IMAGES.astype('>f4'), 'without values': IMAGES[:0],
+    'of empty rows': np.zeros((4, 0, 3), np.uint8), 'a single value': np.array(3.0), 'bool': IMAGES > 99,
+    'texts': np.array(['a', 'bc']), 'of half': IMAGES.astype(np.float16), 'every other': IMAGES[::2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('array', ODD.values(), ids=ODD)
+def test_what_is_mapped_is_what_would_be_read(tmp_path, array):
+    np.savez(tmp_path / 'a.npz', x=array)
+    np.save(tmp_path / 'a.npy', array)
+    for read, name in (files.read_npz, 'a.npz'), (files.read_npy, 'a.npy'):
+        mapped, whole = (read(str(tmp_path / name), kind) for kind in (True, False))
+        same(mapped, whole)
+        assert all(is_mapped(x) == bool(array.size) for x, _ in mapped.values())
+
+
+def write_members(path, form, **members):
+    """An .npz of {name: bytes}, as other programs write them."""
+    if form == 'behind other bytes':
+        path.write_bytes(bytes(1001))
+    method = {'deflated': zipfile.ZIP_DEFLATED, 'lzma': zipfile.ZIP_LZMA}.get(form, zipfile.ZIP_STORED)
+    with zipfile.ZipFile(path, 'a', method) as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(f'{name}.npy')
+            info.compress_type = method
+            if form == 'an extra field':
+                info.extra = b'\xfe\xca\x05\x00extra'
+            with archive.open(info, 'w', force_zip64=form == 'Zip64') as file:
+                file.write(content)
+
+
+FORMS = ['stored', 'deflated', 'lzma', 'Zip64', 'an extra field', 'behind other bytes']
+
+
+def npy_bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_an_npz_of_another_program(tmp_path, form):
+    path = tmp_path / 'a.npz'
+    write_members(path, form, x_test=npy_bytes(IMAGES[20:]), x_train=npy_bytes(IMAGES[:20]))
+    mapped, whole = (files.read_npz(str(path), kind) for kind in (True, False))
+    same(mapped, whole)
+    np.testing.assert_array_equal(mapped['test'][0], IMAGES[20:])
+    assert all(is_mapped(x) == (form not in ('deflated', 'lzma')) for x, _ in mapped.values())
+
+
+BROKEN = {
+    'truncated': npy_bytes(IMAGES)[:-1], 'header alone': npy_bytes(IMAGES)[:128], 'cut header': npy_bytes(IMAGES)[:60],
+    'objects': npy_bytes(np.array([{}, 1])), 'nothing': b'', 'a text': b'x = 3',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('content', BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize('form', FORMS)
+def test_a_broken_array_is_refused_mapped_or_not(tmp_path, form, content):
+    path = tmp_path / 'a.npz'
+    write_members(path, form, x=content)
+    (tmp_path / 'a.npy').write_bytes(content)
+    for stream in (False, True):
+        user_error(f'npz:{path}', 'it must be an .npz of plain arrays', stream=stream)
+        user_error(f'npy:{tmp_path}/a.npy', 'it must be an .npy of plain numbers', stream=stream)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_flipped_byte_of_any_npz_is_found(tmp_path, form):
+    path = tmp_path / 'a.npz'
+    write_members(path, form, x=npy_bytes(IMAGES))
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = archive.infolist()[0]
+    begin, end = info.header_offset, whole.index(b'PK\x01\x02')
+    for at in (begin, begin + 30, end - info.compress_size + 9, end - 300, end - 20):  # its header, name and data
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
+        for stream in (False, True):
+            user_error(f'npz:{path}', 'it must be an .npz of plain arrays', stream=stream)
+
+
+def test_values_that_look_like_the_end_of_an_archive(tmp_path):
+    end = np.frombuffer(b'PK\x05\x06' + bytes(18), np.uint8)
+    array = np.zeros((30, 64), np.uint8)
+    array[-1, -len(end) :] = end
+    np.save(tmp_path / 'a.npy', array)
+    np.testing.assert_array_equal(files.read_npy(str(tmp_path / 'a.npy'))[''][0], array)

@@ -1,7 +1,10 @@
 """The structure: a file imports only from lower floors, and stays small enough to read."""
 
 import ast
+import configparser
+import importlib.metadata
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,7 +18,7 @@ def floor(module: str) -> int:
     return FLOORS.get(module.split('.')[1], 3) if '.' in module else 3
 
 
-def imports(path: pathlib.Path) -> set[str]:
+def all_imports(path: pathlib.Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -23,7 +26,11 @@ def imports(path: pathlib.Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             # `from aigc_jax import tasks` imports aigc_jax.tasks
             found |= {f'{node.module}.{alias.name}' for alias in node.names}
-    return {name for name in found if name.split('.')[0] == 'aigc_jax'}
+    return found
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    return {name for name in all_imports(path) if name.split('.')[0] == 'aigc_jax'}
 
 
 def files() -> list[pathlib.Path]:
@@ -45,6 +52,20 @@ def test_the_test_sees_a_wrong_import(tmp_path):
     path = tmp_path / 'x.py'
     path.write_text('from aigc_jax import tasks\nimport numpy\n')
     assert imports(path) == {'aigc_jax.tasks'} and floor('aigc_jax.tasks') == 2
+
+
+def test_what_is_imported_is_declared():
+    """In setup.cfg, even where another requirement brings it."""
+    parsed = configparser.ConfigParser()
+    parsed.read(ROOT / 'setup.cfg')
+    canonical = lambda name: re.sub('[-_.]+', '-', name).lower()
+    lines = parsed['options']['install_requires'] + parsed['options.extras_require']['onnx']
+    declared = {canonical(re.match('[A-Za-z0-9_.-]+', line)[0]) for line in lines.split('\n') if line}
+    known = importlib.metadata.packages_distributions()
+    own = {'aigc_jax', *(path.stem for path in (PACKAGE / 'sandbox').glob('*.py')), *sys.stdlib_module_names}
+    for path in files():
+        for name in {name.split('.')[0] for name in all_imports(path)} - own:
+            assert declared & {canonical(package) for package in known[name]}, f'{path} imports {name}'
 
 
 def test_configs_import_only_ml_collections():

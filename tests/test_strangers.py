@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 import zlib
 
@@ -269,6 +270,32 @@ def test_a_header_that_lies(tmp_path, data):
     for members in (dict(shape=data), {'shape': npy(np.array([8, 8, 1])), 'out/bias': data}):
         (tmp_path / 'extractor.npz').write_bytes(archive(**members))
         assert 'is not the extractor.npz' in refused(Classifier.load, tmp_path / 'extractor.npz')
+
+
+def test_a_header_that_claims_to_be_long(tmp_path):
+    """It is not read to its end: compressed, 64 kB of a file hold 64 MB of it."""
+    buffer, length = io.BytesIO(), 1 << 26
+    with zipfile.ZipFile(buffer, 'w', zipfile.ZIP_DEFLATED) as file:
+        file.writestr('x.npy', b'\x93NUMPY\x02\x00' + struct.pack('<I', length) + b' ' * length, compresslevel=1)
+    (tmp_path / 'a.npz').write_bytes(buffer.getvalue())
+    del buffer
+    tracemalloc.start()
+    try:
+        refused(load, f'npz:{tmp_path}/a.npz')
+        assert tracemalloc.get_traced_memory()[1] < length / 8
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('method', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_of_samples(tmp_path, method):
+    path, buffer = tmp_path / '00000020.npz', io.BytesIO()
+    with zipfile.ZipFile(buffer, 'w', method) as file:
+        file.writestr('samples.npy', npy(IMAGES))
+    whole = buffer.getvalue()
+    for at in range(30, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :])
+        survives(pictures._samples, path)
 
 
 @pytest.mark.parametrize('shape', [[10**6, 10**6, 3], [0, 0, 0], [-1, 4, 1], [8, 8], [8.5, 8, 1], [2**62, 8, 1]])

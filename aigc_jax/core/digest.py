@@ -1,4 +1,4 @@
-"""A digest of an array that lies in shards, which needs it in no one place.
+"""A digest of an array in shards, which never gathers the array.
 
 Each word of the array is mixed with its place in the whole array, and the results are added up modulo 2^32, in two
 lanes of 64 bits together. A sum does not depend on how the array is cut, so the digest is the same on any mesh, on the
@@ -19,14 +19,14 @@ from aigc_jax.core import processes
 
 KIND = 'sum64'  # how such a digest begins
 _LANES, _U = 2, np.uint32
-_SMALL = 1 << 16  # words, up to which numpy is faster than to compile a program
+_SMALL = 1 << 16  # words up to which numpy is faster than compiling a program
 _CHUNK = 1 << 14  # words that numpy mixes at once, within a core's cache
 
 
 def digests(leaves: dict[str, Any]) -> dict[str, str]:
     """{name: 'sum64:0123456789abcdef'} of arrays of any sharding. All processes call it, with the same names.
 
-    Each device sums its own shard and nothing but the sums leaves it; processes exchange the sums alone.
+    Each device sums its own shard. Only the sums leave the device, and processes exchange only sums.
     """
     begun = {name: _begin(leaf) for name, leaf in leaves.items()}  # on all devices at once
     sums = {name: _own_sum(leaves[name], part) for name, part in begun.items()}
@@ -39,7 +39,7 @@ def digests(leaves: dict[str, Any]) -> dict[str, str]:
 
 
 def _is_shared(leaf) -> bool:
-    """Whether a process has a part of it alone."""
+    """Whether a process has only a part of it."""
     return isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
 
 
@@ -55,10 +55,10 @@ def _begin(leaf):
 
 
 def _own_sum(leaf, sums) -> np.ndarray:
-    """(lanes,) of those parts that no process before this one has."""
+    """(lanes,): the sum of the parts that no process before this one has."""
     if sums.ndim == 1:
         return np.asarray(sums)
-    first = {}  # of the devices that hold a part: in order of processes
+    first = {}  # {part: the first device that holds it, in the order of processes}
     devices = leaf.sharding.devices_indices_map(leaf.shape)
     for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
         first.setdefault(tuple((s.start, s.stop) for s in devices[device]), device)
@@ -76,7 +76,7 @@ def _sums_of_shards(leaf, sharding: NamedSharding):
     def own(block):
         return _sum(block, jnp.asarray(starts)[jax.lax.axis_index(mesh.axis_names)], leaf.shape)[None]
 
-    # One row a device comes out: no collective, which several processes would have to reach together.
+    # Each device gives a row of its own. All processes would have to reach a collective together.
     over = PartitionSpec(mesh.axis_names)
     return jax.shard_map(own, mesh=mesh, in_specs=sharding.spec, out_specs=over, check_vma=False)(leaf)
 
@@ -116,12 +116,12 @@ def _sum_on_host(array: np.ndarray) -> np.ndarray:
 
 
 def _outer_axes(shape: tuple[int, ...]) -> int:
-    """How many of the first axes are counted by the second word of a place: as few as leave 32 bits enough."""
+    """How many of the first axes the second word of a place counts: the fewest that leave 32 bits enough."""
     return next(k for k in range(len(shape) + 1) if math.prod(shape[k:]) < 2**32)
 
 
 def _words(x):
-    """Its bits as uint32, one an element, or two on a last axis."""
+    """Its bits as uint32: one word for an element, or two on a new last axis."""
     if jnp.iscomplexobj(x):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == bool:
@@ -131,14 +131,14 @@ def _words(x):
 
 
 def _host_words(x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    """(words in a row, the shape that they have)."""
+    """(its words, flat; their shape)."""
     size = x.dtype.itemsize
     unsigned = {1: np.uint8, 2: np.uint16}.get(size, _U)
     return np.ascontiguousarray(x).reshape(-1).view(unsigned), x.shape + ((size // 4,) if size > 4 else ())
 
 
 def _lanes(words, low, high):
-    """Each a bijection of the word at any place, so that no change of one word alone is lost."""
+    """Two lanes. At any place each is a bijection of the word, so a change of a single word always shows."""
     place = _mixed(low ^ _mixed(high, 16, 0x85EBCA6B, 13, 0xC2B2AE35), 16, 0x85EBCA6B, 13, 0xC2B2AE35)
     turned = place << _U(16) | place >> _U(16)
     # The finalizer of MurmurHash3 (Appleby 2011), and one with another pair of factors (Wellons 2018).

@@ -22,8 +22,8 @@ class RunError(Exception):
 
 
 def printable(message: str) -> str:
-    """The lines of a message as a terminal may show them: a name in it may hold letters that command the terminal, or
-    that turn the order of others, and may be of any length."""
+    """A message that is safe to show on a terminal: a name in it may be very long, or hold characters that control the
+    terminal or reverse the order of others."""
     lines = []
     for line in message.split('\n'):
         shown = ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in line)

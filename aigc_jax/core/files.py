@@ -3,7 +3,6 @@
 import bz2
 import codecs
 import contextlib
-import errno
 import fcntl
 import gzip
 import io
@@ -22,12 +21,12 @@ import zstandard
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.memory import read_whole
 from aigc_jax.core.notes import note
-from aigc_jax.core.records import regular
+from aigc_jax.core.records import regular, regular_itself
 
 # What reading from `open_compressed` raises, where the file cannot be read, is cut short or damaged.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
-_COMPRESSED = 1 << 12  # bytes that are decompressed at once: of zstd to up to 30,000 times as many
+_COMPRESSED = 1 << 12  # compressed bytes that are read at once; zstd makes up to 30,000 times as many of them
 SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
 # All that a run writes in its folder.
 RUN_FILES = (
@@ -56,8 +55,8 @@ def atomic_write(path, data: str | bytes) -> None:
     path = pathlib.Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target: os.replace is atomic only within one file system. Nobody can have put a link there, for
-        # the name is random and 'x' opens what it makes alone.
+        # Beside the target: os.replace is atomic only within one file system. No link can be there, because the name is
+        # random, and mode 'x' makes a new file or fails.
         temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}{_TEMPORARY}')
         try:
             with _create(temporary) as file:
@@ -70,21 +69,12 @@ def atomic_write(path, data: str | bytes) -> None:
 
 
 def open_append(path) -> BinaryIO:
-    """Opens a regular file, which is made where there is none, to append bytes without a buffer.
-
-    Raises OSError, where it is a link or a pipe too.
-    """
-    # A pipe that nobody reads would wait otherwise.
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK
-    file = open(path, 'ab', buffering=0, opener=lambda name, own: os.open(name, own | flags, 0o666))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, 'is no regular file')
-    return file
+    """Opens a file, or makes it, to append bytes to it without a buffer. Raises OSError, also for a link or a pipe."""
+    return open(path, 'ab', buffering=0, opener=regular_itself)
 
 
 def check_folder(workdir) -> None:
-    """Raises UserError where something else than a file or a folder stands where a run in `workdir` writes.
+    """Raises UserError if a link, a pipe or a device is in the place of what a run in `workdir` writes.
 
     `workdir` itself and the folders that it lies in may be links. This guards against a folder that was handed over
     with links in it, not against somebody who changes it during the run.

@@ -1,4 +1,4 @@
-"""How much memory there is, asked before it is taken: of the machine, of the process's group and of its own limit."""
+"""How much memory is free: on the machine, in the control groups of the process, and below its own limit."""
 
 import contextlib
 import io
@@ -15,20 +15,20 @@ _SHARE = 0.9  # of what is available, which may be taken at once
 
 
 def available() -> int:
-    """Bytes that this process may still take; what a file's cache takes is free."""
+    """Bytes that this process may still take. The cache of files counts as free."""
     return max(0, min(_of_machine(), _of_process(), *_of_groups()))
 
 
 def want(num_bytes: float, what: str, free: int | None = None) -> None:
-    """Raises UserError, which begins with `what`, where there is not so much memory. free: of a device; None: here."""
+    """Raises UserError, which begins with `what`, if so much memory is not free. free: of a device; None: here."""
     free = available() if free is None else free
     if num_bytes > _SHARE * free:
         raise UserError(f'{what}: takes {_words(num_bytes)} of memory, and {_words(free)} are free here')
 
 
 def read_whole(file: BinaryIO, what: str) -> bytes:
-    """What is left in a file, which may be decompressed meanwhile: to many times its size. Raises UserError, which
-    begins with `what`, where there is not so much memory, and what reading `file` raises."""
+    """The rest of a file, which may decompress to many times its size. Raises UserError, which begins with `what`, if
+    it does not fit the memory, and what reading raises."""
     with contextlib.suppress(io.UnsupportedOperation):
         want(os.fstat(file.fileno()).st_size, what)
     most, held = _SHARE * available(), io.BytesIO()
@@ -47,7 +47,7 @@ def _of_machine() -> int:
 
 
 def _of_process() -> int:
-    """That is left below `ulimit -v`."""
+    """Bytes that are left below `ulimit -v`."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return 1 << 62
@@ -56,7 +56,7 @@ def _of_process() -> int:
 
 
 def _of_groups() -> Iterator[int]:
-    """That is left in each control group of the process, of either version; a batch system's job is one."""
+    """Bytes that are left in each control group of the process, of either version. A batch job has one."""
     for line in _lines('/proc/self/cgroup'):
         _, kinds, place = line.split(':', 2)
         if kinds == '':

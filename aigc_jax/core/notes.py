@@ -2,12 +2,11 @@
 
 import sys
 
-import jax
-
+from aigc_jax.core import processes
 from aigc_jax.core.errors import printable
 
 
 def note(message: str) -> None:
     """Prints one line on stderr, in the first process alone: a choice that followed from the data, a warning."""
-    if jax.process_index() == 0:
+    if processes.first():
         print(printable(f'note: {message}'), file=sys.stderr, flush=True)

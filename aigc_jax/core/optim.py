@@ -96,7 +96,7 @@ def _averages(opt: Tree) -> list[AverageState | optax.contrib.ScheduleFreeState]
 
 
 def without_moments(opt: dict[str, Tree]) -> dict[str, Tree]:
-    """What `averaged` reads of the optimizers' states, and no more."""
+    """Only the part of the optimizers' states that `averaged` reads."""
 
     def one(state):
         return state if isinstance(state, AverageState) else state._replace(base_optimizer_state=())

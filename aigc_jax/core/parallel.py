@@ -79,17 +79,17 @@ class Plan:
 
     @property
     def compiler_options(self) -> dict[str, str]:
-        """What XLA is told for a program that reads parameters in shards.
+        """XLA's options for a program that reads parameters in shards.
 
-        For a CPU its schedule puts all that depends on nothing else first: there the gathering of every parameter, so
-        that the whole model would stand on each device. The other schedule gathers each where it is read.
+        XLA's default schedule on a CPU first runs all that depends on nothing else. It would gather every parameter
+        first, so that each device held the whole model. This schedule gathers each parameter where it is read.
         """
         if not self.rules or self.mesh.devices.flat[0].platform != 'cpu':
             return {}
         return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
     def param_shardings(self, params: Tree) -> Tree:
-        """Of the (abstract) parameters of one replica, which is whole on its device."""
+        """The shardings of the (abstract) parameters of one replica, without an axis of replicas."""
         return jax.tree.map(lambda spec: self._named(*spec), self._param_specs(params), is_leaf=_is_spec)
 
     @property
@@ -134,8 +134,8 @@ class Plan:
     def compile_draw(self, draw, shardings: Tree):
         """`draw(seed)` for this plan, compiled when called with `seeds`; each device makes what `shardings` give it.
 
-        The values are those of one device: jax.random's do not depend on the sharding. A small array is made whole on
-        each device first, for what is reduced over it (a norm) would be rounded otherwise in parts.
+        The values are those of one device, because jax.random's do not depend on the sharding. Each device first makes
+        a small array whole, because a reduction over it (a norm) would round differently in parts.
         """
         if self.replicas:  # by the very program of a single run, one replica after the other
             return jax.jit(self._over_replicas(draw))
@@ -147,7 +147,7 @@ class Plan:
         return jax.jit(drawn, out_shardings=shardings)
 
     def compile_begin(self, begin, shardings: Tree):
-        """`begin(*drawn)` for this plan, whose arguments become part of what comes out."""
+        """`begin(*drawn)` for this plan; its arguments are donated, and become part of the result."""
         begin = self._over_replicas(begin) if self.replicas else begin
         return jax.jit(begin, out_shardings=shardings, donate_argnums=0)
 

@@ -1,4 +1,4 @@
-"""Regular expressions that a config may hold: some take longer than the age of the universe on forty letters."""
+"""Checks the regular expressions of a config: some would take years on a name of forty letters."""
 
 import functools
 import json
@@ -24,14 +24,14 @@ for name in names:
 
 
 def check(pattern: str, names: Iterable[str], what: str) -> None:
-    """Raises UserError, which begins with `what`, unless re.search(pattern, name) of all names ends in good time."""
+    """Raises UserError, which begins with `what`, unless re.search takes at most a second for all names together."""
     if len(pattern) > _MOST_LETTERS:
         raise UserError(f'{what}: a regular expression of {len(pattern)} letters; at most {_MOST_LETTERS} are read')
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f'{what}: {pattern!r} is no regular expression: {error}') from None
-    # Two repeats of single letters cannot take long; of a group, or of more, they may.
+    # Two repeats of single letters are fast. More of them, or the repeat of a group, may not be.
     if len(_REPEAT.findall(pattern)) > 2 or re.search(r'\)\s*[*+?{]', pattern):
         if not _ends(pattern, tuple(names)):
             raise UserError(
@@ -42,7 +42,7 @@ def check(pattern: str, names: Iterable[str], what: str) -> None:
 
 @functools.lru_cache(maxsize=1000)
 def _ends(pattern: str, names: tuple[str, ...]) -> bool:
-    """Tries it in a process of its own, which the system ends by its processor time: no other load decides."""
+    """Tries it in a process of its own. The limit is processor time, so other load on the machine does not matter."""
     done = subprocess.run(
         [sys.executable, '-I', '-S', '-c', _TRIAL], input=json.dumps([pattern, names]), text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
 
-import jax
+from aigc_jax.core import processes
 
 SECONDS = 10.0  # between two plain lines
 _works: list['_Work'] = []  # the one under way, if any
@@ -21,7 +21,7 @@ class _Work:
 @contextlib.contextmanager
 def work(name: str) -> Iterator[None]:
     """Announces a piece of work; until it ends, every loop over `each` shows how far it is. The first process alone."""
-    if jax.process_index():
+    if not processes.first():
         yield
         return
     print(name, file=sys.stderr, flush=True)

@@ -223,7 +223,7 @@ def _finite(x: np.ndarray, what: str) -> np.ndarray:
 
 
 def _in_chunks(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Some examples at a time, so that what is computed of them takes little memory."""
+    """Some examples at a time, so that intermediate arrays are small."""
     return (x[i : i + _CHUNK] for x in arrays for i in range(0, len(x), _CHUNK))
 
 

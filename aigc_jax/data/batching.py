@@ -87,9 +87,9 @@ def gather_streamed(data: Tree, batch: Batch) -> Batch:
 
 
 class _Ordered:
-    """A random-access source in the order of the run, as Grain wants it: place among this process's examples.
+    """A random-access source for Grain, in the order of the run: item i is the i-th group of this process's examples.
 
-    group: examples of one item, 1 or all of a round. One has no axis.
+    group: how many examples an item has: 1, without an axis, or all of a round.
     """
 
     def __init__(self, source, streams, batch_size: int, rows: range, num_places: int, group: int):
@@ -116,11 +116,11 @@ def streamed_feed(
 
     per_step = rounds * len(rows)
     num_places = total_steps * per_step
-    # Of arrays a round is read at once; elsewhere an example is work of its own, which many threads share.
+    # An array gives a whole round at once. Other sources read and decode single examples, in several threads.
     group = len(rows) if isinstance(source, Mapped) or hasattr(source, 'gather') else 1
     ordered = _Ordered(source, streams, batch_size, rows, num_places, group)
     shape, axes = (steps_per_call, rounds, len(rows)), 2 if group > 1 else 1
-    items = steps_per_call * per_step // group  # of a call
+    items = steps_per_call * per_step // group  # in a call
     options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=PREFETCHED_CALLS * items)
 
     def one(replica):

@@ -73,9 +73,9 @@ class Arrays:
 
 
 class Mapped:
-    """A split that lies in a file which is mapped into memory: an example is read when it is asked for.
+    """A split in a file that is mapped into memory. An example is read when it is asked for.
 
-    x: (N, …), see `is_mapped`; rows: the places in it that are the split's; label: (N,).
+    x: (N, …), all examples of the file, see `is_mapped`; rows: which of them are the split's; label: (N,).
     """
 
     def __init__(self, x: np.ndarray, rows: slice | np.ndarray, label: np.ndarray | None = None):
@@ -97,7 +97,7 @@ class Mapped:
 
 
 def is_mapped(x: np.ndarray) -> bool:
-    """Whether its values are those of a file that is mapped into memory, and no copy of them."""
+    """Whether it is a view of a file that is mapped into memory, not a copy."""
     owner = x
     while (inner := owner.obj if isinstance(owner, memoryview) else getattr(owner, 'base', None)) is not None:
         owner = inner
@@ -105,7 +105,7 @@ def is_mapped(x: np.ndarray) -> bool:
 
 
 def of_rows(x: np.ndarray, rows: slice | np.ndarray, label: np.ndarray | None) -> Arrays | Mapped:
-    """The split that these rows of x (N, …) and label (N,) are; in its file, where x is."""
+    """The split of these rows of x (N, …) and label (N,). It stays in its file if x is mapped."""
     if is_mapped(x):
         return Mapped(x, rows, label)
     return Arrays(x[rows], None if label is None else label[rows])

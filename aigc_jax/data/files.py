@@ -18,15 +18,13 @@ import numpy as np
 from aigc_jax.core import memory
 from aigc_jax.core import npy as npy_lib
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import SUFFIXES, UNREADABLE, open_compressed
+from aigc_jax.core.files import SUFFIXES, open_compressed
 from aigc_jax.core.notes import note
 from aigc_jax.data import arrays
 from aigc_jax.data.arrays import Parts, assemble
 from aigc_jax.data.dataset import Dataset
 
-# What reading a damaged file raises; RuntimeError: odd zips.
-_BROKEN = (*UNREADABLE, ValueError, RuntimeError, zipfile.BadZipFile)
-# MATLAB's classes that are arrays of numbers or letters, and their bytes.
+# MATLAB's classes of arrays of numbers or text, and the bytes of an element.
 _MAT_KINDS = {
     'double': 8, 'single': 4, 'logical': 1, 'char': 4, 'int8': 1, 'uint8': 1, 'int16': 2, 'uint16': 2, 'int32': 4,
     'uint32': 4, 'int64': 8, 'uint64': 8,
@@ -128,14 +126,14 @@ def read_npz(where: str, mapped: bool = False) -> Parts:
     try:
         with open_compressed(where) as file:
             file = _seekable(file, where)
-            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            if _begins(file, np.lib.format.MAGIC_PREFIX):
                 raise UserError(f'{where}: is one .npy array; data.name=npy:FILE reads it')
             with zipfile.ZipFile(file) as archive:
                 names = arrays.by_role(npy_lib.shapes(archive), where)
                 get = lambda name: npy_lib.member(archive, name, where) if name else None
                 examples = functools.partial(npy_lib.map_member, file) if mapped and _is_plain(file) else npy_lib.member
                 return {split: (examples(archive, x, where), get(y)) for split, (x, y) in names.items()}
-    except _BROKEN as e:
+    except npy_lib.BROKEN as e:
         raise _unreadable(where, e, 'an .npz of plain arrays (no objects), as np.savez writes it') from e
 
 
@@ -144,12 +142,12 @@ def read_npy(where: str, mapped: bool = False) -> Parts:
         with open_compressed(where) as file:
             plain = _is_plain(file)
             file = _seekable(file, where)
-            if zipfile.is_zipfile(file):
+            if _begins(file, b'PK'):
                 raise UserError(f'{where}: is an .npz of several arrays; data.name=npz:FILE reads it')
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             array = npy_lib.map_array(file, size) if mapped and plain else npy_lib.read(file, size, where)
-    except _BROKEN as e:
+    except npy_lib.BROKEN as e:
         raise _unreadable(where, e, 'an .npy of plain numbers (no objects), as np.save writes it') from e
     return {'': (array, None)}
 
@@ -173,7 +171,7 @@ def read_mat(where: str) -> Parts:
             f'{where}: is a .mat of version 7.3; save it with save(…, \'-v7\') in MATLAB, or turn it into an .npz '
             f'(pip install h5py), and use npz:{where}.npz:\n  {_CONVERT % (where, where)}'
         ) from None
-    except (*_BROKEN, TypeError, KeyError, IndexError, scipy.io.matlab.MatReadError) as e:
+    except (*npy_lib.BROKEN, TypeError, IndexError, scipy.io.matlab.MatReadError) as e:
         raise _unreadable(where, e, "a .mat of MATLAB's version 5 to 7") from e
     held = {name: value for name, value in held.items() if not name.startswith('__')}
     plain = {name: value for name, value in held.items() if getattr(value, 'dtype', np.dtype('O')).kind in 'biufU'}
@@ -205,8 +203,14 @@ def _listed(where: str, kind: str) -> list[str]:
 
 
 def _seekable(file, where: str):
-    """What arrays are read from; a compressed file is decompressed into memory."""
+    """The file, or the content of a compressed one in memory."""
     return file if _is_plain(file) else io.BytesIO(memory.read_whole(file, where))
+
+
+def _begins(file, magic: bytes) -> bool:
+    begin = file.read(len(magic))
+    file.seek(0)
+    return begin == magic
 
 
 def _is_plain(file) -> bool:
@@ -218,10 +222,10 @@ def _read(path: str, mapped: bool = False) -> bytes | mmap.mmap:
     """The bytes of a file, decompressed, or mapped."""
     try:
         with open_compressed(path) as file:
-            if mapped and _is_plain(file) and os.path.getsize(path):  # nothing cannot be mapped
+            if mapped and _is_plain(file) and os.path.getsize(path):  # an empty file cannot be mapped
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return memory.read_whole(file, path)
-    except _BROKEN as e:
+    except npy_lib.BROKEN as e:
         raise _unreadable(path, e, 'whole and readable') from e
 
 

@@ -116,7 +116,7 @@ class Example(NamedTuple):
 
     @property
     def tests(self) -> str:
-        """Python that comes to its end where `f`, which START and the completion define, is right for every pair."""
+        """Python that comes to its end if `f`, which START and the completion define, is right for every pair."""
         return ''.join(f'assert repr(f({x!r})) == {repr(y)!r}\n' for x, y in self.pairs)
 
 

@@ -152,14 +152,14 @@ def _unicode(text: str) -> str:
 
 
 def from_json(fields: dict) -> Tokenizer:
-    """The tokenizer that the record of a run's folder is. Raises ValueError, which says what is wrong with it."""
+    """The tokenizer with the fields of a tokenizer.json. Raises ValueError, which says what is wrong with them."""
     own = {'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool}
     fields = {'model': '', 'has_fim': False, **fields}
     for name in fields | own:
         if name not in own or type(fields.get(name)) is not own[name]:
             raise ValueError(f'{name} is {"missing" if name not in fields else "not what a tokenizer has"}')
     kind, pieces = fields['kind'], fields['pieces']
-    letter = r'[^\ud800-\udc7f\udd00-\udfff]'  # a byte that is no UTF-8 is one of those between
+    letter = r'[^\ud800-\udc7f\udd00-\udfff]'  # the surrogates between them stand for bytes that are no UTF-8
     spelled = {'byte': '(?!)', 'char': letter, 'word': f'(?:(?!\\s){letter})+|\n', 'bpe': '.+'}
     if kind not in spelled:
         raise ValueError(f'kind is {kind[:20]!r}{near(kind[:20], KINDS)}')
@@ -177,8 +177,8 @@ def from_json(fields: dict) -> Tokenizer:
 
 
 def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """What `tokenizers.models.BPE` is made from: the rest of the library's JSON is refused unless it is what
-    `_train_bpe` leaves, for its regular expressions and replacements could take any time. Raises ValueError."""
+    """(vocabulary, merges) of a BPE, from the library's JSON. All else in it must be as `_train_bpe` leaves it, because
+    other regular expressions and replacements could take any time. Raises ValueError."""
     from tokenizers import pre_tokenizers
 
     whole = records.parse(model)

@@ -19,7 +19,7 @@ import optax
 
 from aigc_jax.core import memory, npy, progress, rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import UNREADABLE, atomic_write
+from aigc_jax.core.files import atomic_write
 from aigc_jax.core.records import regular
 from aigc_jax.core.types import Array
 
@@ -101,7 +101,7 @@ class Classifier:
                 raise ValueError('its weights are not float32')
         except FileNotFoundError:
             raise UserError(f'eval.extractor: there is no file {path}; name the extractor.npz of a run') from None
-        except (*UNREADABLE, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+        except (*npy.BROKEN, TypeError) as error:
             raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {error}') from None
         return cls(weights, shape)
 

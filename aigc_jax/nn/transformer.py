@@ -160,7 +160,7 @@ class Block(nn.Module):
             fused = self.attention == 'cudnn' and whole and _gpu()
             out = jax.nn.dot_product_attention(
                 swap(q), swap(k), swap(v), mask=None if mask is None else mask[:, None],
-                # Said beside the mask, too: the fused kernel then leaves out what lies ahead.
+                # The fused kernel is told so too, and then leaves out what lies ahead.
                 is_causal=fused, implementation='cudnn' if fused else 'xla',
             )  # fmt: skip
             return swap(out)
@@ -242,7 +242,7 @@ class Transformer(nn.Module):
             document = jnp.cumsum(tokens == self.end, axis=1)
             mask = mask & (document[:, :, None] == document[:, None, :])
         if self.attention == 'cudnn' and state is None and not self.window and self.end is None and _gpu():
-            mask = None  # which the fused kernel would read, and does not need
+            mask = None  # the fused kernel would read it without need
         x = embed(tokens)
         if self.position == 'learned':
             table = nn.Embed(

@@ -1,6 +1,6 @@
-"""The temporary folder of a sandbox's server, which no other takes away while the server lives.
+"""The temporary folder of a sandbox's server.
 
-The server holds a lock of the folder itself. So one whose lock can be had belongs to a server that was killed.
+A server locks its folder as long as it lives. So a folder that can be locked belongs to a server that was killed.
 """
 
 import fcntl
@@ -25,16 +25,16 @@ def make(base: str) -> str:
 
 
 def clean(base: str) -> None:
-    """Removes what servers of this user that were killed have left there."""
+    """Removes the folders that killed servers of this user have left there."""
     try:
         names = os.listdir(base)
-    except OSError:  # a folder that can be written to, but not be listed
+    except OSError:  # `base` may be writable without being listable
         return
     for name in filter(_NAME.fullmatch, names):
         folder = os.path.join(base, name)
         try:
             opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # a link, a file, another's, or gone
+        except OSError:  # it is a link, a file or another user's, or it is gone
             continue
         try:
             if os.fstat(opened).st_uid == os.getuid() and _locks(opened):
@@ -46,7 +46,7 @@ def clean(base: str) -> None:
 def remove(folder: str) -> None:
     try:
         os.rmdir(folder)
-    except OSError:  # without the kernel's layer a program may have left something
+    except OSError:  # without the kernel's layer a program may have left files in it
         import shutil
 
         shutil.rmtree(folder, ignore_errors=True)

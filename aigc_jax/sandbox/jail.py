@@ -1,10 +1,10 @@
 """The server of the sandbox: started by `sandbox.Sandbox`, without the package and without site-packages.
 
 For each program it forks two processes: one runs the program, the other its tests. It never reads the tests itself, so
-that what it hands on to a program in its own memory holds none.
+the memory that a program inherits from it does not hold them.
 """
 
-import collections  # noqa: F401  what programs import often is imported once, before the forks
+import collections  # noqa: F401  modules that programs often import are imported once, before the forks
 import functools  # noqa: F401
 import gc
 import heapq  # noqa: F401
@@ -26,19 +26,19 @@ import peer
 import sides
 
 OUTPUT = 1 << 16  # bytes that a program may print
-_TOLD = 1 << 12  # bytes of how a process says that it ended
+_TOLD = 1 << 12  # bytes, at most, in which a process says how it ended
 _OF_JUDGE = ('passed', 'failed', 'exited', 'memory', 'forbidden', sides.GONE, sides.UNSUPPORTED)
-_OF_PROGRAM = ('failed', 'exited', 'memory', 'forbidden')  # of itself it can say no better
+_OF_PROGRAM = ('failed', 'exited', 'memory', 'forbidden')  # all that a program can say of itself
 
 
 def serve(base: str) -> None:
-    """Answers requests on stdin, to EOF, by a line [status, message] each on stdout. base: where its folder is made.
+    """Answers each request on stdin, up to its end, with a line [status, message] on stdout. base: where its folder is.
 
     A request is a frame {'text', 'seconds', 'memory'}, and a frame {'tests', 'names', 'classes'} that the judge reads.
     """
     kernel.end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked, which ends this one
     folder = folders.make(base)
     try:
         layers, null = kernel.layers(), os.open(os.devnull, os.O_RDWR)
@@ -130,10 +130,13 @@ class _Watch:
         os.set_blocking(out, False)
 
     def until(self, told: int, pid: int | None = None) -> tuple[str, str] | None:
-        """Waits until something is told, or never will be, and the process has ended; else how it must be ended."""
+        """Waits until `told` has something to read or is closed, and process `pid`, if given, has ended.
+
+        Returns None then; before that, the (status, message) of a program that has to be ended.
+        """
         poll = select.poll()
         for descriptor, events in ((told, select.POLLIN), (0, 0), (self._out, select.POLLIN))[: 2 + self._open]:
-            poll.register(descriptor, events)  # 0: whether it is closed at the other end
+            poll.register(descriptor, events)  # of stdin only that its other end is closed
         found = {}
         while told not in found:
             left = self._deadline - time.monotonic()
@@ -165,13 +168,13 @@ class _Watch:
 
 
 def _told(descriptor: int, known: tuple[str, ...]) -> tuple[str, str]:
-    """('', '') where nothing is told that could be."""
+    """The (status, message) that a process has told; ('', '') if it told none of the `known` ones."""
     status, _, message = os.read(descriptor, _TOLD).decode(errors='replace').partition('\n')
     return (status, message[: sides.MESSAGE]) if status in known else ('', '')
 
 
 def _how(wait_status: int) -> tuple[str, str]:
-    """(status, message) of a process that ended and told nothing."""
+    """(status, message) of a process that ended without telling any."""
     if not os.WIFSIGNALED(wait_status):
         return 'exited', f'exit code {os.waitstatus_to_exitcode(wait_status)} before its end'
     number = os.WTERMSIG(wait_status)
@@ -180,7 +183,7 @@ def _how(wait_status: int) -> tuple[str, str]:
 
 
 def _end(pid: int) -> int:
-    """Its wait status; nothing of its group is left."""
+    """Kills a process and its group. Returns its wait status."""
     for kill in (os.killpg, os.kill):
         try:
             kill(pid, signal.SIGKILL)

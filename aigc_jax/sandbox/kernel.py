@@ -1,6 +1,6 @@
-"""What the kernel holds a program with: limits, a seccomp filter, Landlock; and an audit hook.
+"""What confines a program: the kernel's limits, a seccomp filter and Landlock, and an audit hook of Python.
 
-Used by the processes of the sandbox, without the package; README.md says what is guaranteed.
+The processes of the sandbox use this file without the package. README.md says what is guaranteed.
 """
 
 import ctypes
@@ -14,8 +14,8 @@ import sys
 from typing import NamedTuple
 
 _FILES = 64  # open files
-# System calls with their numbers on x86_64 and, behind a slash, on aarch64. These alone are answered; _KILLED end the
-# process, any other gets EPERM.
+# System calls with their numbers on x86_64 and, behind a slash, on aarch64. Those in _ALLOWED are permitted. Those in
+# _KILLED end the process, and any other fails with EPERM.
 _ALLOWED = """
 read 0/63 write 1/64 close 3/57 fstat 5/80 newfstatat 262/79 stat 4 lstat 6 statx 332/291 lseek 8/62 mmap 9/222
 mprotect 10/226 munmap 11/215 brk 12/214 mremap 25/216 madvise 28/233 futex 202/98 rt_sigaction 13/134
@@ -49,7 +49,7 @@ def _numbers(table: str, column: int) -> list[int]:
 
 
 def seccomp_filter():
-    """The BPF program that answers _ALLOWED alone, as a sock_fprog; None on another kernel or machine."""
+    """The BPF program that permits only _ALLOWED, as a sock_fprog; None on another kernel or machine."""
     if sys.platform != 'linux' or platform.machine() not in _MACHINES:
         return None
     column, arch = _MACHINES[platform.machine()]
@@ -81,8 +81,8 @@ def seccomp_filter():
 
 
 def landlock_ruleset() -> int | None:
-    """A descriptor of rules under which the interpreter's and the system's libraries can be read, and nothing else
-    be opened, made or removed; None where the kernel has no Landlock."""
+    """A descriptor of rules that permit only to read the libraries of the interpreter and the system; None where the
+    kernel has no Landlock."""
     if sys.platform != 'linux' or platform.machine() not in _MACHINES:
         return None
     version = _LIBC.syscall(444, None, ctypes.c_size_t(0), 1)
@@ -158,7 +158,7 @@ def confine(descriptors: list[int], seconds: float, memory: int, cwd: str, held_
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before
+    if os.getppid() != parent:  # the parent ended before this process asked for its signal
         os._exit(1)
     kept = [*descriptors] if held_by.landlock is None else [*descriptors, held_by.landlock]
     for number, descriptor in enumerate([fcntl.fcntl(kept_one, fcntl.F_DUPFD, 32) for kept_one in kept]):
@@ -168,7 +168,7 @@ def confine(descriptors: list[int], seconds: float, memory: int, cwd: str, held_
     most = dict(AS=memory, CPU=int(seconds) + 1, FSIZE=0, CORE=0, NPROC=0, NOFILE=_FILES)
     for name, soft in most.items():
         number = getattr(resource, f'RLIMIT_{name}')
-        # The signal of the soft limit of the CPU time tells what happened; a second later the hard one kills.
+        # The soft limit of the CPU time sends a signal that tells what happened; a second later the hard one kills.
         hard, present = soft + (name == 'CPU'), resource.getrlimit(number)[1]
         hard = hard if present == resource.RLIM_INFINITY else min(hard, present)
         resource.setrlimit(number, (min(soft, hard), hard))

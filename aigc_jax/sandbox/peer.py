@@ -1,6 +1,6 @@
-"""Questions and answers between two processes of which one trusts the other in nothing; `plain` has the values.
+"""Questions and answers between two processes, one of which does not trust the other. `plain` has the values.
 
-What has no plain form, a function or an instance, stays with its owner, and the other holds a `Remote`.
+A function or an instance has no plain form. It stays with its owner, and the other process holds a `Remote`.
 """
 
 import builtins
@@ -23,11 +23,11 @@ class Gone(Exception):
 
 
 class NotPlain(TypeError):
-    """A value that has no plain form, and is not to be held by the other."""
+    """A value that has no plain form, and that the other process must not hold."""
 
 
 class Remote:
-    """What the other process holds: it can be called, and equals nothing but itself."""
+    """Stands for an object of the other process: it can be called, and equals nothing but itself."""
 
     __slots__ = ('_remote_peer', '_remote_number', '_remote_true', '_remote_ended')
 
@@ -53,7 +53,7 @@ class Remote:
 
 
 class Stream(Remote):
-    """An iterator that the other process holds. It ends once: what it gives is not something else at the next look."""
+    """Stands for an iterator of the other process. It can be run through once, so it cannot give other values later."""
 
     __slots__ = ()
 
@@ -73,12 +73,12 @@ class Stream(Remote):
 
 
 class Peer:
-    """One end: asks the other about what it holds, and answers what it is asked.
+    """One end: asks the other end about its objects, and answers its questions.
 
-    operations: {name: function of one of our objects and values} that the other may ask for. trusting: the other may
-    name any builtin function or class, and hold any object of ours; else it holds functions and iterators alone.
-    attributes: whether those of its objects can be read and set. With them it could answer each question about a text
-    or a list as suits it, where that should be plain.
+    operations: {name: function of one of our objects and values} that the other may ask for. trusting: whether the
+    other may name any builtin function or class and hold any object of ours; else it may hold only functions and
+    iterators. attributes: whether attributes of its objects can be read and set. An object with attributes could pass
+    for a text or a list, and answer each question as suits it.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Peer:
         if type(value) is not tuple or len(value) != 2 or type(value[0]) is not str or type(value[1]) is not tuple:
             raise Malformed('no exception')
         error = _error(*value)
-        if isinstance(error, StopIteration) and operation != 'next':  # a `map` over calls would just end, and pass
+        if isinstance(error, StopIteration) and operation != 'next':  # it would end a `map` over calls in silence
             error = RuntimeError('raised StopIteration')
         raise error
 

@@ -1,11 +1,11 @@
-"""JSON of plain values, and values of JSON that nobody vouches for: the language of the two processes of a program.
+"""Plain values as JSON, and back: the language of the two processes of a program, one of which may be hostile.
 
-It is decoded strictly, within bounds: to exact builtin types, and to `deque`, `Fraction` and `Decimal`, which are made
-anew of plain values. No code travels, and no class.
+Decoding is strict and bounded. It gives exact builtin types, and `deque`, `Fraction` and `Decimal`, which it makes from
+plain values. No code is sent, and no class.
 
-An atom (None, bool, int, float, str) stands for itself. Anything else is a list that begins with its tag. A list, dict,
-set, deque or bytearray has a number within its exchange, which is a question and the answer, in the order in which they
-are met. So an answer can name those of its question, and say what has become of them: a function may change them.
+An atom (None, bool, int, float, str) stands for itself. Anything else is a list that begins with its tag. A question
+and its answer are an exchange. The lists, dicts, sets, deques and bytearrays of an exchange are numbered as they occur.
+So an answer can refer to those of its question and say how the function has changed them.
 """
 
 from collections import deque
@@ -24,18 +24,18 @@ _TYPES = {
     for kind in (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, type(None))
 }
 _VIEWS = {'keys': type({}.keys()), 'values': type({}.values()), 'items': type({}.items())}
-# A subclass, as Counter, a named tuple or an IntEnum, is sent as its base; these methods ignore what it overrides.
+# A subclass (Counter, a named tuple, an IntEnum) is sent as its base. These methods ignore what it overrides.
 _BASES = {int: int.__int__, float: float.__float__, str: str.__str__} | {
     kind: kind for kind in (complex, bytes, bytearray, list, tuple, dict, set, frozenset, deque)
 }
 
 
 class Malformed(Exception):
-    """A frame that says nothing, or too much."""
+    """A frame that is not of this language, or beyond its bounds."""
 
 
 class Encoder:
-    """Makes JSON of values. known: what the exchange has numbered; it grows. name: JSON of what has no plain form."""
+    """Makes JSON of values. known: the values with a number, which grow. name: gives JSON of what has no plain form."""
 
     def __init__(self, name: Callable[[Any], list], known: list = ()):
         self.known, self._name = list(known), name
@@ -92,7 +92,7 @@ class Encoder:
 
 
 class Decoder:
-    """Makes values of JSON, from whoever. known: as in Encoder. named: the inverse of its `name`. Raises Malformed."""
+    """Makes values of JSON, even hostile. known: as in Encoder. named: the inverse of its `name`. Raises Malformed."""
 
     def __init__(self, named: Callable[[list], Any], known: list = ()):
         self.known, self._named = list(known), named

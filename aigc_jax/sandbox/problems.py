@@ -63,10 +63,10 @@ READERS = {'humaneval:': humaneval, 'mbpp:': mbpp}
 
 
 def _judged(prompt: str, tests: str, solution: str, where: str) -> Callable[[str], Program]:
-    """Programs of completions. What the tests use and do not have is the completion's.
+    """Programs of completions. A name that the tests use and do not define is the completion's.
 
-    But a module that the reference solution imports is imported by the tests, and a builtin is Python's own unless the
-    solution defines it anew. solution: '' for none; a name in capitals is then a class.
+    But the tests themselves import a module that the reference solution imports, and a builtin is Python's own unless
+    the solution redefines it. solution: '' for none; a name like Node is then a class, and one like LIMIT is not.
     """
     try:
         used = _unbound(tests)
@@ -114,7 +114,7 @@ def _body(text: str) -> list[ast.stmt]:
 
 
 def _head(prompt: str) -> str:
-    """The prompt as a module, in which the function that it begins does nothing; '' where it begins none."""
+    """The prompt as a module whose last function, which it only begins, does nothing; '' where it begins none."""
     ends = ('', '    pass\n', '        pass\n')
     return next((prompt + end for end in ends if _body(prompt + end)), '')
 

@@ -1,7 +1,7 @@
 """Running Python programs that nobody has read: see README.md for what is guaranteed, against whom, and where.
 
-A program and its tests run in two processes of their own, jailed both. The tests know functions of the program by name,
-call them across a pipe with plain values, and alone say whether the program passes.
+A program and its tests run in two processes of their own, and both are jailed. The tests know functions of the program
+by name and call them across a pipe with plain values. Only the tests say whether the program passes.
 """
 
 import json
@@ -26,11 +26,11 @@ _LEAST_MEMORY, _MOST_MEMORY, _MOST_SECONDS = 1 << 26, 1 << 50, 86_400
 
 
 class Program(NamedTuple):
-    """text: what is judged. tests: what judges it, where `names` are the functions, classes and constants of the text.
+    """text: the program. tests: what judges it; they use its functions, classes and constants by `names`.
 
-    classes: whether the tests use attributes of its objects. If not, what should be a text or a list cannot be an
-    object that answers each question as suits it. The program passes when it comes to its end, and the tests then come
-    to theirs; without tests it is taken at its word.
+    classes: whether the tests use attributes of its objects. If not, the program cannot return an object that answers
+    each question as suits it, where a text or a list is expected. The program passes when it comes to its end and then
+    its tests come to theirs. Without tests, it passes when it comes to its end.
     """
 
     text: str
@@ -148,7 +148,7 @@ class _Worker:
         self.layers = tuple(name for name, has in zip(('seccomp', 'landlock'), offered, strict=True) if has)
 
     def ask(self, program: Program, seconds: float, memory: int) -> None:
-        # Two frames: the server reads the first, the process of the tests the second.
+        # The server reads the first of two frames, and the process of the tests the second.
         limits = {'text': program.text, 'seconds': seconds, 'memory': memory}
         try:
             for frame in (limits, {'tests': program.tests, 'names': program.names, 'classes': program.classes}):

@@ -1,7 +1,7 @@
 """The two processes of a program: the candidate's, which runs it, and the judge's, which runs its tests.
 
-Each is jailed when it comes here, reads from descriptor 3, writes to 4, and tells on 5 how it ended. The judge alone
-can tell that a program has passed: no descriptor of the candidate's leads to where it does.
+Each is jailed before it comes here. It reads from descriptor 3, writes to 4, and tells on 5 how it ended. Only the
+judge can tell that a program has passed: the candidate has no descriptor of the pipe on which it does.
 """
 
 import builtins
@@ -16,19 +16,19 @@ from peer import Gone, Malformed, NotPlain, Peer
 
 _READ, _WRITE, _END = 3, 4, 5
 MESSAGE = 200  # characters
-GONE, UNSUPPORTED = 'gone', 'unsupported'  # what the judge alone tells
+GONE, UNSUPPORTED = 'gone', 'unsupported'  # only the judge tells these
 
 _OURS = frozenset('ctypes _ctypes fcntl folders jail kernel peer plain sides'.split())
 
 
 def end(status: str, message: str = '', write=os.write, leave=os._exit) -> NoReturn:
-    """Ends the process and tells why. A program may have put others in the place of what it uses."""
+    """Ends the process and tells why. It has its functions as defaults, for a program may have replaced those of os."""
     write(_END, f'{status}\n{message[:MESSAGE]}'.encode(errors='replace'))
     leave(0)
 
 
 def candidate(text: str) -> NoReturn:
-    """Runs a program to its end, and answers then what the judge asks of it."""
+    """Runs a program to its end, and then answers the judge's questions."""
     space = _space()
     operations = {'global': _global, 'call': _call, 'get': getattr, 'set': setattr, 'next': next}
     peer = Peer(_READ, _WRITE, operations, trusting=True, objects=[space])
@@ -41,7 +41,7 @@ def judge(tests: str, names: list[str], classes: bool) -> NoReturn:
     peer = _Judge(_READ, _WRITE, {'call': _call, 'next': next}, trusting=False, attributes=classes)
 
     def run():
-        peer.ask('global', 0, '__name__')  # it has come to its end
+        peer.ask('global', 0, '__name__')  # is answered once the program has come to its end
         for name in names:
             try:
                 space[name] = peer.ask('global', 0, name)
@@ -53,7 +53,7 @@ def judge(tests: str, names: list[str], classes: bool) -> NoReturn:
 
 
 class _Judge(Peer):
-    """Ends the process where there is no answer to go on with, so that no `except` of a test goes on without."""
+    """Ends the process where an answer is missing or malformed, so that no `except` of a test can go on without it."""
 
     def ask(self, *question):
         try:
@@ -69,7 +69,7 @@ class _Judge(Peer):
 
 
 def clear() -> None:
-    """Takes away what a program has no business with, before the forks."""
+    """Removes, before the forks, what a program has no business with."""
     for name in [name for name in sys.modules if name.split('.')[0] in _OURS]:
         del sys.modules[name]
     sys.argv, sys.dont_write_bytecode = [''], True
@@ -104,7 +104,7 @@ def _ended(run: Callable[[], None], status: str = '') -> NoReturn:
         run()
     except MemoryError as error:
         status, message = 'memory', str(error)
-    except BaseException as error:  # whatever it raises, SystemExit too, it did not come to its end
+    except BaseException as error:  # whatever it raises, even SystemExit, it did not come to its end
         status = 'exited' if isinstance(error, SystemExit) else 'failed'
         message = ' '.join(f'{type(error).__name__}: {error}'.split())
     end(status, message)
