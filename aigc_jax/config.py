@@ -209,6 +209,8 @@ def _check_value(name: str, value: Any) -> None:
     for item in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(item, (tuple, list)):
             _check_value(name, item)
+        if hasattr(item, 'items') and isinstance(value, (tuple, list)):
+            raise UserError(f'{name}: {str(item)[:40]} is a group of fields, and stands in a tuple')
         if isinstance(item, int) and abs(item) >= 2**31:  # it may become an int32
             raise UserError(f'{name}: {str(item)[:20]}; a whole number lies between −2**31 and 2**31')
         if isinstance(item, float) and not math.isfinite(item):

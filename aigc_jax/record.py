@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from aigc_jax.core import records
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import atomic_write
+from aigc_jax.core.files import atomic_write, walk
 
 NAME = 'checkpoint.json'
 _MOST_AXES, _MOST_LENGTH = 32, 2**48
@@ -51,8 +51,8 @@ def read(folder: pathlib.Path) -> dict:
 def files_of(folder: pathlib.Path) -> list[str]:
     """The names of the files below `folder`, but for the record. Raises Damaged for links, pipes and devices."""
     names = []
-    for path in sorted(folder.rglob('*')):
-        name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+    for path, mode in sorted(walk(folder)):
+        name = os.path.relpath(path, folder)
         if stat.S_ISREG(mode):
             names.append(name)
         elif not stat.S_ISDIR(mode):

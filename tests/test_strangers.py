@@ -29,11 +29,12 @@ from aigc_jax import config as config_lib
 from aigc_jax import early_stopping, evaluate, final, generate, manifest, pictures, writer
 from aigc_jax.core import errors, memory, patterns, records, tree
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import read_text
+from aigc_jax.core.files import check_folder, read_text
 from aigc_jax.core.notes import note
 from aigc_jax.data import reading, tokenizers
 from aigc_jax.evals.features import Classifier
 from aigc_jax.experiment import Experiment, saved_tokenizer
+from aigc_jax.record import files_of
 from aigc_jax.sandbox import problems
 
 
@@ -449,6 +450,7 @@ ABSURD = {
     'fields': (dict(optim__model__options={str(i): 0 for i in range(10**4)}), 'fields; at most'),
     'a player': (dict(optim__model=0), 'optim.model: 0'),
     'a rule': (dict(optim__model__learning_rate_rules=((),)), 'optim.model.learning_rate_rules'),
+    'a group in a tuple': (dict(optim__model__learning_rate_rules=(({}, 1.0),)), "learning_rate_rules: {} is a group"),
     'a rate': (dict(optim__model__schedule__init_value=10**12), 'optim.model.schedule.init_value: 1000000000000'),
     'no number': (dict(task__beta=float('nan')), 'task.beta: nan'),
     'a NUL': (dict(data__name='npz:\0'), "data.name: 'npz:\\x00'"),
@@ -481,6 +483,18 @@ def handed(vae, tmp_path, monkeypatch):
 @pytest.mark.parametrize('fields, words', ABSURD.values(), ids=ABSURD)
 def test_a_config_beyond_the_machine(handed, fields, words):
     assert words in refused(lambda: Experiment(handed(**fields)))
+
+
+@pytest.mark.parametrize('name', [3, None, -0.5, {}, ('brightness',)])
+def test_a_transform_that_is_no_name(name):
+    config = config_lib.load('configs/gan.py:smoke', [])
+    config.task.transforms = (name,)
+
+    def open_it():
+        config_lib.check(config)
+        Experiment(config)
+
+    assert 'task.transforms: ' in refused(open_it)
 
 
 def test_a_batch_beyond_the_machine(handed):
@@ -562,6 +576,30 @@ def test_the_installed_command_imports_nothing_from_the_folder_that_it_is_starte
         )
         assert done.returncode == code and words in done.stdout + done.stderr, done.stderr
     assert not (tmp_path / 'executed').exists()
+
+
+def deep(folder, depth: int):
+    """Folders in each other; more than a thousand are more than Python's own functions can walk through or remove."""
+    here = os.getcwd()
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    for _ in range(depth):
+        os.mkdir('a')
+        os.chdir('a')
+    os.chdir(here)
+
+
+def test_folders_in_one_another(tmp_path):
+    for name in ('samples', 'checkpoints/20', 'checkpoints/30.unfinished'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        deep(tmp_path / name, 30)
+        check_folder(tmp_path)
+        deep(tmp_path / name / 'b', 1500)
+        try:
+            assert 'folders lie in each other' in refused(check_folder, tmp_path)
+            assert 'folders lie in each other' in refused(files_of, tmp_path / name)
+        finally:
+            subprocess.run(['rm', '-r', tmp_path / name], check=True)
 
 
 def test_samples_that_cannot_be_read_are_left_out_of_the_picture(tmp_path, capsys):

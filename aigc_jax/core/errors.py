@@ -69,10 +69,10 @@ def _words(kind: type) -> str:
     return words.get(kind, kind.__name__)
 
 
-def near(word: str, known) -> str:
-    """'; did you mean a, b?' for the known names near to `word`, else '; known: …'."""
+def near(word, known) -> str:
+    """'; did you mean a, b?' for the known names near to `word`, which may be no text, else '; known: …'."""
     import difflib
 
     known = sorted(map(str, known))
-    close = difflib.get_close_matches(word[:100], known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(word)[:100], known, n=3, cutoff=0.5)
     return f'; did you mean {", ".join(close)}?' if close else f'; known: {", ".join(known)}'

@@ -14,6 +14,7 @@ import secrets
 import shlex
 import stat
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import zstandard
@@ -34,6 +35,7 @@ RUN_FILES = (
     'metrics.jsonl', 'timing.jsonl', 'tokenizer.json',
 )  # fmt: skip
 RUN_FOLDERS = ('checkpoints', 'plots', 'samples', 'tb')
+_MOST_DEPTH = 32  # of folders in one another; a run makes five
 _TEMPORARY = '.aigc_jax.tmp'  # the end of a name that is written before it is renamed
 
 
@@ -89,12 +91,30 @@ def check_folder(workdir) -> None:
             raise UserError(f'--workdir: {path}: {error.strerror}') from None
         if not (stat.S_ISDIR(mode) if name in RUN_FOLDERS else stat.S_ISREG(mode)):
             raise _refusal(path, 'folder' if name in RUN_FOLDERS else 'file')
-        for folder, folders, files in os.walk(path):
-            for below in (os.path.join(folder, entry) for entry in (*folders, *files)):
+        for below, mode in walk(path):
+            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+                raise _refusal(below, 'file or folder')
+
+
+def walk(folder) -> Iterator[tuple[str, int]]:
+    """(path, its mode) of all that lies below `folder`; no link is followed, and what cannot be listed is passed over.
+
+    Raises UserError where folders lie in each other more deeply than a run makes them: what removes or lists them
+    calls itself for each.
+    """
+    left = [(os.fspath(folder), 0)]
+    while left:
+        path, depth = left.pop()
+        if depth > _MOST_DEPTH:
+            raise UserError(f'{path}: more than {_MOST_DEPTH} folders lie in each other; remove them')
+        with contextlib.suppress(OSError):
+            for name in os.listdir(path):
+                below = os.path.join(path, name)
                 with contextlib.suppress(FileNotFoundError):  # another process may have removed it
                     mode = os.lstat(below).st_mode
-                    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                        raise _refusal(below, 'file or folder')
+                    if stat.S_ISDIR(mode):
+                        left.append((below, depth + 1))
+                    yield below, mode
 
 
 def clear_leftovers(workdir) -> None:
