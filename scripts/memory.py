@@ -4,7 +4,8 @@
 
 A VAE whose layers are `width` wide is laid over virtual CPU devices by fsdp; its state takes 230 MB at 3072. Printed
 for each phase: the peak of the process's memory above what it held before the phase (Linux alone), the most bytes of
-arrays on one device at any moment, beside the share that it should hold, and seconds, without compilation. On virtual
+arrays on one device at any moment, beside the share that it should hold, what the largest of its programs takes on a
+device besides them (XLA's account; of training, evaluation and sampling), and seconds, without compilation. On virtual
 devices the process's memory is that of all of them.
 """
 
@@ -24,11 +25,14 @@ SMALL = 1e-3  # of the state's bytes: a leaf below it may stand whole on each de
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Bytes: host, the peak above the process's own before; device, the most that arrays took on one device."""
+    """Bytes: host, the peak above the process's own before; device, the most that arrays took on one device; program,
+    what the largest of the phase's programs takes on one besides its arguments and results, None where it is not asked.
+    """
 
     host: int
     device: int
     seconds: float
+    program: int | None = None
 
 
 def on_devices() -> dict[object, int]:
@@ -54,6 +58,34 @@ def share(state, devices: int) -> int:
 
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)]
     return sum(size if size < SMALL * sum(sizes) else -(-size // devices) for size in sizes)
+
+
+def of_program(compiled) -> tuple[int, int]:
+    """Bytes on one device: (arguments, temporary)."""
+    found = compiled.memory_analysis()
+    return found.argument_size_in_bytes, found.temp_size_in_bytes
+
+
+def recorded(evaluator, programs: dict):
+    """`evaluator`; what each of its compiled programs takes is put into `programs`, {name: (arguments, temporary)}, the
+    most of any shape, when it is called."""
+
+    def watched(name, function):
+        compiled = {}
+
+        def call(*arguments):
+            key = str([getattr(a, 'shape', ()) for a in arguments[2:]])
+            if key not in compiled:
+                compiled[key] = function.lower(*arguments).compile()
+            programs[name] = tuple(map(max, of_program(compiled[key]), programs.get(name, (0, 0))))
+            return compiled[key](*arguments)
+
+        return call
+
+    for name, function in list(vars(evaluator).items()):
+        if hasattr(function, 'lower'):
+            setattr(evaluator, name, watched(name, function))
+    return evaluator
 
 
 def measured(phase) -> tuple[object, Figures]:
@@ -93,8 +125,8 @@ def experiment_of(devices: int, width: int):
     path = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'vae.py'
     fields = {
         'model.encoder.features': (width, width), 'model.decoder.features': (width, width), 'batch_size': 16,
-        'steps_per_call': 1, 'parallel.mesh': {'data': 1, 'fsdp': devices, 'tensor': 1},
-        'parallel.rules': (('.*', 'fsdp'),),
+        'steps_per_call': 1, 'eval.batch_size': 64, 'eval.num_shown': 64,
+        'parallel.mesh': {'data': 1, 'fsdp': devices, 'tensor': 1}, 'parallel.rules': (('.*', 'fsdp'),),
     }  # fmt: skip
     config = config_lib.load(str(path), [])
     config.update_from_flattened_dict(fields)
@@ -106,7 +138,9 @@ def phases(experiment, folder: pathlib.Path):
     """Yields (phase, figures), in the order of a run's life."""
     import jax
 
+    from aigc_jax import pictures
     from aigc_jax.checkpoint import Checkpoints
+    from aigc_jax.evaluate import Evaluator
 
     state, figures = measured(lambda: jax.block_until_ready(experiment.create_state()))
     yield 'create', figures
@@ -117,7 +151,7 @@ def phases(experiment, folder: pathlib.Path):
         nonlocal state
         state, _ = jax.block_until_ready(call(state, experiment.seed_array, data, feed))
 
-    yield 'step', measured(step)[1]
+    yield 'step', dataclasses.replace(measured(step)[1], program=of_program(call)[1])
     first = iter((True, False))
 
     def save():  # the first that a process saves is read back
@@ -129,8 +163,19 @@ def phases(experiment, folder: pathlib.Path):
     steps = iter((3, 4))
     yield 'save again', measured(lambda: checkpoints.save(next(steps), state))[1]
     state = None
-    yield 'restore', measured(lambda: checkpoints.restore(4, experiment.abstract_state))[1]
+    state, figures = measured(lambda: checkpoints.restore(4, experiment.abstract_state))
+    yield 'restore', figures
     checkpoints.close()
+    programs = {}
+    evaluator = recorded(Evaluator(experiment), programs)
+    for name, use in {
+        'evaluate': lambda: evaluator.evaluate(state, 0, experiment.config.eval.split),
+        'sample': lambda: evaluator.sample(state, 0, experiment.config.eval.num_shown),
+        'draw': lambda: pictures.draw(folder, '00000001', experiment, evaluator, state, 0, []),
+    }.items():
+        programs.clear()
+        _, figures = measured(use)
+        yield name, dataclasses.replace(figures, program=max(temporary for _, temporary in programs.values()))
 
 
 def main(devices: int, width: int) -> None:
@@ -141,11 +186,12 @@ def main(devices: int, width: int) -> None:
     total = experiment.sizes()['bytes']['state']
     bound = share(experiment.abstract_state, devices)
     print(f'state {total / MB:.0f} MB on {devices} devices, {bound / MB:.1f} MB each')
-    print('phase        host, MB  device, MB  of its share  seconds')
+    print('phase        host, MB  device, MB  of its share  program, MB  seconds')
     with tempfile.TemporaryDirectory() as folder:
         for name, found in phases(experiment, pathlib.Path(folder)):
-            host, device = found.host / MB, found.device / MB
-            print(f'{name:11} {host:9.0f} {device:11.1f} {found.device / bound:13.2f} {found.seconds:8.2f}', flush=True)
+            program = '' if found.program is None else f'{found.program / MB:.1f}'
+            row = f'{name:11} {found.host / MB:9.0f} {found.device / MB:11.1f} {found.device / bound:13.2f}'
+            print(f'{row} {program:>12} {found.seconds:8.2f}', flush=True)
 
 
 if __name__ == '__main__':

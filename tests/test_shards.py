@@ -4,8 +4,8 @@ This file, run as a program on eight virtual devices, lives through a run whose 
 it measured on the way.
 """
 
-import collections
 import contextlib
+import importlib.util
 import json
 import pathlib
 import sys
@@ -13,6 +13,11 @@ import threading
 
 import numpy as np
 import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location('memory', ROOT / 'scripts' / 'memory.py')
+memory = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(memory)
 
 DEVICES, LAYERS, WIDTH = 8, 9, 1024
 MB = 1e6
@@ -88,21 +93,6 @@ def test_a_finished_run_opens_in_shards_and_says_what_one_device_says(life):
 # --- the program on eight devices ---
 
 
-def on_devices() -> collections.Counter:
-    """{device: bytes of the arrays on it}, each buffer once."""
-    import jax
-
-    seen, held = set(), collections.Counter()
-    for array in jax.live_arrays():
-        with contextlib.suppress(RuntimeError):  # deleted meanwhile, by the thread that is measured
-            for shard in array.addressable_shards:
-                place = shard.device, shard.data.unsafe_buffer_pointer()
-                if place not in seen:
-                    seen.add(place)
-                    held[shard.device] += shard.data.nbytes
-    return held
-
-
 class Meter:
     """The most bytes of arrays on a device, and of one fetch, during each phase."""
 
@@ -126,7 +116,7 @@ class Meter:
         self.held[name] = self.fetched[name] = 0
 
         def look():
-            self.held[name] = max(self.held[name], *on_devices().values(), 0)
+            self.held[name] = max(self.held[name], *memory.on_devices().values(), 0)
 
         def watch():
             while not over.wait(0.005):
@@ -141,33 +131,6 @@ class Meter:
             over.set()
             watcher.join()
             self._phase = None
-
-
-def memory(compiled) -> tuple[int, int]:
-    """Bytes on one device: (arguments, temporary)."""
-    found = compiled.memory_analysis()
-    return found.argument_size_in_bytes, found.temp_size_in_bytes
-
-
-def recorded(evaluator, programs: dict):
-    """`evaluator`, each compiled program of which is written down when it is called first."""
-
-    def watched(name, function):
-        compiled = {}
-
-        def call(*arguments):
-            key = str([np.shape(a) for a in arguments[2:]])
-            if key not in compiled:
-                compiled[key] = function.lower(*arguments).compile()
-                programs[name] = tuple(map(max, memory(compiled[key]), programs.get(name, (0, 0))))
-            return compiled[key](*arguments)
-
-        return call
-
-    for name, function in list(vars(evaluator).items()):
-        if hasattr(function, 'lower'):
-            setattr(evaluator, name, watched(name, function))
-    return evaluator
 
 
 def program(folder: pathlib.Path) -> None:
@@ -187,7 +150,7 @@ def program(folder: pathlib.Path) -> None:
         state = jax.block_until_ready(experiment.create_state())
     data, feed = experiment.resident_data(), next(experiment.feeds(0))
     call = experiment.train_call().lower(state, experiment.seed_array, data, feed).compile()
-    of_step = memory(call)
+    of_step = memory.of_program(call)
     with meter.phase('step'):
         state, _ = jax.block_until_ready(call(state, experiment.seed_array, data, feed))
     checkpoints = open_checkpoints(folder, config)
@@ -197,7 +160,7 @@ def program(folder: pathlib.Path) -> None:
     with meter.phase('restore'):
         state = checkpoints.restore(1, experiment.abstract_state)
     checkpoints.close()
-    evaluator = recorded(Evaluator(experiment), programs)
+    evaluator = memory.recorded(Evaluator(experiment), programs)
     with meter.phase('evaluate'):
         evaluator.evaluate(state, 0, 'valid')
     with meter.phase('sample'):

@@ -18,6 +18,7 @@ memory = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(memory)
 
 WIDTH = 3072  # a state of 233 MB
+PHASES = ('create', 'step', 'save', 'save again', 'restore', 'evaluate', 'sample', 'draw')
 LAYOUTS = {'one': (1, {}), 'four': (4, {'fsdp': 4}), 'eight': (8, {'fsdp': 8}), 'mixed': (8, {'fsdp': 2, 'tensor': 2})}
 # A spectral norm is reduced over a kernel, which is rounded otherwise in parts.
 CASES = [('vae', 'one'), ('vae', 'four'), ('vae', 'eight'), ('vae', 'mixed'), ('sngan', 'one'), ('sngan', 'eight')]
@@ -32,10 +33,15 @@ def found(command_line, tmp_path_factory):
     return json.loads((folder / 'found.json').read_text())
 
 
-@pytest.mark.parametrize('phase', ['create', 'step', 'save', 'save again', 'restore'])
+@pytest.mark.parametrize('phase', PHASES)
 def test_no_device_holds_more_than_its_share(found, phase):
     assert found['total'] > 200e6 and found['share'] < found['total'] / 8 * 1.03
     assert found['share'] * 0.9 < found['phases'][phase]['device'] <= found['share'], found['phases']
+
+
+@pytest.mark.parametrize('phase', ['step', 'evaluate', 'sample', 'draw'])
+def test_no_program_takes_more_than_a_share_of_its_own(found, phase):
+    assert 0 < found['phases'][phase]['program'] <= found['share'], found['phases']
 
 
 def test_the_programs_that_create_a_state_hold_a_share(found):
