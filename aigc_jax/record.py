@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import pathlib
 import stat
 from collections.abc import Iterator
