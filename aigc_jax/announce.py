@@ -6,7 +6,7 @@ import sys
 import jax
 
 from aigc_jax import evaluate
-from aigc_jax.core import optim, processes
+from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
@@ -22,8 +22,8 @@ def begin(experiment: Experiment, workdir: pathlib.Path, start: int) -> None:
     lines = [
         f'data: {_data(experiment)}',
         f'parameters: {players}{of_replicas}',
-        f'memory: state {_bytes(sizes["bytes"]["state"])}, data on the device '
-        + ('none, streamed' if config.data.stream else _bytes(sizes['bytes']['resident_data'])),
+        f'memory: state {memory.words(sizes["bytes"]["state"])}, data on the device '
+        + ('none, streamed' if config.data.stream else memory.words(sizes['bytes']['resident_data'])),
         f'devices: {_devices(experiment)}',
         f'folder: {workdir}' + (f', from step {start} on' if start else ''),
     ]
@@ -49,13 +49,6 @@ def _devices(experiment: Experiment) -> str:
     axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1)
     of_several = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
     return f'{mesh.size} × {kind}' + (f' ({axes})' if axes else '') + of_several
-
-
-def _bytes(number: int) -> str:
-    for unit in ('bytes', 'kB', 'MB', 'GB'):
-        if number < 1000 or unit == 'GB':
-            return f'{number:.3g} {unit}' if number < 1000 else f'{number:,.0f} {unit}'
-        number /= 1000
 
 
 def grown(experiment: Experiment, before: int, step: int) -> None:

@@ -174,7 +174,8 @@ class Experiment:
         shape = (config.steps_per_call, len(self.task.rounds), config.batch_size, rows)
         if config.data.stream:
             if hasattr(self._stream_source(), 'gather'):
-                note(f'data.stream: {config.data.name} is held in memory whole; see "Streaming" in data/README.md')
+                where = '"Streaming" in aigc_jax/data/README.md'
+                note(f'data.stream: {config.data.name} is held in memory whole; see {where}')
             feeds = batching.streamed_feed(self._stream_source(), streams, step, config.total_steps, *shape)
         else:
             feeds = batching.resident_feed(streams, step, *shape)

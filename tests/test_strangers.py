@@ -348,7 +348,7 @@ def test_memory_is_asked_for_before_it_is_taken(tmp_path, monkeypatch):
     assert len(load(f'npz:{tmp_path}/a.npz').splits['train'])
     monkeypatch.setattr(memory, 'available', lambda: images.nbytes // 2)
     for kind in ('npz', 'npy', 'mat'):
-        assert '1.2 MB of memory, and 0.6 MB are free' in refused(load, f'{kind}:{tmp_path}/a.{kind}')
+        assert '1.23 MB of memory, and 614 kB are free' in refused(load, f'{kind}:{tmp_path}/a.{kind}')
 
 
 def png(width: int, height: int) -> bytes:

@@ -1,6 +1,7 @@
 """writer.py: what a resumed run finds and leaves, exact numbers, the progress line."""
 
 import errno
+import fcntl
 import inspect
 import io
 import json
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.errors import RunError
-from aigc_jax.core.files import atomic_write, clear_leftovers
+from aigc_jax.core.files import atomic_write, clear_leftovers, open_append
 from aigc_jax.writer import NullProgress, NullWriter, Pace, Progress, Writer, read_rows
 
 
@@ -211,6 +212,20 @@ def test_what_a_killed_process_left_is_cleared_and_what_is_being_written_stays(c
     finally:
         process.kill()
         process.communicate()
+
+
+LOCKS = 'import fcntl, sys; fcntl.lockf(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)'
+
+
+def test_clearing_follows_no_link_and_waits_for_no_pipe(tmp_path):
+    """A process loses its lock of a file when it closes that file by any other name."""
+    (tmp_path / '.a.aigc_jax.tmp').symlink_to('.lock')
+    os.mkfifo(tmp_path / '.b.aigc_jax.tmp')
+    with open_append(tmp_path / '.lock') as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        clear_leftovers(tmp_path)
+        done = subprocess.run([sys.executable, '-c', LOCKS, tmp_path / '.lock'], capture_output=True, text=True)
+    assert 'BlockingIOError' in done.stderr
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):

@@ -121,7 +121,8 @@ def clear_leftovers(workdir) -> None:
     """Removes what `atomic_write` left in a run's folder when its process was killed; what is being written stays."""
     for folder in (workdir, *(os.path.join(workdir, name) for name in RUN_FOLDERS)):
         for path in pathlib.Path(folder).glob(f'.*{_TEMPORARY}'):
-            with contextlib.suppress(OSError), open(path, 'r+b') as file:  # its writer may have renamed it
+            # Its writer may have renamed it. Closing what a link leads to would give up a lock of this process on that.
+            with contextlib.suppress(OSError), open(path, 'r+b', opener=regular_itself) as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 

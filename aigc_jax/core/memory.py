@@ -23,7 +23,7 @@ def want(num_bytes: float, what: str, free: int | None = None) -> None:
     """Raises UserError, which begins with `what`, if so much memory is not free. free: of a device; None: here."""
     free = available() if free is None else free
     if num_bytes > _SHARE * free:
-        raise UserError(f'{what}: takes {_words(num_bytes)} of memory, and {_words(free)} are free here')
+        raise UserError(f'{what}: takes {words(num_bytes)} of memory, and {words(free)} are free here')
 
 
 def read_whole(file: BinaryIO, what: str) -> bytes:
@@ -34,7 +34,7 @@ def read_whole(file: BinaryIO, what: str) -> bytes:
     most, held = _SHARE * available(), io.BytesIO()
     while part := file.read(_PART):
         if held.tell() + len(part) > most:
-            raise UserError(f'{what}: holds more than the {_words(most)} of memory that are free here')
+            raise UserError(f'{what}: holds more than the {words(most)} of memory that are free here')
         held.write(part)
     return held.getvalue()
 
@@ -81,5 +81,9 @@ def _lines(path) -> Iterator[str]:
         return
 
 
-def _words(num_bytes: float) -> str:
-    return f'{num_bytes / 1e9:,.1f} GB' if num_bytes >= 1e8 else f'{num_bytes / 1e6:,.1f} MB'
+def words(num_bytes: float) -> str:
+    """'26.9 kB', '1,230 GB'."""
+    for unit in ('bytes', 'kB', 'MB', 'GB'):
+        if num_bytes < 1000 or unit == 'GB':
+            return f'{num_bytes:.3g} {unit}' if num_bytes < 1000 else f'{num_bytes:,.0f} {unit}'
+        num_bytes /= 1000

@@ -102,7 +102,8 @@ class Classifier:
         except FileNotFoundError:
             raise UserError(f'eval.extractor: there is no file {path}; name the extractor.npz of a run') from None
         except (*npy.BROKEN, TypeError) as error:
-            raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {error}') from None
+            why = getattr(error, 'strerror', None) or error
+            raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {why}') from None
         return cls(weights, shape)
 
 
