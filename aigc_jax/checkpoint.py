@@ -8,8 +8,8 @@ error, passes over missing keys in some cases, casts dtypes in silence, and fill
 cut short; here the files are compared before Orbax reads them and the leaves after it, and what does not fit
 is named.
 
-The sha256 of the files protects from damage on the disk. The digest of a leaf (core/digest.py) protects from what reads
-and writes them: a leaf that was put together from its shards in another way is not that leaf.
+The sha256 of the files protects from damage on the disk. The digest of a leaf (core/digest.py) protects from faults in
+writing and reading, such as shards that are put together wrongly.
 
 Each process writes and reads its own shards, a group of leaves at a time, so no process and no device holds more of a
 state than its share. What fails on one process is an error on all (core/processes.py): no Orbax function that waits for
@@ -32,7 +32,7 @@ import numpy as np
 
 from aigc_jax import record, store
 from aigc_jax.core import digest, parallel, processes, tree
-from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.errors import RunError, UserError, one_line
 from aigc_jax.core.files import disk_errors
 from aigc_jax.core.types import Tree
 
@@ -106,7 +106,7 @@ class Checkpoints:
             _by_first('record', lambda: record.write(unfinished, found, files))
             _by_first('rename', lambda: unfinished.rename(self._directory / str(step)))
         except (UserError, RunError) as error:
-            if _is_first():
+            if processes.first():
                 _remove(unfinished)
             good = self._good_before(step)
             raise RunError(
@@ -114,7 +114,7 @@ class Checkpoints:
                 f'The last good one is {"none" if good is None else f"that of step {good}"}; '
                 f'{"make room" if isinstance(error, _NoRoom) else "see to that"} and give the same command again.'
             ) from None
-        if _is_first():
+        if processes.first():
             self._delete_old()
 
     def restore(self, step: int, template: Tree) -> Tree:
@@ -138,7 +138,8 @@ class Checkpoints:
     def restore_model(self, step: int, params: Tree, stats: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:
         """(parameters, statistics) of `step`, whatever else it holds, on the shardings of these: for `init_from`.
 
-        params must fit; of `stats` come those that it has in the same shape, for another loss may keep others.
+        `params` must fit. Of `stats`, those that the checkpoint has in the same shape are restored: another loss may
+        keep others.
         """
         leaves = self._checked_record(step)['leaves']
         own = {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}
@@ -241,7 +242,7 @@ class Checkpoints:
             yield
         except Exception as error:  # its files are as they were saved, so this is no damage
             raise RunError(
-                f'{self._directory}/{folder}: the checkpoint cannot be read here: {_one_line(error)}'
+                f'{self._directory}/{folder}: the checkpoint cannot be read here: {one_line(error)}'
             ) from None
 
     def _good_before(self, step: int) -> int | None:
@@ -262,7 +263,7 @@ class Checkpoints:
         return max(values, key=lambda step: (values[step], step), default=None)
 
     def _delete_old(self) -> None:
-        """All but the newest and the best; nothing where a record cannot be read, as that may be the best."""
+        """Deletes all but the newest and the best; nothing if a record cannot be read, because that may be the best."""
         try:
             kept = {self._best(), *self.steps()[-self._keep :]}
         except UserError:
@@ -275,7 +276,7 @@ class Checkpoints:
 
     def _purge(self) -> None:
         """Removes what a killed process left half written or half deleted."""
-        if jax.process_index() == 0:
+        if processes.first():
             for path in self._directory.glob('*'):
                 if path.suffix in (_UNFINISHED, _DELETED):
                     shutil.rmtree(path, ignore_errors=True)
@@ -289,17 +290,13 @@ def _remove(folder: pathlib.Path) -> None:
         time.sleep(0.05)
 
 
-def _is_first() -> bool:
-    return jax.process_index() == 0
-
-
 def _own_share(names: list[str]) -> list[str]:
     """Those that this process takes care of."""
     return names[jax.process_index() :: jax.process_count()]
 
 
 def _by_first(what: str, call: Callable[[], None]) -> None:
-    _alike(what, lambda: call() if _is_first() else None)
+    _alike(what, lambda: call() if processes.first() else None)
 
 
 def _alike(what: str, call: Callable[[], Any]) -> Any:
@@ -313,7 +310,7 @@ def _alike(what: str, call: Callable[[], Any]) -> Any:
         elif full := next((words for words in _FULL if words in str(error)), None):  # perhaps behind much else
             failed = [_NoRoom.__name__, full]
         else:
-            failed = [RunError.__name__, _one_line(error)]
+            failed = [RunError.__name__, one_line(error)]
     for k, other in enumerate(processes.gather(f'checkpoint: {what}', failed)):
         if other:
             kind = next(kind for kind in _KINDS if kind.__name__ == other[0])
@@ -333,7 +330,7 @@ def _digests_of_files(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _described(leaves: dict[str, Any], before: dict[str, list] | None = None) -> dict[str, list]:
-    """{name: [shape, dtype, digest]}. before: what a record says of them, whose kind of digest is taken."""
+    """{name: [shape, dtype, digest]}. before: an earlier record of them; its kind of digest is used."""
     is_old = lambda name: before is not None and not before[name][2].startswith(digest.KIND)
     found = digest.digests({name: leaf for name, leaf in leaves.items() if not is_old(name)})
     for name in filter(is_old, leaves):  # the sha256 of the whole, as records of earlier days have it
@@ -348,7 +345,3 @@ def _kinds(template: Tree) -> dict[str, list]:
 
 def _few(names: list[str]) -> str:
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
-
-
-def _one_line(error: BaseException) -> str:
-    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]

@@ -69,8 +69,8 @@ def _unreadable(path: pathlib.Path, why: str) -> UserError:
 
 
 def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
-    """Writes the manifest of this start. A resumed run adds it to `starts` and keeps the earlier ones, each with what
-    was otherwise then in `made_with`. init_step: of the parameters that `init_from` gave it."""
+    """Writes the manifest of this start. A resumed run appends its start to `starts`. The start before it gets
+    `made_with`: the fields that had other values then. init_step: of the parameters that `init_from` gave it."""
     before = _read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset

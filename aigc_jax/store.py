@@ -36,7 +36,7 @@ def write(folder: pathlib.Path, state: Tree) -> None:
 
 
 def merge(folder: pathlib.Path) -> None:
-    """What one process does when all have written."""
+    """Run by one process, once all have written."""
     with _raised_alone():
         _orbax().finalize(epath.Path(folder))
 
@@ -80,7 +80,7 @@ def groups(leaves: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _bytes_a_process(leaf) -> int:
-    """Bytes of the shards of a leaf that each process has, which all reckon alike."""
+    """Bytes of a leaf's shards in a process. All processes compute the same number."""
     size, sharding = leaf.size * leaf.dtype.itemsize, getattr(leaf, 'sharding', None)
     if sharding is None:
         return size
@@ -104,7 +104,7 @@ def claim_room(folder: pathlib.Path, state: Tree) -> None:
 
 @contextlib.contextmanager
 def plain_path(directory: pathlib.Path):
-    """`directory` by a name that Orbax can work with: a link in the temporary directory where its own is none.
+    """A path to `directory` that Orbax can work with: itself, or a link to it in the temporary directory.
 
     Orbax 0.12 globs below the path as it stands, so that `[…]` and `**` in it match something else, and tensorstore
     takes `\\` for `/` and cannot read a name that is no UTF-8.

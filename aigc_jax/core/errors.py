@@ -31,6 +31,11 @@ def printable(message: str) -> str:
     return '\n'.join(lines)
 
 
+def one_line(error: BaseException) -> str:
+    """The kind and the first words of an error that another library raised."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+
+
 def check_fields(
     config, fields: Mapping[str, type], what: str, owner: str = '', later: Mapping[str, type] | None = None
 ) -> None:

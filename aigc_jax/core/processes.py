@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.errors import RunError, UserError, one_line
 from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, Star, ended
 
-START_SECONDS = 600  # that the processes may begin one after the other
+START_SECONDS = 600  # within which all processes must begin
 # A process that is stopped for a while is not dead; a death is noticed by the star.
 _HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 1800, 300
 _EARLY_SECONDS = 60  # that a process with a mistake in its flags waits for the others, to tell them
 _SHARED_SECONDS = 10
-_CAUSE_SECONDS = 5  # that an error of a connection waits for its cause
+_CAUSE_SECONDS = 5  # to wait for the cause of a connection's error
 _LOST = re.compile(r'gloo|nccl|connection (closed|reset)|coordination|unavailable|deadline_exceeded', re.IGNORECASE)
 
 _ending = threading.RLock()  # held by the thread that ends this process, to the end
@@ -44,11 +44,11 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def together(what: str):
-    """Around a phase that can fail on one process alone: all wait for each other at its end, and all fail with one.
+    """Around a phase that may fail on one process alone. All wait for each other at its end; if one fails, all fail.
 
-    Where the body raises UserError, RunError or OSError, the process raises it behind the end, and the others raise an
-    error with the same exit code, whose text begins with "process K: ". A process that does not come to the end within
-    two seconds then, since it waits in a collective or is slow, ends with that line. what: names the phase.
+    If the body raises UserError, RunError or OSError, this process raises it at the end. The others raise an error with
+    the same exit code, whose text begins with "process K: ". A process that does not reach the end within two seconds
+    of the failure, since it waits in a collective or is slow, ends with that line. what: names the phase.
     """
     if not several():
         yield
@@ -107,22 +107,21 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
     try:
         jax.distributed.initialize(
             address if index == 0 else Relay(address, gone).address, count, index,
-            initialization_timeout=int(seconds) + 60,  # behind which JAX aborts with pages of C++
+            initialization_timeout=int(seconds) + 60,  # after that JAX aborts with pages of C++
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )  # fmt: skip
         _star()
     except (RuntimeError, ValueError) as error:
-        raise RunError(f'{line}: {_one_line(error)}') from None
+        raise RunError(f'{line}: {one_line(error)}') from None
     finally:
         for timer in timers:
             timer.cancel()
 
 
 def connect(mesh=None) -> None:
-    """A collective of all devices, or over each set of axes of a mesh of them, where all processes are here.
+    """Runs a collective over each set of axes of the mesh (None: over all devices), once all processes are here.
 
-    Gloo waits for 30 seconds where a process comes later to the first collective of these devices, and for half an hour
-    at any other.
+    Gloo waits only 30 seconds for a process in the first collective of some devices, and half an hour in later ones.
     """
     if not several():
         return
@@ -144,7 +143,7 @@ def connect(mesh=None) -> None:
 
 
 def finish() -> None:
-    """At the normal end: waits for all, and takes leave of JAX's service and of the others."""
+    """At the normal end: waits for all, then closes JAX's service and the connections."""
     if several():
         import jax
 
@@ -235,7 +234,7 @@ def _told(error: Exception) -> tuple[str, int]:
     """What is said of an error, and its exit code."""
     if hasattr(error, 'exit_code'):
         return str(error), error.exit_code
-    return f'{type(error).__name__}: {_one_line(error)}', RunError.exit_code
+    return one_line(error), RunError.exit_code
 
 
 def _end_with_others(text: str, exit_code: int, at_once: bool) -> NoReturn:
@@ -256,10 +255,6 @@ def _end(text: str, exit_code: int, tell: bool) -> NoReturn:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, (text + '\n').encode(errors='replace'))  # Python's own stream may be held by another thread
-
-
-def _one_line(error: BaseException) -> str:
-    return (' '.join(str(error).split()) or type(error).__name__)[:300]
 
 
 # The environment
@@ -291,7 +286,7 @@ def _of_cluster() -> tuple[int, int, str]:
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, START_SECONDS)
     except Exception as error:  # of variables that the cluster's manager has not set as JAX expects
-        raise UserError(f'the variables of Slurm or Open MPI cannot be read: {_one_line(error)}') from None
+        raise UserError(f'the variables of Slurm or Open MPI cannot be read: {one_line(error)}') from None
     address, count, index = found[:3]
     if None in (address, count, index):
         raise UserError(
@@ -333,7 +328,7 @@ def _hear_signals() -> None:
 
     def hear():
         heard = 0
-        with sending:  # which the descriptor is of
+        with sending:  # closed at the end, because the wakeup descriptor is its own
             while numbers := receiving.recv(1):
                 heard += 1
                 if heard > 1 or signal.getsignal(numbers[0]) is stop:

@@ -1,4 +1,4 @@
-"""A star of plain TCP connections, from every process of a run to the first, which tells of failures and deaths.
+"""A star of plain TCP connections, from every process of a run to the first. They tell of failures and deaths.
 
 A connection that closes without a goodbye is a death, which all notice at once; a line that is sent over it tells of a
 failure, or carries a value that all are to know. So nobody waits in a collective for a process that will never come,
@@ -25,10 +25,10 @@ from typing import Any
 from aigc_jax.core.errors import RunError
 
 JOIN_SECONDS = 300  # from the start of JAX's service to the star
-GRACE_SECONDS = 2  # in which a process whose error all have prints it itself, or comes to where another one has failed
+GRACE_SECONDS = 2  # that a process has to print an error of its own, or to reach the phase where another one failed
 NOTED_SECONDS = 30  # after which one line says who is waited for
 _KEY = 'aigc_jax/star'
-_HELLO_BYTES = 200  # that a stranger may send
+_HELLO_BYTES = 200  # at most that an unknown peer may send
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -136,7 +136,7 @@ class Star:
             while True:
                 for key, _ in self._selector.select():
                     key.data()
-        except Exception as error:  # nothing would be heard of the others any more
+        except Exception as error:  # without this thread this process hears nothing of the others
             self._end(f'the connections between the processes: {type(error).__name__}: {error}', 1, True)
 
     def _add(self, k: int, peer: '_Peer') -> None:
@@ -167,7 +167,7 @@ class Star:
                 self._news.notify_all()
 
     def _told(self, whose: int, text: str, exit_code: int, at_once: bool) -> None:
-        """Another process has ended or failed. The first that is heard of is the cause."""
+        """Another process has ended or failed. The first one that is reported is the cause."""
         if not self._is_over:
             self._is_over = True
             if self._own:  # which the other has ended with
@@ -203,7 +203,7 @@ class Star:
                 held = self._sending.acquire(timeout=1)
                 try:
                     peer.send(message)
-                except OSError:  # of one that has ended, of which the listening thread hears
+                except OSError:  # that process has ended; the listening thread notices
                     pass
                 finally:
                     if held:
@@ -253,7 +253,7 @@ class Center(Star):
         self._selector.register(stranger.socket, selectors.EVENT_READ, lambda: self._greet(stranger))
 
     def _greet(self, stranger: '_Peer') -> None:
-        """Takes in who knows the token; drops everybody else."""
+        """Accepts a peer that knows the token, and closes any other."""
         messages = stranger.read(_HELLO_BYTES)
         if messages == []:
             return
