@@ -622,6 +622,8 @@ class Strike:
         }[event.kind]  # fmt: skip
         if event.kind == 'sigterm' and 'loop' not in self.pair.marks:  # nothing to save, nor anybody who would hear it
             wanted |= {-15} if struck else {1}
+        if event.kind == 'sigterm' and event.mark == 'end' and struck:
+            wanted |= {-15}  # all is written, and Python's own end takes its handlers away: 143 for a shell
         if process in self.unaware:
             wanted |= {1, 143, -15}
         right = ' or '.join(map(str, sorted(wanted)))
