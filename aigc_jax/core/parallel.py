@@ -82,15 +82,24 @@ class Plan:
         """What XLA is told for a program that reads parameters in shards.
 
         For a CPU its schedule puts all that depends on nothing else first: there the gathering of every parameter, so
-        that the whole model would stand on each device. The other schedule gathers each where it is read.
+        that the whole model would stand on each device. The other schedule gathers each where it is read. And it sums
+        all gradients over the devices at once, when the last one is known, so that the whole of each would stand there
+        until then. For a GPU it gathers ahead what fits the card's memory, and sums in parts.
         """
         if not self.rules or self.mesh.devices.flat[0].platform != 'cpu':
             return {}
-        return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+        return {
+            'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
+            'xla_disable_hlo_passes': 'cpu-all-reduce-combiner',
+        }
 
     def param_shardings(self, params: Tree) -> Tree:
         """Of the (abstract) parameters of one replica, which is whole on its device."""
         return jax.tree.map(lambda spec: self._named(*spec), self._param_specs(params), is_leaf=_is_spec)
+
+    def gradient_shardings(self, params: Tree) -> dict[str, Tree]:
+        """{player: of each gradient, as of its parameter}; nothing where each device has all parameters."""
+        return self.param_shardings(params) if self.rules and not self.axis_name else {}
 
     @property
     def replicated(self) -> NamedSharding:
@@ -178,6 +187,7 @@ class Plan:
             in_shardings=(sharding, self.seeds, self.replicated, self._feed),
             out_shardings=(sharding, self.seeds),
             donate_argnums=0,
+            compiler_options=self.compiler_options,
         )
 
     def _named(self, *spec) -> NamedSharding:
