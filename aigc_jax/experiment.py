@@ -143,7 +143,8 @@ class Experiment:
         examples = config.batch_size / self.plan.mesh.size * (self.plan.replicas or 1)
         one = 4 * math.prod(self.dataset.shape)
         memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
-        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen
+        shardings = self.plan.gradient_shardings(self.abstract_state.params)
+        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen, shardings
         step = make_step(self.task, self.optimizers, *arguments)
         gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
         return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)

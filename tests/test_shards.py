@@ -70,12 +70,13 @@ def test_a_program_reads_its_share_and_gathers_few_parameters_at_once(life):
         assert temporary <= 2 * LARGEST + SMALL, name
 
 
-def test_a_step_reads_its_share_and_stays_below_the_whole(life):
-    """The gathered parameters are read again by the backward pass, and XLA keeps them until then."""
+def test_a_step_reads_its_share_and_holds_the_gradient_of_one_layer_at_once(life):
+    """Of all layers it holds parts: of the gradients, and of the parameters, which XLA copies to write them in place.
+    Of one layer it holds the gradient of a device's own examples and the sum of these; it was of nearly all."""
     found, _ = life
     arguments, temporary = found['step']
     assert arguments <= found['state'] / DEVICES + SMALL
-    assert temporary <= found['parameters'] + SMALL
+    assert temporary <= 2 * found['parameters'] / DEVICES + 2 * LARGEST + SMALL
 
 
 def test_a_finished_run_opens_in_shards_and_says_what_one_device_says(life):

@@ -82,15 +82,24 @@ class Plan:
         """XLA's options for a program that reads parameters in shards.
 
         XLA's default schedule on a CPU first runs all that depends on nothing else. It would gather every parameter
-        first, so that each device held the whole model. This schedule gathers each parameter where it is read.
+        first, so that each device held the whole model. The other schedule gathers each parameter where it is read.
+        XLA also joins the sums of all gradients over the devices into one, for which the whole of each gradient would
+        wait. On a GPU XLA gathers ahead only what fits the card's memory, and sums in parts.
         """
         if not self.rules or self.mesh.devices.flat[0].platform != 'cpu':
             return {}
-        return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
+        return {
+            'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED',
+            'xla_disable_hlo_passes': 'cpu-all-reduce-combiner',
+        }
 
     def param_shardings(self, params: Tree) -> Tree:
         """The shardings of the (abstract) parameters of one replica, without an axis of replicas."""
         return jax.tree.map(lambda spec: self._named(*spec), self._param_specs(params), is_leaf=_is_spec)
+
+    def gradient_shardings(self, params: Tree) -> dict[str, Tree]:
+        """{player: of each gradient, as of its parameter}; nothing where each device has all parameters."""
+        return self.param_shardings(params) if self.rules and not self.axis_name else {}
 
     @property
     def replicated(self) -> NamedSharding:
@@ -178,6 +187,7 @@ class Plan:
             in_shardings=(sharding, self.seeds, self.replicated, self._feed),
             out_shardings=(sharding, self.seeds),
             donate_argnums=0,
+            compiler_options=self.compiler_options,
         )
 
     def _named(self, *spec) -> NamedSharding:

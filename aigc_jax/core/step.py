@@ -62,6 +62,7 @@ def make_step(
     micro_batches: int = 1,
     axis_name: str | None = None,
     frozen: Mapping[str, Tree] = MappingProxyType({}),
+    shardings: Mapping[str, Tree] = MappingProxyType({}),
 ) -> Callable[[TrainState, Array, Batch], tuple[TrainState, Metrics]]:
     """step(state, seed, batch) -> (state, metrics), where the leaves of batch are (rounds, examples, …).
 
@@ -69,6 +70,7 @@ def make_step(
     micro_batches: parts that a round's batch is cut into to save memory; the gradients are averaged by weight.
     axis_name: of the devices, under pmap; there `examples` are this device's share.
     frozen: {player: of each parameter whether it is frozen}, whose gradient is not taken and not measured.
+    shardings: {player: of each parameter its sharding}, where parameters are in shards; a gradient is kept in the same.
 
     A last argument, measured=False, leaves out the metrics NORMS, which cost a tenth of a small model's step.
     """
@@ -85,8 +87,8 @@ def make_step(
             view = jax.tree.map(lambda leaf: leaf[r], batch)
             gradients = []  # all taken before the first is applied: the turns of a round see the same parameters
             for turn in turns:
-                still = frozen.get(turn.player)
-                grads, values, extra = _gradient(turn, state, view, ctx, preprocess, micro_batches, axis_name, still)
+                own = frozen.get(turn.player), shardings.get(turn.player)
+                grads, values, extra = _gradient(turn, state, view, ctx, preprocess, micro_batches, axis_name, *own)
                 state = state._replace(stats=extra.stats, carry=extra.carry)
                 gradients.append((turn.player, grads, values))
             for player, grads, values in gradients:
@@ -97,7 +99,9 @@ def make_step(
     return step
 
 
-def _gradient(turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micro_batches: int, axis_name, frozen):
+def _gradient(
+    turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micro_batches: int, axis_name, frozen, shardings
+):
     """(gradient, metrics, extra) of one turn: the mean over the whole batch, over its parts and devices; 0 of what is
     frozen."""
 
@@ -110,6 +114,11 @@ def _gradient(turn: Turn, state: TrainState, batch: Batch, ctx, preprocess, micr
             return turn.loss({**state.params, turn.player: own}, extra, batch, ctx)
 
         (value, (metrics, extra)), grads = jax.value_and_grad(loss, has_aux=True)(state.params[turn.player])
+        if shardings is not None:
+            # Without the barrier XLA takes a device's part anew from the whole gradient wherever it is read, the last
+            # time by the optimizer, and so keeps the whole gradients of all layers until then.
+            part_of = lambda g, own: jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(g, own))
+            grads = jax.tree.map(part_of, grads, shardings)
         weight = turn.weight(batch) if turn.weight else jnp.float32(ctx.index.shape[0])
         return (grads, {'loss': value, **metrics}, extra.stats), extra.carry, weight
 
