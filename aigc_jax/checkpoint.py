@@ -202,7 +202,7 @@ class Checkpoints:
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""
         found, wanted = {}, tree.flatten(template)
-        saved = _alike('structure', lambda: self._structure(str(step)))
+        saved = _alike('structure', lambda: self._structure(str(step), leaves))
         for group in store.groups(wanted):
             here = {name: wanted[name] for name in group}
             part = _alike('read', lambda: self._load(str(step), saved, here))  # noqa: B023
@@ -214,7 +214,7 @@ class Checkpoints:
     def _verify(self, folder: str, leaves: dict[str, list]) -> None:
         """Raises where what lies there is not these leaves. Each process reads some, on its host, and keeps none."""
         own = {name: jax.ShapeDtypeStruct(leaves[name][0], leaves[name][1]) for name in _own_share(sorted(leaves))}
-        saved = self._structure(folder)
+        saved = self._structure(folder, leaves)
         for group in store.groups(own):
             part = self._load(folder, saved, {name: own[name] for name in group})
             self._must_equal(folder, _described(part, leaves), leaves)
@@ -228,9 +228,13 @@ class Checkpoints:
     def _arrays(self, folder: str) -> pathlib.Path:
         return self._orbaxs_directory / folder / _ARRAYS
 
-    def _structure(self, folder: str) -> Tree:
+    def _structure(self, folder: str, leaves: dict[str, list]) -> Tree:
         with self._unreadable(folder):
-            return store.structure(self._arrays(folder))
+            saved = store.structure(self._arrays(folder))
+        with self._corrupt(folder):
+            if differing := store.differing(saved, leaves):
+                raise record.Damaged(f'the arrays of {_few(differing)} are not of the shapes that its record names')
+        return saved
 
     def _load(self, folder: str, saved: Tree, wanted: dict[str, Any]) -> dict[str, Any]:
         with self._unreadable(folder):

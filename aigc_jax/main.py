@@ -262,9 +262,12 @@ def _set_up_jax() -> None:
     # Libraries tell of each of their steps, and of the accelerators that are not here, on the INFO level.
     logging.set_verbosity(logging.WARNING)
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        home = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser()
-        jax.config.update('jax_compilation_cache_dir', str(home / 'aigc_jax' / 'xla'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+        folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'aigc_jax' / 'xla'
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):  # JAX would warn of each program otherwise
+            jax.config.update('jax_compilation_cache_dir', str(folder))
+            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     processes.start()
     try:
         jax.devices()

@@ -43,7 +43,24 @@ def merge(folder: pathlib.Path) -> None:
 
 def structure(folder: pathlib.Path) -> Tree:
     """The tree that was saved, as Orbax keeps it, of dicts and lists."""
-    return _orbax().metadata(epath.Path(folder)).tree
+    with _raised_alone():
+        return _orbax().metadata(epath.Path(folder)).tree
+
+
+def differing(saved: Tree, leaves: dict[str, list]) -> list[str]:
+    """The names of `leaves`, {name: [shape, dtype, …]}, that the `structure` of a folder holds otherwise, or in chunks
+    that are larger than the leaf: what tensorstore would take memory for."""
+    found = tree.flatten(saved)
+
+    def fits(name: str) -> bool:
+        shape, dtype = leaves[name][:2]
+        leaf = found.get(name)
+        if not isinstance(leaf, ocp.metadata.ArrayMetadata) or (list(leaf.shape), str(leaf.dtype)) != (shape, dtype):
+            return False
+        chunk = leaf.storage.chunk_shape
+        return len(chunk) == len(shape) and all(part <= max(1, size) for part, size in zip(chunk, shape, strict=True))
+
+    return [name for name in leaves if not fits(name)]
 
 
 def load(folder: pathlib.Path, saved: Tree, wanted: dict[str, Any]) -> dict[str, Any]:

@@ -371,6 +371,18 @@ def test_as_processes(command_line, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_home_that_cannot_be_written_to(command_line, smoke, tmp_path):
+    """Programs are not kept then, and nothing is said of it; Matplotlib has a folder of its own."""
+    shutil.copytree(smoke('vae'), tmp_path / 'run')
+    (tmp_path / 'cache').write_text('')
+    before = 'import os; del os.environ["JAX_COMPILATION_CACHE_DIR"]'
+    env = {'MPLCONFIGDIR': str(tmp_path), 'XDG_CACHE_HOME': f'{tmp_path}/cache'}
+    process = command_line.start(None, tmp_path / 'run', '--mode=sample', '--num_samples=2', before=before, env=env)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, ''), err
+    assert out.endswith('sample0.npz\n')
+
+
 def test_help(command_line):
     """Answers at once, for it imports little, and no jax."""
     code = 'import runpy, sys; sys.argv = ["main", "--help"]\n'
