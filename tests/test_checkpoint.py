@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 
 from aigc_jax import record, store
 from aigc_jax.checkpoint import Checkpoints
@@ -465,6 +466,24 @@ def test_an_odd_record_is_one_line(folder, odd):
     rewrite(folder, 1, ODD[odd])
     for call in (lambda: checkpoints.restore(1, template(make_state(0))), lambda: checkpoints.resolve('best')):
         assert 'checkpoint.json is not as it was saved' in message(call)
+
+
+@pytest.mark.parametrize('field, value', [('chunks', [1 << 30, 4]), ('shape', [1 << 40, 4]), ('shape', [-1, 4])])
+def test_arrays_that_ask_for_more_than_the_record_names_are_refused(folder, capfd, field, value):
+    """All digests fit, as whoever wrote the files can make them. Orbax would take 8 GB for the first."""
+    checkpoints = saved(folder, {1: None, 2: None}, keep=2)
+    for step in (1, 2):
+        arrays = folder / str(step) / 'arrays'
+        base = {'driver': 'file', 'path': f'{arrays}/'}
+        kept = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+        key = 'params.model.dense.kernel/.zarray'
+        metadata = json.loads(kept.read(key).result().value) | {field: value}
+        kept.write(key, json.dumps(metadata).encode()).result()
+        digests = {name: record.digest_of(folder / str(step), name) for name in record.files_of(folder / str(step))}
+        rewrite(folder, step, lambda whole: whole.update(files=digests))  # noqa: B023
+    said = message(lambda: checkpoints.restore(2, template(make_state(0))), (UserError, RunError))
+    assert '/2' in said and len(said.splitlines()) < 3 and 'go on from step 1' not in said
+    assert not capfd.readouterr().err
 
 
 def test_a_large_or_deep_record_is_refused_unread(folder):
