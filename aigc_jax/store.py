@@ -42,7 +42,9 @@ def merge(folder: pathlib.Path) -> None:
 
 
 def structure(folder: pathlib.Path) -> Tree:
-    """The tree that was saved, as Orbax keeps it, of dicts and lists."""
+    """The tree that was saved, as Orbax keeps it, of dicts and lists. Raises ValueError, and what Orbax raises."""
+    if (folder / 'checkpoint').exists():  # where Orbax would take leaves of any kind from
+        raise ValueError('the file "checkpoint", of older versions of Orbax, is among its arrays')
     with _raised_alone():
         return _orbax().metadata(epath.Path(folder)).tree
 

@@ -15,6 +15,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import optax
 import pytest
@@ -484,6 +485,15 @@ def test_arrays_that_ask_for_more_than_the_record_names_are_refused(folder, capf
     said = message(lambda: checkpoints.restore(2, template(make_state(0))), (UserError, RunError))
     assert '/2' in said and len(said.splitlines()) < 3 and 'go on from step 1' not in said
     assert not capfd.readouterr().err
+
+
+def test_leaves_that_orbax_would_take_from_another_file_are_refused(folder):
+    checkpoints = saved(folder, {1: None})
+    leaves = {'params': {'model': {'dense': {'kernel': 5}}}}
+    (folder / '1' / 'arrays' / 'checkpoint').write_bytes(msgpack.packb(leaves))
+    digests = {name: record.digest_of(folder / '1', name) for name in record.files_of(folder / '1')}
+    rewrite(folder, 1, lambda whole: whole.update(files=digests))
+    assert '"checkpoint"' in message(lambda: checkpoints.restore(1, template(make_state(0))), RunError)
 
 
 def test_a_large_or_deep_record_is_refused_unread(folder):
