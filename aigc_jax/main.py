@@ -94,7 +94,9 @@ def main(_: list[str]) -> None:
     try:
         _run()
         show('')
-        processes.finish()
+        if processes.several():
+            processes.finish()
+            _leave(0)
     except (Closed, BrokenPipeError):  # the latter of stderr
         drop()
         sys.exit(Closed.exit_code)
@@ -294,7 +296,7 @@ def _end(error: Exception) -> None:
 
 
 def _leave(exit_code: int) -> None:
-    """After a signal: at once. Otherwise Python waits at its end for what XLA and its threads still compute."""
+    """At once. Otherwise Python waits at its end for what XLA and its threads still compute, or other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -18,8 +18,9 @@ from aigc_jax.core.errors import RunError, UserError, one_line
 from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, Star, ended
 
 START_SECONDS = 600  # within which all processes must begin
-# A process that is stopped for a while is not dead; a death is noticed by the star.
-_HEARTBEAT_SECONDS, _SHUTDOWN_SECONDS = 1800, 300
+# A process that is stopped for a while is not dead, and its connection to JAX's service may be; a death is noticed by
+# the star.
+_HEARTBEAT_SECONDS = 10**8
 _EARLY_SECONDS = 60  # that a process with a mistake in its flags waits for the others, to tell them
 _SHARED_SECONDS = 10
 _CAUSE_SECONDS = 5  # to wait for the cause of a connection's error
@@ -108,7 +109,7 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
         jax.distributed.initialize(
             address if index == 0 else Relay(address, gone).address, count, index,
             initialization_timeout=int(seconds) + 60,  # after that JAX aborts with pages of C++
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )  # fmt: skip
         _star()
     except (RuntimeError, ValueError) as error:
@@ -143,12 +144,10 @@ def connect(mesh=None) -> None:
 
 
 def finish() -> None:
-    """At the normal end: waits for all, then closes JAX's service and the connections."""
+    """At the normal end: waits for all. From here on the end of a process is no failure. Each is to end at once: JAX's
+    own shutdown would wait for those whose connection to its service was lost while they were stopped."""
     if several():
-        import jax
-
         gather('end', None)
-        jax.distributed.shutdown()
         _star().say_goodbye()
 
 

@@ -5,8 +5,9 @@ failure, or carries a value that all are to know. So nobody waits in a collectiv
 and a process that is merely slow, or stopped for a while, is waited for.
 
 The address of the star and a random token go through the key-value store of JAX's coordination service. JAX's own
-client ends a process with pages of C++ and SIGABRT as soon as the coordinator's connection closes, and takes no
-callback from Python (jaxlib 0.10 fails to convert its argument), so the client reaches the coordinator through a relay
+client ends a process with pages of C++ and SIGABRT as soon as the coordinator closes the connection or says that it
+will (gRPC's server does so when this process is stopped for a minute and does not answer a ping). The client takes no
+callback from Python (jaxlib 0.10 fails to convert its argument). So the client reaches the coordinator through a relay
 in its own process, which leaves the client's side open.
 """
 
@@ -19,7 +20,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aigc_jax.core.errors import RunError
@@ -28,6 +29,7 @@ JOIN_SECONDS = 300  # from the start of JAX's service to the star
 GRACE_SECONDS = 2  # that a process has to print an error of its own, or to reach the phase where another one failed
 NOTED_SECONDS = 30  # after which one line says who is waited for
 _KEY = 'aigc_jax/star'
+_FRAME_HEAD, _FRAME_TYPE, _GOAWAY = 9, 3, 7  # bytes of the head of an HTTP/2 frame, the place of its type, a type
 _HELLO_BYTES = 200  # at most that an unknown peer may send
 
 
@@ -73,11 +75,22 @@ class Relay:
             coordinator.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, coordinator: socket.socket, client: socket.socket) -> None:
-        _pump(coordinator, client)
+        with contextlib.suppress(OSError):
+            for frame in _frames(coordinator):
+                if frame[_FRAME_TYPE] != _GOAWAY:
+                    client.sendall(frame)
+        time.sleep(GRACE_SECONDS)  # the system may close the listening socket of a process that has ended last
         try:
             socket.create_connection(self._coordinator, timeout=20).close()
         except OSError:
             self._gone()
+
+
+def _frames(source: socket.socket) -> Iterator[bytes]:
+    """The frames of HTTP/2 (RFC 9113, section 4.1) that come."""
+    with source.makefile('rb') as file:
+        while len(head := file.read(_FRAME_HEAD)) == _FRAME_HEAD:
+            yield head + file.read(int.from_bytes(head[:3], 'big'))
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
