@@ -4,6 +4,8 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
+import threading
 import time
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from pairs import Pair
 
 import aigc_jax
-from aigc_jax.core import processes
+from aigc_jax.core import processes, star
 from aigc_jax.core.errors import UserError
 
 NOTICED = 10  # seconds in which all end
@@ -218,6 +220,27 @@ def test_the_first_is_killed_while_the_others_wait_for_one_more(command_line, tm
     assert ends_after(pair, 0) < NOTICED
     assert pair.end() == [-signal.SIGKILL, 1], pair.errors()
     assert pair.last()[1] == RESUMES % 0 and 'Check failed' not in pair.errors()[1]
+
+
+def test_the_relay_hides_from_its_client_that_the_coordinator_leaves():
+    """A server of gRPC does so where a process that was stopped for a minute has not answered; its client would abort."""
+    frame = lambda kind, data: len(data).to_bytes(3, 'big') + bytes([kind, 0, 0, 0, 0, 0]) + data
+    settings, goaway, data = frame(4, b'12'), frame(7, b'12345678'), frame(0, bytes(70_000))
+    gone = threading.Event()
+    with socket.create_server(('127.0.0.1', 0)) as coordinator:
+        relay = star.Relay(f'127.0.0.1:{coordinator.getsockname()[1]}', gone.set)
+        client = socket.create_connection(star.split_address(relay.address))
+        server, _ = coordinator.accept()
+        client.sendall(b'hello')
+        assert server.recv(5) == b'hello'
+        server.sendall(settings + goaway + data)
+        server.close()
+    with client, client.makefile('rb') as file:
+        assert file.read(len(settings + data)) == settings + data
+        assert gone.wait(NOTICED)
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):  # neither a byte nor the end
+            client.recv(1)
 
 
 def test_a_process_that_never_comes_is_told(command_line, tmp_path):
