@@ -223,7 +223,7 @@ def test_the_first_is_killed_while_the_others_wait_for_one_more(command_line, tm
 
 
 def test_the_relay_hides_from_its_client_that_the_coordinator_leaves():
-    """A server of gRPC does so where a process that was stopped for a minute has not answered; its client would abort."""
+    """A server of gRPC does so where a process that was stopped for a minute did not answer. Its client would abort."""
     frame = lambda kind, data: len(data).to_bytes(3, 'big') + bytes([kind, 0, 0, 0, 0, 0]) + data
     settings, goaway, data = frame(4, b'12'), frame(7, b'12345678'), frame(0, bytes(70_000))
     gone = threading.Event()
