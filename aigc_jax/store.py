@@ -5,6 +5,7 @@ No function of Orbax that waits for other processes is called: what fails on one
 
 import contextlib
 import glob
+import logging
 import math
 import os
 import pathlib
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from etils import epath  # Orbax's own paths, which its handlers ask for
 
 from aigc_jax.core import tree
@@ -140,16 +141,19 @@ def plain_path(directory: pathlib.Path):
 
 @contextlib.contextmanager
 def _raised_alone():
-    """What fails in a thread of Orbax is raised where the thread is waited for. Without this, a traceback for each leaf
-    would be printed besides: by Orbax's log, and by tensorstore, which tells a loop that has ended of its own failures.
+    """What fails in a thread of Orbax is raised where the thread is waited for. Without this, more would be printed
+    for each leaf: by Orbax's log, by asyncio's, and by tensorstore, which tells a loop that has ended of its failures.
     """
-    logger, no_traceback = logging.get_absl_logger(), lambda record: not record.exc_info
+    loggers = absl_logging.get_absl_logger(), logging.getLogger('asyncio')
+    told = lambda record: not record.exc_info and record.name != 'asyncio'
     of_loop = lambda error: isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
     before = sys.unraisablehook
-    logger.addFilter(no_traceback)
+    for logger in loggers:
+        logger.addFilter(told)
     sys.unraisablehook = lambda found: None if of_loop(found.exc_value) else before(found)
-    yield  # where this raises, the two stay: other threads have not met the failure yet
-    logger.removeFilter(no_traceback)
+    yield  # where this raises, all stay: other threads have not met the failure yet
+    for logger in loggers:
+        logger.removeFilter(told)
     sys.unraisablehook = before
 
 
