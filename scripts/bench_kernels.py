@@ -4,8 +4,8 @@
 
 A training step takes each product or convolution once forward and twice backward, so that is what is timed: the value
 and both gradients. The two libraries take turns in one process. Printed: median GFLOP/s of each, and the median over
-rounds of our rate over PyTorch's, with its range. A workload whose kernels have the ratio of the whole step is
-slower, or faster, by its kernels.
+rounds of our rate over PyTorch's, with its range. If the kernels have the ratio of the whole step, the kernels explain
+the difference.
 """
 
 import argparse
