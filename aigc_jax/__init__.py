@@ -7,13 +7,13 @@ def load(workdir, step=None):
     """(config, task, state) of a run's folder, for a notebook.
 
     workdir: the folder; step: a number, 'best', or None for the newest checkpoint. The task's functions read raw data,
-    and give them in the same units (aigc_jax.raw). The state's leaves have a leading axis of replicas where
+    and give them in the same units (aigc_jax.runs.raw). The state's leaves have a leading axis of replicas where
     num_seeds > 1. Raises aigc_jax.core.errors.UserError where there is none.
     """
     import pathlib
 
-    from aigc_jax import raw
-    from aigc_jax.experiment import open_run
+    from aigc_jax.runs import raw
+    from aigc_jax.runs.experiment import open_run
 
     experiment, state = open_run(pathlib.Path(workdir).expanduser(), step=step)
     return experiment.config, raw.task_of(experiment), state

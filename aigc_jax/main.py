@@ -14,10 +14,10 @@ _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
-from aigc_jax import config as config_lib  # noqa: E402
 from aigc_jax.core import processes  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near, printable  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
+from aigc_jax.runs import config as config_lib  # noqa: E402
 
 MODES = ('train', 'evaluate', 'sample')
 FLAGS = flags.FLAGS
@@ -128,8 +128,8 @@ def _run() -> None:
     if not several:
         _set_up_jax()
     if FLAGS.mode == 'train':
-        from aigc_jax import loop
-        from aigc_jax.signals import Interrupted
+        from aigc_jax.training import loop
+        from aigc_jax.training.signals import Interrupted
 
         clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
         try:
@@ -144,26 +144,29 @@ def _run() -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax import announce, evaluate, final, image_metrics
-    from aigc_jax.experiment import open_checkpoints, open_run
+    from aigc_jax.reports import evaluator as evaluator_lib
+    from aigc_jax.reports import final, image_samples
+    from aigc_jax.runs.experiment import open_checkpoints, open_run
+    from aigc_jax.training import announce
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
-    image = image_metrics.ImageMetrics(experiment, evaluator, workdir)
+    evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    image = image_samples.ImageMetrics(experiment, evaluator, workdir)
     with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
         digest = checkpoints.digest(step)
     by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
     with processes.together('evaluation.json'):
         if processes.first():
-            evaluate.write(workdir / 'evaluation.json', step, by_seed)
+            evaluator_lib.write(workdir / 'evaluation.json', step, by_seed)
     final.forget(workdir)
-    announce.table(experiment, step, evaluate.across(by_seed))
+    announce.table(experiment, step, evaluator_lib.across(by_seed))
 
 
 def _sample(workdir: pathlib.Path) -> None:
-    from aigc_jax import evaluate, pictures
     from aigc_jax.data import labels as class_labels
-    from aigc_jax.experiment import open_run
+    from aigc_jax.reports import evaluator as evaluator_lib
+    from aigc_jax.reports import pictures
+    from aigc_jax.runs.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
     if experiment.task.language:
@@ -172,7 +175,7 @@ def _sample(workdir: pathlib.Path) -> None:
         raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
     n, classes = FLAGS.num_samples, experiment.task.num_classes
     labels = class_labels.parse(FLAGS.labels, n, classes, experiment.dataset.class_names)
-    evaluator, step = evaluate.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
     paths = []
     for k, seed in enumerate(experiment.seeds):
         samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
@@ -188,8 +191,8 @@ def _sample(workdir: pathlib.Path) -> None:
 
 def _generate(workdir: pathlib.Path, experiment, state) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
-    from aigc_jax import generate, pictures
     from aigc_jax.decoding import Sampling
+    from aigc_jax.reports import generate, pictures
 
     if FLAGS.labels:
         raise UserError('--labels: a language model has no classes; give it a --prompt')

@@ -9,12 +9,12 @@ import numpy as np
 from bench_workloads import NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
 from ml_collections import ConfigDict
 
-from aigc_jax import config as config_lib
 from aigc_jax.core import rng
 from aigc_jax.core.types import Extra
 from aigc_jax.decoding import Sampling
-from aigc_jax.evals import images
-from aigc_jax.experiment import Experiment
+from aigc_jax.metrics import images
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.experiment import Experiment
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this fil
 from bench_gpu_workloads import GPU_WORKLOADS  # noqa: E402
 from bench_workloads import WORKLOADS, Contender, Generation, Images, Seeds, Sets, Text, Workload  # noqa: E402
 
-OURS, TORCH, KERAS = ('jax', 'aigc_jax.experiment'), ('torch',), ('tensorflow', 'keras')
+OURS, TORCH, KERAS = ('jax', 'aigc_jax.runs.experiment'), ('torch',), ('tensorflow', 'keras')
 ALL = {**WORKLOADS, **GPU_WORKLOADS}
 # What the libraries say when memory does not suffice: XLA; PyTorch on a GPU, and on a CPU; numpy.
 OUT_OF_MEMORY = re.compile(r'RESOURCE_EXHAUSTED|out of memory|can.t allocate memory|Unable to allocate', re.IGNORECASE)
@@ -46,7 +46,7 @@ def contenders(workload: Workload, for_gpu: bool = False) -> dict[str, tuple]:
     torch = lambda function, **options: (TORCH, function, options)
     if isinstance(workload, Sets):
         peers = {'prdc': (('prdc',), 'bench_peers.prdc', {})} if workload.metric == 'prdc' else {}
-        return {'ours': (('aigc_jax.evals.images',), 'bench_ours.compare', {}), **peers}
+        return {'ours': (('aigc_jax.metrics.images',), 'bench_ours.compare', {}), **peers}
     if isinstance(workload, Generation):
         return {
             'ours': (OURS, 'bench_ours.generate', {}),

@@ -200,7 +200,7 @@ class Generation(Text):
 
 @dataclasses.dataclass(frozen=True)
 class Sets(Workload):
-    """A step compares two sets of as many features: all pairs of them. metric: of aigc_jax.evals.images."""
+    """A step compares two sets of as many features: all pairs of them. metric: of aigc_jax.metrics.images."""
 
     metric: str
     num_features: int = 128

@@ -126,8 +126,8 @@ def _status(name: str) -> int:
 
 
 def experiment_of(devices: int, width: int):
-    from aigc_jax import config as config_lib
-    from aigc_jax.experiment import Experiment
+    from aigc_jax.runs import config as config_lib
+    from aigc_jax.runs.experiment import Experiment
 
     path = pathlib.Path(__file__).resolve().parent.parent / 'configs' / 'vae.py'
     fields = {
@@ -145,9 +145,9 @@ def phases(experiment, folder: pathlib.Path):
     """Yields (phase, figures), in the order of a run's life."""
     import jax
 
-    from aigc_jax import pictures
-    from aigc_jax.checkpoint import Checkpoints
-    from aigc_jax.evaluate import Evaluator
+    from aigc_jax.reports import pictures
+    from aigc_jax.reports.evaluator import Evaluator
+    from aigc_jax.runs.checkpoint import Checkpoints
 
     state, figures = measured(lambda: jax.block_until_ready(experiment.create_state()))
     yield 'create', figures

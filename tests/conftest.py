@@ -31,7 +31,7 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 # In a process, before the command line runs: a signal behind the call up to a step.
 SIGNALLED = """
 import os
-from aigc_jax import loop
+from aigc_jax.training import loop
 
 called = loop._Loop.called
 

@@ -10,12 +10,16 @@ import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'aigc_jax'
-# What lies in the package itself is floor 3.
-FLOORS = {'core': 0, 'nn': 1, 'data': 1, 'evals': 1, 'sandbox': 1, 'decoding': 1, 'grammars': 2, 'tasks': 2}
+# What lies in the package itself, the doors, is the top floor.
+FLOORS = {
+    'core': 0, 'nn': 1, 'data': 1, 'metrics': 1, 'sandbox': 1, 'decoding': 2, 'plots': 2, 'tasks': 3, 'adapt': 3,
+    'runs': 4, 'reports': 5, 'training': 6, 'studies': 7,
+}  # fmt: skip
+DOORS = 8
 
 
 def floor(module: str) -> int:
-    return FLOORS.get(module.split('.')[1], 3) if '.' in module else 3
+    return FLOORS.get(module.split('.')[1], DOORS) if '.' in module else DOORS
 
 
 def all_imports(path: pathlib.Path) -> set[str]:
@@ -43,7 +47,7 @@ def test_imports_go_down_the_floors():
         own = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
         for name in imports(path):
             same_folder = name.split('.')[1:2] == own.split('.')[1:2]
-            if floor(name) > floor(own) or (floor(name) == floor(own) < 3 and not same_folder):
+            if floor(name) > floor(own) or (floor(name) == floor(own) < DOORS and not same_folder):
                 wrong.append(f'{own} (floor {floor(own)}) imports {name} (floor {floor(name)})')
     assert not wrong, '\n'.join(wrong)
 
@@ -51,7 +55,7 @@ def test_imports_go_down_the_floors():
 def test_the_test_sees_a_wrong_import(tmp_path):
     path = tmp_path / 'x.py'
     path.write_text('from aigc_jax import tasks\nimport numpy\n')
-    assert imports(path) == {'aigc_jax.tasks'} and floor('aigc_jax.tasks') == 2
+    assert imports(path) == {'aigc_jax.tasks'} and floor('aigc_jax.tasks') == 3
 
 
 def test_what_is_imported_is_declared():

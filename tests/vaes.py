@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from aigc_jax import config as config_lib
 from aigc_jax.core import rng
-from aigc_jax.experiment import Experiment
 from aigc_jax.nn.mlp import Encoder
-from aigc_jax.tasks import latents
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.tasks.vae import latents
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / 'configs' / 'vae.py')
 # One linear layer each way, so that the model is probabilistic PCA.

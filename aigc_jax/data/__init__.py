@@ -4,10 +4,10 @@ import copy
 import functools
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.data import embedded, files, folders, programs, reading, text, tfds
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
-from aigc_jax.data.stacked import stacked
-from aigc_jax.data.text import is_code
+from aigc_jax.data.sources import embedded, files, folders, programs, reading, text, tfds
+from aigc_jax.data.sources.stacked import stacked
+from aigc_jax.data.sources.text import is_code
 from aigc_jax.data.tokenizers import Tokenizer
 
 __all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']

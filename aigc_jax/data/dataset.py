@@ -13,7 +13,7 @@ import numpy as np
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data.mixture import Mixture
+from aigc_jax.data.gaussian_mixture import Mixture
 from aigc_jax.data.tokenizers import Tokenizer
 
 _CHUNK = 1000  # examples that `materialize` reads at once

@@ -8,10 +8,10 @@ import flax.linen as linen
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array, Tree
-from aigc_jax.nn import images, mlp
+from aigc_jax.nn import convnets, mlp
 from aigc_jax.nn.build import build, compute_dtype
 
-KINDS = {'mlp': mlp, 'conv': images}  # model.kind -> the file that has Encoder, Decoder, Generator, Discriminator
+KINDS = {'mlp': mlp, 'conv': convnets}  # model.kind -> the file that has Encoder, Decoder, Generator, Discriminator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,5 +48,5 @@ def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) 
         given['axis_name'] = parallel.axis_name(config.parallel.mode, config.num_seeds > 1)
     network = build(getattr(KINDS[kind], role), what, fields, dtype=compute_dtype(config.precision), **given)
     if kind == 'conv':
-        images.check(network, image_shape, what)
+        convnets.check(network, image_shape, what)
     return Network(network)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array, Tree
-from aigc_jax.nn.language import Dense, Draw, State, dropout, logits
+from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, logits
 
 CHOICES = {'cell': ('lstm', 'gru', 'linear')}
 

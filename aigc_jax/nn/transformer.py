@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array
-from aigc_jax.nn.language import Dense, Draw, State, dropout, logits
+from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, logits
 
 CHOICES = {
     'position': ('learned', 'rope', 'none'),

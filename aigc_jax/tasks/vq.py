@@ -18,7 +18,7 @@ from aigc_jax.data.batching import make_scaling
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.decoding import Generated, Sampling
 from aigc_jax.decoding import sample as write
-from aigc_jax.nn import codes, images, transformer
+from aigc_jax.nn import convnets, quantizers, transformer
 from aigc_jax.nn.build import build, compute_dtype
 from aigc_jax.tasks import likelihoods
 
@@ -72,12 +72,12 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'task.likelihood: {options.likelihood} is for a VAE; choose gaussian, which learns its scale')
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
-    quantizer, dtype = codes.make_quantizer(model.quantizer, 'model.quantizer'), compute_dtype(config.precision)
-    encoder = build(codes.GridEncoder, 'model.encoder', model.encoder, dim=quantizer.dim, dtype=dtype)
+    quantizer, dtype = quantizers.make_quantizer(model.quantizer, 'model.quantizer'), compute_dtype(config.precision)
+    encoder = build(quantizers.GridEncoder, 'model.encoder', model.encoder, dim=quantizer.dim, dtype=dtype)
     outputs = (*shape[:-1], shape[-1] * likelihood.channels)
-    decoder = build(codes.GridDecoder, 'model.decoder', model.decoder, shape=outputs, dtype=dtype)
+    decoder = build(quantizers.GridDecoder, 'model.decoder', model.decoder, shape=outputs, dtype=dtype)
     for role, module in (('encoder', encoder), ('decoder', decoder)):
-        images.check(module, shape, f'model.{role}')
+        convnets.check(module, shape, f'model.{role}')
     if len(encoder.features) != len(decoder.features):
         raise UserError('model.decoder.features: as many levels as model.encoder.features, which halve what it doubles')
     grid = tuple(side // 2 ** len(encoder.features) for side in shape[:2])

@@ -1,0 +1,132 @@
+"""The user's own files of text: which are meant, what they hold, which documents stand there twice."""
+
+import glob
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+
+from aigc_jax.core import records
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.files import decode, first_bad_line, is_marked, lines_of, mend_encoding, read_compressed
+from aigc_jax.core.notes import note
+from aigc_jax.data.sources.arrays import split_of
+
+
+def places(name: str, where: str) -> dict[str, str]:
+    """{split: absolute path or pattern} of 'train=A,valid=B,test=C', {'': …} of a place that is not divided.
+
+    Only `,train=`, `,valid=` and `,test=` divide, so other commas and equals signs are part of a path. A file that
+    exists is that file, whatever its name. Raises UserError.
+    """
+    absolute = lambda path: os.path.abspath(os.path.expanduser(path))
+    begin, *parts = re.split('(?:^|,)(train|valid|test)=', where)
+    if not parts or os.path.exists(absolute(where)):
+        return {'': absolute(where)}
+    found = dict(zip(parts[::2], parts[1::2], strict=True))
+    if begin or 'train' not in found or len(found) < len(parts) / 2 or not all(found.values()):
+        raise UserError(f'data.name={name}: write train=A,valid=B,test=C, each once; valid and test may be left out')
+    return {split: absolute(found[split]) for split in ('train', 'valid', 'test') if split in found}
+
+
+def matching(cfg, where: str) -> list[pathlib.Path]:
+    """The file of this very name, or else those that match it as a pattern, in alphabetical order. Raises UserError."""
+    if os.path.isdir(where):
+        raise UserError(f'data.name={cfg.name}: {where} is a folder; to read its files, name them: {where}/*.txt')
+    if os.path.exists(where) or not glob.has_magic(where):
+        return [pathlib.Path(where)]
+    # Of the folders too, one that exists is that folder.
+    parents = itertools.accumulate(where.split(os.sep), lambda before, part: f'{before}{os.sep}{part}')
+    root = max((path for path in parents if os.path.isdir(path)), key=len, default='')
+    paths = glob.glob(glob.escape(root) + where[len(root) :], recursive=True)
+    found = [pathlib.Path(path) for path in sorted(paths) if os.path.isfile(path)]
+    if not found:
+        raise UserError(f'data.name={cfg.name}: no file matches {where}')
+    return found
+
+
+def texts(paths: Iterable[pathlib.Path], is_kept: bool) -> list[str]:
+    """What the files hold, decompressed. Notes say which are no UTF-8.
+
+    is_kept: bytes that are no UTF-8 come as lone surrogates, but where the file says that it is UTF-16 or UTF-32; else
+    they are refused. Raises UserError.
+    """
+    found, others, invalid = [], {}, {}
+    for path in paths:
+        data = read_compressed(path, 'data.name: ')
+        text, encoding = decode(data)
+        if not encoding and not (is_kept and not is_marked(data)):
+            line = first_bad_line(data)
+            raise UserError(f'data.name: {path}, line {line}: is not UTF-8; {mend_encoding(data, path)}')
+        if not encoding:
+            invalid[path] = len(re.findall('[\udc80-\udcff]', text)), mend_encoding(data, path)
+        elif encoding != 'utf-8':
+            others.setdefault(encoding, []).append(path)
+        found.append(text)
+    for encoding, of_it in others.items():
+        note(f'{_some(of_it)} read as {encoding}')
+    if invalid:
+        (_, mend), count = next(iter(invalid.values())), sum(count for count, _ in invalid.values())
+        what = f'{count} bytes that are no UTF-8' if count else 'many NUL characters'
+        note(f'{_some([*invalid])} read with {what}, as they are; {mend}')
+    return found
+
+
+def json_lines(cfg, paths: Iterable[pathlib.Path], given: str) -> dict[str, list[str]]:
+    """{split: documents} of files of JSON objects, one a line: the fields `text` and, in all or none, `split`.
+
+    given: the split that the files are said to be of, or ''. Without the field, all are of that one. Raises UserError.
+    """
+    paths, by_split = list(paths), {}
+    for path, content in zip(paths, texts(paths, False), strict=True):
+        for number, line in enumerate(lines_of(content), 1):
+            if not line.strip():
+                continue
+            where = f'data.name={cfg.name}: {path}, line {number}'
+            try:
+                row = records.parse(line)
+                text, split = row['text'], row.get('split')
+            except (ValueError, KeyError, TypeError, AttributeError):
+                text = None
+            if not isinstance(text, str):
+                raise UserError(f'{where} is no JSON object with a field "text"')
+            if split is not None and not (isinstance(split, str) and split_of(split)):
+                raise UserError(f'{where}: "split" is {split!r}; known: train, valid, validation, val, dev, test')
+            split = split_of(split or '')
+            if given and split not in ('', given):
+                raise UserError(f'{where}: "split" is {row["split"]!r}, but data.name gives the file as {given}')
+            # Halves of letters beyond U+FFFF, as cut texts have them, are no text.
+            text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+            by_split.setdefault(given or split, []).append(text)
+            if len(by_split) > 1 and '' in by_split:
+                raise UserError(f'{where}: some lines before have the field "split" and some have not; give it to all')
+    return by_split or {given: []}
+
+
+def distinct(documents: Iterable[str]) -> list[str]:
+    """The documents that are not empty, each once, in the order of their hashes, which no file system decides."""
+    return [text for _, text in sorted({digest(text): text for text in documents if text}.items())]
+
+
+def digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors='surrogateescape')).digest()
+
+
+def once(cfg, by_split: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """`distinct` of each split. Notes say how many documents stood there twice, and how many stand in two splits."""
+    found = {split: texts if len(texts) == 1 else distinct(texts) for split, texts in by_split.items()}
+    total = sum(bool(text) for texts in by_split.values() for text in texts)
+    if lost := total - sum(bool(text) for texts in found.values() for text in texts):
+        note(f'data.name={cfg.name}: left out as copies of others: {lost} of {total} documents')
+    for (one, texts), (other, others) in itertools.combinations(found.items(), 2):
+        if both := len(set(texts).intersection(others)):
+            note(f'data.name={cfg.name}: documents in {one} and in {other}: {both}; figures of {other} may be too good')
+    if empty := [split for split, texts in found.items() if split and not any(texts)]:
+        raise UserError(f'data.name={cfg.name}: {", ".join(empty)} holds no text')
+    return found
+
+
+def _some(paths: list[pathlib.Path]) -> str:
+    return f'{paths[0]}: is' if len(paths) == 1 else f'{paths[0]}, … ({len(paths)} files): are'

@@ -1,0 +1,281 @@
+"""Sets that are prepared for TensorFlow Datasets as array_record, read without TensorFlow or the network."""
+
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.data.dataset import Dataset, divide
+from aigc_jax.data.sources import text
+from aigc_jax.data.tokenizers import Tokenizer
+
+_NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
+_HASHED_BYTES = 1 << 30  # the fingerprint reads the files of sets up to this size; of larger ones their sizes
+_CHUNK = 10_000  # texts that are read at once
+_PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself does not say
+
+
+class Stream:
+    """A split of a TFDS set, read from disk at every access; see dataset.Source. It can be pickled."""
+
+    def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray | None = None):
+        """rows: of the source, that the split consists of; None: all."""
+        self._source, self._rows = source, range(len(source)) if rows is None else rows.tolist()
+        self._name = name
+        self._keys = {'x': key} | ({'label': 'label'} if labelled else {})
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        # Through a range or a list, for IndexError: array_record's own ValueError would end no iteration.
+        rows = [self._rows[i] for i in np.atleast_1d(index)]
+        try:
+            # Threads read many examples five times faster, and one three times slower.
+            examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
+        except RuntimeError as e:
+            raise RunError(f'{self._name}: a record of {rows[:3]}... is unreadable: {_first_line(e)}') from e
+        batch = {name: np.stack([example[key] for example in examples]) for name, key in self._keys.items()}
+        if 'label' in batch:
+            batch['label'] = batch['label'].astype(np.int32)
+        return batch if np.ndim(index) else {name: array[0] for name, array in batch.items()}
+
+
+def tfds(cfg, where: str) -> Dataset:
+    """The prepared set `where` (NAME, NAME/CONFIG, NAME:1.0.0) in the folder data.dir ('': TFDS's default).
+
+    It has `image` or `x`, uint8 or float32 of a fixed shape, and perhaps a class `label`; a split train, and perhaps
+    test, validation or valid, which are held out of it otherwise (`dataset.divide`). levels is what
+    scripts/prepare_data.py noted, or else 1 if the first training images hold 0 and 1 alone, or 255.
+
+    Raises:
+      UserError: if the set is not there as array_record (with the command that prepares it), is damaged, or
+        lacks one of these.
+    """
+    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    info = builder.info
+    key, shape, dtype, classes = _features(info, where)
+    splits, origin = _splits(cfg, info, where)
+    try:
+        streams = {
+            split: Stream(builder.as_data_source(name), f'tfds:{where}', key, classes > 0, rows)
+            for split, (name, rows) in splits.items()
+        }
+        for stream in streams.values():
+            stream[len(stream) - 1]  # the one read that shows a file missing or cut short
+        levels = 0
+        if dtype == np.uint8:
+            head = streams['train'][np.arange(min(_PEEK, len(streams['train'])))]['x']
+            levels = int((info.metadata or {}).get('levels') or (1 if head.max() <= 1 else 255))
+    except RunError as e:
+        raise UserError(f'{e}; {builder.data_dir} is damaged: prepare it again') from e
+    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
+    return Dataset(
+        splits=streams,
+        kind='image' if len(shape) == 3 else 'points',
+        shape=shape,
+        levels=levels,
+        num_classes=classes,
+        density=None,
+        licence=licence,
+        fingerprint=_fingerprint(info, streams),
+        class_names=tuple(info.features['label'].names) if classes else (),
+        origin=origin,
+    )
+
+
+class _Documents:
+    """The texts of some examples of a split, read in chunks each time they are iterated over."""
+
+    def __init__(self, source, name: str, key: str, rows: np.ndarray, is_kept: bool):
+        self._source, self._name, self._key, self._rows, self._is_kept = source, name, key, rows, is_kept
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        for begin in range(0, len(self), _CHUNK):
+            rows = self._rows[begin : begin + _CHUNK].tolist()
+            try:
+                examples = self._source.__getitems__(rows)
+            except RuntimeError as e:
+                raise UserError(f'{self._name}: a record is unreadable: {_first_line(e)}; prepare it again') from e
+            for row, example in zip(rows, examples, strict=True):
+                text = example[self._key]
+                try:
+                    errors = 'surrogateescape' if self._is_kept else 'strict'
+                    yield text.decode(errors=errors) if isinstance(text, bytes) else text
+                except UnicodeDecodeError:
+                    raise UserError(
+                        f'{self._name}: example {row} is not UTF-8; prepare it again, or set data.tokenizer=byte'
+                    ) from None
+
+    def of(self, rows: np.ndarray) -> '_Documents':
+        return _Documents(self._source, self._name, self._key, rows, self._is_kept)
+
+
+def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
+    """The prepared set `where` as text: each example is a document, the feature `text`, or else its only text.
+
+    A validation or test split that it lacks is cut from the training documents, as text.load cuts them. The tokens are
+    held in memory, the strings are not: they are read once for each of tokens, a tokenizer to be learned, a cut.
+
+    Raises:
+      UserError: as `tfds`, and if there is no text in it.
+    """
+    text.check_percents(cfg)
+    folder = cfg.get('dir', '') or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    info, name = builder.info, f'tfds:{where}'
+    key = _text_feature(info, name)
+    if 'train' not in info.splits:
+        raise UserError(f'data.name={name}: has no train split, only {", ".join(info.splits)}')
+    own = {'train': 'train', 'valid': 'validation' if 'validation' in info.splits else 'valid', 'test': 'test'}
+    by_split = {}
+    for split in text.SPLITS:
+        if own[split] in info.splits:
+            source = builder.as_data_source(own[split])
+            by_split[split] = _Documents(source, name, key, np.arange(len(source)), text.is_kept(cfg, tokenizer))
+    percents = [0.0 if split in by_split else cfg[f'{split}_percent'] for split in ('valid', 'test')]
+    if any(percents):
+        parts = _cut(by_split.pop('train'), *percents)
+        by_split = {split: by_split.get(split, parts[split]) for split in text.SPLITS}
+    has_end = any(len(documents) > 1 for documents in by_split.values())
+    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
+    return text.from_splits(cfg, by_split, has_end, licence, tokenizer)
+
+
+def _cut(documents: _Documents, valid_percent: float, test_percent: float) -> dict[str, Collection[str]]:
+    if len(documents) == 1:
+        return text.cut(list(documents), valid_percent, test_percent)
+    where = np.array([text.SPLITS.index(text.split_of(one, valid_percent, test_percent)) for one in documents], np.int8)
+    return {split: documents.of(np.flatnonzero(where == i)) for i, split in enumerate(text.SPLITS)}
+
+
+def _text_feature(info, name: str) -> str:
+    from tensorflow_datasets.core.features import Text
+
+    texts = [key for key, feature in info.features.items() if isinstance(feature, Text)]
+    if 'text' in texts or len(texts) == 1:
+        return 'text' if 'text' in texts else texts[0]
+    raise UserError(f'data.name={name}: has no text, nor one text alone, only {", ".join(sorted(info.features))}')
+
+
+def _builder(name: str, folder: str):
+    """TFDS's builder of a set that lies in `folder` as array_record."""
+    match = _NAME.fullmatch(name)
+    if not match:  # also TFDS's namespaces (huggingface:NAME), which would go to the network
+        raise UserError(
+            f'data.name=tfds:{name}: is no name of a set; write tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:1.0.0'
+        )
+    try:
+        import tensorflow_datasets
+
+        builder = tensorflow_datasets.builder(name, data_dir=folder, try_gcs=False)
+        if builder.info.splits:
+            builder.as_data_source()
+            return builder
+        prepared_as = ''
+    except ImportError as e:
+        raise UserError(
+            f'data.name=tfds:{name}: needs the package {e.name}: pip install tensorflow-datasets '
+            f'array_record importlib_resources pillow'
+        ) from e
+    except NotImplementedError:  # TFDS's answer for files of another format
+        prepared_as = f' (there it is {builder.info.file_format.value})'
+    except tensorflow_datasets.core.DatasetNotFoundError as e:
+        raise UserError(_unknown(name, folder, tensorflow_datasets)) from e
+    except Exception as e:  # a damaged folder: TFDS raises whatever its parsers do
+        raise UserError(
+            f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
+            f'version, or prepare it again:\n  {_first_line(e)}'
+        ) from e
+    place = shlex.quote(folder)
+    overwrite = ' --overwrite' if prepared_as else ''
+    raise UserError(
+        f'data.name=tfds:{name}: not prepared as array_record in {folder}{prepared_as}. With internet, run\n'
+        f'  python -m venv tfds_env && tfds_env/bin/pip install tensorflow-datasets tensorflow array_record '
+        f'importlib_resources && tfds_env/bin/tfds build {name} --file_format=array_record --data_dir={place}'
+        f'{overwrite}\n'
+        f'and copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
+        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME '
+        f'--data_dir={place}'
+    )
+
+
+def _unknown(name: str, folder: str, tensorflow_datasets) -> str:
+    here = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    mend = near(name, [*here, *tensorflow_datasets.list_builders(with_community_datasets=False)])
+    if not mend.startswith('; did you mean'):  # not all 300 names of TFDS
+        mend = f'; {folder} holds {", ".join(here) or "nothing"}'
+    return f'data.name=tfds:{name}: TFDS has no such set, and it is not in {folder}{mend}'
+
+
+def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
+    """The key, shape and dtype of the examples, and the number of classes."""
+    features = info.features
+    key = next((key for key in ('image', 'x') if key in features), '')
+    if not key:
+        raise UserError(
+            f'data.name=tfds:{name}: has neither image nor x, only {", ".join(features)}; choose '
+            f'a set of images or points'
+        )
+    shape, dtype = features[key].shape, features[key].np_dtype
+    if None in shape or (len(shape), dtype) not in ((3, np.uint8), (3, np.float32), (1, np.float32)):
+        raise UserError(
+            f'data.name=tfds:{name}: {key} is {np.dtype(dtype)} {shape}, not uint8 or float32 of '
+            f'a fixed shape; resize it into an .npz and use npz:FILE'
+        )
+    classes = getattr(features['label'], 'num_classes', None) if 'label' in features else None
+    return key, shape, dtype, classes or 0
+
+
+def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray | None]], str]:
+    """TFDS's name (or slice) for train, valid and test, and the rows of it (None: all); the origin of the splits."""
+    if 'train' not in info.splits:
+        raise UserError(
+            f'data.name=tfds:{name}: has no train split, only {", ".join(info.splits)}; '
+            f'divide it yourself into an .npz and use npz:FILE'
+        )
+    valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
+    own = {split: theirs for split, theirs in (('valid', valid), ('test', 'test')) if theirs in info.splits}
+    count = info.splits['train'].num_examples
+    splits = {split: (theirs, None) for split, theirs in own.items()}
+    parts, origin = divide(cfg.valid_examples, count, own, f'tfds:{name}')
+    for split, part in parts.items():
+        if isinstance(part, slice):
+            whole = part == slice(0, count)
+            splits[split] = 'train' if whole else f'train[{part.start}:{part.stop}]', None
+        else:
+            splits[split] = 'train', part
+    if valid and not cfg.valid_examples:  # the valid split is trained on
+        rows = splits['train'][1]
+        if rows is not None:
+            rows = np.concatenate([rows, count + np.arange(info.splits[valid].num_examples)])
+        splits['train'] = f'train+{valid}', rows
+        del splits['valid']
+        origin += '; valid is trained on'
+    return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}, origin
+
+
+def _fingerprint(info, streams: dict[str, Stream]) -> str:
+    """sha256 over name, version, split sizes and the files (their sizes alone above _HASHED_BYTES)."""
+    digest = hashlib.sha256(f'{info.full_name} {[(s, len(x)) for s, x in streams.items()]}\n'.encode())
+    paths = sorted({str(path) for split in info.splits.values() for path in split.filepaths})
+    sizes = [os.path.getsize(path) for path in paths]
+    for path, size in zip(paths, sizes, strict=True):
+        digest.update(f'{os.path.basename(path)} {size}\n'.encode())
+        if sum(sizes) <= _HASHED_BYTES:
+            with open(path, 'rb') as file:
+                digest.update(hashlib.file_digest(file, 'sha256').digest())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,341 @@
+"""Text from a trained language model: prompts in, texts out, with their likelihood and how each ended."""
+
+import dataclasses
+import io
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.core import optim, parallel, records, rng
+from aigc_jax.core import progress as progress_lib
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.files import atomic_write, lines_of, read_text
+from aigc_jax.core.types import Extra, TrainState
+from aigc_jax.decoding import Sampling, draft_table, pad_prompts
+from aigc_jax.decoding.grammars import Grammar
+from aigc_jax.reports import pictures
+from aigc_jax.runs.experiment import Experiment
+
+_MOST = 200  # tokens of a text where nothing else is said
+_STREAMED = 8  # tokens that are written between two looks at them
+_DRAFT_TOKENS = 2_000_000  # of the training text, that a draft is made of
+_SUMS = 'length', 'log_prob', 'ruled_out'  # of the tokens of a text
+
+Stream = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What was written between prompt and suffix.
+
+    nats: −log p of `tokens` under the model; ended: 'end' (of a document, or of what a grammar allows), 'stop' (before
+    the stop text), 'closed' (led to its end by a grammar, since few tokens were left), 'length' (cut off) or 'trimmed'
+    (cut off, and back to where a grammar lets it end); ruled_out: −log of the probability that a grammar left, summed
+    over tokens, those that came too late to end in time ruled out too; calls: of the model.
+    """
+
+    prompt: str
+    text: str
+    tokens: np.ndarray
+    nats: float
+    ended: str
+    ruled_out: float
+    calls: int
+    suffix: str
+
+    def __str__(self) -> str:
+        return self.prompt + self.text + self.suffix
+
+
+class Generator:
+    """Writes with one model. Raises UserError for flags that do not fit it or each other.
+
+    max_new_tokens: the most that a text gets; None: _MOST, but no more than fit where a beam search or a draft goes no
+    further.
+    stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
+    grammar: of prompt and text together, by name or file (grammars.Grammar). draft: 'ngram' proposes tokens, so that
+    the same text needs fewer calls of the model.
+    """
+
+    def __init__(
+        self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = '',
+        suffix: str = '', grammar: str = '', draft: str = '',
+    ):  # fmt: skip
+        self._language, self._tokenizer = experiment.task.language, experiment.dataset.tokenizer
+        how.check(self._language.vocab_size)
+        if how.beam_size > 1 and (
+            given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft)) if v]
+        ):
+            raise UserError(f'--{given[0]}: a beam search has none; leave out one of the two')
+        if draft and draft != 'ngram':
+            raise UserError(f"--draft: {draft!r}; it is 'ngram', or left out")
+        if draft and grammar:
+            raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
+        if draft and not self._language.context:
+            raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
+        if suffix and grammar:
+            raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
+        if suffix and self._tokenizer.fim is None:
+            raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
+        self._how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
+        stop_tokens = tuple(self._encode(stop, '--stop').tolist())
+        # Of words and BPE other tokens may spell it, so the text itself is looked at.
+        self._read_stop = bool(stop) and self._tokenizer.kind in ('word', 'bpe')
+        self._stop_tokens = () if self._read_stop else stop_tokens
+        if draft and self._read_stop:
+            raise UserError(
+                f'--stop: a draft writes several tokens of kind {self._tokenizer.kind} at once; leave one out'
+            )
+        self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
+        training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
+        self._table = draft_table(training, self._language.vocab_size) if draft else None
+        self._chunk = experiment.config.eval.batch_size
+        key = lambda seed: rng.context(seed, 'generate', 0, jnp.arange(1)).key
+        self._key = jax.jit(key, out_shardings=experiment.plan.replicated)
+
+    def generate(
+        self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int, stream: Stream | None = None
+    ) -> list[Text]:
+        """num_samples texts for each prompt; text i of all is a function of (seed, i), whatever stands beside it.
+
+        stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
+        """
+        context, encoded = self._language.context, [self._prompt(prompt) for prompt in prompts]
+        for prompt, tokens in zip(prompts, encoded, strict=True):
+            if context and len(tokens) >= context:
+                raise UserError(
+                    f'--prompt: {_shortened(prompt)} has {len(tokens)} tokens and leaves no room in the {context} of '
+                    'the model; give its last part'
+                )
+        longest = max(map(len, encoded))
+        bounded = bool(context) and (self._how.beam_size > 1 or self._table is not None)
+        most = self._most or (min(_MOST, context - longest) if bounded else _MOST)
+        beyond = bool(context) and longest + most > context
+        if beyond and bounded:
+            raise UserError(
+                f'--max_new_tokens={most}: and {longest} of the prompt are more than the {context} of the model; '
+                f'a beam search or a draft goes no further, {context - longest} fit'
+            )
+        if beyond and self._suffix:
+            raise UserError(
+                f'--max_new_tokens={most}: and {longest} of prompt and suffix are more than the {context} of the '
+                f'model, which would forget what to fill in; {context - longest} fit'
+            )
+        if self._grammar:
+            self._fits_grammar(prompts, most)
+        rows = [[(prompt, tokens)] * num_samples for prompt, tokens in zip(prompts, encoded, strict=True)]
+        # What a text beyond the context has forgotten depends on the length of its prompt: so that it does not depend
+        # on the texts beside it, each prompt is then for itself. Else all are together, in one shape, so one program.
+        groups = rows if beyond else [[row for group in rows for row in group]]
+        model = optim.averaged(state.params, state.opt), Extra(state.stats, state.carry)
+        key, texts = self._key(np.int32(seed)), []
+        for group in groups:
+            longest = max(len(tokens) for _, tokens in group)
+            for begin in progress_lib.each(range(0, len(group), self._chunk), f'writing {len(group)} texts'):
+                part = group[begin : begin + self._chunk]
+                tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
+                index = len(texts) + np.arange(len(part), dtype=np.int32)
+                shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
+                matchers = self._grammar and self._grammar.begin([self._encode(text, '--prompt') for text, _ in part])
+                found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
+                for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
+                    texts.append(self._text(prompt, *one))
+        if stream:
+            stream(texts[0].text)
+        return texts
+
+    def _fits_grammar(self, prompts, most) -> None:
+        """Raises UserError for a prompt that begins no text of the grammar, or none that ends within so many tokens."""
+        least = self._grammar.begin([self._encode(prompt, '--prompt') for prompt in prompts]).least()
+        for prompt, tokens in zip(prompts, least, strict=True):
+            if tokens > most:
+                raise UserError(
+                    f'--max_new_tokens={most}: a text of --grammar={self._grammar.name} that begins with '
+                    f'{_shortened(prompt)} needs {tokens} more tokens to end'
+                )
+
+    def _write(self, params, extra, prompt, start, key, index, most, beyond, stream, matchers):
+        """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
+        language, n = self._language, len(prompt)
+        arguments = params, extra, prompt, start, key, index
+        rest = self._how, most, self._stop_tokens
+        if matchers or beyond or stream or self._read_stop:
+            return self._in_parts(*arguments, most, stream, matchers)
+        if self._table is not None:
+            found, calls = language.speculate(*arguments, self._table, *rest)
+        else:
+            found = language.generate(*arguments, *rest)
+            calls = found.length
+        return *found, np.zeros(n), calls, np.full(n, 'length')
+
+    def _in_parts(self, params, extra, prompt, start, key, index, most, stream, matchers):
+        """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
+        language, (n, length) = self._language, prompt.shape
+        columns = min(language.context or length + most, length + most)
+        read = lambda prompt, start: language.begin(params, extra, prompt, start, self._how, most, columns)
+        progress, full = read(prompt, start), columns - length  # tokens after which no column is left
+        ended, t = np.zeros(n, bool), 0
+        kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers else []
+        while t < most and not (done := parallel.fetch(progress.done)).all():
+            alive = ~done
+            until, allowed = min(most, full), None
+            if matchers:
+                allowed = matchers.allowed(alive, most - t)
+                stuck = alive & ~allowed.any(axis=1)  # a whole text: nothing can follow, and no token says so
+                if stuck.any():
+                    ended |= stuck
+                    progress = progress._replace(done=progress.done | stuck)
+                    continue
+            elif self._read_stop:
+                until = min(until, t + 1)
+            elif stream:
+                until = min(until, t + _STREAMED)
+            progress = language.advance(
+                params, extra, progress, key, index, until, self._how, self._stop_tokens, allowed
+            )
+            t = int(parallel.fetch(progress.t))
+            if matchers:
+                matchers.consume(parallel.fetch(progress.tokens[:, t - 1]), alive)
+                ended |= alive & matchers.finished()
+                progress = progress._replace(done=progress.done | ended)
+                whole = alive & matchers.may_end()  # of a text that is cut off the last such place counts
+                kept = [jnp.where(whole, getattr(progress, name), old) for name, old in zip(_SUMS, kept, strict=True)]
+            if self._read_stop:
+                reach = max(0, t - len(self._stop.encode()))  # a token is a byte or more
+                tokens = parallel.fetch(progress.tokens[:, reach:t])
+                met = [alive[i] and self._stop in self._tokenizer.decode(tokens[i]) for i in range(n)]
+                progress = progress._replace(done=progress.done | np.array(met))
+            if stream:
+                stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
+            if t == full < most:  # the second half of what the context holds is read again
+                half = language.context // 2
+                everything = np.concatenate([prompt, parallel.fetch(progress.tokens[:, :t])], axis=1)
+                again = read(everything[:, -half:], np.zeros(n, np.int32))
+                progress = progress._replace(logits=again.logits, state=again.state)
+                full = t + columns - half
+        calls, sums = progress.length, [getattr(progress, name) for name in _SUMS]
+        if not matchers:
+            return progress.tokens, *sums, calls, np.full(n, 'length')
+        cut = ~parallel.fetch(progress.done)
+        if language.end is None:  # no token says that a text ends: the last place where it may is its end
+            ended |= cut & matchers.may_end()
+        trimmed = cut & ~ended & (parallel.fetch(kept[0]) > 0)
+        sums = [jnp.where(trimmed, at_end, all_of) for at_end, all_of in zip(kept, sums, strict=True)]
+        how = np.where(trimmed, 'trimmed', 'length')
+        return progress.tokens, *sums, calls, np.where(ended, np.where(matchers.closed, 'closed', 'end'), how)
+
+    def _encode(self, text: str, flag: str) -> np.ndarray:
+        try:
+            text.encode()
+            return self._tokenizer.encode(text)
+        except UnicodeEncodeError as error:  # bytes that are no UTF-8 come as lone surrogates, as halves of letters do
+            raise UserError(f'{flag}: character {error.start + 1}, {text[error.start]!r}, is no UTF-8') from None
+        except UserError as error:
+            raise UserError(f'{flag}: {error}') from None
+
+    def _prompt(self, text: str) -> np.ndarray:
+        """The tokens to read; a prompt that begins a text follows what stands before each document."""
+        tokens = self._encode(text, '--prompt')
+        if self._suffix:
+            before, between, after = self._tokenizer.fim
+            tokens = [[before], tokens, [between], self._encode(self._suffix, '--suffix'), [after]]
+            tokens = np.concatenate(tokens)
+        if self._tokenizer.end is not None or not len(tokens):
+            tokens = np.concatenate([[self._language.first], tokens])
+        return tokens.astype(np.int32)
+
+    def _certain(self, tokens: np.ndarray) -> str:
+        """The text of a part of the tokens, without what later ones may change."""
+        text = self._tokenizer.decode(tokens[tokens != self._tokenizer.end])
+        if self._stop in text and self._stop:
+            return text[: text.index(self._stop)]
+        kept = text.rstrip('\ufffd')  # a letter of which some bytes are still to come
+        begun = (n for n in range(len(self._stop) - 1, 0, -1) if kept.endswith(self._stop[:n]))
+        return kept[: len(kept) - next(begun, 0)]
+
+    def _behind(self, prompt: str, text: str) -> str:
+        """The text as it stands behind the prompt: words with a space between."""
+        apart = self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
+        return ' ' * bool(apart) + text
+
+    def _text(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
+        tokens, ended = tokens[:length], str(ended)
+        kept = tokens
+        if len(tokens) and tokens[-1] == self._tokenizer.end:
+            kept, ended = tokens[:-1], 'closed' if ended == 'closed' else 'end'
+        text = self._tokenizer.decode(kept)
+        if self._stop and self._stop in text:
+            text, ended = text[: text.index(self._stop)], 'stop'
+        text = self._behind(prompt, text)
+        return Text(prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix)
+
+
+def read_prompts(prompt: str, prompt_file: str) -> list[str]:
+    """--prompt, or the lines of --prompt_file, each as it stands, or a JSON string where it begins with a quote."""
+    if prompt and prompt_file:
+        raise UserError('--prompt and --prompt_file: give one of them')
+    if not prompt_file:
+        return [prompt]
+    path = pathlib.Path(prompt_file).expanduser()
+    text = read_text(path, '--prompt_file: ', records.regular_or_pipe).replace('\r\n', '\n')
+    prompts = []
+    for number, line in enumerate(lines_of(text), 1):
+        try:
+            prompts.append(records.parse(line) if line.startswith('"') else line)
+            prompts[-1].encode(errors='surrogateescape')
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f'--prompt_file: {prompt_file}, line {number}: character {error.start + 1} is half of a '
+                'letter, which no UTF-8 has'
+            ) from None
+        except ValueError:
+            raise UserError(
+                f'--prompt_file: {prompt_file}, line {number}: begins with a quote and is no JSON'
+            ) from None
+    if not prompts:
+        raise UserError(f'--prompt_file: {prompt_file} has no line')
+    return prompts
+
+
+def save(path: pathlib.Path, texts: list[Text]) -> None:
+    """`path`.txt to read; `path`.npz with samples (n, tokens) int32, −1 behind the last, nats and length (n,)."""
+    most = max(len(text.tokens) for text in texts)
+    samples = np.full((len(texts), most), -1, np.int32)
+    for row, text in zip(samples, texts, strict=True):
+        row[: len(text.tokens)] = text.tokens
+    buffer = io.BytesIO()
+    nats, length = np.array([text.nats for text in texts]), np.array([len(text.tokens) for text in texts])
+    np.savez_compressed(buffer, samples=samples, nats=nats, length=length)
+    atomic_write(path.with_suffix('.npz'), buffer.getvalue())
+    atomic_write(path.with_suffix('.txt'), pictures.join_texts([str(text) for text in texts]))
+
+
+def summary(texts: list[Text]) -> str:
+    """How the texts ended and what they cost, in one line."""
+    written = sum(len(text.tokens) for text in texts)
+    counts = Counter(text.ended for text in texts)
+    words = {
+        'end': 'ended', 'closed': 'led to an end by the grammar where few tokens were left',
+        'stop': 'reached the stop text', 'length': 'cut off by length',
+        'trimmed': 'cut off by length, back to where the grammar allows an end',
+    }  # fmt: skip
+    ends = ', '.join(f'{counts[ended]} {words[ended]}' for ended in words if counts[ended])
+    a_token = lambda name: sum(getattr(text, name) for text in texts) / max(written, 1)
+    nats, ruled_out = a_token('nats'), a_token('ruled_out')
+    cost = f', {ruled_out:.4g} nats a token ruled out by the grammar' if ruled_out else ''
+    calls = sum(text.calls for text in texts)
+    drafted = f', {written / calls:.3g} tokens a call of the model' if calls < written else ''
+    sizes = f'{_several(len(texts), "text")} ({ends}), {_several(written, "token")}'
+    return f'{sizes}, {nats:.4g} nats a token{cost}{drafted}'
+
+
+def _several(n: int, noun: str) -> str:
+    return f'{n} {noun}{"s" * (n != 1)}'
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 30 else text[:27] + '…')

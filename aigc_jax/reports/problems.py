@@ -1,0 +1,207 @@
+"""Programming problems that a language model solves, as executed in the sandbox, beside baselines."""
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from aigc_jax.core import processes, progress
+from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.notes import note
+from aigc_jax.core.types import TrainState
+from aigc_jax.data.sources import programs
+from aigc_jax.decoding import Sampling
+from aigc_jax.metrics import python_code
+from aigc_jax.metrics.intervals import mean_of_shares
+from aigc_jax.reports.evaluator import Evaluator, Results
+from aigc_jax.reports.generate import Generator
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.sandbox import problems
+from aigc_jax.sandbox.problems import Problem
+from aigc_jax.sandbox.sandbox import Program, Sandbox
+
+MOST = 200  # problems of 'programs'
+_ENUMERATED = (100, 1000)  # programs, beside as many as the model writes
+_SECONDS = 10.0  # of each program
+_FIELDS = dict(
+    problems=str, problem_samples=int, pass_k=tuple, problem_tokens=int, problem_temperature=float, problem_beam=int
+)
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError for fields of `eval` that do not fit each other or the model, and for files of problems."""
+    config, language = experiment.config.eval, experiment.task.language
+    if 'problems' not in config:  # an image model's config, or one of before they were there
+        return
+    for name, kind in _FIELDS.items():
+        if name not in config:
+            raise UserError(f'eval.{name}: this field is missing; eval.problems needs it')
+        check_type(f'eval.{name}', config[name], kind)
+    if not config.problems:
+        return
+    if not language:
+        raise UserError(f'eval.problems: {experiment.config.task.name} writes no text')
+    for name in ('problem_samples', 'problem_tokens'):
+        if config[name] < 1:
+            raise UserError(f'eval.{name}: {config[name]}; 1 or more')
+    if not config.pass_k or not all(type(k) is int and 1 <= k <= config.problem_samples for k in config.pass_k):
+        raise UserError(
+            f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}'
+        )
+    if not 0 <= config.problem_temperature < math.inf:
+        raise UserError(f'eval.problem_temperature: {config.problem_temperature}; 0 or more')
+    if not 1 <= config.problem_beam <= language.vocab_size:
+        raise UserError(
+            f'eval.problem_beam: {config.problem_beam}; 1 (none) to the {language.vocab_size} tokens there are'
+        )
+    name, colon, _ = config.problems.partition(':')
+    if name + colon not in (known := ['programs', *problems.READERS]):
+        raise UserError(f'eval.problems: {config.problems!r}{near(name + colon, known)}')
+    if not colon and not experiment.config.data.test_percent:
+        raise UserError('eval.problems: programs are those of the test split; data.test_percent is 0')
+    if colon:
+        read(experiment)
+
+
+def read(experiment: Experiment) -> tuple[Problem, ...]:
+    """The problems that eval.problems names; of 'programs' those of the test split."""
+    name, colon, where = experiment.config.eval.problems.partition(':')
+    if colon:
+        return problems.READERS[name + colon](where)
+    judged = lambda example: lambda text: Program(programs.START + text, example.tests, ('f',))
+    return tuple(Problem(e.program.text, e.prompt, ('\n',), judged(e)) for e in _examples(experiment))
+
+
+def _examples(experiment: Experiment) -> tuple[programs.Example, ...]:
+    return programs.problems(experiment.config.data.valid_percent, experiment.config.data.test_percent, MOST)
+
+
+class Solver:
+    """Solves the problems of one experiment; the baselines are computed once, whatever the number of replicas."""
+
+    def __init__(self, experiment: Experiment, evaluator: Evaluator):
+        check(experiment)
+        self._experiment, self._evaluator, self._config = experiment, evaluator, experiment.config.eval
+        self._wanted = bool(self._config.get('problems'))
+        if self._wanted:
+            self._name = self._config.problems.partition(':')[0]
+            self._problems = read(experiment)
+            self._fits = [self._encoded(problem) is not None for problem in self._problems]
+
+    def solve(self, state: TrainState, seed: int) -> Results:
+        """Rows of the final evaluation: pass@k and solved@beam of the model, and of its baselines with as many
+        programs executed for each problem, as means over problems; {} where none are to be solved.
+
+        A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
+        """
+        if not self._wanted:
+            return {}
+        config, name = self._config, self._name
+        samples = self._written(state, Sampling(temperature=config.problem_temperature), config.problem_samples, seed)
+        searches = config.problem_beam > 1
+        beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed) if searches else []
+        if not processes.first():  # every process writes, one executes
+            return {}
+        results = self._passed(name, samples)
+        if searches:
+            results[f'{name}/solved@beam'] = mean_of_shares(self._correct(beams).mean(axis=1), 'problems')
+        texts = [[p.prompt + text for text in own] for p, own in zip(self._problems, samples, strict=True) if own]
+        for what in (python_code.parses, python_code.compiles):
+            if texts:
+                shares = [np.mean([what(text) for text in own]) for own in texts]
+                results[f'{name}/{what.__name__}'] = mean_of_shares(shares, 'problems')
+        results[f'{name}/does_not_fit'] = {'value': float(self._fits.count(False)), 'n': len(self._fits)}
+        return results | self._baselines
+
+    def _written(self, state: TrainState, how: Sampling, n: int, seed: int) -> list[list[str]]:
+        """n completions of each problem that fits; none of the others."""
+        stops = set().union(*(problem.stops for problem in self._problems))
+        stop = stops.pop() if len(stops) == 1 and how.beam_size == 1 else ''  # else they are cut afterwards alone
+        prompts = [problem.prompt for problem, fits in zip(self._problems, self._fits, strict=True) if fits]
+        if not prompts:
+            return [[] for _ in self._problems]
+        writer = Generator(self._experiment, how, self._config.problem_tokens, stop)
+        texts = iter(writer.generate(state, prompts, n, seed))
+        return [
+            [problem.cut(next(texts).text) for _ in range(n * fits)]
+            for problem, fits in zip(self._problems, self._fits, strict=True)
+        ]
+
+    def _encoded(self, problem: Problem) -> np.ndarray | None:
+        """The prompt's tokens, where they leave room for a program."""
+        language = self._experiment.task.language
+        try:
+            tokens = self._experiment.dataset.tokenizer.encode(problem.prompt)
+        except UserError:
+            return None
+        most = len(tokens) + 1 + self._config.problem_tokens
+        return tokens if not language.context or most <= language.context else None
+
+    def _correct(self, completions: Sequence[Sequence[str]]) -> np.ndarray:
+        """(problems, samples) bool: which pass in the sandbox; each program is executed once."""
+        written = [[p.program(text) for text in own] for p, own in zip(self._problems, completions, strict=True)]
+        different = list(dict.fromkeys(text for own in written for text in own))
+        with Sandbox() as sandbox:
+            if not sandbox.kernel_layers:
+                note('programs run without a filter of the kernel here; see aigc_jax/sandbox/README.md')
+            results = dict(zip(different, sandbox.run(different, _SECONDS), strict=True))
+        if odd := [result.message for result in results.values() if result.status == 'unsupported']:
+            note(f'{len(odd)} programs count as wrong because their tests do not fit the sandbox: {odd[0]}')
+        n = max(1, *map(len, written))
+        return np.array([[results[text].passed for text in own] or [False] * n for own in written])
+
+    def _passed(self, name: str, completions: Sequence[Sequence[str]]) -> Results:
+        n, counts = self._config.problem_samples, self._correct(completions).sum(axis=1).tolist()
+        at = lambda k: mean_of_shares([python_code.pass_at_k(n, c, k) for c in counts], 'problems')
+        return {f'{name}/pass@{k}': at(k) for k in self._config.pass_k}
+
+    @functools.cached_property
+    def _baselines(self) -> Results:
+        """An n-gram model of the training text with the same prompts; of 'programs', the shortest ones in order."""
+        results, config, ngram = {}, self._config, self._evaluator.ngram if self._config.ngram_order else None
+        if ngram:
+            tokenizer = self._experiment.dataset.tokenizer
+            random, completions = np.random.default_rng(0), []
+            for problem in progress.each(self._problems, 'n-gram model'):
+                tokens, own = self._encoded(problem), []
+                ends = {tokenizer.end, *(self._single(stop) for stop in problem.stops)} - {None}
+                for _ in range(0 if tokens is None else config.problem_samples):
+                    written = ngram.sample(tokens, config.problem_tokens, ends, config.problem_temperature, random)
+                    own.append(problem.cut(tokenizer.decode(written)))
+                completions.append(own)
+            results |= self._passed(f'{self._name}/{config.ngram_order}-gram', completions)
+        if self._name == 'programs':
+            examples, data = _examples(self._experiment), self._experiment.config.data
+            results |= enumeration(examples, {*config.pass_k, *_ENUMERATED})
+            results |= by_training_programs(examples, programs.split(data.valid_percent, data.test_percent)['train'])
+        return results
+
+    def _single(self, stop: str) -> int | None:
+        try:
+            tokens = self._experiment.dataset.tokenizer.encode(stop)
+        except UserError:
+            return None
+        return int(tokens[0]) if len(tokens) == 1 else None
+
+
+def enumeration(examples: Sequence[programs.Example], budgets: Iterable[int]) -> Results:
+    """solved@k for each k of `budgets`: one of the first k programs of a problem's kind, the smallest first, is right.
+
+    Operators of our own need no sandbox.
+    """
+    most = max(budgets := sorted(budgets))
+    smallest = {kind: [p for p in programs.generate() if p.kind == kind][:most] for kind in 'LS'}
+
+    def rank(example):
+        tries = enumerate(smallest[example.program.kind])
+        return next((i for i, p in tries if example.solved_by(p)), math.inf)
+
+    ranks = np.array([rank(example) for example in examples])
+    return {f'programs/enumeration/solved@{k}': mean_of_shares(ranks < k, 'problems') for k in budgets}
+
+
+def by_training_programs(examples: Sequence[programs.Example], trained: Sequence[programs.Program]) -> Results:
+    """The share of problems that a program which stands in the training text solves word for word."""
+    solved = [any(map(example.solved_by, trained)) for example in examples]
+    return {'programs/solved_by_training_programs': mean_of_shares(solved, 'problems')}

@@ -1,0 +1,389 @@
+"""From a config to everything that a mode of the command line needs; nothing is written here."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from aigc_jax.runs import config as config_lib
+from aigc_jax import data, tasks
+from aigc_jax.runs.checkpoint import Checkpoints
+from aigc_jax.core import memory, optim, parallel, records, rng
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.kept import cached_method
+from aigc_jax.core.notes import note
+from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
+from aigc_jax.core.types import Extra, TrainState, Tree
+from aigc_jax.data import Tokenizer, augment, batching, tokenizers
+from aigc_jax.metrics import text_likelihood
+from aigc_jax.metrics.codebook import perplexity, used_share
+from aigc_jax.metrics.images import NEIGHBOURS
+from aigc_jax.metrics.mixture import perfect_sampler
+
+
+class Experiment:
+    """The data, the task and the compiled calls of one config. Raises UserError for what does not fit.
+
+    seeds: (replicas,) ints, or one; a state has a leading axis of replicas where there are several.
+    """
+
+    def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
+        self.plan = parallel.make_plan(
+            config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
+        )
+        data.check(config.data)
+        self.dataset = data.load(config.data, tokenizer)
+        self.config = config = _fitted(config, self.dataset)
+        for split in (config.eval.split, config.eval.final_split):
+            if split not in self.dataset.splits:
+                raise UserError(_no_split(split, config.data, self.dataset.splits))
+            if split == 'train' and self.dataset.kind == 'text':
+                raise UserError('eval.split, eval.final_split: of text, train is no list of windows; choose another')
+        self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
+        self.preprocess = batching.make_eval_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
+        rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
+        self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.scaling, rows)
+        self.task = tasks.make(config, self.dataset)
+        if self.task.num_classes and augment.mixes(config.data):
+            raise UserError(
+                'data.augment.mixup: a mixed example has no class; set it to 0 for a model that reads classes'
+            )
+        self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
+        self.frozen = optim.frozen(config.optim, abstract_params(self.task))
+        self._want_room()
+        self.seeds = [config.seed + k for k in range(config.num_seeds)]
+        best = config.eval.best_metric
+        if best and best not in (known := self._metrics()):
+            raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
+
+    def _want_room(self) -> None:
+        """Raises UserError where the devices of this process cannot hold their share of the state."""
+        share = len(self.plan.mesh.local_devices) / self.plan.mesh.size
+        limits = [(device.memory_stats() or {}).get('bytes_limit') for device in self.plan.mesh.local_devices]
+        free = sum(limits) if all(limits) else None  # a CPU has the machine's
+        count = self.plan.replicas or 1
+        what = 'model, num_seeds: the state' + (f' of {count} seeds' if count > 1 else '')
+        memory.want(share * count * _bytes(self._abstract_replica), what, free)
+
+    def _metrics(self) -> list[str]:
+        """What an evaluation reports; nothing is computed."""
+        names = []
+        if self.task.evaluate:
+            example = self.dataset.splits[self.config.eval.split][np.arange(1)]
+
+            def evaluate():
+                ctx = rng.context(0, 'eval', 0, jnp.arange(1))
+                params, extra = self.task.init(rng.stream(0, 'init'))
+                return self.task.evaluate(params, extra, self.preprocess(example, ctx), ctx)
+
+            names += jax.eval_shape(evaluate)
+        if self.task.language:
+            names += text_likelihood.names(self.dataset.tokenizer.num_bytes is not None)
+        if self.task.codes:
+            names += [f'codes/{f.__name__}' for f in (perplexity, used_share)]
+        if self.dataset.density is not None:
+            names += [f'samples/{name}' for name in perfect_sampler(self.dataset.density, 1)]
+        return names
+
+    @functools.cached_property
+    def _abstract_replica(self) -> TrainState:
+        return jax.eval_shape(lambda: create_state(self.task, self.optimizers, 0))
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, nothing computed: the template that a checkpoint must fit."""
+        state = self._abstract_replica
+        if self.plan.replicas:
+            state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.plan.replicas, *x.shape), x.dtype), state)
+        placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.tree.map(placed, state, self.plan.state_sharding(state))
+
+    def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
+        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones.
+
+        Each device makes its own part. The arrays that are given are of one replica, and are used up.
+        """
+        sharding = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        extra_sharding = Extra(sharding.stats, sharding.carry)
+        # Drawing is a program of its own, because it takes memory that must be free again for the rest.
+        if params is None:
+            draws = self.plan.compile_draw(lambda seed: draw(self.task, seed), (sharding.params, extra_sharding))
+            params, extra = draws(self.seed_array)
+        else:
+            extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
+            params = jax.tree.map(self._given, params, sharding.params)
+        if stats:
+            given = jax.tree.map(self._given, stats, {name: sharding.stats[name] for name in stats})
+            extra = extra._replace(stats={**extra.stats, **given})
+        begin = lambda drawn: first_state(self.optimizers, *drawn)
+        return self.plan.compile_begin(begin, sharding)((params, extra))
+
+    def _given(self, x, sharding) -> jax.Array:
+        """The array of one replica, repeated for all replicas; or put on its sharding if there are none."""
+        if not self.plan.replicas:
+            return x if isinstance(x, jax.Array) and x.sharding == sharding else parallel.put(np.asarray(x), sharding)
+        return parallel.put(np.broadcast_to(np.asarray(x), (self.plan.replicas, *x.shape)), sharding)
+
+    @functools.cached_property
+    def seed_array(self) -> jax.Array:
+        seeds = np.asarray(self.seeds, np.int32)
+        return parallel.put(seeds if self.plan.replicas else seeds[0], self.plan.seeds)
+
+    def train_call(self):
+        """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
+        config, rounds = self.config, len(self.task.rounds)
+        examples = config.batch_size / self.plan.mesh.size * (self.plan.replicas or 1)
+        one = 4 * math.prod(self.dataset.shape)
+        memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
+        shardings = self.plan.gradient_shardings(self.abstract_state.params)
+        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen, shardings
+        step = make_step(self.task, self.optimizers, *arguments)
+        gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
+        return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
+
+    def resident_data(self) -> Tree:
+        """The training split on the devices; nothing where it is streamed."""
+        if self.config.data.stream:
+            return {}
+        return parallel.put(self._split('train').resident, self.plan.replicated)
+
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """Parameters of each player, of one replica, and bytes of the whole state and of the data on the devices."""
+        state, resident = self.abstract_state, {} if self.config.data.stream else self._split('train').resident
+        numbers = {
+            player: sum(leaf.size for leaf in jax.tree.leaves(own)) // (self.plan.replicas or 1)
+            for player, own in state.params.items()
+        }
+        return {'parameters': numbers, 'bytes': {'state': _bytes(state), 'resident_data': _bytes(resident)}}
+
+    def feeds(self, step: int) -> Iterator[Tree]:
+        """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
+        config, source = self.config, self.dataset.splits['train']
+        if self.dataset.contiguous:
+            streams = [batching.ContiguousStream(len(source), config.batch_size)] * len(self.seeds)
+        else:
+            streams = [batching.IndexStream(len(source), seed) for seed in self.seeds]
+        rows = self.plan.local_rows(config.batch_size)
+        shape = (config.steps_per_call, len(self.task.rounds), config.batch_size, rows)
+        if config.data.stream:
+            if hasattr(self._stream_source(), 'gather'):
+                where = '"Streaming" in aigc_jax/data/README.md'
+                note(f'data.stream: {config.data.name} is held in memory whole; see {where}')
+            feeds = batching.streamed_feed(self._stream_source(), streams, step, config.total_steps, *shape)
+        else:
+            feeds = batching.resident_feed(streams, step, *shape)
+        return (self.plan.put_feed(feed, config.batch_size) for feed in feeds)
+
+    def examples(self, split: str, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at these places of a split, as they are stored, {name: (n, …)}."""
+        streamed = split == 'train' and self.config.data.stream  # it may not fit into memory
+        return (self._stream_source() if streamed else self._split(split))[index]
+
+    @cached_method
+    def _split(self, split: str):
+        source = data.materialize(self.dataset.splits[split])
+        if self.config.data.get('binarize') != 'static':
+            return source
+        arrays = dict(source.arrays)
+        return data.Arrays(**{**arrays, 'x': batching.binarize_static(arrays['x'], self.dataset.levels, split)})
+
+    def _stream_source(self):
+        # Static binarization draws a split as a whole, so it is streamed from memory.
+        in_memory = self.config.data.get('binarize') == 'static' or hasattr(self.dataset.splits['train'], 'gather')
+        return self._split('train') if in_memory else self.dataset.splits['train']
+
+    def replica(self, state: TrainState, k: int) -> TrainState:
+        """What an evaluation needs of replica k, without the axis of replicas; the state itself if there are none."""
+        return self._take(state, np.int32(k)) if self.plan.replicas else state
+
+    @functools.cached_property
+    def _take(self):
+        def take(state, k):
+            return jax.tree.map(lambda x: x[k], state._replace(opt=optim.without_moments(state.opt)))
+
+        return jax.jit(take, out_shardings=self.plan.replicated)
+
+
+def _bytes(tree: Tree) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+_SAMPLE_TOKENS = 200  # where eval.sample_tokens is -1 and there is room
+
+
+def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
+    """`config` with eval.split and eval.extractor chosen where they are 'auto'; a note tells what does not go without
+    saying. eval.split: valid, or test where there is none. eval.extractor: classifier, or pixels where there are no
+    labels, or '' where there are too few images. eval.sample_tokens: where it is -1, 200, or as many as a Transformer's
+    context and the held-out text have.
+    """
+    config = copy.deepcopy(config)
+    if config.eval.split == 'auto':
+        config.eval.split = 'valid' if 'valid' in dataset.splits else 'test'
+        if config.eval.split == 'test':
+            best = config.eval.best_metric
+            chosen = f'; the best checkpoint, by {best}, is chosen by it, too' if best else ''
+            note(f'eval.split: test, for the data have no valid split{chosen}')
+    if config.eval.get('extractor') == 'auto':
+        least = min(len(dataset.splits[split]) for split in {'train', config.eval.final_split} & dataset.splits.keys())
+        config.eval.extractor = '' if least <= NEIGHBOURS else 'classifier' if dataset.num_classes else 'pixels'
+        if dataset.kind == 'image' and config.eval.extractor != 'classifier':
+            why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
+            note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
+    if config.eval.get('sample_tokens') == -1:
+        room = [_SAMPLE_TOKENS]
+        if config.eval.final_split in dataset.splits:
+            room.append(len(dataset.splits[config.eval.final_split].tokens) - 1)
+        if config.model.get('kind') == 'transformer':
+            room.append(config.data.block - 1)
+        config.eval.sample_tokens = max(1, min(room))
+        if config.eval.sample_tokens < _SAMPLE_TOKENS:
+            note(f'eval.sample_tokens: {config.eval.sample_tokens}, for the context or the held-out text has no more')
+    return config
+
+
+def _no_split(split: str, cfg: ConfigDict, splits) -> str:
+    if split == 'valid' and cfg.get('valid_examples', 1) == 0:
+        return (
+            f"eval: there is no split 'valid' with data.valid_examples=0, only {', '.join(splits)}; set eval.split and "
+            f'eval.final_split to one of them, or data.valid_examples to -1'
+        )
+    return (
+        f'eval: the data have no split {split!r}, only {", ".join(splits)}; set eval.split and eval.final_split to '
+        'what there is, or give more data (aigc_jax/data/README.md)'
+    )
+
+
+def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):
+    """(Experiment, TrainState) of a run's folder; step: a number, 'best', or None for the newest checkpoint.
+
+    overrides: [('data.x', 'eval.x' or 'parallel.x', text), …]. A run whose parameters are in shards, by parallel.rules,
+    is opened in shards over the devices that are here, any other on one; a parallel.x says where. Raises UserError.
+    """
+    config = config_lib.from_json(workdir / 'config.json')
+    config_lib.check(config)
+    if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
+        config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
+    config_lib.override(config, list(overrides), only=config_lib.FREE)
+    config_lib.check(config)
+    devices = jax.devices()
+    if not any(name.startswith('parallel.') for name, _ in overrides):
+        devices = _laid_out_again(config, devices)
+    experiment = Experiment(config, devices, saved_tokenizer(workdir))
+    checkpoints = open_checkpoints(workdir, config, read_only=True)
+    try:
+        if checkpoints.latest() is None:
+            raise UserError(f'{workdir}: there is no checkpoint yet; train it first (--mode=train)')
+        return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
+    finally:
+        checkpoints.close()
+
+
+def _laid_out_again(config: ConfigDict, devices: list) -> list:
+    """The `devices` on which a finished run is evaluated. Sets config.parallel to fit them.
+
+    One device is enough where the parameters are not in shards, except that several processes need one of each.
+    """
+    if not config.parallel.rules:
+        config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
+        return devices[:1] if jax.process_count() == 1 else devices
+    with contextlib.suppress(UserError):
+        parallel.make_plan(config.parallel, 1, config.replicas, config.batch_size, config.micro_batches, devices)
+        return devices
+    count = len(devices)  # over which a batch must divide
+    while jax.process_count() == 1 and config.batch_size % (count * config.micro_batches):
+        count -= 1
+    config.parallel.mesh = ConfigDict({'data': 1, 'fsdp': count, 'tensor': 1})
+    note(f'parallel.mesh: that of the run does not fit the {len(devices)} devices here; fsdp={count} instead')
+    return devices[:count]
+
+
+def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer of a run's folder; None where it has none. Raises UserError."""
+    path = workdir / 'tokenizer.json'
+    try:
+        return tokenizers.from_json(records.read(path)) if path.exists() else None
+    except (OSError, ValueError) as error:
+        why = getattr(error, 'strerror', None) or error
+        raise UserError(f'{path}: cannot be read as a tokenizer: {why}; bring it back from a copy') from None
+
+
+def initial_tokenizer(config: ConfigDict) -> Tokenizer | None:
+    """The tokenizer of the run that `init_from` names, because its parameters stand for its tokens; or None."""
+    tokenizer = saved_tokenizer(pathlib.Path(config.init_from).expanduser()) if config.init_from else None
+    if tokenizer is None or 'vocab_size' not in config.data:
+        return tokenizer
+    if tokenizer.kind in ('word', 'bpe') and config.data.vocab_size not in (-1, tokenizer.vocab_size):
+        raise UserError(
+            f'data.vocab_size: {config.data.vocab_size}, but the tokenizer of init_from has {tokenizer.vocab_size} '
+            'tokens; set it to -1'
+        )
+    note(f'data.tokenizer: {tokenizer.kind}, of {tokenizer.vocab_size} tokens, from init_from')
+    return dataclasses.replace(tokenizer, may_grow=True)
+
+
+def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool = False) -> Checkpoints:
+    return Checkpoints(
+        workdir / 'checkpoints', config.keep_checkpoints, config.eval.best_metric, config.eval.best_mode, read_only
+    )
+
+
+def _filled(drawn: jax.Array, theirs: jax.Array) -> jax.Array:
+    """`drawn`, with `theirs` at the beginning of each axis."""
+    if drawn.shape == theirs.shape:
+        return theirs
+    corner = (0,) * drawn.ndim
+    return jax.jit(jax.lax.dynamic_update_slice, out_shardings=drawn.sharding)(drawn, theirs, corner)
+
+
+def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
+    """(parameters, statistics), the newest of the run that `init_from` names, and their step; () where it names none.
+
+    Raises UserError.
+    """
+    if not experiment.config.init_from:
+        return (), None
+    folder = pathlib.Path(experiment.config.init_from).expanduser()
+    if not folder.is_dir():
+        raise UserError(f'init_from: there is no folder {folder}; name the folder of a run')
+    theirs = config_lib.from_json(folder / 'config.json')
+    if theirs.num_seeds > 1:
+        raise UserError(f'init_from: {folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
+    checkpoints = open_checkpoints(folder, theirs, read_only=True)
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f'init_from: {folder} has no checkpoint')
+        init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
+        tokenizer, task = experiment.dataset.tokenizer, experiment.task
+        own = saved_tokenizer(folder) if tokenizer else None
+        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == tokenizer
+        if grown:
+            task = tasks.make(experiment.config, dataclasses.replace(experiment.dataset, tokenizer=own))
+        plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        params, extra = jax.eval_shape(lambda: init(task))
+        params = jax.tree.map(placed, params, plan.param_shardings(params))
+        stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
+        params, stats = checkpoints.restore_model(step, params, stats)
+        if grown:  # the token that their model lacks is as it was drawn
+            shardings = plan.param_shardings(abstract_params(experiment.task))
+            drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
+            params = jax.tree.map(_filled, drawn, params)
+        return (params, stats), step
+    finally:
+        checkpoints.close()
+
+
+def initial_digest(config: ConfigDict, step: int) -> str:
+    """The digest of the checkpoint of `step` in the run that `init_from` names."""
+    folder = pathlib.Path(config.init_from).expanduser()
+    with contextlib.closing(open_checkpoints(folder, config_lib.from_json(folder / 'config.json'), True)) as found:
+        return found.digest(step)

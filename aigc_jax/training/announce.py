@@ -1,0 +1,95 @@
+"""What a run says at its start and at its end. Results go to stdout, the rest to stderr; the first process alone."""
+
+import pathlib
+import sys
+
+import jax
+
+from aigc_jax.core import memory, optim, processes
+from aigc_jax.core.errors import printable
+from aigc_jax.core.notes import note
+from aigc_jax.core.output import show
+from aigc_jax.reports import evaluator
+from aigc_jax.reports.evaluator import Results
+from aigc_jax.runs.experiment import Experiment
+
+
+def begin(experiment: Experiment, workdir: pathlib.Path, start: int) -> None:
+    """The data, the players, the memory, the devices and the folder, a line each."""
+    config, sizes = experiment.config, experiment.sizes()
+    of_replicas = f' in each of {config.num_seeds} replicas' if config.num_seeds > 1 else ''
+    players = ', '.join(f'{player} {number:,}' for player, number in sizes['parameters'].items())
+    lines = [
+        f'data: {_data(experiment)}',
+        f'parameters: {players}{of_replicas}',
+        f'memory: state {memory.words(sizes["bytes"]["state"])}, data on the device '
+        + ('none, streamed' if config.data.stream else memory.words(sizes['bytes']['resident_data'])),
+        f'devices: {_devices(experiment)}',
+        f'folder: {workdir}' + (f', from step {start} on' if start else ''),
+    ]
+    _say('\n'.join(lines))
+
+
+def _data(experiment: Experiment) -> str:
+    dataset, config = experiment.dataset, experiment.config.data
+    unit = 'windows' if dataset.kind == 'text' else 'examples'
+    splits = ', '.join(f'{split} {len(source):,}' for split, source in dataset.splits.items())
+    shape = '×'.join(map(str, dataset.shape))
+    words = [f'{config.name}, {dataset.kind} {shape}', f'{unit}: {splits} ({dataset.origin})']
+    if dataset.num_classes:
+        words.append(f'{dataset.num_classes} classes')
+    if dataset.tokenizer:
+        words.append(f'vocabulary {dataset.tokenizer.vocab_size:,}')
+    return '; '.join([*words, f'sha256 {dataset.fingerprint[:8]}'])
+
+
+def _devices(experiment: Experiment) -> str:
+    mesh = experiment.plan.mesh
+    kind = mesh.devices.ravel()[0].device_kind
+    axes = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items() if size > 1)
+    of_several = f', {jax.process_count()} processes' if jax.process_count() > 1 else ''
+    return f'{mesh.size} × {kind}' + (f' ({axes})' if axes else '') + of_several
+
+
+def grown(experiment: Experiment, before: int, step: int) -> None:
+    """That total_steps is no longer what `step` was trained by."""
+    now, rates = experiment.config.total_steps, []
+    for player, config in experiment.config.optim.items():
+        what = f'optim.{player}.schedule'
+        then, here = (float(optim.schedule(config.schedule, total, what)(step)) for total in (before, now))
+        rates += [f'{player} from {then:.3g} to {here:.3g}'] if then != here else []
+    told = f'; the learning rate at step {step} changes: {", ".join(rates)}' if rates else ''
+    note(
+        f'total_steps: {now}, {before} before: what is in percent of it is laid over {now} steps, unlike up to step '
+        f"{step}{told}; a row 'final' of step {step} leaves metrics.jsonl"
+    )
+
+
+def table(experiment: Experiment, step: int, results: Results) -> None:
+    """The evaluation, on stdout."""
+    if processes.first():
+        config = experiment.config
+        show(printable(f'step {step}, {config.data.name}, split {config.eval.final_split}\n'))
+        show(evaluator.table(results) + '\n')
+
+
+def end(workdir: pathlib.Path) -> None:
+    """The folder, with its pictures."""
+    pictures = sorted(path.name for path in (workdir / 'plots').glob('*.png'))
+    _say(f'{workdir}: evaluation.json, samples/' + (f', plots/ with {", ".join(pictures)}' if pictures else ''))
+
+
+def finished(experiment: Experiment, workdir: pathlib.Path, step: int) -> bool:
+    """Whether the run in `workdir` ended at `step` and was evaluated; if so, says so, with the table."""
+    found = evaluator.read(workdir / 'evaluation.json')
+    if found is None or found[0] != step:
+        return False
+    _say(f'{workdir}: this run is finished, at step {step}; a larger total_steps goes on with it')
+    table(experiment, *found)
+    end(workdir)
+    return True
+
+
+def _say(text: str) -> None:
+    if processes.first():
+        print(printable(text), file=sys.stderr, flush=True)

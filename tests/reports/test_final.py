@@ -1,0 +1,112 @@
+"""What a run says at its start, while it trains and at its end; what it keeps of an evaluation, and what it frees."""
+
+import gc
+import json
+import shutil
+import signal
+import weakref
+
+import jax
+import pytest
+from refusals import VAE
+
+from aigc_jax.reports import evaluator as evaluator_lib
+from aigc_jax.reports import final, image_samples
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.experiment import Experiment
+
+
+def test_a_run_speaks(command_line, runner, tmp_path):
+    run = tmp_path / 'lr=[1e-3]'
+    code, out, err = runner(VAE, f'--workdir={run}')
+    assert code == 0, err
+    lines = err.splitlines()
+    assert [line.partition(':')[0] for line in lines[:5]] == ['data', 'parameters', 'memory', 'devices', 'folder']
+    assert 'train 1,437, valid 180, test 180' in lines[0] and 'model 2,244' in lines[1] and str(run) in lines[4]
+    evaluations = [line for line in lines if '  evaluation  ' in line]
+    assert [line.split()[1] for line in evaluations] == ['20/40', '40/40'] and 'model/nll' in evaluations[0]
+    assert lines[-1].startswith(f'{run}: ') and 'plots/ with curves.png' in lines[-1]
+    manifest = json.loads((run / 'manifest.json').read_text())
+    assert manifest['parameters'] == {'model': 2244} and manifest['bytes']['resident_data'] == 1437 * (64 + 4)
+    assert out.startswith('step 40, digits, split test\n')
+    # The same command says that the run is finished, and changes nothing.
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    code, again, err = runner(VAE, f'--workdir={run}')
+    assert code == 0 and again == out and 'finished, at step 40' in err
+    assert before == {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    # So does an evaluation print it.
+    assert runner(f'--workdir={run}', '--mode=evaluate')[1] == out
+    # A longer one says what changes.
+    code, _, err = runner(VAE, f'--workdir={run}', '--config.total_steps=60')
+    (note,) = [line for line in err.splitlines() if line.startswith('note: total_steps')]
+    assert code == 0 and '60, 40 before' in note and 'model from 1e-05 to 0.0' in note and "row 'final'" in note
+
+
+@pytest.mark.parametrize('mode', ['train', 'evaluate'])
+def test_an_evaluation_hears_ctrl_c(command_line, smoke, tmp_path, mode):
+    """Hours of annealing in one compiled call; what was done before it is kept."""
+    run, more = tmp_path / 'run', dict(eval__ais_temperatures=3_000_000)
+    if mode == 'train':
+        process = command_line.start('vae:smoke', run, **more)
+    else:
+        shutil.copytree(smoke('vae'), run)
+        process = command_line.start(None, run, '--mode=evaluate', **more)
+    try:
+        while 'diagnostics' not in (line := process.stderr.readline()):
+            assert line, 'it ended'
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    kept = json.loads((run / final.PARTIAL).read_text())['parts']
+    assert list(kept) == ['0/the test split']
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
+    config = config_lib.load('configs/vae.py:smoke', [])
+
+    def evaluated(digest, between=lambda: None, **fields):
+        config.eval.update(fields)
+        experiment = Experiment(config)
+        evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
+        image, computed = image_samples.ImageMetrics(experiment, evaluator, tmp_path), []
+        for name in ('evaluate', 'diagnostics'):
+            part = getattr(evaluator, name)
+            setattr(evaluator, name, lambda *a, part=part, name=name: (computed.append(name), part(*a))[1])
+        try:
+            found = final.evaluate(experiment, evaluator, image, state, tmp_path, digest, between)
+        except Stopped:
+            found = None
+        return found, computed
+
+    def stop():
+        raise Stopped
+
+    whole, computed = evaluated('a')
+    assert computed == ['evaluate', 'diagnostics']
+    final.forget(tmp_path)
+    assert evaluated('a', stop) == (None, ['evaluate'])
+    assert evaluated('a') == (whole, ['diagnostics'])
+    final.forget(tmp_path)
+    evaluated('a', stop)
+    assert evaluated('b', stop)[1] == ['evaluate']  # another state
+    assert evaluated('b', k=2)[1] == ['evaluate', 'diagnostics']  # another evaluation
+
+
+def test_experiments_are_freed(tmp_path):
+    def used(name):
+        experiment = Experiment(config_lib.load(f'configs/{name}.py:smoke', []))
+        evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
+        image = image_samples.ImageMetrics(experiment, evaluator, tmp_path)
+        final.evaluate(experiment, evaluator, image, state, tmp_path, name)
+        return [weakref.ref(thing) for thing in (experiment, evaluator)]
+
+    things = used('rnn_lm') + used('vae')
+    jax.clear_caches()
+    gc.collect()
+    assert [thing() for thing in things] == [None] * 4

@@ -1,0 +1,200 @@
+"""Configs: loaded, overridden, checked, compared. What a command line says of mistakes: test_bad_input.py."""
+
+import json
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.runs import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+VAE = str(ROOT / 'configs' / 'vae.py')
+
+
+def load(*overrides: str, path: str = f'{VAE}:smoke') -> ConfigDict:
+    return config_lib.load(path, [tuple(text.split('=', 1)) for text in overrides])
+
+
+def message(*overrides, path=f'{VAE}:smoke') -> str:
+    with pytest.raises(UserError) as caught:
+        load(*overrides, path=path)
+    assert 1 <= len(str(caught.value).splitlines()) <= 3
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'override, value',
+    [
+        ('seed=7', 7),
+        ('seed=-7', -7),
+        ('total_steps=1e5', 100_000),
+        ('total_steps=20_000', 20_000),
+        ('task.beta=2', 2.0),
+        ('task.beta=1e-3', 1e-3),
+        ('model.conditional=True', True),
+        ('model.conditional=true', True),
+        ('model.conditional=False', False),
+        ('model.encoder.features=(8, 4)', (8, 4)),
+        ('model.encoder.features=[8, 4]', (8, 4)),
+        ('model.encoder.features=()', ()),
+        ('data.name=npz:/a=b.npz', 'npz:/a=b.npz'),
+        ('data.dir=3', '3'),
+        ('eval.best_metric=', ''),
+        (
+            "optim.model.learning_rate_rules=(('bias', 2.0), ('kernel', 0.5))",
+            (('bias', 2.0), ('kernel', 0.5)),
+        ),
+    ],
+)
+def test_override_reads_the_type_that_is_there(override, value):
+    name = override.split('=')[0]
+    found = config_lib.flatten(load(override))[name]
+    assert found == value and type(found) is type(value)
+
+
+def test_the_arguments_of_a_function_are_replaced_together():
+    config = load("optim.model.options={'momentum': 0.9}", 'optim.model.name=sgd',
+                  "optim.model.schedule={'name': 'constant_schedule', 'value': 0.1}")  # fmt: skip
+    assert config.optim.model.options.to_dict() == {'momentum': 0.9}
+    assert config.optim.model.schedule.to_dict() == {'name': 'constant_schedule', 'value': 0.1}
+    assert 'is no group' in message('optim.model.options=0.9')
+    assert 'this is a group; its fields are' in message("model.encoder={'features': (8,)}")
+
+
+@pytest.mark.parametrize('seed, replicas', [(2**31, 1), (-(2**31) - 1, 1), (2**31 - 2, 4)])
+def test_seeds_have_a_range(seed, replicas):
+    assert f'seed: {seed}; seeds lie between' in message(f'seed={seed}', f'num_seeds={replicas}')
+
+
+def test_the_last_override_wins():
+    assert load('seed=1', 'seed=2').seed == 2
+
+
+@pytest.mark.parametrize('text', ['1.5', 'x', 'True', "'3'", '(3,)', '', 'None', '1e-3', '__import__("os")'])
+def test_what_is_no_whole_number(text):
+    assert 'is no int; the field holds 0' in message(f'seed={text}')
+
+
+def test_a_tuple_of_something_else():
+    assert 'model.encoder.features' in message("model.encoder.features=('a',)")
+    assert 'model.encoder.features' in message('model.encoder.features=(8, 4.5)')
+
+
+@pytest.mark.parametrize(
+    'override', ['model.encoder.features=(8, 0)', 'model.latent_dim=0', 'batch_size=0', 'eval.num_shown=0']
+)
+def test_sizes_are_one_or_more(override):
+    assert override.split('=')[0] in (said := message(override)) and '1 or more' in said
+
+
+def test_variants_add_up():
+    both = load(path=f'{VAE}:points,smoke')
+    assert both.task.likelihood == 'gaussian' and both.total_steps == 40
+    assert load(path=f'{VAE}:smoke,').total_steps == 40
+    assert load(path=VAE).total_steps == 10_000
+
+
+def test_a_variant_sets_fields_that_are_there(tmp_path):
+    """A misspelt one would do nothing, in silence; an optimizer's option may be new, as optax checks it."""
+    text = pathlib.Path(VAE).read_text()
+    (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'data.num_exmples': 1000"))
+    assert 'data.num_exmples' in (said := message(path=f'{tmp_path}/own.py:smoke'))
+    assert 'data.num_examples' in said
+    (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'optim.model.options.eps': 1e-6"))
+    assert load(path=f'{tmp_path}/own.py:smoke').optim.model.options.eps == 1e-6
+
+
+def test_mistakes_in_a_file_name_its_line(tmp_path):
+    path = tmp_path / 'own.py'
+    path.write_text('def helper():\n    return 1 / 0\n\n\ndef get_config():\n    return helper()\n')
+    assert f'{path}, line 2: ZeroDivisionError' in message(path=str(path))
+    path.write_text('import json\n\n\ndef get_config():\n    return json.loads("")\n')
+    assert f'{path}, line 5: JSONDecodeError' in message(path=str(path))
+
+
+def test_a_file_anywhere(tmp_path, monkeypatch):
+    (tmp_path / 'own.py').write_text(pathlib.Path(VAE).read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for path in ('own.py', './own.py', '~/own.py', f'{tmp_path}/own.py'):
+        assert load(path=path).seed == 0
+
+
+@pytest.mark.parametrize('name', config_lib.FIELDS)
+def test_a_missing_field_is_named(name):
+    config = load()
+    *parents, last = name.split('.')
+    group = config
+    for parent in parents:
+        group = group[parent]
+    del group[last]
+    with pytest.raises(UserError, match=f'the field {name} is missing'):
+        config_lib.check(config)
+
+
+def test_json_gives_the_config_back(tmp_path):
+    config = load("parallel.rules=(('kernel', 'fsdp'),)")
+    (tmp_path / 'config.json').write_text(config_lib.to_json(config), encoding='utf-8-sig')  # as editors may leave it
+    back = config_lib.from_json(tmp_path / 'config.json')
+    assert config_lib.flatten(back) == config_lib.flatten(config)
+    assert config_lib.to_json(back) == config_lib.to_json(config)
+    assert not config_lib.differing(config, back)
+    config_lib.check(back)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[1]', '3', 'null', '"a"', '\x00', '{"a": 1'])
+def test_json_that_is_no_config(tmp_path, text):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match='config.json: cannot be read as a config'):
+        config_lib.from_json(tmp_path / 'config.json')
+
+
+def test_differing_fields():
+    ours, theirs = load(), load()
+    assert config_lib.differing(ours, theirs) == []
+    ours.total_steps = 80
+    assert config_lib.differing(ours, theirs) == []  # it may grow
+    assert config_lib.differing(theirs, ours) == ['total_steps: 40 now, 80 there']
+    ours.total_steps, ours.model.latent_dim = 40, 3
+    del theirs['seed']
+    assert config_lib.differing(ours, theirs) == [
+        'model.latent_dim: 3 now, 2 there',
+        'seed: 0 now, None there',
+    ]
+    assert config_lib.differing(ours, ConfigDict())  # an empty one is no error
+    of_today, before = (ConfigDict({'data': {'name': 'pydoc', **more}}) for more in ({'code': False}, {}))
+    assert config_lib.differing(of_today, before) == []
+    of_today.data.code = True
+    assert config_lib.differing(of_today, before) == ['data.code: True now, False there']
+
+
+def test_split_arguments():
+    split = config_lib.split_arguments
+    assert split(['main', '--config=a.py:b', '--workdir=w', '--config.x.y=1']) == (
+        ['main', '--workdir=w'], 'a.py:b', [('x.y', '1')]
+    )  # fmt: skip
+    assert split(['main', '--config', 'a.py', '-config.x', '-1', '--workdir', 'w']) == (
+        ['main', '--workdir', 'w'], 'a.py', [('x', '-1')]
+    )  # fmt: skip
+    assert split(['main', '--config.x=', '--configs=1']) == (['main', '--configs=1'], None, [('x', '')])
+    for argv in (['main', '--config'], ['main', '--config.x'], ['main', '--config.x', '--workdir=w']):
+        with pytest.raises(UserError, match='a value is missing'):
+            split(argv)
+
+
+def test_only_data_eval_and_parallel_on_a_finished_run():
+    config = load()
+    config_lib.override(config, [('data.name', 'x'), ('eval.k', '8')], only=config_lib.FREE)
+    assert config.data.name == 'x' and config.eval.k == 8
+    for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate'):
+        with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\* can be set'):
+            config_lib.override(config, [(name, '1')], only=config_lib.FREE)
+
+
+def test_every_config_is_whole():
+    for path in sorted((ROOT / 'configs').glob('*.py')):
+        if 'def get_config' in path.read_text():
+            config_lib.check(load(path=f'{path}:smoke'))
+            json.loads(config_lib.to_json(load(path=f'{path}:smoke')))

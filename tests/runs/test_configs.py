@@ -1,0 +1,224 @@
+"""Every config trains, evaluates and samples in its smoke variant; a model is one task file, one line, one config."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aigc_jax import tasks
+from aigc_jax.core import rng
+from aigc_jax.core.types import Extra, Task, Turn
+from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.experiment import Experiment, initial_model, open_run
+from aigc_jax.training import loop
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+FILES = sorted(path for path in CONFIGS.glob('*.py'))
+
+
+def variants(path):
+    spec = importlib.util.spec_from_file_location('config', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.VARIANTS)
+
+
+def needs_files(config):
+    return config.data.name.removeprefix('stacked:').partition(':')[0] in ('idx', 'npz', 'amat', 'tfds', 'text')
+
+
+@pytest.mark.parametrize(
+    'path, variant', [(p, v) for p in FILES for v in variants(p)], ids=lambda x: getattr(x, 'name', x)
+)
+def test_every_variant_makes_a_task(path, variant):
+    config = config_lib.load(f'{path}:{variant}', [])
+    if needs_files(config):  # the variant's files belong to the user; its model and schedule do not
+        config.data.name = 'pydoc' if config.task.name == 'lm' else 'digits'
+    experiment = Experiment(config)
+    assert experiment.abstract_state.params.keys() == set(experiment.task.players)
+
+
+@pytest.mark.parametrize('variant', variants(CONFIGS / 'vae.py'))
+def test_every_vae_is_whole_with_smoke_on_top(variant):
+    """Loss, evaluation and samples have their shapes; nothing is computed."""
+    config = config_lib.load(f'{CONFIGS / "vae.py"}:{variant},smoke', [])
+    if needs_files(config):
+        config.data.name = 'digits'
+    experiment = Experiment(config)
+    task, ctx = experiment.task, rng.context(0, 'test', 0, jnp.arange(3))
+    examples = experiment.examples('test', np.arange(3))
+
+    def everything():
+        params, extra = task.init(rng.stream(0, 'init'))
+        batch = experiment.preprocess(examples, ctx)
+        loss, _ = task.rounds[0][0].loss(params, extra, batch, ctx)
+        return loss, task.sample(params, extra, ctx, None), task.evaluate(params, extra, batch, ctx)
+
+    loss, samples, found = jax.eval_shape(everything)
+    assert loss.shape == () and samples.shape == (3, *experiment.dataset.shape)
+    assert {value.shape for value in found.values()} == {(3,)}
+
+
+@pytest.mark.parametrize(
+    'path, overrides',
+    [(path, []) for path in FILES]
+    + [(path, [('model.conditional', 'True')]) for path in FILES if path.stem in ('vae', 'gan')],
+    ids=lambda x: x.name if isinstance(x, pathlib.Path) else 'conditional' if x else 'plain',
+)
+def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
+    config = config_lib.load(f'{path}:smoke', overrides)
+    loop.train(config, tmp_path, {})
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    losses = {name for row in rows for name in row if name.endswith('/loss')}
+    assert {row['split'] for row in rows} == {'train', 'eval', 'final'} and losses
+    assert [row['step'] for row in rows if row['split'] == 'train'] == [10, 20, 30, 40]
+    experiment, state = open_run(tmp_path)
+    evaluator = Evaluator(experiment)
+    found = evaluator.evaluate(state, 0, 'test')
+    written = json.loads((tmp_path / 'evaluation.json').read_text())
+    assert written['step'] == 40
+    for name, result in found.items():
+        assert result['value'] == pytest.approx(written[name]['value'], rel=1e-6) and result['n'] > 0
+    samples = evaluator.sample(state, 0, 30)
+    is_text = experiment.dataset.kind == 'text'
+    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.shape
+    assert samples.shape == (30, *shape) and np.isfinite(samples).all()
+    # Sample i depends on (seed, i) alone; the products of a convolution round by how many samples there are.
+    np.testing.assert_allclose(samples[:7], evaluator.sample(state, 0, 7), rtol=0, atol=1e-6 * (path.stem == 'vq'))
+    assert (samples != evaluator.sample(state, 1, 30)).any()
+    for step in (20, 40):
+        stored = np.load(tmp_path / 'samples' / f'{step:08d}.npz')['samples']
+        assert stored.shape[1:] == shape
+    pictures = ['plots/curves.png'] + ['samples/00000040.png'] * (not is_text)
+    pictures += ['plots/codes.png'] * (path.stem == 'vq')
+    assert all((tmp_path / picture).stat().st_size > 500 for picture in pictures)
+    if is_text:
+        texts = (tmp_path / 'samples/00000040.txt').read_text()
+        assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
+    # Another run begins where this one ended, with its codebook and its statistics too.
+    experiment.config.init_from = str(tmp_path)
+    model, step = initial_model(experiment)
+    begun = experiment.create_state(*model)
+    assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')
+    for a, b in zip(*(jax.tree.leaves((s.params, s.stats)) for s in (state, begun)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16_and_2d_train(tmp_path):
+    for name, arg in (('vae', 'points,smoke'), ('gan', 'grid25,smoke')):
+        config = config_lib.load(f'{CONFIGS / name}.py:{arg}', [('precision', 'bfloat16')])
+        loop.train(config, tmp_path / name, {})
+        written = json.loads((tmp_path / name / 'evaluation.json').read_text())
+        assert written['samples/high_quality']['perfect'] == pytest.approx(98.89, abs=0.01)
+        assert (tmp_path / name / 'plots' / 'points.png').exists()
+
+
+def toy_task(config, dataset) -> Task:
+    """A histogram of each pixel: the mean image, by gradient descent."""
+
+    def loss(params, extra, batch, ctx):
+        return jnp.mean((batch['x'] - params['mean']['image']) ** 2), ({}, extra)
+
+    def sample(params, extra, ctx, labels):
+        return params['mean']['image'] + 0 * ctx.normal('z', dataset.shape)
+
+    return Task(
+        init=lambda key: ({'mean': {'image': jnp.zeros(dataset.shape)}}, Extra({}, {})),
+        rounds=((Turn('mean', loss),),),
+        sample=sample,
+    )
+
+
+TOY_CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config(arg=''):
+    player = dict(name='sgd', options={}, schedule=dict(name='constant_schedule', value=16.0), clip_norm=0.0,
+                  weight_decay_regex='', learning_rate_rules=(), freeze='', ema_decay=0.0)
+    return ConfigDict(dict(
+        seed=0, total_steps=40, batch_size=64, micro_batches=1, steps_per_call=5, log_every_steps=5,
+        eval_every_steps=20, checkpoint_every_steps=20, keep_checkpoints=2, num_seeds=1, replicas='vmap',
+        init_from='', precision='float32',
+        parallel=dict(mode='jit', mesh=dict(data=-1, fsdp=1, tensor=1), rules=()),
+        optim=dict(mean=player),
+        data=dict(name='digits', dir='', num_examples=0, valid_examples=100, binarize='none',
+                  scale='unit', stream=False),
+        model=dict(), task=dict(name='toy'),
+        eval=dict(split='valid', final_split='test', batch_size=100, num_samples=100, num_shown=9, best_metric='',
+                  best_mode='min', patience=0),
+    ))
+"""
+
+
+def test_a_new_model_is_a_task_a_line_and_a_config(tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, 'toy', toy_task)
+    path = tmp_path / 'elsewhere' / 'toy.py'  # a researcher's own config lives anywhere
+    path.parent.mkdir()
+    path.write_text(TOY_CONFIG)
+    config = config_lib.load(str(path), [])
+    loop.train(config, tmp_path / 'run', {})
+    experiment, state = open_run(tmp_path / 'run')
+    expected = experiment.dataset.splits['train'].arrays['x'].mean(0) / 16
+    np.testing.assert_allclose(jax.device_get(state.params['mean']['image']), expected, atol=0.05)
+
+
+def test_init_from_takes_parameters_and_starts_anew(tmp_path):
+    config = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', [])
+    loop.train(config, tmp_path / 'first', {})
+    config.init_from = str(tmp_path / 'first')
+    config.total_steps = config.eval_every_steps = config.checkpoint_every_steps = config.log_every_steps = 10
+    config.optim.model.schedule = {'name': 'constant_schedule', 'value': 0.0}
+    loop.train(config, tmp_path / 'second', {})
+    (_, first), (_, second) = open_run(tmp_path / 'first'), open_run(tmp_path / 'second')
+    for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(second.step) == 10
+    starts = json.loads((tmp_path / 'second' / 'manifest.json').read_text())['starts']
+    assert [start['init_from_step'] for start in starts] == [int(first.step)]
+
+
+def test_early_stopping(tmp_path):
+    fields = [('eval.patience', '1'), ('eval.best_metric', 'model/kl'), ('eval.best_mode', 'max')]
+    config = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', fields)
+    config.optim.model.schedule = {'name': 'constant_schedule', 'value': 0.0}  # nothing ever gets better
+    loop.train(config, tmp_path, {})
+    _, state = open_run(tmp_path)
+    assert int(state.step) == 40  # the first evaluation is at 20, the one that is no better at 40
+    config.total_steps = 80
+    loop.train(config, tmp_path, {})
+    assert int(open_run(tmp_path)[1].step) == 40  # it is still out of patience
+
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (60, 8, 8)).astype(np.uint8)
+CLASSES = np.arange(60) % 3
+
+
+@pytest.mark.parametrize(
+    'arrays, fields, split, extractor, said',
+    [
+        (dict(images=IMAGES, labels=CLASSES), [], 'valid', 'classifier', []),
+        (dict(images=IMAGES), [], 'valid', 'pixels', ['eval.extractor: pixels, for there are no labels']),
+        (dict(images=IMAGES[:25], labels=CLASSES[:25]), [], 'valid', '', ["eval.extractor: '', for 5 images are too"]),
+        (dict(images=IMAGES, labels=CLASSES), [('data.valid_examples', '0')], 'test', 'classifier',
+         ['eval.split: test, for the data have no valid split; the best checkpoint, by model/nll, is chosen by it']),
+        (dict(train=IMAGES, valid=IMAGES), [('data.valid_examples', '0'), ('eval.best_metric', '')], 'test', 'pixels',
+         ['eval.split: test, for the data have no valid split\n', 'eval.extractor: pixels']),
+        (dict(images=IMAGES), [('eval.split', 'train'), ('eval.extractor', 'classifier')], 'train', 'classifier', []),
+    ],
+)  # fmt: skip
+def test_defaults_follow_from_the_data(tmp_path, capsys, arrays, fields, split, extractor, said):
+    np.savez(tmp_path / 'a.npz', **arrays)
+    fields = [('data.name', f'npz:{tmp_path}/a.npz'), ('eval.extractor', 'auto'), *fields]
+    given = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', fields)
+    before = config_lib.to_json(given)
+    config = Experiment(given).config
+    assert (config.eval.split, config.eval.extractor) == (split, extractor)
+    notes = capsys.readouterr().err
+    assert all(f'note: {words}' in notes for words in said) and notes.count('note: eval.') == len(said), notes
+    assert config_lib.to_json(given) == before  # config.json says what was asked for
