@@ -5,9 +5,8 @@
 BEFORE is HEAD where it is left out, and AFTER is the working tree, with the files that git does not track yet. Each
 commit trains its own configs through the command line on the CPU, one process a variant. metrics.jsonl must be equal
 to the byte. Each field of BEFORE's evaluation.json must have the same value in AFTER's, which may have more fields.
-One line is printed for each variant: equal, differs (the first difference, BEFORE → AFTER), failed (the last line of
-stderr), new (AFTER alone has it), gone (BEFORE alone has it). The exit code is 0 where all variants are equal or new,
-and 1 otherwise.
+The script prints one line a variant: equal, differs (the first difference, BEFORE → AFTER), failed (the last line of
+stderr), new (AFTER alone has it), gone (BEFORE alone has it). It exits with 0 if all are equal or new, otherwise 1.
 
 The runs stay in --out/CODE/VARIANT, where CODE is a digest of the folders aigc_jax and configs. A finished run is used
 again where the command, the Python packages, the host, and the variables JAX_* and XLA_* are the same. A variant whose
@@ -26,7 +25,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -35,11 +33,11 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CODE = ('aigc_jax', 'configs')
 # {kind of data.name, with a place behind its colon: what is trained on instead}
-STAND_INS = {
-    'amat': 'digits', 'idx': 'digits', 'npz': 'digits', 'tfds': 'digits', 'text': 'pydoc', 'code': 'python-stdlib'
-}  # fmt: skip
-# Variables that this script sets, and that change no result.
+STAND_INS = {'amat': 'digits', 'idx': 'digits', 'npz': 'digits', 'tfds': 'digits', 'text': 'pydoc'}
+# What smoke sets does not go with these; they are laid over smoke.
+OVER_SMOKE = ('vq:fsq',)
 _OURS = ('JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+# Run with the folder of a commit: {'gan:dcgan': ['dcgan,smoke', data.name]}.
 _LIST = """
 import importlib, json, pathlib, sys
 sys.path.insert(0, 'configs')
@@ -47,8 +45,9 @@ found = {}
 for path in sorted(pathlib.Path('configs').glob('*.py')):
     module = importlib.import_module(path.stem)
     for variant in getattr(module, 'VARIANTS', ()):
-        argument = 'smoke' if variant == 'smoke' else f'{variant},smoke'
-        found[f'{path.stem}:{variant}'] = argument, module.get_config(argument).data.name
+        name = f'{path.stem}:{variant}'
+        argument = ','.join(dict.fromkeys(['smoke', variant] if name in sys.argv else [variant, 'smoke']))
+        found[name] = argument, module.get_config(argument).data.name
 print(json.dumps(found))
 """
 
@@ -57,56 +56,55 @@ class Failed(Exception):
     """A process did not end well; the message is one line."""
 
 
-def git(*arguments: str, index: str | None = None) -> bytes:
-    env = os.environ | ({'GIT_INDEX_FILE': index} if index else {})
-    return subprocess.run(['git', *arguments], cwd=ROOT, env=env, check=True, stdout=subprocess.PIPE).stdout
+def execute(*command: str, folder: pathlib.Path = ROOT, env=None, timeout: float | None = None) -> bytes:
+    """stdout. Raises Failed."""
+    try:
+        ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise Failed(f'no end after {timeout:g} seconds (--timeout)') from None
+    if ended.returncode:
+        said = ended.stderr.decode(errors='replace').strip() or f'exit code {ended.returncode}'
+        raise Failed(said.splitlines()[-1])
+    return ended.stdout
 
 
 @contextlib.contextmanager
 def made(folder: pathlib.Path):
     """An empty folder that becomes `folder` once it is whole, unless another process has made that meanwhile."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = pathlib.Path(tempfile.mkdtemp(prefix='.', dir=folder.parent))
-    try:
-        yield staged
+    with tempfile.TemporaryDirectory(prefix='.', dir=folder.parent, ignore_cleanup_errors=True) as staged:
+        yield pathlib.Path(staged)
         with contextlib.suppress(OSError):
-            staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            pathlib.Path(staged).rename(folder)
 
 
 def source(commit: str | None, out: pathlib.Path) -> pathlib.Path:
-    """The folder in `out` with the code of a commit; None: of the working tree as it is now."""
+    """The folder in `out` with the code of a commit; None: of the working tree as it is now. Raises Failed."""
     if commit is None:
         with tempfile.TemporaryDirectory() as folder:
-            git('add', '--all', '--', *CODE, index=f'{folder}/index')
-            commit = git('write-tree', index=f'{folder}/index').decode().strip()
-    digests = git('rev-parse', '--verify', f'{commit}^{{tree}}') and git('rev-parse', *(f'{commit}:{c}' for c in CODE))
+            index = os.environ | {'GIT_INDEX_FILE': f'{folder}/index'}  # the user's own stays as it is
+            execute('git', 'add', '--all', '--', *CODE, env=index)
+            commit = execute('git', 'write-tree', env=index).decode().strip()
+    archived = execute('git', 'archive', commit, *CODE)
+    digests = execute('git', 'rev-parse', *(f'{commit}:{folder}' for folder in CODE))
     folder = out / hashlib.sha256(digests).hexdigest()[:16] / 'source'
     if not folder.exists():
-        with made(folder) as staged, tarfile.open(fileobj=io.BytesIO(git('archive', commit, *CODE))) as archive:
+        with made(folder) as staged, tarfile.open(fileobj=io.BytesIO(archived)) as archive:
             archive.extractall(staged, filter='data')
     return folder
 
 
-def python(code: pathlib.Path, *arguments: str, timeout: float | None = None) -> str:
-    """stdout of Python, on the CPU, with a compilation cache that all processes share. Raises Failed."""
-    cache = dict(zip(_OURS[1:], (str(code.parent.parent / 'xla'), '0'), strict=True))
+def python(code: pathlib.Path, *arguments: str, timeout: float | None = None) -> bytes:
+    """stdout of Python on the CPU. All processes share a compilation cache. Raises Failed."""
+    cache = dict(zip(_OURS[1:], (f'{code.parent.parent}/xla', '0'), strict=True))
     env = cache | os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(code)}
-    command = [sys.executable, *arguments]
-    try:
-        ended = subprocess.run(command, cwd=code, env=env, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        raise Failed(f'no end after {timeout:g} seconds (--timeout)') from None
-    if ended.returncode:
-        raise Failed((ended.stderr.strip() or f'exit code {ended.returncode}').splitlines()[-1])
-    return ended.stdout
+    return execute(sys.executable, *arguments, folder=code, env=env, timeout=timeout)
 
 
 def variants(code: pathlib.Path) -> dict[str, list[str]]:
     """{'gan:dcgan': the arguments of its run but --workdir} of every config. Raises Failed."""
     found = {}
-    for name, (argument, data) in json.loads(python(code, '-c', _LIST)).items():
+    for name, (argument, data) in json.loads(python(code, '-c', _LIST, *OVER_SMOKE)).items():
         found[name] = [f'--config=configs/{name.partition(":")[0]}.py:{argument}']
         stacked = 'stacked:' * data.startswith('stacked:')
         kind, colon, _ = data.removeprefix(stacked).partition(':')
@@ -148,7 +146,7 @@ def in_fields(before: dict, after: dict, added: bool = False) -> str:
         if isinstance(a, dict) and isinstance(b, dict):
             if found := in_fields(a, b, added):
                 return f'{name}.{found}'
-        elif repr(a) != repr(b):
+        elif repr(a) != repr(b):  # 1 is not 1.0
             return f'{name}: {a} → {b}'
     return ''
 
@@ -176,23 +174,21 @@ def main() -> int:
     parser.add_argument('--jobs', type=int, default=1, help='variants at a time')
     parser.add_argument('--timeout', type=float, default=600, help='seconds of one run')
     given = parser.parse_args()
-    codes = {}
+    codes, listed = {}, {}
     for side, commit in (('before', given.before), ('after', given.after)):
         try:
             codes[side] = source(commit, given.out.resolve())
-        except subprocess.CalledProcessError:
-            parser.error(f'{commit or "the working tree"}: no commit with the folders {" and ".join(CODE)}')
+            listed[side] = variants(codes[side])
+        except Failed as error:
+            parser.error(f'{commit or "the working tree"}: {error}')
         print(f'{side}: {commit or "the working tree"}, {codes[side].parent}', flush=True)
-    listed = {side: variants(code) for side, code in codes.items()}
-    names = {name: (name, name.partition(':')[0]) for name in sorted(listed['before'] | listed['after'])}
-    only = [asked for asked in given.only.split(',') if asked]
-    if unknown := [asked for asked in only if not any(asked in name for name in names.values())]:
-        parser.error(f'--only: {unknown[0]!r} is none of {", ".join(names)}')
-    chosen = [name for name, both in names.items() if not only or set(only) & set(both)]
+    names, only = sorted(listed['before'] | listed['after']), set(filter(None, given.only.split(',')))
+    if unknown := only - {part for name in names for part in (name, name.partition(':')[0])}:
+        parser.error(f'--only: {min(unknown)!r} is none of {", ".join(names)}')
+    chosen = [name for name in names if not only or only & {name, name.partition(':')[0]}]
     counts = collections.Counter()
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        judged = pool.map(lambda name: judge(name, codes, listed, given.timeout), chosen)
-        for name, (verdict, said) in zip(chosen, judged, strict=True):
+        for name, verdict, said in pool.map(lambda n: (n, *judge(n, codes, listed, given.timeout)), chosen):
             counts[verdict] += 1
             print(f'{name:<24} {verdict:<8} {said}'.rstrip(), flush=True)
     print(', '.join(f'{n} {verdict}' for verdict, n in counts.items()))
@@ -200,7 +196,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except Failed as error:  # the configs cannot be listed
-        sys.exit(f'error: {error}')
+    sys.exit(main())
