@@ -12,7 +12,7 @@ from test_configs import FILES, needs_files, variants
 
 from aigc_jax import config as config_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PATH = ROOT / 'scripts' / 'compare_commits.py'
 spec = importlib.util.spec_from_file_location('compare_commits', PATH)
 compare = importlib.util.module_from_spec(spec)
