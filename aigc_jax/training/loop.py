@@ -15,6 +15,7 @@ from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, check_folder, clear_leftovers, disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Tokens
 from aigc_jax.reports import evaluator, final, image_samples, pictures, problems
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest
@@ -111,8 +112,8 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     with processes.together('files of the start'):
         if first:
             clear_leftovers(workdir)
-            if experiment.dataset.tokenizer:
-                atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
+            if isinstance(spec := experiment.dataset.spec, Tokens):
+                atomic_write(workdir / 'tokenizer.json', spec.tokenizer.to_json())
             atomic_write(workdir / 'config.json', config_lib.to_json(config))
             manifest.write(workdir / 'manifest.json', experiment, start, taken)
     with processes.together('checkpoints'):  # after config.json, without which checkpoints/ belongs to no run
