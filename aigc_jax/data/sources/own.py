@@ -46,13 +46,15 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
     match, what = _NAME.fullmatch(cfg.name), f'data.name={cfg.name}'
     path, name = pathlib.Path(match['path']).expanduser(), match['function']
     name = 'load' if name is None else name
-    module = user_code.load(path, what)
+    if not name:
+        raise UserError(f'{what}: what comes after the colon is missing')
+    module = user_code.load(path, 'data.name')
     function = getattr(module, name, None)
     if not callable(function):
         own = [key for key, value in vars(module).items() if getattr(value, '__module__', '') == module.__name__]
         known = near(name, own) if own else ''
         raise UserError(f'{what}: the file defines no function {name}(cfg){known}')
-    with user_code.errors_of(path, what):
+    with user_code.errors_of(path, 'data.name'):
         found = function(copy.deepcopy(cfg))
     dataset = found if isinstance(found, Dataset) else _of_dict(cfg, found, tokenizer, what)
     _check(cfg, dataset, what)
@@ -85,12 +87,13 @@ def _of_dict(cfg, found: Any, tokenizer: Tokenizer | None, what: str) -> Dataset
     if len(by_split) > 1 and 'train' not in by_split:
         raise UserError(f'{what}: its function returns {", ".join(by_split)}, but no train')
     if 'tokenizer' in cfg:
-        documents = {split: _documents(value, f'{what}: {split}') for split, value in by_split.items()}
+        errors = 'surrogateescape' if text.is_kept(cfg, tokenizer) else 'strict'
+        documents = {split: _documents(value, errors, f'{what}: {split}') for split, value in by_split.items()}
         return text.documents(cfg, documents if 'train' in documents else {'': documents.popitem()[1]}, tokenizer)
     return _of_arrays(cfg, {split: _named(value, f'{what}: {split}') for split, value in by_split.items()}, what)
 
 
-def _documents(value: Any, what: str) -> list[str]:
+def _documents(value: Any, errors: str, what: str) -> list[str]:
     if isinstance(value, np.ndarray) and value.dtype.kind == 'U':
         value = value.ravel().tolist()
     texts = [value] if isinstance(value, str) else value
@@ -98,7 +101,7 @@ def _documents(value: Any, what: str) -> list[str]:
         raise UserError(f'{what} is {_words(value)}; this config wants a text, or a list of texts')
     for one in texts:
         try:
-            one.encode()
+            one.encode(errors=errors)
         except UnicodeEncodeError as error:
             raise UserError(f'{what}: {one[error.start : error.start + 20]!r} begins with what is no letter') from None
     return list(texts)
@@ -107,13 +110,13 @@ def _documents(value: Any, what: str) -> list[str]:
 def _named(value: Any, what: str) -> dict[str, np.ndarray]:
     """The arrays of one split. Raises UserError unless there is x, and all have one row an example."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        mend = "; of text, use the config of a language model" if isinstance(value, (str, list, tuple)) else ''
+        mend = '; for text, use the config of a language model' if isinstance(value, (str, list, tuple)) else ''
         raise UserError(f"{what} is {_words(value)}; it is a dict of arrays, {{'x': …, 'label': …}}{mend}")
     for name, meant in (('x', arrays.EXAMPLES), ('label', arrays.LABELS)):
         other = [key for key in value if re.fullmatch(meant, key, re.IGNORECASE)]
         if name not in value and (name == 'x' or other):
-            found = ', '.join(other or value) or 'nothing'
-            raise UserError(f'{what} holds {found}, but no {name!r}; call the {meant.split("|")[0]} {name!r}')
+            found = ', '.join(value) or 'nothing'
+            raise UserError(f"{what} holds {found}; name the examples 'x' and their classes 'label'")
     named = {}
     for name, array in value.items():
         try:
