@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Capability, LatentSpace, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Task, Turn
-from aigc_jax.data import Tokens
 from aigc_jax.runs.experiment import Experiment
 
 
@@ -20,47 +20,35 @@ def task_of(experiment: Experiment) -> Task:
     Images are whole numbers 0..levels, as the set stores them, or floats in [0, 1]; points are floats. They go through
     the run's own preprocessing, data.binarize and data.scale; nothing is augmented. Where the model is conditional,
     labels are (n,) whole numbers below num_classes. All else raises UserError. Inside jit and grad, where values cannot
-    be read, an example out of range becomes NaN instead. A task of text is left as it is.
+    be read, an example out of range becomes NaN instead. Tokens are read as they are.
     """
-    task, scaling = experiment.task, experiment.scaling
-    if isinstance(experiment.dataset.spec, Tokens):
-        return task
-    to_model = _make_to_model(experiment)
-
-    def of_batch(function: Callable | None) -> Callable | None:
-        if function is None:
-            return None
-        return lambda params, extra, batch, ctx: function(params, extra, to_model(batch, ctx), ctx)
-
-    def sample(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-        _check_labels(labels, ctx.index.shape[0], task.num_classes)
-        return scaling.to_data(task.sample(params, extra, ctx, labels))
-
-    def reconstruct(params, extra, batch: Batch, ctx: rng.Context) -> Array:
-        return scaling.to_data(task.reconstruct(params, extra, to_model(batch, ctx), ctx))
-
-    def decode(params, extra, codes: Array, labels: Array | None) -> Array:
-        _check_labels(labels, len(codes), task.num_classes)
-        return scaling.to_data(task.decode(params, extra, codes, labels))
-
-    def score(params, extra, x: Array, ctx: rng.Context) -> Array:
-        return task.score[1](params, extra, to_model({'x': x}, ctx)['x'], ctx)
+    task = experiment.task
+    read, num_classes = _make_to_model(experiment), experiment.num_classes
 
     def turn(one: Turn) -> Turn:
-        return dataclasses.replace(one, loss=of_batch(one.loss))
+        loss = lambda params, extra, batch, ctx: one.loss(params, extra, read(batch, ctx), ctx)
+        return dataclasses.replace(one, loss=loss)
 
-    return dataclasses.replace(
-        task,
-        rounds=tuple(tuple(map(turn, turns)) for turns in task.rounds),
-        sample=sample,
-        evaluate=of_batch(task.evaluate),
-        reconstruct=reconstruct if task.reconstruct else None,
-        score=(task.score[0], score) if task.score else None,
-        encode=of_batch(task.encode),
-        decode=decode if task.decode else None,
-        diagnostics=tuple(d._replace(collect=of_batch(d.collect)) for d in task.diagnostics),
-        codes=(task.codes[0], of_batch(task.codes[1])) if task.codes else None,
-    )
+    def checked(one: Capability) -> Capability:
+        if isinstance(one, Samples):
+
+            def draw(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
+                _check_labels(labels, ctx.index.shape[0], num_classes)
+                return one.draw(params, extra, ctx, labels)
+
+            return dataclasses.replace(one, draw=draw)
+        if isinstance(one, LatentSpace):
+
+            def decode(params, extra, codes: Array, labels: Array | None) -> Array:
+                _check_labels(labels, len(codes), num_classes)
+                return one.decode(params, extra, codes, labels)
+
+            return dataclasses.replace(one, decode=decode)
+        return one
+
+    capabilities = tuple(checked(one.on_data(read, experiment.scaling.to_data)) for one in task.capabilities)
+    rounds = tuple(tuple(map(turn, turns)) for turns in task.rounds)
+    return dataclasses.replace(task, rounds=rounds, capabilities=capabilities)
 
 
 def _make_to_model(experiment: Experiment) -> Callable[[Batch, rng.Context], Batch]:
@@ -69,7 +57,7 @@ def _make_to_model(experiment: Experiment) -> Callable[[Batch, rng.Context], Bat
 
     def to_model(batch: Batch, ctx: rng.Context) -> Batch:
         found = read(batch, ctx)
-        _check_labels(batch.get('label'), ctx.index.shape[0], experiment.task.num_classes)
+        _check_labels(batch.get('label'), ctx.index.shape[0], experiment.num_classes)
         return found
 
     return to_model
