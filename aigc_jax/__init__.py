@@ -10,10 +10,8 @@ def load(workdir, step=None):
     and give them in the same units (aigc_jax.runs.raw). The state's leaves have a leading axis of replicas where
     num_seeds > 1. Raises aigc_jax.core.errors.UserError where there is none.
     """
-    import pathlib
-
     from aigc_jax.runs import raw
-    from aigc_jax.runs.experiment import open_run
+    from aigc_jax.runs.folder import Run
 
-    experiment, state = open_run(pathlib.Path(workdir).expanduser(), step=step)
+    experiment, state = Run(workdir).open(step)
     return experiment.config, raw.task_of(experiment), state

@@ -116,8 +116,6 @@ def main(_: list[str]) -> None:
 
 
 def _run() -> None:
-    from aigc_jax.core import files
-
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
         _set_up_jax()
@@ -128,49 +126,53 @@ def _run() -> None:
     if not several:
         _set_up_jax()
     if FLAGS.mode == 'train':
-        from aigc_jax.training import loop
+        from aigc_jax.runs.folder import Run
+        from aigc_jax.training import announce, trainer
         from aigc_jax.training.signals import Interrupted
 
         clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
-        try:
-            loop.train(config, workdir, clock)
-        except Interrupted as error:
+        outcome = trainer.train(config, Run(workdir), signals=True, progress=sys.stderr, clock=clock)
+        if outcome.interrupted:
             processes.gather('interrupted', None)
-            _end(error)
+            _end(Interrupted(outcome.interrupted, outcome.step))
+        announce.table(config, outcome.step, outcome.results)
     else:
-        files.check_folder(workdir)
-        (_evaluate if FLAGS.mode == 'evaluate' else _sample)(workdir)
-        files.clear_leftovers(workdir)
+        from aigc_jax.core import progress
+        from aigc_jax.runs.folder import Run
+
+        run = Run(workdir)
+        run.paths.check()
+        with progress.shown_on(sys.stderr):
+            (_evaluate if FLAGS.mode == 'evaluate' else _sample)(run)
+        run.paths.clear_leftovers()
 
 
-def _evaluate(workdir: pathlib.Path) -> None:
+def _evaluate(run) -> None:
     from aigc_jax.reports import evaluator as evaluator_lib
     from aigc_jax.reports import final, image_samples
-    from aigc_jax.runs.experiment import open_checkpoints, open_run
     from aigc_jax.training import announce
 
-    experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
+    experiment, state = run.open(FLAGS.step, _given['overrides'])
     evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
-    image = image_samples.ImageMetrics(experiment, evaluator, workdir)
-    with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
+    image = image_samples.ImageMetrics(experiment, evaluator, run.paths)
+    with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
         digest = checkpoints.digest(step)
-    by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
+    by_seed = final.evaluate(experiment, evaluator, image, state, run.paths, digest)
     with processes.together('evaluation.json'):
         if processes.first():
-            evaluator_lib.write(workdir / 'evaluation.json', step, by_seed)
-    final.forget(workdir)
-    announce.table(experiment, step, evaluator_lib.across(by_seed))
+            evaluator_lib.write(run.paths.evaluation, step, by_seed)
+    final.forget(run.paths)
+    announce.table(experiment.config, step, evaluator_lib.across(by_seed))
 
 
-def _sample(workdir: pathlib.Path) -> None:
+def _sample(run) -> None:
     from aigc_jax.data import labels as class_labels
     from aigc_jax.reports import evaluator as evaluator_lib
     from aigc_jax.reports import pictures
-    from aigc_jax.runs.experiment import open_run
 
-    experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
+    experiment, state = run.open(FLAGS.step, _given['overrides'])
     if experiment.task.language:
-        return _generate(workdir, experiment, state)
+        return _generate(run, experiment, state)
     if given := [name for name in TEXT_FLAGS if FLAGS[name].present]:
         raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
     n, classes = FLAGS.num_samples, experiment.task.num_classes
@@ -180,7 +182,7 @@ def _sample(workdir: pathlib.Path) -> None:
     for k, seed in enumerate(experiment.seeds):
         samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
-        path = workdir / 'samples' / name
+        path = run.paths.samples / name
         with processes.together('samples'):
             if processes.first():
                 pictures.save_samples(path, experiment, samples, labels)
@@ -189,7 +191,7 @@ def _sample(workdir: pathlib.Path) -> None:
         show_paths(paths)
 
 
-def _generate(workdir: pathlib.Path, experiment, state) -> None:
+def _generate(run, experiment, state) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
     from aigc_jax.decoding import Sampling
     from aigc_jax.reports import generate, pictures
@@ -223,7 +225,7 @@ def _generate(workdir: pathlib.Path, experiment, state) -> None:
         name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
         with processes.together('samples'):
             if processes.first():
-                generate.save(workdir / 'samples' / name, texts)
+                generate.save(run.paths.samples / name, texts)
         everything += texts
     if not processes.first():
         return

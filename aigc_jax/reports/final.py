@@ -17,8 +17,8 @@ from aigc_jax.reports.evaluator import Evaluator, Results, table
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
 
-PARTIAL = 'evaluation.json.partial'  # in a run's folder, until the evaluation is whole
 Part = Callable[[TrainState, int], Results]
 
 
@@ -44,15 +44,15 @@ def parts(experiment: Experiment, evaluator: Evaluator, image: image_samples.Ima
 
 def evaluate(
     experiment: Experiment, evaluator: Evaluator, image: image_samples.ImageMetrics, state: TrainState,
-    workdir: pathlib.Path, digest: str, between: Callable[[], None] = lambda: None,
+    paths: Paths, digest: str, between: Callable[[], None] = lambda: None,
 ) -> dict[int, Results]:  # fmt: skip
     """{seed: results of every part}; on processes but the first they may lack what an earlier call computed.
 
-    A part that is done is kept in `workdir` until `forget`, so that an interrupted evaluation goes on from there, of
+    A part that is done is kept in the folder until `forget`, so that an interrupted evaluation goes on from there, of
     the same state, data, config, code and kind of device alone. digest: of the state; between: called after each part.
     """
     by_part = parts(experiment, evaluator, image)
-    kept = _Kept(workdir, _identity(experiment, digest))
+    kept = _Kept(paths.partial, _identity(experiment, digest))
     by_seed: dict[int, Results] = {seed: {} for seed in experiment.seeds}
     wanted = [(k, seed, name) for k, seed in enumerate(experiment.seeds) for name in by_part]
     # The first process alone reads the file, and all must compute the same.
@@ -70,17 +70,17 @@ def evaluate(
     return by_seed
 
 
-def forget(workdir: pathlib.Path) -> None:
+def forget(paths: Paths) -> None:
     """The evaluation is whole and written: its parts are kept no longer."""
     if processes.first():
-        (workdir / PARTIAL).unlink(missing_ok=True)
+        paths.partial.unlink(missing_ok=True)
 
 
 class _Kept:
     """The parts that are done, {seed/name: Results}, in memory and, by the first process, in the folder."""
 
-    def __init__(self, workdir: pathlib.Path, identity: str):
-        self._path, self._identity, self._parts = workdir / PARTIAL, identity, {}
+    def __init__(self, path: pathlib.Path, identity: str):
+        self._path, self._identity, self._parts = path, identity, {}
         if processes.first() and self._path.exists():
             try:
                 whole = records.read(self._path)

@@ -17,9 +17,9 @@ from aigc_jax.metrics.intervals import NORMAL_95, wilson
 from aigc_jax.reports.evaluator import Evaluator, Results
 from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
 
 K = images.NEIGHBOURS  # neighbours that the balls of precision, recall, density and coverage reach to
-FILE = 'extractor.npz'  # in a run's folder
 _NAMES = ('classifier', 'pixels', 'onnx:FILE')
 _CHUNK = 5000  # images that are gone through at once
 _MOST_TRAINED = 100_000  # images that the classifier is trained on
@@ -80,18 +80,18 @@ def _fitted(classifier: Extractor, experiment: Experiment) -> Extractor:
 class ImageMetrics:
     """The metrics of samples of one experiment; what depends on the data alone is computed once.
 
-    The classifier is trained where `workdir` holds none, and kept there. Raises UserError.
+    The classifier is trained where the run's folder holds none, and kept there. Raises UserError.
     """
 
-    def __init__(self, experiment: Experiment, evaluator: Evaluator, workdir: pathlib.Path):
+    def __init__(self, experiment: Experiment, evaluator: Evaluator, paths: Paths):
         check(experiment)
-        own = manifest.trained_on(workdir / 'manifest.json') in (None, experiment.dataset.fingerprint)
-        if wanted(experiment) == 'classifier' and not own and not (workdir / FILE).exists():
+        own = manifest.trained_on(paths.manifest) in (None, experiment.dataset.fingerprint)
+        if wanted(experiment) == 'classifier' and not own and not paths.extractor.exists():
             raise UserError(
-                f'eval.extractor: {workdir} was trained on other data than these, and keeps no classifier of its own; '
-                "name the extractor.npz of another run, pixels, or '' for no metrics of samples"
+                f'eval.extractor: {paths.folder} was trained on other data than these, and keeps no classifier of its '
+                "own; name the extractor.npz of another run, pixels, or '' for no metrics of samples"
             )
-        self._experiment, self._evaluator, self._workdir = experiment, evaluator, workdir
+        self._experiment, self._evaluator, self._paths = experiment, evaluator, paths
         self._held_out_split = experiment.config.eval.final_split
         self._kept: dict[int, np.ndarray] = {}  # features of training images, by the first one's place
 
@@ -100,7 +100,7 @@ class ImageMetrics:
         """That of eval.extractor; raw pixels where it names none."""
         if wanted(self._experiment) != 'classifier':
             return _given(self._experiment) or features.PIXELS
-        path = self._workdir / FILE
+        path = self._paths.extractor
         if path.exists():
             return _fitted(Classifier.load(path).extractor, self._experiment)
         dataset = self._experiment.dataset

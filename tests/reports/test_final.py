@@ -14,6 +14,7 @@ from aigc_jax.reports import evaluator as evaluator_lib
 from aigc_jax.reports import final, image_samples
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
 
 
 def test_a_run_speaks(command_line, runner, tmp_path):
@@ -59,7 +60,7 @@ def test_an_evaluation_hears_ctrl_c(command_line, smoke, tmp_path, mode):
     finally:
         process.kill()
     assert process.returncode == 130
-    kept = json.loads((run / final.PARTIAL).read_text())['parts']
+    kept = json.loads((Paths(run).partial).read_text())['parts']
     assert list(kept) == ['0/the test split']
 
 
@@ -74,12 +75,12 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
         config.eval.update(fields)
         experiment = Experiment(config)
         evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
-        image, computed = image_samples.ImageMetrics(experiment, evaluator, tmp_path), []
+        image, computed = image_samples.ImageMetrics(experiment, evaluator, Paths(tmp_path)), []
         for name in ('evaluate', 'diagnostics'):
             part = getattr(evaluator, name)
             setattr(evaluator, name, lambda *a, part=part, name=name: (computed.append(name), part(*a))[1])
         try:
-            found = final.evaluate(experiment, evaluator, image, state, tmp_path, digest, between)
+            found = final.evaluate(experiment, evaluator, image, state, Paths(tmp_path), digest, between)
         except Stopped:
             found = None
         return found, computed
@@ -89,10 +90,10 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
 
     whole, computed = evaluated('a')
     assert computed == ['evaluate', 'diagnostics']
-    final.forget(tmp_path)
+    final.forget(Paths(tmp_path))
     assert evaluated('a', stop) == (None, ['evaluate'])
     assert evaluated('a') == (whole, ['diagnostics'])
-    final.forget(tmp_path)
+    final.forget(Paths(tmp_path))
     evaluated('a', stop)
     assert evaluated('b', stop)[1] == ['evaluate']  # another state
     assert evaluated('b', k=2)[1] == ['evaluate', 'diagnostics']  # another evaluation
@@ -102,8 +103,8 @@ def test_experiments_are_freed(tmp_path):
     def used(name):
         experiment = Experiment(config_lib.load(f'configs/{name}.py:smoke', []))
         evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
-        image = image_samples.ImageMetrics(experiment, evaluator, tmp_path)
-        final.evaluate(experiment, evaluator, image, state, tmp_path, name)
+        image = image_samples.ImageMetrics(experiment, evaluator, Paths(tmp_path))
+        final.evaluate(experiment, evaluator, image, state, Paths(tmp_path), name)
         return [weakref.ref(thing) for thing in (experiment, evaluator)]
 
     things = used('rnn_lm') + used('vae')
