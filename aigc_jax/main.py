@@ -166,16 +166,17 @@ def _evaluate(run) -> None:
 
 
 def _sample(run) -> None:
+    from aigc_jax.core.capabilities import CausalText
     from aigc_jax.data import labels as class_labels
     from aigc_jax.reports import evaluator as evaluator_lib
     from aigc_jax.reports import pictures
 
     experiment, state = run.open(FLAGS.step, _given['overrides'])
-    if experiment.task.language:
+    if experiment.task.get(CausalText):
         return _generate(run, experiment, state)
     if given := [name for name in TEXT_FLAGS if FLAGS[name].present]:
         raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
-    n, classes = FLAGS.num_samples, experiment.task.num_classes
+    n, classes = FLAGS.num_samples, experiment.num_classes
     labels = class_labels.parse(FLAGS.labels, n, classes, experiment.dataset.class_names)
     evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
     paths = []
