@@ -5,12 +5,11 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jax
 import numpy as np
 
-from aigc_jax.core import optim, parallel, progress, records, rng
+from aigc_jax.core import parallel, records, rng
 from aigc_jax.core.capabilities import (
     CausalText,
     Codebook,
@@ -24,7 +23,7 @@ from aigc_jax.core.capabilities import (
 from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.kept import cached_method
-from aigc_jax.core.types import Extra, TrainState
+from aigc_jax.core.types import TrainState
 from aigc_jax.data import is_code
 from aigc_jax.data.labels import in_turn
 from aigc_jax.metrics import intervals, python_code, text_likelihood
@@ -33,6 +32,7 @@ from aigc_jax.metrics.codebook import perplexity, used_share
 from aigc_jax.metrics.intervals import ratio
 from aigc_jax.metrics.mixture import mixture_metrics, perfect_sampler
 from aigc_jax.metrics.ngram import COMPRESSORS, KneserNey, compressed_bits, mixture_nats
+from aigc_jax.runs.calls import Calls
 from aigc_jax.runs.experiment import Experiment
 
 # {metric: {'value', 'n', and if known 'over' with 'ci' or 'low' and 'high' (see metrics.intervals), 'difference' (to
@@ -42,25 +42,11 @@ _SURFACE_POINTS = 100  # along each axis
 
 
 class Evaluator:
-    """The compiled functions of one experiment; each sees the averaged parameters where an average is kept."""
+    """The compiled functions of one experiment (runs.calls)."""
 
     def __init__(self, experiment: Experiment):
-        self._experiment, task, plan = experiment, experiment.task, experiment.plan
-        shards = math.prod(plan.mesh.shape[axis] for axis in parallel.BATCH_AXES)
-        self._chunk = experiment.config.eval.batch_size
-        fits = not plan.replicas and plan.mode == 'jit' and self._chunk % shards == 0
-        self._placement = plan.examples if fits else plan.replicated
-
-        def compiled(function, stream):
-            def call(state, seed, index, *args):
-                params = optim.averaged(state.params, state.opt)
-                ctx = rng.context(seed, stream, 0, index)  # the same draws at every step: curves stay comparable
-                return function(params, Extra(state.stats, state.carry), *args, ctx)
-
-            if plan.mode == 'pmap':
-                return jax.jit(call)
-            return jax.jit(call, out_shardings=plan.replicated, compiler_options=plan.compiler_options)
-
+        self._experiment, task, self._calls = experiment, experiment.task, Calls(experiment)
+        compiled = self._calls.compiled
         to_data, preprocess = experiment.scaling.to_data, experiment.preprocess
         self._on_data = [one.on_data(preprocess, to_data) for one in task.capabilities]
         self.text, self.samples = self._get(CausalText), self._get(Samples)
@@ -155,7 +141,7 @@ class Evaluator:
         windows = self._experiment.dataset.splits[split]
         n = len(windows.tokens) - 1
         nats, end = text_likelihood.Nats(np.zeros(n), np.zeros(n), np.zeros(n, np.int32)), 0
-        for rows, counts in self._chunks(self._of_split(self._nll, state, seed, split), len(windows)):
+        for rows, counts in self._calls.chunks(self._of_split(self._nll, state, seed, split), len(windows)):
             for row, counted in zip(rows, counts, strict=True):
                 end += counted
                 nats.counted[end - counted : end] = row[len(row) - counted :]
@@ -237,7 +223,7 @@ class Evaluator:
         def one(index):
             return self._sample(state, np.int32(seed), index, None if not classes else np.asarray(labels)[index])
 
-        return self._in_chunks(one, n)
+        return self._calls.joined(one, n)
 
     def reconstruct(self, state: TrainState, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(originals, reconstructions) of the first n examples of a split, or None where the task has none."""
@@ -256,7 +242,7 @@ class Evaluator:
         """(n, *shape) of codes (n, d), with labels (n,) where the model is conditional."""
         z, classes = np.asarray(z, np.float32), self._experiment.num_classes
         one = lambda index: self._decode(state, np.int32(0), index, z[index], labels[index] if classes else None)
-        return self._in_chunks(one, len(z))
+        return self._calls.joined(one, len(z))
 
     def code_use(self, state: TrainState, seed: int, split: str) -> np.ndarray | None:
         """(K,) how often each code stands for the examples of a split; None where the task has none."""
@@ -280,32 +266,21 @@ class Evaluator:
         ys = np.linspace(extent[2], extent[3], _SURFACE_POINTS)
         points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
         one = lambda index: self._score(state, np.int32(seed), index, points[index])
-        values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
+        values = self._calls.joined(one, len(points)).reshape(len(ys), len(xs))
         return xs, ys, values, self.field.label
 
     def _over_split(self, function, state, seed, split, where):
         """`function` of the examples at these places of a split, (n,); an int: the first so many."""
         places = np.asarray(where if np.ndim(where) else np.arange(where), np.int32)
         one = self._of_split(function, state, seed, split)
-        return self._in_chunks(lambda row: one(places[row]), len(places))
+        return self._calls.joined(lambda row: one(places[row]), len(places))
 
     def _of_split(self, function, state, seed, split) -> Callable:
         def one(index):
-            examples = parallel.put(self._experiment.examples(split, index), self._placement)
+            examples = parallel.put(self._experiment.examples(split, index), self._calls.placement)
             return function(state, np.int32(seed), index, examples)
 
         return one
-
-    def _in_chunks(self, one: Callable, n: int):
-        """What `_chunks` yields, joined."""
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *self._chunks(one, n))
-
-    def _chunks(self, one: Callable, n: int) -> Iterator:
-        """`one` of index chunks of one shape (the last is filled up, and cut), on the host."""
-        chunk = min(self._chunk, n) if self._placement.is_fully_replicated else self._chunk
-        for start in progress.each(range(0, n, chunk)):
-            index = np.minimum(np.arange(start, start + chunk, dtype=np.int32), n - 1)
-            yield jax.tree.map(lambda leaf, left=n - start: leaf[:left], parallel.fetch(one(index)))
 
 
 def _mean(values: np.ndarray | tuple[np.ndarray, np.ndarray]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """The task of a run on raw data, as a notebook has them: x, in and out, is in the data's own units."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ def task_of(experiment: Experiment) -> Task:
     task = experiment.task
     if experiment.dataset.kind == 'text':
         return task
-    read, num_classes = _make_to_model(experiment), experiment.num_classes
+    read, num_classes = Reader(experiment), experiment.num_classes
 
     def turn(one: Turn) -> Turn:
         loss = lambda params, extra, batch, ctx: one.loss(params, extra, read(batch, ctx), ctx)
@@ -38,14 +37,14 @@ def task_of(experiment: Experiment) -> Task:
         if isinstance(one, Samples):
 
             def draw(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-                _check_labels(labels, ctx.index.shape[0], num_classes)
+                check_labels(labels, ctx.index.shape[0], num_classes)
                 return one.draw(params, extra, ctx, labels)
 
             return dataclasses.replace(one, draw=draw)
         if isinstance(one, LatentSpace):
 
             def decode(params, extra, codes: Array, labels: Array | None) -> Array:
-                _check_labels(labels, len(codes), num_classes)
+                check_labels(labels, len(codes), num_classes)
                 return one.decode(params, extra, codes, labels)
 
             return dataclasses.replace(one, decode=decode)
@@ -56,47 +55,58 @@ def task_of(experiment: Experiment) -> Task:
     return dataclasses.replace(task, rounds=rounds, capabilities=capabilities)
 
 
-def _make_to_model(experiment: Experiment) -> Callable[[Batch, rng.Context], Batch]:
-    """to_model(batch, ctx) -> the batch as the task reads it. Raises UserError."""
-    dataset, cfg, num_classes = experiment.dataset, experiment.config.data, experiment.num_classes
-    levels, is_image = dataset.levels, dataset.kind == 'image'
-    binary = is_image and (levels == 1 or cfg.binarize == 'static')  # which draws the images of its own set alone
-    of_floats = batching.make_eval_preprocess(dataclasses.replace(dataset, levels=0), cfg.binarize, experiment.scaling)
-    words = 'floats in [0, 1]' if is_image else 'floats'
-    if levels:
-        words = 'the numbers 0 and 1' if binary else f'whole numbers 0 to {levels} or {words}'
+class Reader:
+    """read(batch, ctx) -> the batch {'x': (n, *shape), 'label': (n,) where the model is conditional} of raw data as the
+    task reads it. `check` raises UserError for what is no such batch; `read` does, too."""
 
-    def fits(x):
-        """Which numbers may be there, of x's shape."""
-        if not is_image:
-            return abs(x) < np.inf
-        if binary:
-            return (x == 0) | (x == 1)
-        whole = jnp.issubdtype(x.dtype, jnp.integer)
-        return (x >= 0) & (x <= levels) if whole else (x >= -_ROUNDING) & (x <= 1 + _ROUNDING)
+    def __init__(self, experiment: Experiment):
+        dataset, cfg = experiment.dataset, experiment.config.data
+        self._num_classes, self._shape, self._levels = experiment.num_classes, dataset.shape, dataset.levels
+        self._is_image = dataset.kind == 'image'
+        # Static binarization draws the images of its own set alone.
+        self._binary = self._is_image and (self._levels == 1 or cfg.binarize == 'static')
+        self._of_levels = experiment.preprocess
+        no_levels = dataclasses.replace(dataset, levels=0)
+        self._of_floats = batching.make_eval_preprocess(no_levels, cfg.binarize, experiment.scaling)
+        words = 'floats in [0, 1]' if self._is_image else 'floats'
+        if self._levels:
+            words = 'the numbers 0 and 1' if self._binary else f'whole numbers 0 to {self._levels} or {words}'
+        self._wanted = f'; this run ({cfg.name}) wants (n, {", ".join(map(str, self._shape))}), {words}'
 
-    def to_model(batch: Batch, ctx: rng.Context) -> Batch:
-        x = batch['x']
-        traced = isinstance(x, jax.core.Tracer)
-        x = x if traced else np.asarray(x)
-        wanted = f'; this run ({cfg.name}) wants (n, {", ".join(map(str, dataset.shape))}), {words}'
-        whole = jnp.issubdtype(x.dtype, jnp.integer)
-        if x.shape[1:] != dataset.shape or not (whole and levels or jnp.issubdtype(x.dtype, jnp.floating)):
-            raise UserError(f'x: {x.shape} {x.dtype}{wanted}')
-        good = fits(x)
-        if not traced and not good.all():
-            raise UserError(f'x: {x.dtype} from {x.min()} to {x.max()}{wanted}')
-        _check_labels(batch.get('label'), len(x), num_classes)
-        found = (experiment.preprocess if whole else of_floats)({**batch, 'x': x}, ctx)
+    def __call__(self, batch: Batch, ctx: rng.Context) -> Batch:
+        traced = isinstance(batch['x'], jax.core.Tracer)
+        batch = {**batch, 'x': batch['x'] if traced else np.asarray(batch['x'])}
+        good = self.check(batch)
+        whole = jnp.issubdtype(batch['x'].dtype, jnp.integer)
+        found = (self._of_levels if whole else self._of_floats)(batch, ctx)
         if traced:
-            every = jnp.all(good, axis=tuple(range(1, x.ndim)), keepdims=True)
+            every = jnp.all(good, axis=tuple(range(1, good.ndim)), keepdims=True)
             found = {**found, 'x': jnp.where(every, found['x'], jnp.nan)}
         return found
 
-    return to_model
+    def check(self, batch: Batch) -> Array:
+        """Which numbers may be there, of x's shape; all of them, if x is no tracer, whose values cannot be read."""
+        x = batch['x']
+        whole = jnp.issubdtype(x.dtype, jnp.integer)
+        floats = jnp.issubdtype(x.dtype, jnp.floating)
+        if x.shape[1:] != self._shape or not (whole and self._levels or floats):
+            raise UserError(f'x: {x.shape} {x.dtype}{self._wanted}')
+        good = self._fits(x, whole)
+        if not isinstance(x, jax.core.Tracer) and not good.all():
+            raise UserError(f'x: {x.dtype} from {x.min()} to {x.max()}{self._wanted}')
+        check_labels(batch.get('label'), len(x), self._num_classes)
+        return good
+
+    def _fits(self, x: Array, whole: bool) -> Array:
+        if not self._is_image:
+            return abs(x) < np.inf
+        if self._binary:
+            return (x == 0) | (x == 1)
+        return (x >= 0) & (x <= self._levels) if whole else (x >= -_ROUNDING) & (x <= 1 + _ROUNDING)
 
 
-def _check_labels(labels: Array | None, n: int, num_classes: int) -> None:
+def check_labels(labels: Array | None, n: int, num_classes: int) -> None:
+    """Raises UserError unless a conditional model is given a class for each of n examples."""
     if not num_classes:
         return
     wanted = f'this run is conditional and wants ({n},) whole numbers 0 to {num_classes - 1}'
