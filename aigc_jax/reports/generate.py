@@ -145,7 +145,7 @@ class Generator:
                 matchers = self._grammar and self._grammar.begin([self._encode(text, '--prompt') for text, _ in part])
                 found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
                 for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
-                    texts.append(self._text(prompt, *one))
+                    texts.append(self._ended(prompt, *one))
         if stream:
             stream(texts[0].text)
         return texts
@@ -264,7 +264,7 @@ class Generator:
         apart = self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
         return ' ' * bool(apart) + text
 
-    def _text(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
+    def _ended(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
         tokens, ended = tokens[:length], str(ended)
         kept = tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:
