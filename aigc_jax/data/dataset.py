@@ -24,7 +24,7 @@ class Source(Protocol):
     """One split. `source[i]` takes an int or an array of ints (shape S) and returns a dict of numpy arrays.
 
     `x`: shape S + dataset.shape, images uint8 (H, W, C) or float32 in [0, 1], points float32 (D,);
-    `label`: int32, shape S, only where the set has labels. Text: see data/text.py. Out of range: IndexError.
+    `label`: int32, shape S, only where the set has labels. Text: see data/sources/text.py. Out of range: IndexError.
 
     A split in memory has besides `resident`, {name: array} to keep on the device, and gather(resident, index), which
     makes source[index] of it inside a compiled step.
