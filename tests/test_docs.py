@@ -155,6 +155,7 @@ def fields() -> set[str]:
     return found
 
 
+@functools.cache
 def script_flags(path: pathlib.Path) -> set[str]:
     constants = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
     return {str(name).removeprefix('--') for name in constants}
