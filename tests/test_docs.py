@@ -98,6 +98,20 @@ def test_links_lead_somewhere(path):
     assert not wrong
 
 
+@pytest.mark.parametrize('path', READMES, ids=of)
+def test_every_row_of_a_table_has_its_cells(path):
+    wrong, cells = [], None
+    for line in path.read_text(encoding='utf-8').split('\n'):
+        if line.startswith('|'):
+            n = len(re.findall(r'(?<!\\)\|', line))
+            cells = cells or n
+            if n != cells:
+                wrong.append(line)
+        else:
+            cells = None
+    assert not wrong
+
+
 def lost(path: pathlib.Path, text: str) -> list[str]:
     """What `text`, which stands in `path`, refers to in vain."""
     wrong = [name for name in PATH.findall(text) if not find(name, path)]
