@@ -163,17 +163,18 @@ def _evaluate(workdir: pathlib.Path) -> None:
 
 
 def _sample(workdir: pathlib.Path) -> None:
+    from aigc_jax.core.capabilities import CausalText
     from aigc_jax.data import labels as class_labels
     from aigc_jax.reports import evaluator as evaluator_lib
     from aigc_jax.reports import pictures
     from aigc_jax.runs.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    if experiment.task.language:
+    if experiment.task.get(CausalText):
         return _generate(workdir, experiment, state)
     if given := [name for name in TEXT_FLAGS if FLAGS[name].present]:
         raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
-    n, classes = FLAGS.num_samples, experiment.task.num_classes
+    n, classes = FLAGS.num_samples, experiment.num_classes
     labels = class_labels.parse(FLAGS.labels, n, classes, experiment.dataset.class_names)
     evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
     paths = []

@@ -10,8 +10,9 @@ from bench_workloads import NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, S
 from ml_collections import ConfigDict
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Extra
-from aigc_jax.decoding import Sampling
+from aigc_jax.decoding import Sampling, TextDecoder
 from aigc_jax.metrics import images
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -90,7 +91,8 @@ def compare(workload: Sets, data_file: str) -> Contender:
 
 def generate(workload: Generation, data_file: str) -> Contender:
     experiment = experiment_of(workload, data_file, 1)
-    state, language, n = experiment.create_state(), experiment.task.language, workload.batch_size
+    state, n = experiment.create_state(), workload.batch_size
+    decoder = TextDecoder(experiment.task.get(CausalText))
     params = jax.tree.map(lambda x: x * workload.SCALE if x.ndim > 1 else x, state.params)
     extra, key = Extra(state.stats, state.carry), rng.context(0, 'generate', 0, jnp.arange(1)).key
     prompt = np.random.default_rng(0).integers(0, workload.vocab_size, (n, PROMPT)).astype(np.int32)
@@ -100,7 +102,7 @@ def generate(workload: Generation, data_file: str) -> Contender:
         nonlocal index
         for _ in range(steps):
             texts = jnp.arange(index, index + n, dtype=jnp.int32)
-            found = language.generate(params, extra, prompt, start, key, texts, Sampling(), NEW_TOKENS, ())
+            found = decoder.generate(params, extra, prompt, start, key, texts, Sampling(), NEW_TOKENS, ())
             found, index = jax.device_get(found), index + n
         return found
 

@@ -200,8 +200,10 @@ def warnings_fail():
 @pytest.fixture
 def figure(monkeypatch):
     """The figure that was saved last, as a list of one."""
-    from aigc_jax import plots
+    from aigc_jax.plots import curves, images, points, text
+    from aigc_jax.plots.figure import save_figure
 
-    saved, save = [], plots.save_figure
-    monkeypatch.setattr(plots, 'save_figure', lambda fig, path: (saved.append(fig), save(fig, path)))
+    saved = []
+    for module in (curves, images, points, text):
+        monkeypatch.setattr(module, 'save_figure', lambda fig, path: (saved.append(fig), save_figure(fig, path)))
     return saved

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.stats
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures
 from aigc_jax.nn.mlp import Encoder
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -33,7 +34,7 @@ def start(experiment):
 
 def evaluate(experiment, params, extra, x):
     """What the task says of each x, as one compiled program."""
-    return jax.jit(experiment.task.evaluate)(params, extra, {'x': jnp.asarray(x)}, context(len(x)))
+    return jax.jit(experiment.task.get(Measures).per_example)(params, extra, {'x': jnp.asarray(x)}, context(len(x)))
 
 
 def context(n: int, seed: int = 0):

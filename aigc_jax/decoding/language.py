@@ -1,7 +1,5 @@
-"""What a task gives so that text can be generated from it, and the compiled programs that do it."""
+"""Text written by a model that gives core.capabilities.CausalText: the compiled programs."""
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import parallel
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
@@ -48,25 +47,15 @@ def _divided(write: Callable[..., Tree], prompt, start, index) -> Tree:
     return jax.tree.map(lambda *x: jnp.concatenate(x)[:n], *found)
 
 
-@dataclasses.dataclass(frozen=True)
-class Language:
-    """What a task gives so that text can be generated from it.
+class TextDecoder:
+    """The compiled programs that write text with a model; they are freed with this object."""
 
-    apply(params, extra, tokens, State) -> (logits, State); fresh(n, columns) -> State;
-    nats(params, extra, tokens (n, L + 1)) -> −log p of the last L of them, (n, L).
-    context: the most columns that State can have; 0: any number. vocab_size, end: of the tokenizer; first: the token
-    that a text without a prompt begins with, which is not written.
-    attention(params, extra, tokens (n, L)) -> weights (layers, n, heads, L, L); None: the model has none.
-    """
-
-    apply: Callable[..., tuple[Array, Tree]]
-    fresh: Callable[[int, int], Tree]
-    nats: Callable[..., Array]
-    context: int
-    vocab_size: int
-    end: int | None
-    first: int
-    attention: Callable[..., Array] | None = None
+    def __init__(self, text: CausalText):
+        self._text = text
+        self._generate = jax.jit(self._one_generation, static_argnums=(6, 7, 8))
+        self._speculate = jax.jit(self._one_speculation, static_argnums=(7, 8, 9))
+        self.prefill = jax.jit(self._prefill, static_argnums=(4, 5, 6))
+        self.decode = jax.jit(self._decode, static_argnums=(6, 7))
 
     def generate(
         self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple
@@ -82,50 +71,44 @@ class Language:
         write = lambda *rows: self._speculate(params, extra, *rows[:2], key, rows[2], table, how, max_new_tokens, stop)
         return _divided(write, prompt, start, index)
 
-    @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9))
-    def _generate(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple):
-        """One compiled program."""
-        apply = lambda tokens, state: self.apply(params, extra, tokens, state)
+    def _apply(self, params, extra) -> Callable:
+        return lambda tokens, cache: self._text.decode(params, extra, tokens, cache)
+
+    def _one_generation(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop):
+        apply, text = self._apply(params, extra), self._text
         n, read = prompt.shape
-        fresh = lambda columns: self.fresh(n, columns)._replace(start=start)
+        empty = lambda columns: text.init_cache(n, columns)._replace(start=start)
         if how.beam_size > 1:
-            state = fresh(read + max_new_tokens)
-            return beam_search(apply, state, prompt, how, max_new_tokens, self.end)
+            return beam_search(apply, empty(read + max_new_tokens), prompt, how, max_new_tokens, text.eos)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.
-        first, *others = _sizes(read, max_new_tokens) if self.context else [read + max_new_tokens]
-        progress = sampling.begin(apply, fresh(first), prompt, how, max_new_tokens, self.end)
-        progress = sampling.advance(apply, progress, key, index, how, first - read, self.end, stop)
+        first, *others = _sizes(read, max_new_tokens) if text.context else [read + max_new_tokens]
+        progress = sampling.prefill(apply, empty(first), prompt, how, max_new_tokens, text.eos)
+        progress = sampling.decode(apply, progress, key, index, how, first - read, text.eos, stop)
         for columns in others:
-            layers = jax.tree.map(_put, fresh(columns).layers, progress.state.layers)
+            layers = jax.tree.map(_put, empty(columns).layers, progress.state.layers)
             progress = progress._replace(state=progress.state._replace(layers=layers))
-            progress = sampling.advance(apply, progress, key, index, how, columns - read, self.end, stop)
+            progress = sampling.decode(apply, progress, key, index, how, columns - read, text.eos, stop)
         return Generated(progress.tokens, progress.length, progress.log_prob)
 
-    @functools.partial(jax.jit, static_argnums=(0, 8, 9, 10))
-    def _speculate(
-        self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens: int, stop: tuple
-    ):
+    def _one_speculation(self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens, stop):
+        apply, text = self._apply(params, extra), self._text
         columns = prompt.shape[1] + max_new_tokens + speculation.LENGTH
 
         def one(row, start, index):
-            apply = lambda tokens, state: self.apply(params, extra, tokens, state)
-            state = self.fresh(1, columns)._replace(start=start[None])
+            cache = text.init_cache(1, columns)._replace(start=start[None])
             return speculation.speculate(
-                apply, state, row[None], key, index[None], table, how, max_new_tokens, self.end, stop
+                apply, cache, row[None], key, index[None], table, how, max_new_tokens, text.eos, stop
             )
 
         return jax.vmap(one)(prompt, start, index)
 
-    @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-    def begin(self, params, extra, prompt, start, how: Sampling, max_new_tokens: int, columns: int) -> Progress:
-        """Reads the prompt; what follows is written by `advance`, for which there is room in so many columns."""
-        state = self.fresh(prompt.shape[0], columns)._replace(start=start)
-        apply = lambda tokens, state: self.apply(params, extra, tokens, state)
-        return sampling.begin(apply, state, prompt, how, max_new_tokens, self.end)
+    def _prefill(self, params, extra, prompt, start, how: Sampling, max_new_tokens: int, columns: int) -> Progress:
+        """Reads the prompt; what follows is written by `decode`, for which there is room in so many columns."""
+        cache = self._text.init_cache(prompt.shape[0], columns)._replace(start=start)
+        return sampling.prefill(self._apply(params, extra), cache, prompt, how, max_new_tokens, self._text.eos)
 
-    @functools.partial(jax.jit, static_argnums=(0, 7, 8))
-    def advance(
+    def _decode(
         self, params, extra, progress: Progress, key, index, until, how: Sampling, stop: tuple, allowed=None
     ) -> Progress:
-        apply = lambda tokens, state: self.apply(params, extra, tokens, state)
-        return sampling.advance(apply, progress, key, index, how, until, self.end, stop, allowed)
+        apply = self._apply(params, extra)
+        return sampling.decode(apply, progress, key, index, how, until, self._text.eos, stop, allowed)

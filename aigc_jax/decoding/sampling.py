@@ -143,7 +143,7 @@ class Progress(NamedTuple):
     seen: Array
 
 
-def begin(
+def prefill(
     apply: Apply, state: Tree, prompt: Array, how: Sampling, max_new_tokens: int, end: int | None = None
 ) -> Progress:
     """Reads `prompt` (n, P), for which `state` is fresh."""
@@ -171,7 +171,7 @@ def choose(logits: Array, seen: Array, key: Array, index: Array, t: Array, how: 
     return jnp.argmax(found, axis=-1).astype(jnp.int32)
 
 
-def advance(
+def decode(
     apply: Apply, progress: Progress, key: Array, index: Array, how: Sampling, until: Array | int,
     end: int | None = None, stop: tuple[int, ...] = (), allowed: Array | None = None,
 ) -> Progress:  # fmt: skip
@@ -212,6 +212,6 @@ def sample(
     end: int | None = None, stop: tuple[int, ...] = (),
 ) -> Generated:  # fmt: skip
     """Continues `prompt` (n, P), for which `state` is fresh, to `end`, the tokens `stop`, or max_new_tokens."""
-    progress = begin(apply, state, prompt, how, max_new_tokens, end)
-    found = advance(apply, progress, key, index, how, max_new_tokens, end, stop)
+    progress = prefill(apply, state, prompt, how, max_new_tokens, end)
+    found = decode(apply, progress, key, index, how, max_new_tokens, end, stop)
     return Generated(found.tokens, found.length, found.log_prob)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.types import Array, Tree
-from aigc_jax.decoding.sampling import Apply, Generated, Sampling, begin, choose, ends_with
+from aigc_jax.decoding.sampling import Apply, Generated, Sampling, choose, ends_with, prefill
 
 LENGTH = 4  # tokens that are proposed at a time
 _CONTEXT = 5  # tokens that a proposal depends on, at most
@@ -55,7 +55,7 @@ def speculate(
     not the distribution alone is that of plain sampling, the text is (but for rounding of the logits).
     `state` is one that can be cut back by its `column`: a cache, not a recurrent state.
     """
-    progress = begin(apply, state, prompt, how, max_new_tokens, end)
+    progress = prefill(apply, state, prompt, how, max_new_tokens, end)
     first = jnp.pad(prompt[0], (_CONTEXT, 0))[-_CONTEXT:]
 
     def put(progress, recent, logits):

@@ -13,7 +13,7 @@ def loss_against_tokens(rows: list[dict], path, read: int, epoch: int, splits: d
 
     What the final evaluation found beside the model (n-grams, their mixture with it, compressors) are lines; their bits
     a byte become nats a token of the same text. read: tokens a step; epoch: of the training text; splits: the names of
-    those that 'eval' and 'final' are of. Replicas as in `plots.curves`; of a baseline, their median.
+    those that 'eval' and 'final' are of. Replicas as in `curves.curves`; of a baseline, their median.
     """
     from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
 

@@ -11,6 +11,16 @@ import jax
 import numpy as np
 
 from aigc_jax.core import optim, parallel, progress, records, rng
+from aigc_jax.core.capabilities import (
+    CausalText,
+    Codebook,
+    LatentSpace,
+    Measures,
+    Reconstructs,
+    Samples,
+    ScalarField,
+    SplitStatistic,
+)
 from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.kept import cached_method
@@ -51,54 +61,52 @@ class Evaluator:
                 return jax.jit(call)
             return jax.jit(call, out_shardings=plan.replicated, compiler_options=plan.compiler_options)
 
-        to_model, to_data, preprocess = experiment.scaling.to_model, experiment.scaling.to_data, experiment.preprocess
-
-        def of_batch(function):
-            return lambda params, extra, batch, ctx: function(params, extra, preprocess(batch, ctx), ctx)
-
-        def sample(params, extra, labels, ctx):
-            return to_data(task.sample(params, extra, ctx, labels))
+        to_data, preprocess = experiment.scaling.to_data, experiment.preprocess
+        self._on_data = [one.on_data(preprocess, to_data) for one in task.capabilities]
+        self.text, self.samples = self._get(CausalText), self._get(Samples)
+        self.field, self.codebook = self._get(ScalarField), self._get(Codebook)
 
         def originals(params, extra, batch, ctx):
             return to_data(preprocess(batch, ctx)['x'])
 
-        def reconstruct(params, extra, batch, ctx):
-            return to_data(task.reconstruct(params, extra, preprocess(batch, ctx), ctx))
-
-        def score(params, extra, x, ctx):
-            return task.score[1](params, extra, to_model(x), ctx)
-
-        def nats(params, extra, batch, ctx):
-            return task.language.nats(params, extra, preprocess(batch, ctx)['tokens']), batch['counted']
+        def nll(params, extra, batch, ctx):
+            return self.text.token_nll(params, extra, preprocess(batch, ctx)['tokens']), batch['counted']
 
         def attention(params, extra, batch, ctx):
-            return task.language.attention(params, extra, batch['tokens'])
+            return self.text.attention(params, extra, batch['tokens'])
 
-        self._attention = compiled(attention, 'eval') if task.language and task.language.attention else None
-        self._nats = compiled(nats, 'eval') if task.language else None
-        self._evaluate = compiled(of_batch(task.evaluate), 'eval') if task.evaluate else None
-        self._sample = compiled(sample, 'sample')
+        def sample(params, extra, labels, ctx):
+            return self.samples.draw(params, extra, ctx, labels)
+
+        def decode(params, extra, codes, labels, ctx):
+            return space.decode(params, extra, codes, labels)
+
         self._originals = compiled(originals, 'eval')
-        self._reconstruct = compiled(reconstruct, 'eval') if task.reconstruct else None
-        self._codes = compiled(of_batch(task.codes[1]), 'eval') if task.codes else None
-        self._score = compiled(score, 'score') if task.score else None
+        self._sample = compiled(sample, 'sample') if self.samples else None
+        self._attention = compiled(attention, 'eval') if self.text and self.text.attention else None
+        self._nll = compiled(nll, 'eval') if self.text else None
+        self._measure = compiled(found.per_example, 'eval') if (found := self._get(Measures)) else None
+        self._reconstruct = compiled(found.reconstruct, 'eval') if (found := self._get(Reconstructs)) else None
+        self._codes = compiled(self.codebook.index, 'eval') if self.codebook else None
+        self._score = compiled(self.field.value, 'score') if self.field else None
+        space = self._get(LatentSpace)
+        self._encode = compiled(space.encode, 'eval') if space else None
+        self._decode = compiled(decode, 'sample') if space else None
+        statistics = [one for one in self._on_data if isinstance(one, SplitStatistic)]
+        self._statistics = [(one, compiled(one.collect, 'eval')) for one in statistics]
 
-        def decode(params, extra, z, labels, ctx):
-            return to_data(task.decode(params, extra, z, labels))
-
-        self._encode = compiled(of_batch(task.encode), 'eval') if task.encode else None
-        self._decode = compiled(decode, 'sample') if task.decode else None
-        self._diagnostics = [(d, compiled(of_batch(d.collect), 'eval')) for d in task.diagnostics]
+    def _get(self, kind):
+        return next((one for one in self._on_data if isinstance(one, kind)), None)
 
     def evaluate(self, state: TrainState, seed: int, split: str) -> Results:
         """Means over a split with their 95 % intervals; metrics of samples where the data's density is known."""
         results = {}
-        if self._evaluate:
+        if self._measure:
             n = len(self._experiment.dataset.splits[split])
-            found = self._over_split(self._evaluate, state, seed, split, n)
+            found = self._over_split(self._measure, state, seed, split, n)
             for name in sorted(found, key=_by_numbers):
                 results[name] = _mean(found[name])
-        if self._nats:
+        if self._nll:
             results |= text_likelihood.scores(self._text_nats(state, seed, split), *self._clusters(split))
         use = self.code_use(state, seed, split)
         if use is not None:
@@ -119,9 +127,9 @@ class Evaluator:
         return results
 
     def diagnostics(self, state: TrainState, seed: int, split: str) -> Results:
-        """What the task says of a split as a whole (core.types.Diagnostic); for the final evaluation."""
+        """What the task says of a split as a whole (core.capabilities.SplitStatistic); for the final evaluation."""
         results, size = {}, len(self._experiment.dataset.splits[split])
-        for diagnostic, collect in self._diagnostics:
+        for diagnostic, collect in self._statistics:
             where = rng.fixed_choice(size, diagnostic.most or size)
             found = diagnostic.summarize(self._over_split(collect, state, seed, split, where))
             for name in sorted(found, key=_by_numbers):
@@ -132,7 +140,7 @@ class Evaluator:
     def baselines(self, state: TrainState, seed: int, split: str) -> Results:
         """Of text: what an n-gram model, its mixture with this one, and compressors reach with the training text."""
         order = self._experiment.config.eval.get('ngram_order', 0)
-        if not self._nats or not order:  # an image model has no such field
+        if not self._nll or not order:  # an image model has no such field
             return {}
         (clusters, num_bytes), theirs = self._clusters(split), self._ngram_nats(split)
         ours = self._text_nats(state, seed, split).counted
@@ -147,7 +155,7 @@ class Evaluator:
         windows = self._experiment.dataset.splits[split]
         n = len(windows.tokens) - 1
         nats, end = text_likelihood.Nats(np.zeros(n), np.zeros(n), np.zeros(n, np.int32)), 0
-        for rows, counts in self._chunks(self._of_split(self._nats, state, seed, split), len(windows)):
+        for rows, counts in self._chunks(self._of_split(self._nll, state, seed, split), len(windows)):
             for row, counted in zip(rows, counts, strict=True):
                 end += counted
                 nats.counted[end - counted : end] = row[len(row) - counted :]
@@ -223,7 +231,7 @@ class Evaluator:
 
     def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""
-        classes = self._experiment.task.num_classes
+        classes = self._experiment.num_classes
         labels = in_turn(n, classes) if labels is None else labels
 
         def one(index):
@@ -246,7 +254,7 @@ class Evaluator:
 
     def decode(self, state: TrainState, z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """(n, *shape) of codes (n, d), with labels (n,) where the model is conditional."""
-        z, classes = np.asarray(z, np.float32), self._experiment.task.num_classes
+        z, classes = np.asarray(z, np.float32), self._experiment.num_classes
         one = lambda index: self._decode(state, np.int32(0), index, z[index], labels[index] if classes else None)
         return self._in_chunks(one, len(z))
 
@@ -255,7 +263,7 @@ class Evaluator:
         if not self._codes:
             return None
         found = self._over_split(self._codes, state, seed, split, len(self._experiment.dataset.splits[split]))
-        return np.bincount(found.ravel(), minlength=self._experiment.task.codes[0])
+        return np.bincount(found.ravel(), minlength=self.codebook.size)
 
     def attention(self, state: TrainState, tokens: np.ndarray) -> np.ndarray | None:
         """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last; None where the model has none."""
@@ -273,7 +281,7 @@ class Evaluator:
         points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
         one = lambda index: self._score(state, np.int32(seed), index, points[index])
         values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
-        return xs, ys, values, self._experiment.task.score[0]
+        return xs, ys, values, self.field.label
 
     def _over_split(self, function, state, seed, split, where):
         """`function` of the examples at these places of a split, (n,); an int: the first so many."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from aigc_jax.core import processes, progress, records
+from aigc_jax.core.capabilities import SplitStatistic
 from aigc_jax.core.errors import RunError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
@@ -29,7 +30,7 @@ def parts(experiment: Experiment, evaluator: Evaluator, image: image_samples.Ima
     text = experiment.dataset.kind == 'text'
     of_split = {
         f'the {split} split': (evaluator.evaluate, True),
-        'diagnostics': (evaluator.diagnostics, bool(task.diagnostics)),
+        'diagnostics': (evaluator.diagnostics, bool(task.all(SplitStatistic))),
         'samples of text': (evaluator.texts, text and 'num_samples' in config),
         'n-gram model and compressors': (evaluator.baselines, text and bool(config.get('ngram_order', 0))),
     }

@@ -12,10 +12,11 @@ import numpy as np
 
 from aigc_jax.core import optim, parallel, records, rng
 from aigc_jax.core import progress as progress_lib
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write, lines_of, read_text
 from aigc_jax.core.types import Extra, TrainState
-from aigc_jax.decoding import Sampling, draft_table, pad_prompts
+from aigc_jax.decoding import Sampling, TextDecoder, draft_table, pad_prompts
 from aigc_jax.decoding.grammars import Grammar
 from aigc_jax.reports import pictures
 from aigc_jax.runs.experiment import Experiment
@@ -65,8 +66,9 @@ class Generator:
         self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = '',
         suffix: str = '', grammar: str = '', draft: str = '',
     ):  # fmt: skip
-        self._language, self._tokenizer = experiment.task.language, experiment.dataset.tokenizer
-        how.check(self._language.vocab_size)
+        self._text, self._tokenizer = experiment.task.get(CausalText), experiment.dataset.tokenizer
+        self._decoder = TextDecoder(self._text)
+        how.check(self._text.vocab_size)
         if how.beam_size > 1 and (
             given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft)) if v]
         ):
@@ -75,7 +77,7 @@ class Generator:
             raise UserError(f"--draft: {draft!r}; it is 'ngram', or left out")
         if draft and grammar:
             raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
-        if draft and not self._language.context:
+        if draft and not self._text.context:
             raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and grammar:
             raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
@@ -92,7 +94,7 @@ class Generator:
             )
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
-        self._table = draft_table(training, self._language.vocab_size) if draft else None
+        self._table = draft_table(training, self._text.vocab_size) if draft else None
         self._chunk = experiment.config.eval.batch_size
         key = lambda seed: rng.context(seed, 'generate', 0, jnp.arange(1)).key
         self._key = jax.jit(key, out_shardings=experiment.plan.replicated)
@@ -104,7 +106,7 @@ class Generator:
 
         stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
         """
-        context, encoded = self._language.context, [self._prompt(prompt) for prompt in prompts]
+        context, encoded = self._text.context, [self._prompt(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if context and len(tokens) >= context:
                 raise UserError(
@@ -160,23 +162,23 @@ class Generator:
 
     def _write(self, params, extra, prompt, start, key, index, most, beyond, stream, matchers):
         """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
-        language, n = self._language, len(prompt)
+        n = len(prompt)
         arguments = params, extra, prompt, start, key, index
         rest = self._how, most, self._stop_tokens
         if matchers or beyond or stream or self._read_stop:
             return self._in_parts(*arguments, most, stream, matchers)
         if self._table is not None:
-            found, calls = language.speculate(*arguments, self._table, *rest)
+            found, calls = self._decoder.speculate(*arguments, self._table, *rest)
         else:
-            found = language.generate(*arguments, *rest)
+            found = self._decoder.generate(*arguments, *rest)
             calls = found.length
         return *found, np.zeros(n), calls, np.full(n, 'length')
 
     def _in_parts(self, params, extra, prompt, start, key, index, most, stream, matchers):
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
-        language, (n, length) = self._language, prompt.shape
-        columns = min(language.context or length + most, length + most)
-        read = lambda prompt, start: language.begin(params, extra, prompt, start, self._how, most, columns)
+        text, (n, length) = self._text, prompt.shape
+        columns = min(text.context or length + most, length + most)
+        read = lambda prompt, start: self._decoder.prefill(params, extra, prompt, start, self._how, most, columns)
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
         ended, t = np.zeros(n, bool), 0
         kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers else []
@@ -194,7 +196,7 @@ class Generator:
                 until = min(until, t + 1)
             elif stream:
                 until = min(until, t + _STREAMED)
-            progress = language.advance(
+            progress = self._decoder.decode(
                 params, extra, progress, key, index, until, self._how, self._stop_tokens, allowed
             )
             t = int(parallel.fetch(progress.t))
@@ -212,7 +214,7 @@ class Generator:
             if stream:
                 stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
             if t == full < most:  # the second half of what the context holds is read again
-                half = language.context // 2
+                half = text.context // 2
                 everything = np.concatenate([prompt, parallel.fetch(progress.tokens[:, :t])], axis=1)
                 again = read(everything[:, -half:], np.zeros(n, np.int32))
                 progress = progress._replace(logits=again.logits, state=again.state)
@@ -221,7 +223,7 @@ class Generator:
         if not matchers:
             return progress.tokens, *sums, calls, np.full(n, 'length')
         cut = ~parallel.fetch(progress.done)
-        if language.end is None:  # no token says that a text ends: the last place where it may is its end
+        if text.eos is None:  # no token says that a text ends: the last place where it may is its end
             ended |= cut & matchers.may_end()
         trimmed = cut & ~ended & (parallel.fetch(kept[0]) > 0)
         sums = [jnp.where(trimmed, at_end, all_of) for at_end, all_of in zip(kept, sums, strict=True)]
@@ -245,7 +247,7 @@ class Generator:
             tokens = [[before], tokens, [between], self._encode(self._suffix, '--suffix'), [after]]
             tokens = np.concatenate(tokens)
         if self._tokenizer.end is not None or not len(tokens):
-            tokens = np.concatenate([[self._language.first], tokens])
+            tokens = np.concatenate([[self._text.bos], tokens])
         return tokens.astype(np.int32)
 
     def _certain(self, tokens: np.ndarray) -> str:

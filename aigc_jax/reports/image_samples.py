@@ -124,7 +124,7 @@ class ImageMetrics:
         if not wanted(self._experiment):
             return {}
         n, labels = self._n, None
-        if self._experiment.task.num_classes:
+        if self._experiment.num_classes:
             # As often as in the data, which classes taken in turn would not be.
             train = self._labels('train')
             labels = train[np.random.Generator(np.random.PCG64(1)).integers(len(train), size=n)]
@@ -176,7 +176,7 @@ class ImageMetrics:
         """The same of training images, and the classifier's accuracy on held-out ones."""
         x = self._real('train', rng.fixed_choice(len(self._experiment.dataset.splits['train']), self._n))
         found = self._scores(x, False)
-        if self._knows_classes and self._experiment.task.num_classes:
+        if self._knows_classes and self._experiment.num_classes:
             places = rng.fixed_choice(len(self._experiment.dataset.splits[self._held_out_split]), self._n)
             right = self._held_out[1] == self._labels(self._held_out_split)[places]
             found['label_accuracy'] = float(np.mean(right)), None

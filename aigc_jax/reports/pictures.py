@@ -31,7 +31,7 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
     buffer = io.BytesIO()
     np.savez_compressed(buffer, samples=samples, **({} if labels is None else {'labels': labels}))
     atomic_write(path.with_suffix('.npz'), buffer.getvalue())
-    from aigc_jax import plots
+    from aigc_jax.plots import points as plots_points
 
     dataset = experiment.dataset
     if dataset.kind == 'text':
@@ -42,17 +42,17 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
     elif dataset.shape == (2,):
         split = experiment.config.eval.split
         real = experiment.examples(split, np.arange(min(_POINTS_SHOWN, len(dataset.splits[split]))))
-        plots.points(path.with_suffix('.png'), real['x'], samples, density=dataset.density)
+        plots_points.points(path.with_suffix('.png'), real['x'], samples, density=dataset.density)
 
 
 def _grid(path: pathlib.Path, experiment: Experiment, images: np.ndarray, labels: np.ndarray | None) -> None:
     """Images (n, H, W, C) as they come, or by class where they have labels (n,)."""
-    from aigc_jax import plots
+    from aigc_jax.plots import images as plots_images
 
     if labels is None:
-        return plots.image_grid(images, path)
+        return plots_images.image_grid(images, path)
     order = np.argsort(labels, kind='stable')
-    plots.image_classes(images[order], _classes(experiment, labels[order]), path)
+    plots_images.image_classes(images[order], _classes(experiment, labels[order]), path)
 
 
 def _classes(experiment: Experiment, labels: np.ndarray) -> list[str]:
@@ -87,7 +87,7 @@ def _walks(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed
     labels, found = experiment.examples(config.eval.split, np.arange(2 * pairs)).get('label'), {}
     for name, codes in walks.items():
         own, classes = None, None
-        if experiment.task.num_classes:
+        if experiment.num_classes:
             own = labels[starts[name]]
             order = np.argsort(own, kind='stable')
             codes, own = codes[order], own[order]
@@ -149,22 +149,24 @@ def draw(
 
 
 def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown, rows: list | None) -> None:
-    from aigc_jax import plots
-    from aigc_jax.plots import text
+    from aigc_jax.plots import curves as plots_curves
+    from aigc_jax.plots import images as plots_images
+    from aigc_jax.plots import points as plots_points
+    from aigc_jax.plots import text as plots_text
 
     config, dataset, samples, pair = experiment.config, experiment.dataset, shown.samples, shown.pair
-    labels = labels_lib.in_turn(len(samples), experiment.task.num_classes)
+    labels = labels_lib.in_turn(len(samples), experiment.num_classes)
     save_samples(folder / 'samples' / name, experiment, samples, labels)
     if rows is None:
         return
-    plots.curves(_of_curves(rows), folder / 'plots' / 'curves.png')
+    plots_curves.curves(_of_curves(rows), folder / 'plots' / 'curves.png')
     if dataset.kind == 'text':
         read, epoch = config.batch_size * dataset.shape[0], len(dataset.splits['train'].tokens)
         names = {'eval': config.eval.split, 'final': config.eval.final_split}
-        text.loss_against_tokens(rows, folder / 'plots' / 'loss.png', read, epoch, names)
+        plots_text.loss_against_tokens(rows, folder / 'plots' / 'loss.png', read, epoch, names)
         if shown.weights is not None:
             labels = [dataset.tokenizer.decode([token]) for token in shown.tokens]
-            text.attention(shown.weights, labels, folder / 'plots' / 'attention.png')
+            plots_text.attention(shown.weights, labels, folder / 'plots' / 'attention.png')
         return
     final = next((row for row in reversed(rows) if row['split'] == 'final'), {})
     curve = [
@@ -172,35 +174,35 @@ def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown
     ]
     if curve and None not in np.ravel(curve):
         own = final['model/kl'], final['model/reconstruction']
-        plots.rate_distortion(sorted(curve), own, folder / 'plots' / 'rate_distortion.png')
+        plots_curves.rate_distortion(sorted(curve), own, folder / 'plots' / 'rate_distortion.png')
     if dataset.kind == 'image':
         _grid(folder / 'plots' / 'samples.png', experiment, samples, labels)
         earlier = _over_time(folder / 'samples', name)
         path = folder / 'plots' / 'progress.png'
         if labels is None:
-            plots.image_rows(earlier, path)
+            plots_images.image_rows(earlier, path)
         else:
-            columns = _by_class(labels[: len(earlier[0][1])], experiment.task.num_classes)
+            columns = _by_class(labels[: len(earlier[0][1])], experiment.num_classes)
             earlier = [(step, x[columns]) for step, x in earlier]
-            plots.image_rows(earlier, path, len(earlier), [_classes(experiment, labels[columns])])
+            plots_images.image_rows(earlier, path, len(earlier), [_classes(experiment, labels[columns])])
         if pair:
             classes = None
             if labels is not None:
                 real = experiment.examples(config.eval.split, np.arange(len(pair[0])))['label']
                 order = np.argsort(real, kind='stable')
                 pair, classes = [x[order] for x in pair], _classes(experiment, real[order])
-            plots.reconstructions(*pair, folder / 'plots' / 'reconstructions.png', classes)
+            plots_images.reconstructions(*pair, folder / 'plots' / 'reconstructions.png', classes)
         for name, (images, classes) in shown.walks.items():
             path = folder / 'plots' / f'{name}.png'
             if classes is None:
-                plots.image_grid(images.reshape(-1, *images.shape[2:]), path, _WALK_STEPS)
+                plots_images.image_grid(images.reshape(-1, *images.shape[2:]), path, _WALK_STEPS)
             else:
-                plots.image_rows(list(zip(classes, images, strict=True)), path)
+                plots_images.image_rows(list(zip(classes, images, strict=True)), path)
         if shown.use is not None:
-            plots.code_use(shown.use, folder / 'plots' / 'codes.png')
+            plots_curves.code_use(shown.use, folder / 'plots' / 'codes.png')
     elif dataset.shape == (2,):
         path, reconstructed = folder / 'plots' / 'points.png', pair[1] if pair else None
-        plots.points(path, shown.real, samples, reconstructed, dataset.density, shown.surface)
+        plots_points.points(path, shown.real, samples, reconstructed, dataset.density, shown.surface)
 
 
 def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageMetrics) -> None:
@@ -208,17 +210,17 @@ def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, met
 
     None of streamed data without metrics of images, which need not be read once more for a picture.
     """
-    from aigc_jax import plots
+    from aigc_jax.plots import images as plots_images
 
     if experiment.dataset.kind != 'image' or (experiment.config.data.stream and not wanted(experiment)):
         return
     samples, classes = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
-    labels = labels_lib.in_turn(len(samples), experiment.task.num_classes)
+    labels = labels_lib.in_turn(len(samples), experiment.num_classes)
     if labels is not None:
         order = np.argsort(labels, kind='stable')
         samples, classes = samples[order], _classes(experiment, labels[order])
     path = folder / 'plots' / 'neighbours.png'
-    plots.image_pairs(samples, metrics.neighbours(samples), path, ('sample', 'nearest trained'), classes)
+    plots_images.image_pairs(samples, metrics.neighbours(samples), path, ('sample', 'nearest trained'), classes)
 
 
 def _over_time(folder: pathlib.Path, name: str) -> list[tuple[str, np.ndarray]]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from aigc_jax.core import processes, progress
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
@@ -31,7 +32,7 @@ _FIELDS = dict(
 
 def check(experiment: Experiment) -> None:
     """Raises UserError for fields of `eval` that do not fit each other or the model, and for files of problems."""
-    config, language = experiment.config.eval, experiment.task.language
+    config, language = experiment.config.eval, experiment.task.get(CausalText)
     if 'problems' not in config:  # an image model's config, or one of before they were there
         return
     for name, kind in _FIELDS.items():
@@ -130,7 +131,7 @@ class Solver:
 
     def _encoded(self, problem: Problem) -> np.ndarray | None:
         """The prompt's tokens, where they leave room for a program."""
-        language = self._experiment.task.language
+        language = self._experiment.task.get(CausalText)
         try:
             tokens = self._experiment.dataset.tokenizer.encode(problem.prompt)
         except UserError:

@@ -17,6 +17,7 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax import data, tasks
 from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.core import memory, optim, parallel, records, rng
+from aigc_jax.core.capabilities import CausalText, Codebook, Measures, Samples
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
@@ -52,7 +53,7 @@ class Experiment:
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
         self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.scaling, rows)
         self.task = tasks.make(config, self.dataset)
-        if self.task.num_classes and augment.mixes(config.data):
+        if self.num_classes and augment.mixes(config.data):
             raise UserError(
                 'data.augment.mixup: a mixed example has no class; set it to 0 for a model that reads classes'
             )
@@ -73,21 +74,27 @@ class Experiment:
         what = 'model, num_seeds: the state' + (f' of {count} seeds' if count > 1 else '')
         memory.want(share * count * _bytes(self._abstract_replica), what, free)
 
+    @property
+    def num_classes(self) -> int:
+        """Of the labels that samples are drawn with; 0: the model is unconditional, or draws no samples."""
+        samples = self.task.get(Samples)
+        return samples.num_classes if samples else 0
+
     def _metrics(self) -> list[str]:
         """What an evaluation reports; nothing is computed."""
         names = []
-        if self.task.evaluate:
+        if measures := self.task.get(Measures):
             example = self.dataset.splits[self.config.eval.split][np.arange(1)]
 
             def evaluate():
                 ctx = rng.context(0, 'eval', 0, jnp.arange(1))
                 params, extra = self.task.init(rng.stream(0, 'init'))
-                return self.task.evaluate(params, extra, self.preprocess(example, ctx), ctx)
+                return measures.per_example(params, extra, self.preprocess(example, ctx), ctx)
 
             names += jax.eval_shape(evaluate)
-        if self.task.language:
+        if self.task.get(CausalText):
             names += text_likelihood.names(self.dataset.tokenizer.num_bytes is not None)
-        if self.task.codes:
+        if self.task.get(Codebook):
             names += [f'codes/{f.__name__}' for f in (perplexity, used_share)]
         if self.dataset.density is not None:
             names += [f'samples/{name}' for name in perfect_sampler(self.dataset.density, 1)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Capability, LatentSpace, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Task, Turn
 from aigc_jax.data import batching
@@ -24,50 +25,40 @@ def task_of(experiment: Experiment) -> Task:
     labels are (n,) whole numbers below num_classes. All else raises UserError. Inside jit and grad, where values cannot
     be read, an example out of range becomes NaN instead. A task of text is left as it is.
     """
-    task, scaling = experiment.task, experiment.scaling
+    task = experiment.task
     if experiment.dataset.kind == 'text':
         return task
-    to_model = _make_to_model(experiment)
-
-    def of_batch(function: Callable | None) -> Callable | None:
-        if function is None:
-            return None
-        return lambda params, extra, batch, ctx: function(params, extra, to_model(batch, ctx), ctx)
-
-    def sample(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-        _check_labels(labels, ctx.index.shape[0], task.num_classes)
-        return scaling.to_data(task.sample(params, extra, ctx, labels))
-
-    def reconstruct(params, extra, batch: Batch, ctx: rng.Context) -> Array:
-        return scaling.to_data(task.reconstruct(params, extra, to_model(batch, ctx), ctx))
-
-    def decode(params, extra, codes: Array, labels: Array | None) -> Array:
-        _check_labels(labels, len(codes), task.num_classes)
-        return scaling.to_data(task.decode(params, extra, codes, labels))
-
-    def score(params, extra, x: Array, ctx: rng.Context) -> Array:
-        return task.score[1](params, extra, to_model({'x': x}, ctx)['x'], ctx)
+    read, num_classes = _make_to_model(experiment), experiment.num_classes
 
     def turn(one: Turn) -> Turn:
-        return dataclasses.replace(one, loss=of_batch(one.loss))
+        loss = lambda params, extra, batch, ctx: one.loss(params, extra, read(batch, ctx), ctx)
+        return dataclasses.replace(one, loss=loss)
 
-    return dataclasses.replace(
-        task,
-        rounds=tuple(tuple(map(turn, turns)) for turns in task.rounds),
-        sample=sample,
-        evaluate=of_batch(task.evaluate),
-        reconstruct=reconstruct if task.reconstruct else None,
-        score=(task.score[0], score) if task.score else None,
-        encode=of_batch(task.encode),
-        decode=decode if task.decode else None,
-        diagnostics=tuple(d._replace(collect=of_batch(d.collect)) for d in task.diagnostics),
-        codes=(task.codes[0], of_batch(task.codes[1])) if task.codes else None,
-    )
+    def checked(one: Capability) -> Capability:
+        if isinstance(one, Samples):
+
+            def draw(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
+                _check_labels(labels, ctx.index.shape[0], num_classes)
+                return one.draw(params, extra, ctx, labels)
+
+            return dataclasses.replace(one, draw=draw)
+        if isinstance(one, LatentSpace):
+
+            def decode(params, extra, codes: Array, labels: Array | None) -> Array:
+                _check_labels(labels, len(codes), num_classes)
+                return one.decode(params, extra, codes, labels)
+
+            return dataclasses.replace(one, decode=decode)
+        return one
+
+    capabilities = tuple(checked(one.on_data(read, experiment.scaling.to_data)) for one in task.capabilities)
+    rounds = tuple(tuple(map(turn, turns)) for turns in task.rounds)
+    return dataclasses.replace(task, rounds=rounds, capabilities=capabilities)
 
 
 def _make_to_model(experiment: Experiment) -> Callable[[Batch, rng.Context], Batch]:
     """to_model(batch, ctx) -> the batch as the task reads it. Raises UserError."""
-    dataset, cfg, num_classes = experiment.dataset, experiment.config.data, experiment.task.num_classes
+    dataset, cfg, num_classes = experiment.dataset, experiment.config.data, experiment.num_classes
     levels, is_image = dataset.levels, dataset.kind == 'image'
     binary = is_image and (levels == 1 or cfg.binarize == 'static')  # which draws the images of its own set alone
     of_floats = batching.make_eval_preprocess(dataclasses.replace(dataset, levels=0), cfg.binarize, experiment.scaling)

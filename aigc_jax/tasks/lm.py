@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Turn
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.decoding import Language, Sampling, sample
+from aigc_jax.decoding import Sampling, sample
 from aigc_jax.nn import recurrent, transformer
 from aigc_jax.nn.build import build, compute_dtype
 
@@ -106,16 +107,18 @@ def make(config, dataset: Dataset) -> Task:
     return Task(
         init=init,
         rounds=((Turn('model', loss),),),
-        sample=draw_sample,
-        language=Language(
-            apply=apply,
-            nats=lambda params, extra, tokens: nats(params, tokens)[0],
-            fresh=module.initial_state,
-            context=0 if is_recurrent else module.context,
-            vocab_size=tokenizer.vocab_size,
-            end=tokenizer.end,
-            first=first,
-            attention=None if is_recurrent else attention,
+        capabilities=(
+            Samples(draw_sample),
+            CausalText(
+                decode=apply,
+                token_nll=lambda params, extra, tokens: nats(params, tokens)[0],
+                init_cache=module.initial_state,
+                context=0 if is_recurrent else module.context,
+                vocab_size=tokenizer.vocab_size,
+                eos=tokenizer.end,
+                bos=first,
+                attention=None if is_recurrent else attention,
+            ),
         ),
     )
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Codebook, Measures, Reconstructs, Samples
 from aigc_jax.core.errors import UserError, check_fields, check_type
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.batching import make_scaling
@@ -168,9 +169,10 @@ def make(config, dataset: Dataset) -> Task:
     return Task(
         init=init,
         rounds=((Turn('model', loss), Turn('prior', prior_loss)),),
-        sample=sample,
-        evaluate=evaluate,
-        reconstruct=reconstruct,
-        codes=(K, lambda params, extra, batch, ctx: encode(params, extra, batch)[2]),
-        num_classes=num_classes,
+        capabilities=(
+            Measures(evaluate),
+            Samples(sample, num_classes),
+            Reconstructs(reconstruct),
+            Codebook(K, lambda params, extra, batch, ctx: encode(params, extra, batch)[2]),
+        ),
     )

@@ -217,7 +217,7 @@ def toy_task():
         extra = Extra({'mean': 0.9 * mean + 0.1 * x.mean(axis=0)}, {'h': jax.lax.stop_gradient(h)})
         return jnp.mean((h.sum(axis=-1) - batch['y']) ** 2), ({}, extra)
 
-    return Task(init, rounds=((Turn('model', loss),),), sample=None)
+    return Task(init, rounds=((Turn('model', loss),),))
 
 
 def train_toy(devices: int, layout: dict, micro_batches: int):

@@ -28,7 +28,7 @@ def game(rounds):
         'b': Turn('b', lambda p, e, b, c: (0.5 * (p['b'] - jax.lax.stop_gradient(2 * p['a'])) ** 2, ({}, e))),
     }
     init = lambda key: ({'a': jnp.float32(0), 'b': jnp.float32(0)}, Extra({}, {}))
-    return Task(init, tuple(tuple(turns[p] for p in players) for players in rounds), sample=None)
+    return Task(init, tuple(tuple(turns[p] for p in players) for players in rounds))
 
 
 def one_step(task, optimizers, batch, **kwargs):
@@ -51,7 +51,7 @@ def test_all_turns_of_a_step_have_the_rate_of_that_step():
     step as for one with a single turn. The gradients are 1, so that a turn moves its player by the rate."""
     turns = {player: Turn(player, lambda p, e, b, c, own=player: (p[own], ({}, e))) for player in 'ab'}
     init = lambda key: ({'a': jnp.float32(0), 'b': jnp.float32(0)}, Extra({}, {}))
-    task = Task(init, tuple((turns[player],) for player in 'aaab'), sample=None)
+    task = Task(init, tuple((turns[player],) for player in 'aaab'))
     schedule = dict(
         name='warmup_cosine_decay_schedule', init_value=0.1, peak_value=1.0, warmup_percent=25.0, decay_percent=100.0
     )
@@ -75,7 +75,7 @@ def test_every_round_sees_its_own_examples_and_draws():
         seen.append((batch['x'], ctx.index, ctx.normal('z', (2,))))
         return jnp.sum(params['a']) * 0, ({}, extra)
 
-    task = Task(lambda key: ({'a': jnp.zeros(())}, Extra({}, {})), ((Turn('a', loss),),) * 3, sample=None)
+    task = Task(lambda key: ({'a': jnp.zeros(())}, Extra({}, {})), ((Turn('a', loss),),) * 3)
     with jax.disable_jit():
         one_step(task, {'a': optax.sgd(1.0)}, {'x': jnp.arange(12).reshape(3, 4)})
     np.testing.assert_array_equal(np.concatenate([x for x, _, _ in seen]), np.arange(12))
@@ -124,7 +124,7 @@ def weighted_task():
         return jnp.sum(error * batch['mask']) / jnp.sum(batch['mask']), ({'tokens': jnp.mean(batch['mask'])}, extra)
 
     turn = Turn('m', loss, weight=lambda batch: jnp.sum(batch['mask']))
-    return Task(lambda key: ({'m': jnp.ones(())}, Extra({}, {})), ((turn,),), sample=None)
+    return Task(lambda key: ({'m': jnp.ones(())}, Extra({}, {})), ((turn,),))
 
 
 @pytest.mark.parametrize('parts', [2, 4, 8])
@@ -155,7 +155,7 @@ def test_what_is_frozen_has_no_gradient(parts):
     def loss(p, extra, batch, ctx):
         return jnp.mean((batch['x'] @ p['net']['first']) @ p['net']['last']), ({}, extra)
 
-    task = Task(lambda key: (params, Extra({}, {})), ((Turn('net', loss),),), sample=None)
+    task = Task(lambda key: (params, Extra({}, {})), ((Turn('net', loss),),))
     config = ConfigDict({'net': dict(
         name='sgd', options={}, schedule=dict(name='constant_schedule', value=0.5), clip_norm=0.0, clip_weights=0.0,
         weight_decay_regex='', learning_rate_rules=(), freeze='first', ema_decay=0.0,

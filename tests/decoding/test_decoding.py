@@ -18,6 +18,7 @@ import scipy.stats
 
 from aigc_jax import decoding
 from aigc_jax.core import parallel, rng
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding import Sampling, sampling
 from aigc_jax.decoding.speculation import propose, speculate
@@ -211,12 +212,12 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
     again = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
     assert [text.text for text in texts] == [text.text for text in again]
     assert [text.nats for text in texts] == pytest.approx([text.nats for text in again], rel=1e-4)
-    language, tokenizer = experiment.task.language, experiment.dataset.tokenizer
+    language, tokenizer = experiment.task.get(CausalText), experiment.dataset.tokenizer
     for text in texts:
         read = np.concatenate([tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
         if not text.prompt:
-            read = np.concatenate([[language.first], read])
-        logits, _ = language.apply(state.params, None, jnp.asarray(read[None, :-1]), None)
+            read = np.concatenate([[language.bos], read])
+        logits, _ = language.decode(state.params, None, jnp.asarray(read[None, :-1]), None)
         log_p = np.asarray(jax.nn.log_softmax(logits[0], axis=-1))[np.arange(len(read) - 1), read[1:]]
         assert text.nats == pytest.approx(-log_p[-len(text.tokens) :].sum(), rel=1e-3)
 
@@ -264,7 +265,7 @@ def test_texts_beyond_the_context(smoke):
     experiment.config.eval.batch_size = 1
     assert [text.text for text in write(['The', 'An import'], 150)] == [text.text for text in long]
     read = np.concatenate([experiment.dataset.tokenizer.encode('The'), long[0].tokens])
-    forward = jax.jit(lambda tokens: experiment.task.language.apply(state.params, None, tokens, None)[0])
+    forward = jax.jit(lambda tokens: experiment.task.get(CausalText).decode(state.params, None, tokens, None)[0])
     nats, place = 0.0, 3
     for first in range(0, len(read), 24):  # what is read at once: 48 tokens, the first 24 of them again
         window = np.zeros((1, 48), np.int32)
@@ -316,9 +317,9 @@ def test_a_grammar_ends_a_text_that_no_token_ends(tmp_path):
     assert {text.text for text in whole} == {'V', 'XV'} and all(np.isfinite(text.ruled_out) for text in texts)
     assert {(text.text, text.ended) for text in texts if text.ended != 'end'} == {('XXV', 'closed')}
     # Of X and V the length leaves V alone: what that rules out is −log p(V) of the model, which is all that V costs.
-    nats = experiment.task.language.nats
+    nats = experiment.task.get(CausalText).token_nll
     closed = next(text for text in texts if text.ended == 'closed')
-    read = np.concatenate([[experiment.task.language.first], closed.tokens])[None]
+    read = np.concatenate([[experiment.task.get(CausalText).bos], closed.tokens])[None]
     own = np.asarray(nats(experiment.create_state().params, None, read))[0]
     assert len(own) == 3 and closed.ruled_out >= own[2] * 0.999
     (tmp_path / 'g.lark').write_text('start: "V" ("X" "V")*\n')

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap, t
 
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.metrics import intervals, text_likelihood
@@ -170,7 +171,7 @@ def test_each_token_of_a_window_goes_to_its_document(text_experiment):
     tokens, document, seen = windows.tokens, -1, {}
     of_place = [document := document + (token == tokenizer.end) for token in tokens]
     sums = {}  # document: nats, tokens, bytes, nats over windows, places
-    of_windows = jax.jit(experiment.task.language.nats)
+    of_windows = jax.jit(experiment.task.get(CausalText).token_nll)
     rows = of_windows(state.params, Extra({}, {}), windows[np.arange(len(windows))]['tokens'])
     for i, nats in enumerate(np.asarray(rows, np.float64)):
         start = min(7 * i, len(tokens) - 21)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.core import rng, tree
+from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.nn import conv, convnets, mlp
@@ -268,7 +269,7 @@ def test_every_network_takes_colour_of_32_by_32(tmp_path, variant):
         params, extra = task.init(rng.stream(0, 'init'))
         batch = experiment.train_preprocess(examples, ctx)
         losses = [turn.loss(params, extra, batch, ctx)[0] for turns in task.rounds for turn in turns]
-        return losses, task.sample(params, extra, ctx, jnp.arange(4))
+        return losses, task.get(Samples).draw(params, extra, ctx, jnp.arange(4))
 
     losses, samples = jax.eval_shape(everything)
     assert {loss.shape for loss in losses} == {()} and samples.shape == (4, 32, 32, 3)

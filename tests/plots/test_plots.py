@@ -1,4 +1,4 @@
-"""plots.py: the pixels where they are exact, the figure's contents where they are not."""
+"""plots/: the pixels where they are exact, the figure's contents where they are not."""
 
 import gc
 import math
@@ -13,8 +13,11 @@ import pytest
 from matplotlib.collections import EllipseCollection
 from matplotlib.image import imread
 
-from aigc_jax import plots
 from aigc_jax.core.errors import RunError
+from aigc_jax.plots import curves as plots_curves
+from aigc_jax.plots import images as plots_images
+from aigc_jax.plots import points as plots_points
+from aigc_jax.plots.figure import BLUE, ORANGE
 
 RING = SimpleNamespace(means=np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]]), std=0.02)
 
@@ -29,7 +32,7 @@ def read(path):
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_image_grid_is_exact(tmp_path, channels):
     x = np.random.default_rng(0).uniform(-0.2, 1.2, (5, 8, 8, channels))
-    plots.image_grid(x, tmp_path / 'new' / 'grid.png', columns=3)
+    plots_images.image_grid(x, tmp_path / 'new' / 'grid.png', columns=3)
     assert [p.name for p in (tmp_path / 'new').iterdir()] == ['grid.png']
     picture = read(tmp_path / 'new' / 'grid.png')
     assert picture.shape == (2 * 50 + 2, 3 * 50 + 2, 3)  # 8 pixels enlarged by 6, and gaps of 2
@@ -43,21 +46,21 @@ def test_image_grid_is_exact(tmp_path, channels):
 
 
 def test_image_grid_is_square_by_default_and_leaves_large_images_alone(tmp_path):
-    plots.image_grid(np.zeros((9, 64, 64, 1)), tmp_path / 'grid.png')
+    plots_images.image_grid(np.zeros((9, 64, 64, 1)), tmp_path / 'grid.png')
     assert read(tmp_path / 'grid.png').shape == (3 * 66 + 2, 3 * 66 + 2, 3)
 
 
 @pytest.mark.parametrize('shape', [(0, 8, 8, 1), (4, 8, 8)])
 def test_image_grid_refuses(tmp_path, shape):
     with pytest.raises(ValueError, match='images must have shape'):
-        plots.image_grid(np.zeros(shape), tmp_path / 'grid.png')
+        plots_images.image_grid(np.zeros(shape), tmp_path / 'grid.png')
     assert not list(tmp_path.iterdir())
 
 
 def test_reconstructions_lie_below_their_originals(tmp_path, figure):
     rng = np.random.default_rng(0)
     x, y = rng.random((2, 20, 8, 8, 1))
-    plots.reconstructions(x, y, tmp_path / 'r.png')
+    plots_images.reconstructions(x, y, tmp_path / 'r.png')
     assert [text.get_text() for text in figure[0].texts] == ['original', 'reconstruction'] * 2
     picture = read(tmp_path / 'r.png')
 
@@ -70,7 +73,7 @@ def test_reconstructions_lie_below_their_originals(tmp_path, figure):
         np.testing.assert_array_equal(tile(row, column), np.rint(255 * x[index, ..., 0]))
         np.testing.assert_array_equal(tile(row + 1, column), np.rint(255 * y[index, ..., 0]))
     with pytest.raises(ValueError, match='differ'):
-        plots.reconstructions(x, y[:5], tmp_path / 'r.png')
+        plots_images.reconstructions(x, y[:5], tmp_path / 'r.png')
 
 
 def tile_of(picture, left, top):
@@ -80,7 +83,7 @@ def tile_of(picture, left, top):
 
 def test_classes_are_rows_with_their_names(tmp_path, figure):
     x = np.random.default_rng(0).random((14, 8, 8, 1))
-    plots.image_classes(x, ['cat'] * 6 + ['$5 or $6'] * 8, tmp_path / 'c.png')
+    plots_images.image_classes(x, ['cat'] * 6 + ['$5 or $6'] * 8, tmp_path / 'c.png')
     assert [text.get_text() for text in figure[0].texts] == ['cat', '$5 or $6']
     picture = read(tmp_path / 'c.png')
     places = [(0, i) for i in range(4)] + [(1, i) for i in range(2)] + [(2 + i // 4, i % 4) for i in range(8)]
@@ -93,7 +96,7 @@ def test_classes_are_rows_with_their_names(tmp_path, figure):
 
 def test_many_classes_stand_above_their_images(tmp_path, figure):
     x, names = np.random.default_rng(0).random((9, 8, 8, 1)), [f'{i:03}' for i in range(7)] + ['a' * 10, 'b' * 30]
-    plots.image_classes(x, names, tmp_path / 'c.png')
+    plots_images.image_classes(x, names, tmp_path / 'c.png')
     assert [text.get_text() for text in figure[0].texts[:8]] == names[:8]
     assert re.fullmatch('b{7,10}…', figure[0].texts[8].get_text())
     picture = read(tmp_path / 'c.png')
@@ -108,13 +111,13 @@ def test_many_classes_stand_above_their_images(tmp_path, figure):
 def test_classes_stand_above_pairs_and_columns(tmp_path, figure):
     x = np.random.default_rng(0).random((20, 8, 8, 1))
     names = [str(i) for i in range(20)]
-    plots.reconstructions(x, x, tmp_path / 'r.png', names)
+    plots_images.reconstructions(x, x, tmp_path / 'r.png', names)
     shown = [text.get_text() for text in figure[0].texts]
     assert shown == ['original', *names[:16], 'reconstruction', 'original', *names[16:], 'reconstruction']
     np.testing.assert_array_equal(
         tile_of(read(tmp_path / 'r.png'), 130 + 50 * 3, 2 * 18 + 2 * 52), np.rint(255 * x[19, ..., 0])
     )
-    plots.image_rows([('a', x[:3]), ('b', x[3:6])], tmp_path / 'p.png', 2, [names[:3]])
+    plots_images.image_rows([('a', x[:3]), ('b', x[3:6])], tmp_path / 'p.png', 2, [names[:3]])
     assert [text.get_text() for text in figure[1].texts] == ['a', '0', '1', '2', 'b']
 
 
@@ -124,16 +127,16 @@ def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):
         for s in (1, 2, 3)
         for split in ('train', 'eval')
     ]
-    plots.curves(rows, tmp_path / 'c.png')
+    plots_curves.curves(rows, tmp_path / 'c.png')
     panels = {axes.get_title(loc='left'): axes for axes in figure[0].axes}
     assert list(panels) == ['loss', 'acc', 'grad_norm']
     assert [panels[name].get_yscale() for name in panels] == ['linear', 'linear', 'log']
     drawn = {(line.get_color(), line.get_marker()): list(line.get_ydata()) for line in panels['loss'].lines}
     assert drawn == {
-        (plots.BLUE, 'None'): [1, 2, 3],
-        (plots.BLUE, 'o'): [1, 2, 3],
-        (plots.ORANGE, 'None'): [2, 4, 6],
-        (plots.ORANGE, 'o'): [2, 4, 6],
+        (BLUE, 'None'): [1, 2, 3],
+        (BLUE, 'o'): [1, 2, 3],
+        (ORANGE, 'None'): [2, 4, 6],
+        (ORANGE, 'o'): [2, 4, 6],
     }
     labels = [text.get_text() for text in figure[0].legends[0].get_texts()]
     assert labels == ['disc', 'gen', 'train', 'eval']
@@ -145,7 +148,7 @@ def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
         for s in (1, 2)
         for seed, value in ((0, 1.0), (1, 5.0), (2, 6.0 if s == 1 else None))
     ]
-    plots.curves(rows, tmp_path / 'c.png')
+    plots_curves.curves(rows, tmp_path / 'c.png')
     lines = figure[0].axes[0].lines
     assert len(lines) == 4
     assert list(lines[-1].get_ydata()) == [5.0, 3.0]
@@ -165,7 +168,7 @@ def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
 )
 def test_curves_of_few_or_bad_values_draw_without_a_warning(tmp_path, figure, values):
     rows = [{'step': 10 * i, 'split': 'train', 'm/loss': v, 'm/grad_norm': v} for i, v in enumerate(values)]
-    plots.curves(rows, tmp_path / 'c.png')
+    plots_curves.curves(rows, tmp_path / 'c.png')
     finite = [v for v in values if v is not None and math.isfinite(v)]
     axes = figure[0].axes[0]
     assert ['no finite value'] * (not finite) == [text.get_text() for text in axes.texts]
@@ -174,7 +177,7 @@ def test_curves_of_few_or_bad_values_draw_without_a_warning(tmp_path, figure, va
 
 @pytest.mark.parametrize('count', [0, 1, 14])
 def test_curves_any_number_of_panels(tmp_path, figure, count):
-    plots.curves([{'step': 1, 'split': 'final'} | {f'm/{i}': 1.0 for i in range(count)}], tmp_path / 'c.png')
+    plots_curves.curves([{'step': 1, 'split': 'final'} | {f'm/{i}': 1.0 for i in range(count)}], tmp_path / 'c.png')
     assert len(figure[0].axes) == count and read(tmp_path / 'c.png').size
 
 
@@ -185,7 +188,7 @@ def test_points_shows_and_counts(tmp_path, figure):
     xs, ys = np.linspace(-3, 3, 13), np.linspace(-2.5, 2.5, 11)
     values = np.add.outer(ys, xs)
     values[0, 0] = -np.inf
-    plots.points(tmp_path / 'p.png', real, generated, real, RING, (xs, ys, values, 'D(x)'))
+    plots_points.points(tmp_path / 'p.png', real, generated, real, RING, (xs, ys, values, 'D(x)'))
     data, samples, recentred = figure[0].axes[:3]
     assert samples.get_xlim() == (-3, 3) and samples.get_ylim() == (-2.5, 2.5)
     for axes, count, std in ((samples, 3, RING.std), (recentred, 1, 1.0)):
@@ -211,9 +214,9 @@ def test_points_shows_and_counts(tmp_path, figure):
 def test_points_without_modes_and_on_a_flat_surface(tmp_path, figure, surface):
     x = np.random.default_rng(0).normal(size=(50, 2))
     for density in (None, SimpleNamespace(means=np.zeros((1, 2)), std=1.0)):
-        plots.points(tmp_path / 'p.png', x, x, density=density, surface=surface)
+        plots_points.points(tmp_path / 'p.png', x, x, density=density, surface=surface)
         assert len(figure[-1].axes) == 2 + (surface is not None)
-    plots.points(tmp_path / 'p.png', x, x, surface=surface, extent=(-1, 2, -3, 4))
+    plots_points.points(tmp_path / 'p.png', x, x, surface=surface, extent=(-1, 2, -3, 4))
     assert figure[-1].axes[0].get_xlim() == (-1, 2) and figure[-1].axes[1].get_ylim() == (-3, 4)
 
 
@@ -226,7 +229,7 @@ def test_a_picture_is_whole_or_absent(tmp_path, monkeypatch):
 
     monkeypatch.setattr('os.fsync', full)
     with pytest.raises(RunError, match='grid.png: No space left'):
-        plots.image_grid(np.zeros((1, 8, 8, 1)), path)
+        plots_images.image_grid(np.zeros((1, 8, 8, 1)), path)
     assert path.read_bytes() == b'old' and len(list(tmp_path.iterdir())) == 1
 
 

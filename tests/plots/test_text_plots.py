@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from aigc_jax import plots
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Extra
 from aigc_jax.data import Tokenizer
-from aigc_jax.plots import text as text_plots
+from aigc_jax.plots import text as plots_text
+from aigc_jax.plots.figure import ORANGE
 from aigc_jax.reports import pictures
 from aigc_jax.runs import config
 from aigc_jax.runs.experiment import Experiment
@@ -36,12 +37,12 @@ def rows(seed=None, add=0.0):
 
 
 def test_loss_against_tokens_with_the_baselines_as_lines(tmp_path, figure):
-    text_plots.loss_against_tokens(rows(), tmp_path / 'loss.png', 512, 1000, SPLITS)
+    plots_text.loss_against_tokens(rows(), tmp_path / 'loss.png', 512, 1000, SPLITS)
     axes = figure[0].axes[0]
     drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
     assert drawn['model, train'] == ([5120, 10240], [3.0, 2.0])
     assert drawn['model, valid'] == ([10240], [2.5]) and drawn['model, test'] == ([10240], [2.0])
-    lines = [line.get_ydata()[0] for line in axes.lines if line.get_color() == plots.ORANGE]
+    lines = [line.get_ydata()[0] for line in axes.lines if line.get_color() == ORANGE]
     assert lines == [1.75, 1.74, 1.5]  # compressors in nats a token
     labels = [text for text in axes.texts if text.get_text()[-1].isdigit()]
     assert [text.get_text() for text in labels] == ['xz 1.500', 'mixture 1.740', '5-gram 1.750', 'model 2.000']
@@ -51,11 +52,11 @@ def test_loss_against_tokens_with_the_baselines_as_lines(tmp_path, figure):
 
 def test_loss_before_the_end_has_no_baselines_and_replicas_a_median(tmp_path, figure):
     every = [row for k, add in enumerate((0.0, 0.1, 0.5)) for row in rows(k, add)]
-    text_plots.loss_against_tokens(
+    plots_text.loss_against_tokens(
         [row for row in every if row['split'] != 'final'], tmp_path / 'a.png', 8, 1000, SPLITS
     )
-    assert not any(line.get_color() == plots.ORANGE for line in figure[0].axes[0].lines)
-    text_plots.loss_against_tokens(every, tmp_path / 'a.png', 8, 1000, SPLITS)
+    assert not any(line.get_color() == ORANGE for line in figure[0].axes[0].lines)
+    plots_text.loss_against_tokens(every, tmp_path / 'a.png', 8, 1000, SPLITS)
     drawn = {line.get_label(): list(line.get_ydata()) for line in figure[1].axes[0].lines}
     np.testing.assert_allclose(drawn['model, train'], [3.1, 2.1])
     assert 'model 2.100' in [text.get_text() for text in figure[1].axes[0].texts]
@@ -64,7 +65,7 @@ def test_loss_before_the_end_has_no_baselines_and_replicas_a_median(tmp_path, fi
 @pytest.mark.parametrize('values', [[], [None, math.nan], [0.0], [1.0, None, 2.0], [2.0, 2.0]])
 def test_loss_of_few_or_bad_values_draws_without_a_warning(tmp_path, figure, values):
     some = [{'step': i + 1, 'split': 'train', 'model/nats_per_token': v} for i, v in enumerate(values)]
-    text_plots.loss_against_tokens(some, tmp_path / 'loss.png', 512, 10**9, SPLITS)
+    plots_text.loss_against_tokens(some, tmp_path / 'loss.png', 512, 10**9, SPLITS)
     finite = [v for v in values if v is not None and math.isfinite(v)]
     assert ['no finite value'] * (not finite) == [text.get_text() for text in figure[0].axes[0].texts]
 
@@ -72,7 +73,7 @@ def test_loss_of_few_or_bad_values_draws_without_a_warning(tmp_path, figure, val
 @pytest.mark.parametrize('layers, heads, shown', [(1, 1, (1, 1)), (2, 3, (2, 3)), (12, 8, (6, 6))])
 def test_attention_is_a_grid_of_layers_and_heads(tmp_path, figure, layers, heads, shown):
     weights = np.random.default_rng(0).random((layers, heads, 4, 4))
-    text_plots.attention(weights, ['$a$', '\n', ' the', '\x00\U0001f600'], tmp_path / 'attention.png')
+    plots_text.attention(weights, ['$a$', '\n', ' the', '\x00\U0001f600'], tmp_path / 'attention.png')
     panels = [axes for axes in figure[0].axes if axes.images]
     assert len(panels) == shown[0] * shown[1]
     titles = [axes.get_title() for axes in panels if axes.get_title()]
@@ -91,7 +92,7 @@ def test_the_maps_are_the_weights_by_which_values_are_mixed():
     experiment = Experiment(config.load('configs/gpt.py:smoke', overrides))
     params, _ = jax.jit(experiment.task.init)(rng.stream(0, 'init'))
     tokens = jnp.arange(12).reshape(2, 6)
-    attention = experiment.task.language.attention
+    attention = experiment.task.get(CausalText).attention
     weights = np.asarray(attention(params, Extra({}, {}), tokens))
     assert weights.shape == (1, 2, 2, 6, 6)
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)

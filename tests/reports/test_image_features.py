@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from refusals import assert_refused, snapshot
 
-from aigc_jax import plots
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import Arrays
 from aigc_jax.data.dataset import from_arrays
 from aigc_jax.metrics import features
+from aigc_jax.plots import images as plots_images
 from aigc_jax.reports import image_samples, pictures
 from aigc_jax.reports.evaluator import Evaluator, table
 from aigc_jax.runs import config as config_lib
@@ -295,14 +295,14 @@ def test_what_the_data_do_not_allow_is_refused(tmp_path):
 
 def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
     rows, pairs = {}, []
-    draw_rows = plots.image_rows
+    draw_rows = plots_images.image_rows
 
     def image_rows(drawn, path, *more, **fields):
         rows[path.name] = drawn
         draw_rows(drawn, path, *more, **fields)
 
-    monkeypatch.setattr(plots, 'image_rows', image_rows)
-    monkeypatch.setattr(plots, 'image_pairs', lambda *a, **k: pairs.append(a))
+    monkeypatch.setattr(plots_images, 'image_rows', image_rows)
+    monkeypatch.setattr(plots_images, 'image_pairs', lambda *a, **k: pairs.append(a))
     assert (run / 'plots' / 'neighbours.png').stat().st_size > 500
     experiment, state = open_run(run)
     evaluator = Evaluator(experiment)

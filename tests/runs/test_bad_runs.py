@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from refusals import GAN, VAE, assert_refused, snapshot
 
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core import files as files_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.reports import final, image_samples
@@ -198,7 +199,7 @@ def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
     assert code == 0, err
     assert 'data.tokenizer: bpe, of 270 tokens, from init_from' in err and 'the end of a document is a new token' in err
     config, task, _ = aigc_jax.load(tmp_path / 'two')
-    assert (config.data.tokenizer, task.language.vocab_size, task.language.end) == ('auto', 271, 270)
+    assert (config.data.tokenizer, task.get(CausalText).vocab_size, task.get(CausalText).eos) == ('auto', 271, 270)
     before, after = leaves(tmp_path / 'one'), leaves(tmp_path / 'two')
     grown = [name for name in before if name.startswith('params/') and before[name].shape != after[name].shape]
     assert len(grown) == 2, grown  # embedding and head

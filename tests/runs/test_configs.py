@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax import tasks
 from aigc_jax.core import rng
 from aigc_jax.core.types import Extra, Task, Turn
@@ -57,7 +58,7 @@ def test_every_vae_is_whole_with_smoke_on_top(variant):
         params, extra = task.init(rng.stream(0, 'init'))
         batch = experiment.preprocess(examples, ctx)
         loss, _ = task.rounds[0][0].loss(params, extra, batch, ctx)
-        return loss, task.sample(params, extra, ctx, None), task.evaluate(params, extra, batch, ctx)
+        return loss, task.get(Samples).draw(params, extra, ctx, None), task.get(Measures).per_example(params, extra, batch, ctx)
 
     loss, samples, found = jax.eval_shape(everything)
     assert loss.shape == () and samples.shape == (3, *experiment.dataset.shape)
@@ -130,7 +131,7 @@ def toy_task(config, dataset) -> Task:
     return Task(
         init=lambda key: ({'mean': {'image': jnp.zeros(dataset.shape)}}, Extra({}, {})),
         rounds=((Turn('mean', loss),),),
-        sample=sample,
+        capabilities=(Samples(sample),),
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from vaes import context, make, start
 
+from aigc_jax.core.capabilities import LatentSpace, Measures, Reconstructs, Samples, ScalarField, SplitStatistic
 import aigc_jax
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import raw
@@ -22,13 +23,13 @@ def test_raw_images_are_evaluated_as_the_run_evaluates_them(smoke):
     config, task, state = aigc_jax.load(smoke('vae'))
     experiment = make()
     x, ctx, extra = experiment.examples('test', np.arange(6))['x'], context(6), ((), ())
-    theirs = experiment.task.evaluate(state.params, extra, experiment.preprocess({'x': x}, ctx), ctx)
+    theirs = experiment.task.get(Measures).per_example(state.params, extra, experiment.preprocess({'x': x}, ctx), ctx)
     for form in (x, x.astype(np.int64), x / 16, jnp.asarray(x / np.float32(16))):
-        ours = task.evaluate(state.params, extra, {'x': form}, ctx)
+        ours = task.get(Measures).per_example(state.params, extra, {'x': form}, ctx)
         np.testing.assert_allclose(ours['model/nll'], theirs['model/nll'], rtol=1e-5)
     for form in (x.astype(np.float32), x[..., 0], x[0], x * 15, -x.astype(int), x / 16 + np.nan, x > 8):
         with pytest.raises(UserError, match=r'wants \(n, 8, 8, 1\), whole numbers 0 to 16 or floats in \[0, 1\]'):
-            task.evaluate(state.params, extra, {'x': form}, ctx)
+            task.get(Measures).per_example(state.params, extra, {'x': form}, ctx)
 
 
 def test_what_goes_in_and_comes_out_is_in_the_datas_own_units(grey):
@@ -40,43 +41,43 @@ def test_what_goes_in_and_comes_out_is_in_the_datas_own_units(grey):
         theirs = getattr(experiment.task, name)(params, extra, seen, ctx)
         theirs = theirs / 2 + 0.5 if name == 'reconstruct' else theirs
         np.testing.assert_allclose(getattr(task, name)(params, extra, {'x': x}, ctx), theirs, atol=1e-5)
-    z = task.encode(params, extra, {'x': x}, ctx)
-    middle = experiment.task.decode(params, extra, z, None) / 2 + 0.5
-    np.testing.assert_allclose(task.decode(params, extra, z, None), middle, atol=1e-6)
-    drawn = experiment.task.sample(params, extra, ctx, None) / 2 + 0.5
-    np.testing.assert_allclose(task.sample(params, extra, ctx, None), drawn, atol=1e-6)
-    score = task.score[1](params, extra, x / 16, ctx)
-    np.testing.assert_allclose(score, experiment.task.score[1](params, extra, seen['x'], ctx), rtol=1e-4)
+    z = task.get(LatentSpace).encode(params, extra, {'x': x}, ctx)
+    middle = experiment.task.get(LatentSpace).decode(params, extra, z, None) / 2 + 0.5
+    np.testing.assert_allclose(task.get(LatentSpace).decode(params, extra, z, None), middle, atol=1e-6)
+    drawn = experiment.task.get(Samples).draw(params, extra, ctx, None) / 2 + 0.5
+    np.testing.assert_allclose(task.get(Samples).draw(params, extra, ctx, None), drawn, atol=1e-6)
+    score = task.get(ScalarField).value(params, extra, x / 16, ctx)
+    np.testing.assert_allclose(score, experiment.task.get(ScalarField).value(params, extra, seen['x'], ctx), rtol=1e-4)
     loss = lambda task, batch: task.rounds[0][0].loss(params, extra, batch, ctx)[0]
     np.testing.assert_allclose(loss(task, {'x': x}), loss(experiment.task, seen), rtol=1e-5)
-    for function in (task.encode, task.diagnostics[0].collect, task.rounds[0][0].loss, task.reconstruct):
+    for function in (task.get(LatentSpace).encode, task.all(SplitStatistic)[0].collect, task.rounds[0][0].loss, task.get(Reconstructs).reconstruct):
         with pytest.raises(UserError, match='float32 from 0.0 to 16.0'):
             function(params, extra, {'x': x.astype(np.float32)}, ctx)
     with pytest.raises(UserError, match='wants'):
-        task.score[1](params, extra, x.astype(np.float32), ctx)
+        task.get(ScalarField).value(params, extra, x.astype(np.float32), ctx)
 
 
 def test_inside_jit_an_image_out_of_range_becomes_nan(grey):
     _, task, params, extra, x = grey
-    encode = jax.jit(lambda x: task.encode(params, extra, {'x': x}, context(4)))
+    encode = jax.jit(lambda x: task.get(LatentSpace).encode(params, extra, {'x': x}, context(4)))
     levels = x.astype(np.float32) / 16
     levels[1, 0, 0, 0] = 200
     codes = encode(levels)
     assert np.isnan(codes[1]).all() and np.isfinite(codes[np.array([0, 2, 3])]).all()
     with pytest.raises(UserError, match='wants'):
-        jax.eval_shape(lambda x: task.encode(params, extra, {'x': x}, context(4)), x[..., 0])
+        jax.eval_shape(lambda x: task.get(LatentSpace).encode(params, extra, {'x': x}, context(4)), x[..., 0])
 
 
 def test_labels_of_a_conditional_run_are_wanted():
     experiment = make(model__conditional=True)
     task, (params, extra) = raw.task_of(experiment), start(experiment)
     batch, ctx = experiment.examples('test', np.arange(4)), context(4)
-    assert np.isfinite(task.encode(params, extra, batch, ctx)).all()
+    assert np.isfinite(task.get(LatentSpace).encode(params, extra, batch, ctx)).all()
     for labels in (None, batch['label'][:3], batch['label'] + 10, batch['label'] - 10, batch['label'] / 1.0):
         with pytest.raises(UserError, match=r'wants \(4,\) whole numbers 0 to 9'):
-            task.encode(params, extra, {'x': batch['x'], 'label': labels}, ctx)
+            task.get(LatentSpace).encode(params, extra, {'x': batch['x'], 'label': labels}, ctx)
         with pytest.raises(UserError, match=r'wants \(4,\) whole numbers 0 to 9'):
-            task.sample(params, extra, ctx, labels)
+            task.get(Samples).draw(params, extra, ctx, labels)
 
 
 def test_binarized_images_are_binary():
@@ -85,15 +86,15 @@ def test_binarized_images_are_binary():
         experiment = make(data__binarize=how)
         task, (params, extra) = raw.task_of(experiment), start(experiment)
         x, ctx = experiment.dataset.splits['test'][np.arange(4)]['x'], context(4)
-        ones = task.encode(params, extra, {'x': (x > 8).astype(np.float32)}, ctx)
+        ones = task.get(LatentSpace).encode(params, extra, {'x': (x > 8).astype(np.float32)}, ctx)
         assert np.isfinite(ones).all()
         with pytest.raises(UserError, match=message):
-            task.encode(params, extra, {'x': x * 15}, ctx)
+            task.get(LatentSpace).encode(params, extra, {'x': x * 15}, ctx)
     seen = experiment.preprocess({'x': x}, ctx)
     assert set(np.unique(seen['x'])) == {0, 1}
     for form in (x, x / np.float32(16)):
         np.testing.assert_array_equal(
-            task.encode(params, extra, {'x': form}, ctx), experiment.task.encode(params, extra, seen, ctx)
+            task.get(LatentSpace).encode(params, extra, {'x': form}, ctx), experiment.task.get(LatentSpace).encode(params, extra, seen, ctx)
         )
 
 
@@ -104,7 +105,7 @@ def test_points_are_scaled():
     seen = experiment.preprocess({'x': x}, ctx)
     assert np.abs(x).max() > 3.5 > 2 > np.abs(seen['x']).max()
     np.testing.assert_allclose(
-        task.encode(params, extra, {'x': x}, ctx), experiment.task.encode(params, extra, seen, ctx), atol=1e-5
+        task.get(LatentSpace).encode(params, extra, {'x': x}, ctx), experiment.task.get(LatentSpace).encode(params, extra, seen, ctx), atol=1e-5
     )
     with pytest.raises(UserError, match=r'\(n, 2\), floats$'):
-        task.encode(params, extra, {'x': x + np.inf}, ctx)
+        task.get(LatentSpace).encode(params, extra, {'x': x + np.inf}, ctx)

@@ -9,6 +9,7 @@ import pytest
 from gans import EXTRA, linear_discriminator, losses, make
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures, Samples, ScalarField
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.tasks.gan import losses as losses_lib
 
@@ -86,9 +87,9 @@ def test_each_penalty_is_taken_where_its_article_has_it():
     params = experiment.create_state().params
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 2)), jnp.float32)
     metrics = losses(experiment, params, {'x': x})['discriminator'][1][0]
-    D = lambda x: np.asarray(experiment.task.score[1](params, EXTRA, x, None), np.float64)
+    D = lambda x: np.asarray(experiment.task.get(ScalarField).value(params, EXTRA, x, None), np.float64)
     ctx = rng.context(0, 'train', 0, jnp.arange(4))
-    fake = experiment.task.sample(params, EXTRA, ctx, None)
+    fake = experiment.task.get(Samples).draw(params, EXTRA, ctx, None)
     u = ctx.uniform('interpolate')[:, None]
     places = {
         'r1': x, 'r2': fake, 'gradient_penalty': u * x + (1 - u) * fake, 'dragan': x + 0.7 * ctx.normal('dragan', (2,)),
@@ -137,11 +138,11 @@ def test_images_are_bounded_and_points_are_not():
     ctx = rng.context(0, 'sample', 0, jnp.arange(50))
     images = make()
     big = jax.tree.map(lambda p: 100 * p, images.create_state().params)
-    samples = images.task.sample(big, EXTRA, ctx, None)
+    samples = images.task.get(Samples).draw(big, EXTRA, ctx, None)
     assert samples.shape == (50, 8, 8, 1) and samples.min() >= -1 and samples.max() <= 1
     points = make('ring8,smoke')
     big = jax.tree.map(lambda p: 100 * p, points.create_state().params)
-    assert np.abs(points.task.sample(big, EXTRA, ctx, None)).max() > 10
+    assert np.abs(points.task.get(Samples).draw(big, EXTRA, ctx, None)).max() > 10
 
 
 def test_samples_and_surface_are_in_data_units():
@@ -159,7 +160,7 @@ def test_samples_and_surface_are_in_data_units():
     )
     xs, ys, values, _ = Evaluator(standard).surface(state, 0, (-4.0, 4.0, -2.0, 2.0))
     at = (np.array([[xs[7], ys[90]]]) - offset) / factor
-    want = standard.task.score[1](
+    want = standard.task.get(ScalarField).value(
         state.params, EXTRA, jnp.asarray(at, jnp.float32), rng.context(0, 'score', 0, jnp.arange(1))
     )
     np.testing.assert_allclose(values[90, 7], want[0], rtol=1e-4)
@@ -169,8 +170,8 @@ def test_class_conditional():
     experiment = make(model__conditional=True)
     params = experiment.create_state().params
     ctx = rng.context(0, 'sample', 0, jnp.zeros(2, jnp.int32))  # the same z twice
-    samples = experiment.task.sample(params, EXTRA, ctx, jnp.array([0, 7]))
+    samples = experiment.task.get(Samples).draw(params, EXTRA, ctx, jnp.array([0, 7]))
     assert np.abs(samples[0] - samples[1]).max() > 0
     x = jnp.zeros((2, 8, 8, 1))
-    logits = experiment.task.evaluate(params, EXTRA, {'x': x, 'label': jnp.array([0, 7])}, ctx)
+    logits = experiment.task.get(Measures).per_example(params, EXTRA, {'x': x, 'label': jnp.array([0, 7])}, ctx)
     assert logits['discriminator/real_logit'][0] != logits['discriminator/real_logit'][1]

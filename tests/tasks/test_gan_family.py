@@ -11,6 +11,7 @@ from gans import CONFIG, linear_discriminator, make
 from ml_collections import ConfigDict
 
 from aigc_jax.core import optim, rng
+from aigc_jax.core.capabilities import Measures, Samples, ScalarField
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.runs import config as config_lib
@@ -111,7 +112,7 @@ def test_lecam_is_added_and_its_averages_are_kept():
     params = linear_discriminator(experiment, [1.0, -1.0])
     base = turns(make(**POINTS), params, {'x': X})['discriminator']
     value, metrics, stats = turns(experiment, params, {'x': X})['discriminator']
-    fake = experiment.task.sample(params, Extra({}, {}), CTX, None)
+    fake = experiment.task.get(Samples).draw(params, Extra({}, {}), CTX, None)
     real, fake = np.asarray(X[:, 0] - X[:, 1]), np.asarray(fake[:, 0] - fake[:, 1])
     assert value - base[0] == pytest.approx(0.3 * ((real**2).mean() + (fake**2).mean()), rel=1e-4)
     assert stats['lecam']['real'] == pytest.approx(0.01 * real.mean(), rel=1e-3)
@@ -157,18 +158,18 @@ def test_packing():
     assert packed.create_state().params['discriminator']['mlp']['Dense_0']['kernel'].shape == (4, 1)
     value, metrics, _ = turns(packed, both, {'x': X})['discriminator']
     weights = np.tile([[3.0, 4.0], [1.0, 2.0]], (4, 1))
-    fake = np.asarray(packed.task.sample(both, Extra({}, {}), CTX, None))
+    fake = np.asarray(packed.task.get(Samples).draw(both, Extra({}, {}), CTX, None))
     logits = [np.sum(np.asarray(a) * weights, -1).reshape(4, 2).sum(-1).mean() for a in (X, fake)]
     assert metrics['real_logit'] == pytest.approx(logits[0], rel=1e-4)
     assert value == pytest.approx(logits[1] - logits[0] + 30, rel=1e-4)  # R1: ‖w‖² of the whole pack
     plain = make(**{**POINTS, 'task__loss': 'wasserstein', 'task__r1': 2.0})
     params = linear_discriminator(single, [3.0, 4.0])
     assert turns(single, params, {'x': X}) == turns(plain, params, {'x': X})
-    total, count = packed.task.evaluate(both, Extra({}, {}), {'x': X}, CTX)['discriminator/real_logit']
+    total, count = packed.task.get(Measures).per_example(both, Extra({}, {}), {'x': X}, CTX)['discriminator/real_logit']
     assert count.tolist() == [0, 1] * 4  # packs that share no example
     later_first = np.sum(np.asarray(X) * np.tile([[1.0, 2.0], [3.0, 4.0]], (4, 1)))
     assert float(total.sum()) == pytest.approx(later_first, rel=1e-4)
-    assert packed.task.score is None
+    assert packed.task.get(ScalarField) is None
 
 
 def test_unrolling_by_one_step_is_the_derivative_by_hand():
@@ -186,7 +187,8 @@ def test_unrolling_by_one_step_is_the_derivative_by_hand():
         weight = jnp.array([0.5, -1.5])
 
         def mean(generator):
-            return jnp.mean(none.task.sample({**params, 'generator': generator}, Extra({}, {}), CTX, None), axis=0)
+            draw = none.task.get(Samples).draw
+            return jnp.mean(draw({**params, 'generator': generator}, Extra({}, {}), CTX, None), axis=0)
 
         along = -weight + 2 * rate * (mean(params['generator']) - X.mean(0))
         return jax.jit(jax.grad(lambda g: mean(g) @ along))(params['generator'])
@@ -208,7 +210,7 @@ def test_top_k():
     np.testing.assert_allclose(shares, [1, 0.5, 0.25, 0.25], rtol=1e-6)
     experiment = make(**{**POINTS, 'task__loss': 'wasserstein', 'task__top_k': 0.25, 'task__top_k_percent': 50.0})
     params = linear_discriminator(experiment, [1.0, 2.0])
-    logits = np.sort(experiment.task.sample(params, Extra({}, {}), CTX, None) @ jnp.array([1.0, 2.0]))[::-1]
+    logits = np.sort(experiment.task.get(Samples).draw(params, Extra({}, {}), CTX, None) @ jnp.array([1.0, 2.0]))[::-1]
     for step, k in ((0, 8), (10, 4), (20, 2), (40, 2)):
         value = turns(experiment, params, {'x': X}, step)['generator'][0]
         assert value == pytest.approx(-logits[:k].mean(), rel=1e-4)
@@ -230,13 +232,13 @@ def test_fixed_augmentation_is_of_both_kinds_and_of_both_turns():
     experiment = make(**IMAGES, task__augmentation='fixed')
     params = linear_discriminator(experiment, pixel_weights())
     T = jax.jit(augmentation.make(('colour', 'translation', 'cutout')), static_argnums=2)
-    fake = experiment.task.sample(params, Extra({}, {}), CTX, None)
+    fake = experiment.task.get(Samples).draw(params, Extra({}, {}), CTX, None)
     real_logit, fake_logit = logits_of(T(PIXELS, CTX, 'T/real', 1.0)), logits_of(T(fake, CTX, 'T/fake', 1.0))
     found = turns(experiment, params, {'x': PIXELS})
     value = np.maximum(0, 1 - real_logit).mean() + np.maximum(0, 1 + fake_logit).mean()
     assert found['discriminator'][0] == pytest.approx(value, rel=1e-4)
     assert found['generator'][0] == pytest.approx(-fake_logit.mean(), rel=1e-3)
-    held_out = experiment.task.evaluate(params, Extra({}, {}), {'x': PIXELS}, CTX)
+    held_out = experiment.task.get(Measures).per_example(params, Extra({}, {}), {'x': PIXELS}, CTX)
     np.testing.assert_allclose(held_out['discriminator/real_logit'], logits_of(PIXELS), rtol=1e-3, atol=1e-4)
 
 
@@ -306,7 +308,7 @@ def test_consistency():
     experiment = make(**IMAGES, task__consistency_real=2.0, task__consistency_fake=3.0)
     params = linear_discriminator(experiment, pixel_weights())
     T = jax.jit(augmentation.make(('colour', 'translation', 'cutout')), static_argnums=2)
-    fake = experiment.task.sample(params, Extra({}, {}), CTX, None)
+    fake = experiment.task.get(Samples).draw(params, Extra({}, {}), CTX, None)
     expected = sum(
         weight * np.square(logits_of(x) - logits_of(T(x, CTX, name, 1.0))).mean()
         for weight, x, name in ((2, PIXELS, 'T/real'), (3, fake, 'T/fake'))
@@ -323,7 +325,7 @@ def test_auxiliary_classifier():
     labels = jnp.arange(8)
     batch, extra = {'x': PIXELS, 'label': labels}, Extra({}, {})
     found = turns(experiment, params, batch)
-    fake = experiment.task.sample(params, extra, CTX, labels)
+    fake = experiment.task.get(Samples).draw(params, extra, CTX, labels)
     dense = params['discriminator']['mlp']['Dense_0']
     out = {
         name: np.asarray(x, np.float64).reshape(8, 64) @ dense['kernel'] + dense['bias']
@@ -334,7 +336,7 @@ def test_auxiliary_classifier():
     d = np.maximum(0, 1 - out['real'][:, 0]).mean() + np.maximum(0, 1 + out['fake'][:, 0]).mean()
     assert found['discriminator'][0] == pytest.approx(d + 0.5 * sum(entropy.values()), rel=1e-4)
     assert found['generator'][0] == pytest.approx(-out['fake'][:, 0].mean() + 0.5 * entropy['fake'], rel=1e-3)
-    evaluated = experiment.task.evaluate(params, extra, batch, CTX)
+    evaluated = experiment.task.get(Measures).per_example(params, extra, batch, CTX)
     right = log_p['real'].argmax(-1) == np.asarray(labels)
     np.testing.assert_array_equal(evaluated['discriminator/real_accuracy'], right)
 

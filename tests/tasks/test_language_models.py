@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 
 from aigc_jax.core import optim, rng
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Extra
 from aigc_jax.nn import recurrent, transformer
 from aigc_jax.reports.evaluator import Evaluator
@@ -242,7 +243,7 @@ def test_the_loss_is_the_mean_of_minus_log_p_and_z_loss_is_added():
         batch = {'tokens': jnp.asarray(experiment.dataset.splits['train'][np.arange(3)]['tokens'])}
         turn = experiment.task.rounds[0][0]
         losses[z] = turn.loss(params, Extra({}, {}), batch, rng.context(0, 'train', 0, jnp.arange(3)))
-        logits, _ = experiment.task.language.apply(params, Extra({}, {}), batch['tokens'][:, :-1], None)
+        logits, _ = experiment.task.get(CausalText).decode(params, Extra({}, {}), batch['tokens'][:, :-1], None)
     log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     nll = -np.take_along_axis(log_p, np.asarray(batch['tokens'])[:, 1:, None], axis=-1).mean()
     assert float(losses['0.0'][0]) == pytest.approx(nll, rel=1e-5)
@@ -304,7 +305,7 @@ def test_dropout_is_in_training_alone_and_the_same_for_the_same_example():
     one, two = jnp.arange(1), jnp.arange(1, 2)
     assert loss(0, one) == loss(0, one) and loss(0, one) != loss(0, two) and loss(0, one) != loss(1, one)
     assert loss(0, jnp.arange(2)) == pytest.approx((loss(0, one) + loss(0, two)) / 2, rel=1e-5)
-    a, b = (experiment.task.language.nats(params, Extra({}, {}), tokens) for _ in range(2))
+    a, b = (experiment.task.get(CausalText).token_nll(params, Extra({}, {}), tokens) for _ in range(2))
     np.testing.assert_array_equal(a, b)
 
 

@@ -11,6 +11,7 @@ import scipy.special
 import scipy.stats
 
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures, Reconstructs, Samples
 from aigc_jax.core.types import Extra
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
@@ -111,15 +112,14 @@ def test_exact_posterior_makes_every_bound_the_likelihood(linear):
     params, total = linear_gaussian(0.8, 0.6, linear)
     x = np.random.default_rng(4).normal(size=(50, 2)).astype(np.float32)
     ctx = rng.context(0, 'eval', 0, jnp.arange(50))
-    found = linear.task.evaluate(params, Extra({}, {}), {'x': jnp.asarray(x)}, ctx)
+    found = linear.task.get(Measures).per_example(params, Extra({}, {}), {'x': jnp.asarray(x)}, ctx)
     expected = scipy.stats.norm.logpdf(x, 0, math.sqrt(total)).sum(-1)
     np.testing.assert_allclose(-found['model/nll'], expected, atol=2e-4)
     np.testing.assert_allclose(found['model/bits_per_dim'], -expected / 2 / math.log(2), atol=2e-4)
     # The ELBO has one draw of the reconstruction term; its KL is in closed form, so it is exact in the mean alone.
-    many = [
-        linear.task.evaluate(params, Extra({}, {}), {'x': jnp.asarray(x)}, rng.context(s, 'eval', 0, jnp.arange(50)))
-        for s in range(40)
-    ]
+    measure, batch = linear.task.get(Measures).per_example, {'x': jnp.asarray(x)}
+    contexts = [rng.context(s, 'eval', 0, jnp.arange(50)) for s in range(40)]
+    many = [measure(params, Extra({}, {}), batch, ctx) for ctx in contexts]
     mean = np.mean([m['model/elbo'] for m in many])
     assert mean == pytest.approx(expected.mean(), abs=0.05)
 
@@ -162,7 +162,7 @@ def test_nll_agrees_with_quadrature():
     params = jax.device_get(experiment.create_state().params)
     x = np.random.default_rng(7).normal(size=(5, 2)).astype(np.float32)
     ctx = rng.context(0, 'eval', 0, jnp.arange(5))
-    found = experiment.task.evaluate(params, Extra({}, {}), {'x': jnp.asarray(x)}, ctx)['model/nll']
+    found = experiment.task.get(Measures).per_example(params, Extra({}, {}), {'x': jnp.asarray(x)}, ctx)['model/nll']
     z = np.linspace(-8, 8, 4001)
     decoder = params['model']['decoder']['mlp']
     hidden = np.maximum(z[:, None] @ decoder['Dense_0']['kernel'] + decoder['Dense_0']['bias'], 0)
@@ -200,11 +200,12 @@ def test_decoder_sees_z_alone_and_reconstruction_is_not_generation():
     ctx = rng.context(0, 'eval', 0, jnp.arange(6))
     batch = experiment.preprocess(experiment.examples('valid', np.arange(6)), ctx)
     extra = Extra({}, {})
-    moved = jax.jacobian(lambda x: experiment.task.reconstruct(params, extra, {'x': x}, ctx))(batch['x'])
+    reconstruct = experiment.task.get(Reconstructs).reconstruct
+    moved = jax.jacobian(lambda x: reconstruct(params, extra, {'x': x}, ctx))(batch['x'])
     assert np.abs(moved).max() > 0  # q(z given x) depends on x
-    first = experiment.task.sample(params, extra, ctx, None)
+    first = experiment.task.get(Samples).draw(params, extra, ctx, None)
     changed = {'model': {**params['model'], 'encoder': jax.tree.map(lambda p: p + 1, params['model']['encoder'])}}
-    np.testing.assert_array_equal(first, experiment.task.sample(changed, extra, ctx, None))
+    np.testing.assert_array_equal(first, experiment.task.get(Samples).draw(changed, extra, ctx, None))
 
 
 def test_kl_warm_up_and_beta():
@@ -220,7 +221,7 @@ def test_class_conditional():
     experiment = make(model__conditional=True)
     params, extra = experiment.create_state().params, Extra({}, {})
     ctx = rng.context(0, 'sample', 0, jnp.zeros(2, jnp.int32))  # the same draw twice
-    samples = experiment.task.sample(params, extra, ctx, jnp.array([0, 7]))
+    samples = experiment.task.get(Samples).draw(params, extra, ctx, jnp.array([0, 7]))
     assert np.abs(samples[0] - samples[1]).max() > 0
 
 

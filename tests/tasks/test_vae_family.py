@@ -11,10 +11,11 @@ import scipy.stats
 import vaes
 from vaes import CONFIG, LINEAR, context, disturbed, make, ppca, start
 
-from aigc_jax import plots
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures, Samples, ScalarField, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
+from aigc_jax.plots import images as plots_images
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment, open_run
@@ -61,7 +62,7 @@ def test_uniform_levels_cost_log2_17_bits(scale):
     batch = experiment.preprocess(experiment.examples('valid', np.arange(5)), context(5))
     found = vaes.evaluate(experiment, params, extra, batch['x'])
     np.testing.assert_allclose(found['model/bits_per_dim'], math.log2(17), rtol=1e-5)
-    middle = experiment.scaling.to_data(experiment.task.sample(params, extra, context(3), None))
+    middle = experiment.scaling.to_data(experiment.task.get(Samples).draw(params, extra, context(3), None))
     np.testing.assert_allclose(middle, 0.5, atol=1e-5)
 
 
@@ -89,12 +90,12 @@ def test_a_density_is_the_same_whatever_the_scale_of_the_data(likelihood, data, 
         own = np.asarray(scaling.to_data(batch['x']), np.float64).reshape(5, -1)
         expected = scipy.stats.norm.logpdf(own, m, s).sum(axis=1)  # z tells nothing of x, so that all bounds are exact
         found = vaes.evaluate(experiment, params, extra, batch['x'])
-        annealed = experiment.task.diagnostics[1].collect(params, extra, batch, ctx)
+        annealed = experiment.task.all(SplitStatistic)[1].collect(params, extra, batch, ctx)
         found = {**found, **annealed, 'model/elbo': -found['model/elbo']}
         for nats in (found[f'model/{name}'] for name in ('nll', 'reconstruction', 'elbo', 'ais_nll')):
             np.testing.assert_allclose(nats, -expected, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(found['model/bits_per_dim'], -expected / own.shape[1] / math.log(2), rtol=1e-5)
-        score = experiment.task.score[1](params, extra, batch['x'], ctx)
+        score = experiment.task.get(ScalarField).value(params, extra, batch['x'], ctx)
         np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-4)
         if likelihood == 'gaussian':
             _, (metrics, _) = experiment.task.rounds[0][0].loss(params, extra, batch, ctx)
@@ -248,13 +249,13 @@ def test_tc_weight_adds_the_total_correlation():
 
 
 def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path, monkeypatch):
-    drawn, image_rows = {}, plots.image_rows
+    drawn, image_rows = {}, plots_images.image_rows
 
     def record(rows, path, together=1, heads=None):
         drawn[path.name] = [label for label, _ in rows], heads
         image_rows(rows, path, together, heads)
 
-    monkeypatch.setattr(plots, 'image_rows', record)
+    monkeypatch.setattr(plots_images, 'image_rows', record)
     fields = [('model.conditional', 'True'), ('eval.ais_temperatures', '3'), ('eval.ais_examples', '5')]
     config = config_lib.load(f'{CONFIG}:flow_prior,smoke', fields)
     loop.train(config, tmp_path, {})
@@ -284,12 +285,12 @@ def test_annealed_importance_sampling_is_of_a_fixed_random_choice():
     ctx = rng.context(0, 'eval', 0, where)
     batch = experiment.preprocess(experiment.examples('test', where), ctx)
     extra = Extra(state.stats, state.carry)
-    annealed = experiment.task.diagnostics[1].collect(state.params, extra, batch, ctx)
-    nll = experiment.task.evaluate(state.params, extra, batch, ctx)['model/nll']
+    annealed = experiment.task.all(SplitStatistic)[1].collect(state.params, extra, batch, ctx)
+    nll = experiment.task.get(Measures).per_example(state.params, extra, batch, ctx)['model/nll']
     assert found['model/ais_nll']['value'] == pytest.approx(float(annealed['model/ais_nll'].mean()), rel=1e-5)
     assert found['model/nll_ais_examples']['value'] == pytest.approx(float(nll.mean()), rel=1e-5)
     assert found['model/nll_ais_examples']['n'] == found['model/ais_nll']['n'] == 7
-    every = make(eval__ais_temperatures=2, eval__ais_examples=0).task.diagnostics[1]  # model/nll is of the same
+    every = make(eval__ais_temperatures=2, eval__ais_examples=0).task.all(SplitStatistic)[1]  # model/nll is of the same
     assert every.most == 0 and 'model/nll_ais_examples' not in every.collect(state.params, extra, batch, ctx)
 
 

@@ -10,6 +10,7 @@ import scipy.stats
 import vaes
 from vaes import LINEAR, components, context, disturbed, exact, grid, latents_of, log_prior, make, ppca, start
 
+from aigc_jax.core.capabilities import LatentSpace, SplitStatistic
 from aigc_jax.core.types import Extra
 from aigc_jax.metrics import latent_codes as codes
 from aigc_jax.metrics.ais import ais
@@ -109,7 +110,7 @@ def test_ppca_is_what_every_evaluation_finds(linear, posterior):
     for k in (1, 2, 5, 8):
         np.testing.assert_allclose(found[f'model/bound_k{k}'], exact(x, matrix, scale), atol=5e-4)
     np.testing.assert_allclose(-found['model/nll'], exact(x, matrix, scale), atol=5e-4)
-    code = experiment.task.encode(params, extra, {'x': jnp.asarray(x)}, context(len(x)))
+    code = experiment.task.get(LatentSpace).encode(params, extra, {'x': jnp.asarray(x)}, context(len(x)))
     inverse = np.linalg.inv(matrix.T @ matrix + scale**2 * np.eye(2))
     np.testing.assert_allclose(code, x @ (inverse @ matrix.T).T, atol=1e-4)
 
@@ -154,10 +155,10 @@ def test_importance_weighting_and_ais_agree_with_quadrature(arg):
     nll = -np.log(np.exp(log_joint).sum(axis=0) * area)
     found = vaes.evaluate(experiment, params, extra, x)
     np.testing.assert_allclose(found['model/nll'], nll, atol=0.05)
-    annealed = jax.jit(experiment.task.diagnostics[1].collect)(params, extra, {'x': jnp.asarray(x)}, context(4))
+    annealed = jax.jit(experiment.task.all(SplitStatistic)[1].collect)(params, extra, {'x': jnp.asarray(x)}, context(4))
     np.testing.assert_allclose(annealed['model/ais_nll'], nll, atol=0.1)
     assert 0.4 < np.mean(annealed['model/ais_acceptance']) < 0.95
-    units = experiment.task.diagnostics[0]
+    units = experiment.task.all(SplitStatistic)[0]
     summary = units.summarize(jax.jit(units.collect)(params, extra, {'x': jnp.asarray(x)}, context(4)))
     assert ('model/active_units2' in summary) == two and ('model/marginal_kl' in summary) != two
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from aigc_jax import plots
 from aigc_jax.core import parallel, rng
+from aigc_jax.core.capabilities import Codebook, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics.codebook import perplexity, used_share
 from aigc_jax.nn.quantizers import FSQ, VQ
 from aigc_jax.nn.transformer import Transformer
+from aigc_jax.plots import curves as plots_curves
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment, open_checkpoints
@@ -194,7 +195,7 @@ def test_the_prior_draws_from_what_its_loss_measures(prior):
 def test_the_temperature_of_samples_is_a_field():
     task = Experiment(config_of('smoke', eval__temperature=0.0)).task
     ctx = rng.context(0, 'sample', 0, jnp.arange(8))
-    samples = jax.jit(lambda key: task.sample(*task.init(key), ctx, None))(jax.random.key(0))
+    samples = jax.jit(lambda key: task.get(Samples).draw(*task.init(key), ctx, None))(jax.random.key(0))
     assert (samples == samples[0]).all()
 
 
@@ -240,10 +241,10 @@ def test_the_bound_and_the_codes_of_an_evaluation(trained, tmp_path, figure):
     nats = -np.mean(np.sum(x * np.log(p) + (1 - x) * np.log1p(-p), axis=(1, 2, 3)))
     assert results['model/reconstruction'] == pytest.approx(nats, rel=1e-4)
     use = evaluator.code_use(state, 0, 'test')
-    assert use.shape == (task.codes[0],) and use.sum() == n * places
+    assert use.shape == (task.get(Codebook).size,) and use.sum() == n * places
     assert results['codes/perplexity'] == pytest.approx(perplexity(use)) and 1 < results['codes/perplexity']
     assert results['codes/used_share'] == np.mean(use > 0)
-    plots.code_use(use, tmp_path / 'codes.png')
+    plots_curves.code_use(use, tmp_path / 'codes.png')
     axes = figure[0].axes[0]
     assert f'perplexity {perplexity(use):.1f}' in axes.get_title()
     shares = axes.patches[0].get_data().values

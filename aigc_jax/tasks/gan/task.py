@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import optim, parallel, rng
+from aigc_jax.core.capabilities import Measures, Samples, ScalarField
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
@@ -222,10 +223,11 @@ def make(config, dataset: Dataset) -> Task:
     return Task(
         init=init,
         rounds=(turns,) if options.simultaneous else (turns[:1],) * options.n_critic + (turns[1:],),
-        sample=sample,
-        evaluate=evaluate,
-        score=None if num_classes or m > 1 else ('D(x), logit', score),
-        num_classes=num_classes,
+        capabilities=(
+            Measures(evaluate),
+            Samples(sample, num_classes),
+            *([] if num_classes or m > 1 else [ScalarField('D(x), logit', score)]),
+        ),
     )
 
 

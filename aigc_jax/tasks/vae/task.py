@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import parallel, rng
+from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Reconstructs, Samples, SplitStatistic
 from aigc_jax.core.errors import UserError, check_fields, check_type, near
-from aigc_jax.core.types import Array, Batch, Diagnostic, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.metrics import latent_codes as codes
 from aigc_jax.metrics.ais import ais
@@ -258,20 +259,23 @@ def make(config, dataset: Dataset) -> Task:
             beside = {'model/nll_ais_examples': -bounds.importance_weighted(log_w)}
         return {'model/ais_nll': -found.log_p, **beside, 'model/ais_acceptance': found.acceptance, **curve}
 
-    diagnostics = [Diagnostic(collect, summarize)]
+    statistics = [SplitStatistic(collect, summarize)]
     if evaluation['ais_temperatures']:
-        diagnostics.append(Diagnostic(anneal, lambda found: found, evaluation['ais_examples']))
+        statistics.append(SplitStatistic(anneal, lambda found: found, evaluation['ais_examples']))
     return Task(
         init=init,
         rounds=((Turn('model', loss),),),
-        sample=sample,
-        evaluate=evaluate,
-        reconstruct=reconstruct,
-        score=None if num_classes else ('log p(x), nats', score),
-        encode=lambda params, extra, batch, ctx: latent.code(params['model'], encode(params['model'], batch)),
-        decode=lambda params, extra, z, labels: mean_of_x(params['model'], extra, z, labels),
-        diagnostics=tuple(diagnostics),
-        num_classes=num_classes,
+        capabilities=(
+            Measures(evaluate),
+            Samples(sample, num_classes),
+            Reconstructs(reconstruct),
+            LatentSpace(
+                encode=lambda params, extra, batch, ctx: latent.code(params['model'], encode(params['model'], batch)),
+                decode=lambda params, extra, z, labels: mean_of_x(params['model'], extra, z, labels),
+            ),
+            *([] if num_classes else [LogDensity('log p(x), nats', score)]),
+            *statistics,
+        ),
     )
 
 

@@ -1,0 +1,147 @@
+"""What a trained model can do, one class for each ability: evaluations, pictures and samplers ask for these alone.
+
+A capability is a frozen dataclass of pure functions. Each begins with (params, extra): the parameters of all players,
+{player: tree}, and the rest of the state that a loss reads. ctx is a `rng.Context`, whose n indices name the examples.
+Every x is as the model sees it. `on_data(read, write)` gives the same capability in the data's own units, where
+read(batch, ctx) makes what the model sees of a batch of raw data, and write(x) makes raw data of what it gives.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from aigc_jax.core.types import Array
+
+Read = Callable[[Any, Any], Any]
+Write = Callable[[Array], Array]
+
+
+def _reading(function: Callable, read: Read) -> Callable:
+    return lambda params, extra, batch, ctx: function(params, extra, read(batch, ctx), ctx)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """per_example(params, extra, batch, ctx) -> {metric: (n,)}: one value an example, of which the mean is reported; or
+    {metric: ((n,), (n,))}: sums and what they are over, of which the ratio is. Successes and failures are bool.
+    Examples are taken to be independent of each other."""
+
+    per_example: Callable[..., dict[str, Any]]
+
+    def on_data(self, read: Read, write: Write) -> 'Measures':
+        return Measures(_reading(self.per_example, read))
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """draw(params, extra, ctx, labels) -> (n, *shape): one sample for each of the n indices of ctx.
+
+    num_classes: of the labels (n,) int32 that `draw` wants; 0: the model is unconditional, and labels are None.
+    """
+
+    draw: Callable[..., Array]
+    num_classes: int = 0
+
+    def on_data(self, read: Read, write: Write) -> 'Samples':
+        draw = lambda params, extra, ctx, labels: write(self.draw(params, extra, ctx, labels))
+        return dataclasses.replace(self, draw=draw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstructs:
+    """reconstruct(params, extra, batch, ctx) -> (n, *shape): what the model keeps of each example."""
+
+    reconstruct: Callable[..., Array]
+
+    def on_data(self, read: Read, write: Write) -> 'Reconstructs':
+        inner = _reading(self.reconstruct, read)
+        return Reconstructs(lambda params, extra, batch, ctx: write(inner(params, extra, batch, ctx)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalarField:
+    """value(params, extra, x (n, *shape), ctx) -> (n,): a function over data space, such as a discriminator's logit.
+
+    label: what it is, with its unit.
+    """
+
+    label: str
+    value: Callable[..., Array]
+
+    def on_data(self, read: Read, write: Write) -> 'ScalarField':
+        value = lambda params, extra, x, ctx: self.value(params, extra, read({'x': x}, ctx)['x'], ctx)
+        return dataclasses.replace(self, value=value)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogDensity(ScalarField):
+    """A ScalarField that is log p(x) in nats, exact, an unbiased estimate of it, or a lower bound, as `label` says."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpace:
+    """encode(params, extra, batch, ctx) -> (n, d) codes; decode(params, extra, codes, labels) -> (n, *shape)."""
+
+    encode: Callable[..., Array]
+    decode: Callable[..., Array]
+
+    def on_data(self, read: Read, write: Write) -> 'LatentSpace':
+        decode = lambda params, extra, codes, labels: write(self.decode(params, extra, codes, labels))
+        return LatentSpace(_reading(self.encode, read), decode)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+    """index(params, extra, batch, ctx) -> (n, …) int32 in 0..size−1: the discrete latent of each example."""
+
+    size: int
+    index: Callable[..., Array]
+
+    def on_data(self, read: Read, write: Write) -> 'Codebook':
+        return Codebook(self.size, _reading(self.index, read))
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitStatistic:
+    """What the final evaluation says of a split as a whole, beyond means over its examples. A task may have several.
+
+    collect(params, extra, batch, ctx) -> {name: (n, …)}, of each example, on the device.
+    summarize({name: (N, …)}) -> {metric: a number, or (N,) of which the mean is reported}, on the host.
+    most: how many examples of the split are looked at, drawn by rng.fixed_choice; 0: all.
+    """
+
+    collect: Callable[..., dict[str, Array]]
+    summarize: Callable[[dict[str, Any]], dict[str, Any]]
+    most: int = 0
+
+    def on_data(self, read: Read, write: Write) -> 'SplitStatistic':
+        return dataclasses.replace(self, collect=_reading(self.collect, read))
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalText:
+    """A model of text from left to right, which can be scored and generated from (aigc_jax.decoding).
+
+    decode(params, extra, tokens (n, L), cache) -> (logits (n, L, vocabulary), cache): prefill, and each step after it.
+    init_cache(n, columns) -> the empty cache of n texts.
+    token_nll(params, extra, tokens (n, L + 1)) -> −log p of the last L of them, (n, L) nats.
+    context: the most columns that a cache can have; 0: any number.
+    vocab_size, eos: of the tokenizer; eos: None where texts have no end.
+    bos: the token that a text without a prompt begins with, which is not written.
+    attention(params, extra, tokens (n, L)) -> weights (layers, n, heads, L, L); None: the model has none.
+    """
+
+    decode: Callable[..., tuple[Array, Any]]
+    init_cache: Callable[[int, int], Any]
+    token_nll: Callable[..., Array]
+    context: int
+    vocab_size: int
+    eos: int | None
+    bos: int
+    attention: Callable[..., Array] | None = None
+
+    def on_data(self, read: Read, write: Write) -> 'CausalText':
+        return self  # tokens are what the data are
+
+
+Capability = Measures | Samples | Reconstructs | ScalarField | LatentSpace | Codebook | SplitStatistic | CausalText
