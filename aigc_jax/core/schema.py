@@ -105,18 +105,28 @@ def check(config: ConfigDict, group: Group, what: str = '') -> None:
 
     what: the name of the group; '' for the whole config.
     """
-    path = lambda name: f'{what}.{name}' if what else name
-    for name in config:
-        if name not in group:
-            raise UserError(f'{path(name)}: {what or "the config"} has no such field{near(name, group)}')
+    check_type(what or 'config', config, dict)
+    check_names(config, group, what)
     for name, field in group.items():
+        path = f'{what}.{name}' if what else name
         if name not in config:
             known = f'{what} has {", ".join(group)}' if what else 'every config has it'
-            raise UserError(f'{path(name)}: this field is missing; {known}')
-        field.check(path(name), config[name])
+            raise UserError(f'{path}: this field is missing; {known}')
+        field.check(path, config[name])
         inner = field.group(config[name], config) if field.type is dict else None
         if inner is not None:
-            check(config[name], inner, path(name))
+            check(config[name], inner, path)
+
+
+def check_names(config: ConfigDict, group: Group, what: str = '') -> None:
+    """Raises UserError where `config` holds a field that `group` has not, at any depth."""
+    for name in config:
+        path = f'{what}.{name}' if what else str(name)
+        if name not in group:
+            raise UserError(f'{path}: {what or "the config"} has no such field{near(name, group)}')
+        field, value = group[name], config[name]
+        if field.type is dict and isinstance(value, ConfigDict) and (inner := field.group(value, config)) is not None:
+            check_names(value, inner, path)
 
 
 def find(group: Group, config: Any, name: str) -> Field | None:
