@@ -139,6 +139,12 @@ def find(group: Group, config: Any, name: str) -> Field | None:
     return find(field.group(inner, config) or {}, inner, rest) if field.type is dict else None
 
 
+def named(config: Any, name: str) -> str | None:
+    """The text that the field `name` of a group holds; None where there is none, in a config not yet checked."""
+    value = config[name] if hasattr(config, 'items') and name in config else None
+    return value if isinstance(value, str) else None
+
+
 def markdown(group: Group, what: str = '') -> str:
     """The table of a group in Markdown: a row for each field, those of a group within it by their dotted names.
 

@@ -58,7 +58,7 @@ def check(cfg) -> None:
 
 def fields(cfg) -> schema.Group:
     """The fields of `cfg`, the config's `data`. Raises UserError where they are those of another kind of data."""
-    if 'name' not in cfg:
+    if schema.named(cfg, 'name') is None:
         return fields_lib.IMAGES_AND_POINTS
     is_text = reads_text(cfg)
     for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):

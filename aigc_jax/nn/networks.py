@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as linen
 
-from aigc_jax.core import parallel
+from aigc_jax.core import parallel, schema
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import convnets, mlp
@@ -20,8 +20,8 @@ def field(role: str, doc: str) -> Field:
     """The field of `model` for the network `role`, 'Encoder' …; its fields are those of that module of model.kind."""
 
     def of_kind(own, model) -> Group:
-        kind = model['kind'] if 'kind' in model else KIND.default
-        return fields(getattr(KINDS[kind], role)) if kind in KINDS else {}
+        kind = KINDS.get(schema.named(model, 'kind'))
+        return fields(getattr(kind, role)) if kind else {}
 
     return Field(dict, fields=of_kind, doc=doc)
 

@@ -209,7 +209,7 @@ QUANTIZER_FIELDS = {
 
 def quantizer_fields(config: Any, around: Any = None) -> Group:
     """The fields of a group `config` whose `name` is a quantizer's."""
-    name = config['name'] if 'name' in config else None
+    name = schema.named(config, 'name')
     return {'name': QUANTIZER} | (QUANTIZER_FIELDS[name] if name in QUANTIZERS else {})
 
 

@@ -139,8 +139,7 @@ class Evaluator:
 
     def baselines(self, state: TrainState, seed: int, split: str) -> Results:
         """Of text: what an n-gram model, its mixture with this one, and compressors reach with the training text."""
-        order = self._experiment.config.eval.get('ngram_order', 0)
-        if not self._nll or not order:  # an image model has no such field
+        if not self._nll or not (order := self._experiment.config.eval.ngram_order):
             return {}
         (clusters, num_bytes), theirs = self._clusters(split), self._ngram_nats(split)
         ours = self._text_nats(state, seed, split).counted
@@ -197,7 +196,7 @@ class Evaluator:
         No more samples than the split has pieces of eval.sample_tokens tokens, which overlap otherwise.
         """
         config, dataset = self._experiment.config, self._experiment.dataset
-        if dataset.kind != 'text' or 'num_samples' not in config.eval:
+        if dataset.kind != 'text' or not config.eval.num_samples:
             return {}
         tokens, end, most = dataset.splits[split].tokens, dataset.tokenizer.end, config.eval.sample_tokens
         n = min(config.eval.num_samples, max(len(tokens) // most, 1))

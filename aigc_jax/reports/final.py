@@ -31,12 +31,12 @@ def parts(experiment: Experiment, evaluator: Evaluator, image: image_samples.Ima
     of_split = {
         f'the {split} split': (evaluator.evaluate, True),
         'diagnostics': (evaluator.diagnostics, bool(task.all(SplitStatistic))),
-        'samples of text': (evaluator.texts, text and 'num_samples' in config),
-        'n-gram model and compressors': (evaluator.baselines, text and bool(config.get('ngram_order', 0))),
+        'samples of text': (evaluator.texts, text and bool(config.num_samples)),
+        'n-gram model and compressors': (evaluator.baselines, text and bool(config.ngram_order)),
     }
     bind = lambda part: lambda state, seed: part(state, seed, split)
     found = {name: bind(part) for name, (part, there) in of_split.items() if there}
-    if config.get('problems'):
+    if text and config.problems:
         found['programming problems'] = problems.Solver(experiment, evaluator).solve
     if image_samples.wanted(experiment):
         found['metrics of samples'] = image.measure
@@ -109,8 +109,8 @@ class _Kept:
 def _identity(experiment: Experiment, digest: str) -> str:
     """sha256 (hex) over all that an evaluation depends on."""
     config = experiment.config
-    files = [pathlib.Path(text.split(':')[-1]).expanduser() for text in (config.eval.get('problems', ''),
-             image_samples.wanted(experiment)) if text]  # fmt: skip
+    given = config.eval.problems if experiment.dataset.kind == 'text' else config.eval.extractor
+    files = [pathlib.Path(given.split(':')[-1]).expanduser()] if given else []
     named = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
     device = jax.devices()[0].device_kind, jax.__version__
     everything = [

@@ -37,10 +37,10 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
+        config_lib.check(config)
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
-        data.check(config.data)
         self.dataset = data.load(config.data, tokenizer)
         self.config = config = _fitted(config, self.dataset)
         for split in (config.eval.split, config.eval.final_split):
@@ -258,7 +258,7 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
 
 
 def _no_split(split: str, cfg: ConfigDict, splits) -> str:
-    if split == 'valid' and cfg.get('valid_examples', 1) == 0:
+    if split == 'valid' and cfg.get('valid_examples') == 0:
         return (
             f"eval: there is no split 'valid' with data.valid_examples=0, only {', '.join(splits)}; set eval.split and "
             f'eval.final_split to one of them, or data.valid_examples to -1'
@@ -277,8 +277,6 @@ def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None)
     """
     config = config_lib.from_json(workdir / 'config.json')
     config_lib.check(config)
-    if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
-        config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
     config_lib.override(config, list(overrides), only=config_lib.FREE)
     config_lib.check(config)
     devices = jax.devices()

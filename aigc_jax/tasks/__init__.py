@@ -2,7 +2,8 @@
 
 task.name may also be the path of a Python file of the user's, which defines such a `make`. The file of a `make` may
 declare fields of the config: FIELDS = {'task': {name: Field}, 'model': {…}, 'eval': {…}}; see core/schema.py. A group
-that is not declared may hold anything; of `eval` only what is read beside what every run has is declared.
+of `task` or `model` that is not declared may hold anything. A group may be a function (the group, the whole config) ->
+its fields, where they depend on what it holds.
 """
 
 import functools
@@ -39,16 +40,16 @@ def make(config, dataset: Dataset) -> Task:
     return task
 
 
-def fields(config, group: str) -> Group | None:
-    """The fields that the task of `config` has in `group`, 'task', 'model' or 'eval'; None: any. Raises UserError."""
-    name = config.task.name if 'task' in config and 'name' in config.task else None
-    own = declared(name).get(group) if name is not None else None
+def fields(name: str | None, group: str, config, around) -> Group | None:
+    """The fields that the task `name` has in `group`, 'task', 'model' or 'eval', which is `config` in the whole config
+    `around`; None: any. Raises UserError for a task that there is not."""
+    own = declared(name).get(group) if name is not None else {}
+    own = own(config, around) if callable(own) else own
     return {'name': NAME, **own} if group == 'task' and own is not None else own
 
 
 def declared(name: str) -> dict[str, Group]:
     """FIELDS of the file of the task `name`; {} where it declares none. Raises UserError."""
-    NAME.check('task.name', name)
     module = sys.modules[TASKS[name].__module__] if name in TASKS else _own(name)
     found = getattr(module, 'FIELDS', {})
     if not isinstance(found, dict) or not found.keys() <= set(GROUPS):

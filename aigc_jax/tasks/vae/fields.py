@@ -19,7 +19,7 @@ def _with_defaults(group: dict[str, Field], **defaults) -> dict[str, Field]:
 
 FIELDS = {
     'task': {
-        'likelihood': Field(str, choices=likelihoods.NAMES, doc=likelihoods.DOC),
+        'likelihood': likelihoods.FIELD,
         'k': Field(int, 1, least=1, doc='importance samples of the training bound; 1: the ELBO'),
         'beta': Field(float, 1.0, least=0, doc='weight of the KL'),
         'kl_warmup_steps': Field(int, 0, least=0, doc='over which that weight rises from 0'),
