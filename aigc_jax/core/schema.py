@@ -145,6 +145,15 @@ def named(config: Any, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def chosen(config: Any, name: str, field: Field, what: str) -> str:
+    """The same of the group `what`, whose other fields depend on it. Raises UserError where it does not fit `field`."""
+    check_type(what, config, dict)
+    if name not in config:
+        raise UserError(f'{what}.{name}: this field is missing; the other fields of {what} depend on it')
+    field.check(f'{what}.{name}', config[name])
+    return config[name]
+
+
 def markdown(group: Group, what: str = '') -> str:
     """The table of a group in Markdown: a row for each field, those of a group within it by their dotted names.
 

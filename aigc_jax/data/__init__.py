@@ -5,7 +5,7 @@ import functools
 
 from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError, near
-from aigc_jax.data import fields as fields_lib
+from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
 from aigc_jax.data.sources import embedded, files, folders, programs, reading, text, tfds
 from aigc_jax.data.sources.stacked import stacked
@@ -59,12 +59,12 @@ def check(cfg) -> None:
 def fields(cfg) -> schema.Group:
     """The fields of `cfg`, the config's `data`. Raises UserError where they are those of another kind of data."""
     if schema.named(cfg, 'name') is None:
-        return fields_lib.IMAGES_AND_POINTS
+        return declarations.IMAGES_AND_POINTS
     is_text = reads_text(cfg)
     for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
         if wanted and mark in cfg:
             raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
-    return fields_lib.TEXT if is_text else fields_lib.IMAGES_AND_POINTS
+    return declarations.TEXT if is_text else declarations.IMAGES_AND_POINTS
 
 
 def reads_text(cfg) -> bool:

@@ -19,9 +19,9 @@ KIND = Field(str, 'mlp', choices=tuple(KINDS), doc='of all networks: `conv` is f
 def field(role: str, doc: str) -> Field:
     """The field of `model` for the network `role`, 'Encoder' …; its fields are those of that module of model.kind."""
 
-    def of_kind(own, model) -> Group:
+    def of_kind(own, model) -> Group | None:
         kind = KINDS.get(schema.named(model, 'kind'))
-        return fields(getattr(kind, role)) if kind else {}
+        return fields(getattr(kind, role)) if kind else None  # which the check of KIND says
 
     return Field(dict, fields=of_kind, doc=doc)
 

@@ -208,14 +208,12 @@ QUANTIZER_FIELDS = {
 
 
 def quantizer_fields(config: Any, around: Any = None) -> Group:
-    """The fields of a group `config` whose `name` is a quantizer's."""
-    name = schema.named(config, 'name')
-    return {'name': QUANTIZER} | (QUANTIZER_FIELDS[name] if name in QUANTIZERS else {})
+    """The fields of model.quantizer, `config`, whose `name` is a quantizer's. Raises UserError."""
+    return {'name': QUANTIZER, **QUANTIZER_FIELDS[schema.chosen(config, 'name', QUANTIZER, 'model.quantizer')]}
 
 
 def make_quantizer(config: Any, what: str) -> VQ | FSQ:
     """The quantizer `config.name` with the other fields of `config`. Raises UserError for one that does not fit."""
-    QUANTIZER.check(f'{what}.name', config['name'] if 'name' in config else None)
     schema.check(config, quantizer_fields(config), what)
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in config.items()}
     quantizer = QUANTIZERS[fields.pop('name')](**fields)

@@ -35,7 +35,8 @@ FIELDS = {
     'dropout': Field(float, least=0, below=1, doc='share of activations that are dropped in training'),
     'attention': Field(
         str, choices=('einsum', 'xla', 'cudnn'),
-        doc="`einsum` is fastest on a CPU; `cudnn`, a GPU's fused kernel, wants bfloat16; both others want no dropout",
+        doc='`einsum` is fastest on a CPU; `xla` and `cudnn` want no dropout, and `cudnn`, a fused kernel of a '
+        'GPU, wants bfloat16',
     ),
     'remat': Field(bool, doc='whether each block is computed again in the backward pass, to save memory'),
     'scan_layers': Field(bool, doc='whether one block is compiled for all layers: for deep models; wants no dropout'),

@@ -5,7 +5,7 @@ so the entry point reads `--config` and `--config.a.b=value` here.
 """
 
 import ast
-import copy
+import inspect
 import json
 import math
 import pathlib
@@ -24,11 +24,16 @@ FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may overr
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
-    """The resolved config of 'FILE.py[:variant,…]' with overrides [('a.b', 'text'), …]. Raises UserError."""
+    """The resolved config of 'FILE.py[:variant,…]' with overrides [('a.b', 'text'), …]. Raises UserError.
+
+    The file defines get_config(), which returns a ConfigDict of what differs from the defaults (`runs.fields`), and may
+    define VARIANTS, {name: {'a.b': value}}, which are set one after the other. A get_config(arg) that takes an argument
+    is given 'variant,…', and sets the variants itself.
+    """
     path, _, arg = path_and_arg.partition(':')
     module = user_code.load(path, '--config')
     if not hasattr(module, 'get_config'):
-        raise UserError(f'--config: {path} defines no get_config(arg="")')
+        raise UserError(f'--config: {path} defines no get_config()')
     variants = getattr(module, 'VARIANTS', {})
     if not isinstance(variants, dict):
         raise UserError(f'--config: VARIANTS of {path} is {type(variants).__name__}, not a dict')
@@ -36,31 +41,42 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
         if name not in variants:
             raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
     with user_code.errors_of(path, '--config'):
-        config = module.get_config(arg) if arg else module.get_config()
+        takes_variants = bool(inspect.signature(module.get_config).parameters)
+        config = module.get_config(arg) if arg and takes_variants else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
     with user_code.errors_of(path, '--config'):
         json.dumps(config.to_dict())  # raises unless all values are plain, and none contains itself
-    return resolved(config, overrides, f'--config: {path}{f":{arg}" if arg else ""}: ')
-
-
-def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = (), where: str = '') -> ConfigDict:
-    """A checked copy of `config` with the defaults of what it leaves out, and `overrides`. Raises UserError.
-
-    where: begins what is said of a field that there is not.
-    """
     from aigc_jax.runs import fields  # imports all tasks, which a mistake in a flag need not wait for
 
-    config = copy.deepcopy(config)
+    config = _copy(config)
     fields.fill(config)
+    for name in filter(None, () if takes_variants else arg.split(',')):
+        with user_code.errors_of(path, '--config'):
+            config.update_from_flattened_dict(variants[name])
+        fields.fill(config)
     try:
         fields.check_names(config)
     except UserError as error:
-        raise UserError(f'{where}{error}') from None
+        raise UserError(f'--config: {path}{f":{arg}" if arg else ""}: {error}') from None
+    return resolved(config, overrides)
+
+
+def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """A checked copy of `config` with the defaults of what it leaves out, and `overrides`. Raises UserError."""
+    from aigc_jax.runs import fields
+
+    config = _copy(config)
+    fields.fill(config)
     override(config, overrides)
     fields.fill(config)  # other data or another kind of network have other fields
     check(config)
     return config
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    """Groups that a file makes of one and the same dict, which a ConfigDict would change together, become two."""
+    return ConfigDict({name: _copy(v) if isinstance(v, ConfigDict) else v for name, v in config.items()})
 
 
 def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[str, ...] = ()) -> None:

@@ -11,7 +11,7 @@ import pathlib
 import sys
 from types import ModuleType
 
-from aigc_jax.core import user_code
+from aigc_jax.core import schema, user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Task
@@ -40,10 +40,10 @@ def make(config, dataset: Dataset) -> Task:
     return task
 
 
-def fields(name: str | None, group: str, config, around) -> Group | None:
-    """The fields that the task `name` has in `group`, 'task', 'model' or 'eval', which is `config` in the whole config
-    `around`; None: any. Raises UserError for a task that there is not."""
-    own = declared(name).get(group) if name is not None else {}
+def fields(group: str, config, around) -> Group | None:
+    """The fields that the task of the whole config `around` has in `group`, 'task', 'model' or 'eval', which holds
+    `config`; None: any. Raises UserError for a task that there is not."""
+    own = declared(schema.chosen(around.get('task'), 'name', NAME, 'task')).get(group)
     own = own(config, around) if callable(own) else own
     return {'name': NAME, **own} if group == 'task' and own is not None else own
 

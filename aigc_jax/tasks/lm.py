@@ -22,8 +22,7 @@ KIND = Field(str, choices=tuple(MODELS), doc='the network, which has the other f
 
 
 def _of_kind(model, around=None) -> Group:
-    module = MODELS.get(schema.named(model, 'kind'))
-    return {'kind': KIND, **(fields(module) if module else {})}
+    return {'kind': KIND, **fields(MODELS[schema.chosen(model, 'kind', KIND, 'model')])}
 
 
 FIELDS = {
