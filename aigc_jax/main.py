@@ -144,29 +144,29 @@ def _run() -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax.reports import evaluator as evaluator_lib
-    from aigc_jax.reports import final, image_samples
+    from aigc_jax.reports import evaluation
+    from aigc_jax.reports.evaluator import Evaluator
+    from aigc_jax.reports.tables import across
     from aigc_jax.runs.experiment import open_checkpoints, open_run
     from aigc_jax.training import announce
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
-    image = image_samples.ImageMetrics(experiment, evaluator, workdir)
+    step = int(experiment.replica(state, 0).step)
     with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
         digest = checkpoints.digest(step)
-    by_seed = final.evaluate(experiment, evaluator, image, state, workdir, digest)
-    with processes.together('evaluation.json'):
+    by_seed = evaluation.Evaluation(Evaluator(experiment), workdir).final(state, digest)
+    with processes.together('evaluation'):
         if processes.first():
-            evaluator_lib.write(workdir / 'evaluation.json', step, by_seed)
-    final.forget(workdir)
-    announce.table(experiment, step, evaluator_lib.across(by_seed))
+            print(evaluation.save(workdir, experiment, step, by_seed), file=sys.stderr)
+    evaluation.forget(workdir)
+    announce.table(experiment, step, across(by_seed))
 
 
 def _sample(workdir: pathlib.Path) -> None:
     from aigc_jax.core.capabilities import CausalText
     from aigc_jax.data import labels as class_labels
-    from aigc_jax.reports import evaluator as evaluator_lib
     from aigc_jax.reports import pictures
+    from aigc_jax.reports.evaluator import Evaluator
     from aigc_jax.runs.experiment import open_run
 
     experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
@@ -176,7 +176,7 @@ def _sample(workdir: pathlib.Path) -> None:
         raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
     n, classes = FLAGS.num_samples, experiment.num_classes
     labels = class_labels.parse(FLAGS.labels, n, classes, experiment.dataset.class_names)
-    evaluator, step = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
+    evaluator, step = Evaluator(experiment), int(experiment.replica(state, 0).step)
     paths = []
     for k, seed in enumerate(experiment.seeds):
         samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)

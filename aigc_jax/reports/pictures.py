@@ -16,7 +16,7 @@ from aigc_jax.data import labels as labels_lib
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.image_samples import ImageMetrics, wanted
+from aigc_jax.reports.image_samples import ImageSamples, wanted
 from aigc_jax.runs.experiment import Experiment
 
 _POINTS_SHOWN = 2000
@@ -205,7 +205,7 @@ def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown
         plots_points.points(path, shown.real, samples, reconstructed, dataset.density, shown.surface)
 
 
-def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageMetrics) -> None:
+def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageSamples) -> None:
     """plots/neighbours.png: the first images of samples/NAME.npz, each above the training image nearest to it.
 
     None of streamed data without metrics of images, which need not be read once more for a picture.

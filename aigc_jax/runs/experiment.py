@@ -61,9 +61,6 @@ class Experiment:
         self.frozen = optim.frozen(config.optim, abstract_params(self.task))
         self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
-        best = config.eval.best_metric
-        if best and best not in (known := self._metrics()):
-            raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
 
     def _want_room(self) -> None:
         """Raises UserError where the devices of this process cannot hold their share of the state."""
@@ -79,26 +76,6 @@ class Experiment:
         """Of the labels that samples are drawn with; 0: the model is unconditional, or draws no samples."""
         samples = self.task.get(Samples)
         return samples.num_classes if samples else 0
-
-    def _metrics(self) -> list[str]:
-        """What an evaluation reports; nothing is computed."""
-        names = []
-        if measures := self.task.get(Measures):
-            example = self.dataset.splits[self.config.eval.split][np.arange(1)]
-
-            def evaluate():
-                ctx = rng.context(0, 'eval', 0, jnp.arange(1))
-                params, extra = self.task.init(rng.stream(0, 'init'))
-                return measures.per_example(params, extra, self.preprocess(example, ctx), ctx)
-
-            names += jax.eval_shape(evaluate)
-        if self.task.get(CausalText):
-            names += text_likelihood.names(self.dataset.tokenizer.num_bytes is not None)
-        if self.task.get(Codebook):
-            names += [f'codes/{f.__name__}' for f in (perplexity, used_share)]
-        if self.dataset.density is not None:
-            names += [f'samples/{name}' for name in perfect_sampler(self.dataset.density, 1)]
-        return names
 
     @functools.cached_property
     def _abstract_replica(self) -> TrainState:

@@ -9,8 +9,8 @@ from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
-from aigc_jax.reports import evaluator
-from aigc_jax.reports.evaluator import Results
+from aigc_jax.reports import tables
+from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 
 
@@ -70,7 +70,7 @@ def table(experiment: Experiment, step: int, results: Results) -> None:
     if processes.first():
         config = experiment.config
         show(printable(f'step {step}, {config.data.name}, split {config.eval.final_split}\n'))
-        show(evaluator.table(results) + '\n')
+        show(tables.table(results) + '\n')
 
 
 def end(workdir: pathlib.Path) -> None:
@@ -81,7 +81,7 @@ def end(workdir: pathlib.Path) -> None:
 
 def finished(experiment: Experiment, workdir: pathlib.Path, step: int) -> bool:
     """Whether the run in `workdir` ended at `step` and was evaluated; if so, says so, with the table."""
-    found = evaluator.read(workdir / 'evaluation.json')
+    found = tables.read(workdir / 'evaluation.json')
     if found is None or found[0] != step:
         return False
     _say(f'{workdir}: this run is finished, at step {step}; a larger total_steps goes on with it')

@@ -10,12 +10,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from aigc_jax import reports
 from aigc_jax.core import parallel, processes
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, check_folder, clear_leftovers, disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
-from aigc_jax.reports import evaluator, final, image_samples, pictures, problems
+from aigc_jax.reports import evaluation, pictures, tables
+from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import (
@@ -65,8 +67,7 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     with processes.together('data'):
         experiment = Experiment(config, tokenizer=saved_tokenizer(workdir) if resumes else initial_tokenizer(config))
         manifest.check(workdir / 'manifest.json', experiment)
-        problems.check(experiment)
-        image_samples.check(experiment)
+        reports.check(experiment)
     if processes.several():
         ground = {'sha256 of the data': experiment.dataset.fingerprint} | manifest.made_with()
         processes.alike('ground', ground, 'Give all of them the same files, code, packages and variables.')
@@ -142,7 +143,7 @@ class _Loop:
         self.progress = Progress(self.config.total_steps, start) if processes.first() else NullProgress()
         between = {'evaluation': self.config.eval_every_steps, 'checkpoint': self.config.checkpoint_every_steps}
         self.pace = Pace(self.config.total_steps, start, between)
-        self.evaluator = evaluator.Evaluator(experiment)
+        self.evaluation = evaluation.Evaluation(Evaluator(experiment), workdir)
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
         rows = self.log.rows()
@@ -192,21 +193,21 @@ class _Loop:
         """
         self.progress.close()
         with signals.heard_at_once(self.step):
-            image = image_samples.ImageMetrics(self.experiment, self.evaluator, self.workdir)
             digest, between = self.checkpoints.digest(self.step), lambda: signals.raise_if_asked(self.step)
-            found = final.evaluate(self.experiment, self.evaluator, image, state, self.workdir, digest, between)
+            found = self.evaluation.final(state, digest, between)
             by_seed = dict(zip(self.seeds, found.values(), strict=True))
             for seed, results in by_seed.items():
                 self._row('final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
                 self._draw(state, k, seed)
             if processes.first():
-                pictures.draw_neighbours(self.workdir, self._name(self.seeds[0]), self.experiment, image)
+                name, images = self._name(self.seeds[0]), self.evaluation.images
+                pictures.draw_neighbours(self.workdir, name, self.experiment, images)
                 self.log.flush()
-                evaluator.write(self.workdir / 'evaluation.json', self.step, found)
-        final.forget(self.workdir)
+                tables.write(self.workdir / 'evaluation.json', self.step, found)
+        evaluation.forget(self.workdir)
         announce.end(self.workdir)
-        announce.table(self.experiment, self.step, evaluator.across(found))
+        announce.table(self.experiment, self.step, tables.across(found))
 
     def close(self) -> None:
         self.progress.close()
@@ -259,7 +260,7 @@ class _Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         by_seed = {
-            seed: self.evaluator.evaluate(
+            seed: self.evaluation.each(
                 self.experiment.replica(state, k), self.experiment.seeds[k], self.config.eval.split
             )
             for k, seed in enumerate(self.seeds)
@@ -268,7 +269,9 @@ class _Loop:
             self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
         if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
             self._draw(state, 0, self.seeds[0])
-        values = {name: found['value'] for name, found in evaluator.across(by_seed).items()}
+        values = {name: found['value'] for name, found in tables.across(by_seed).items()}
+        if best := self.config.eval.best_metric:
+            values[best] = values.get(reports.named(best, values), math.nan)
         self.progress.evaluated(self.step, values)
         self.watch.see(values)
         self.watch.waited = processes.gather('evaluated', self.watch.waited)[0]
@@ -279,9 +282,8 @@ class _Loop:
 
     def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
-        pictures.draw(
-            self.workdir, self._name(seed), self.experiment, self.evaluator, own, self.experiment.seeds[k], rows
-        )
+        evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
+        pictures.draw(self.workdir, self._name(seed), self.experiment, evaluator, own, of_draws, rows)
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)

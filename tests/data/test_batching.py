@@ -13,6 +13,7 @@ from aigc_jax import data
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import batching
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -160,7 +161,7 @@ def test_held_out_images_are_binarized_alike_whatever_the_seed():
         for k, own in enumerate(experiment.seeds):
             replica = experiment.replica(state, k)
             x, _ = evaluator.reconstruct(replica, own, 'valid', 60)
-            found.append((evaluator.evaluate(replica, own, 'valid')['x'], x.tobytes()))
+            found.append((Evaluation(evaluator).each(replica, own, 'valid')['x'], x.tobytes()))
         return found, x
 
     (zero, x), (one, _), (replicas, _) = seen(0), seen(1), seen(5, num_seeds=2)

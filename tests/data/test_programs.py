@@ -128,7 +128,7 @@ def test_the_share_that_training_programs_solve_is_a_row_of_the_evaluation():
     overrides = {'data.name': 'programs', 'data.tokenizer': 'char', 'data.test_percent': '10.0'}
     overrides |= {'eval.problems': 'programs', 'eval.ngram_order': '0'}
     experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', list(overrides.items())))
-    rows = problems_lib.Solver(experiment, Evaluator(experiment))._baselines
+    rows = problems_lib.Problems(Evaluator(experiment))._baselines
     row = rows['programs/solved_by_training_programs']
     assert row['value'] == 0 and row['n'] == problems_lib.MOST == rows['programs/enumeration/solved@100']['n']
 

@@ -224,7 +224,7 @@ def test_training_images_score_as_real_ones(run, monkeypatch):
     given = experiment.examples('train', np.arange(150))
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: (given['x'] / 16).astype(np.float32))
-    measured = image_samples.ImageMetrics(experiment, evaluator, run)
+    measured = image_samples.ImageSamples(evaluator, run)
     results = measured.measure(state, 0)
     found = metrics(results)
     assert 'samples/frechet_150_pixels' in results and 'modes' not in found
@@ -249,7 +249,7 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
     vars(experiment).pop('__split_results', None)  # what cached_method keeps
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: splits['train'].arrays['x'][:n] / 16.0)
-    measured = image_samples.ImageMetrics(experiment, evaluator, tmp_path)
+    measured = image_samples.ImageSamples(evaluator, tmp_path)
     found = metrics(measured.measure(state, 0))
     assert features.Classifier.load(tmp_path / 'extractor.npz').shape == (8, 8, 1)
     want = len(np.unique(splits['train'].arrays['label'][:300]))
@@ -312,7 +312,7 @@ def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
         # As many of each class as there is room for: of 12, the first 10, which have the classes 0 to 9.
         np.testing.assert_array_equal(shown, np.load(run / 'samples' / f'{step:08d}.npz')['samples'][:10])
     assert [text.get_text() for text in figure[-1].texts] == ['step 20', *map(str, range(10)), 'step 40']
-    measured = image_samples.ImageMetrics(experiment, evaluator, run)
+    measured = image_samples.ImageSamples(evaluator, run)
     pictures.draw_neighbours(run, '00000040', experiment, measured)
     samples, training, path, _, classes = pairs[-1]
     assert path == run / 'plots' / 'neighbours.png'

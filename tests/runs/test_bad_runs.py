@@ -16,7 +16,7 @@ from refusals import GAN, VAE, assert_refused, snapshot
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core import files as files_lib
 from aigc_jax.core.errors import UserError
-from aigc_jax.reports import final, image_samples
+from aigc_jax.reports import evaluation, image_samples
 from aigc_jax.runs import config as config_lib
 from aigc_jax.training import loop
 
@@ -157,7 +157,7 @@ def test_links_and_pipes_in_a_folder(runner, smoke, tmp_path, mode):
 def test_all_that_a_run_writes_is_looked_at(smoke):
     known = {*files_lib.RUN_FILES, *files_lib.RUN_FOLDERS}
     assert {path.name for path in smoke('vae').iterdir()} <= known
-    assert {final.PARTIAL, image_samples.FILE} <= known
+    assert {evaluation.PARTIAL, image_samples.FILE} <= known
 
 
 def test_a_folder_that_another_process_began_and_ended_while_this_one_compiled(smoke, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax import tasks
 from aigc_jax.core import rng
@@ -80,7 +81,7 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     assert [row['step'] for row in rows if row['split'] == 'train'] == [10, 20, 30, 40]
     experiment, state = open_run(tmp_path)
     evaluator = Evaluator(experiment)
-    found = evaluator.evaluate(state, 0, 'test')
+    found = Evaluation(evaluator).each(state, 0, 'test')
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['step'] == 40
     for name, result in found.items():

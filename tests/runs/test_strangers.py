@@ -32,7 +32,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.data import tokenizers
 from aigc_jax.data.sources import reading
 from aigc_jax.metrics.features import Classifier
-from aigc_jax.reports import evaluator, final, generate, pictures
+from aigc_jax.reports import evaluator, evaluation, generate, pictures
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs, manifest
 from aigc_jax.runs.experiment import Experiment, saved_tokenizer
@@ -117,8 +117,8 @@ def test_no_json(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content + b'\n' * (name == 'metrics.jsonl'))
     (survives if content == b'{}' else refused)(READERS[name], path)
-    shutil.copy(path, tmp_path / final.PARTIAL)
-    assert not final._Kept(tmp_path, 'digest').has(0, 'a part')
+    shutil.copy(path, tmp_path / evaluation.PARTIAL)
+    assert not evaluation._Kept(tmp_path, 'digest').has(0, 'a part')
 
 
 @pytest.mark.parametrize('name', READERS)
