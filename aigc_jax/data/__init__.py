@@ -6,14 +6,20 @@ import functools
 from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import declarations
-from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
-from aigc_jax.data.sources import embedded, files, folders, programs, reading, text, tfds
+from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
+from aigc_jax.data.sources import embedded, files, folders, own, programs, reading, text, tfds
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
+from aigc_jax.data.specs import Images, Points, Scaling, Spec, Tokens
+from aigc_jax.data.splits import Arrays, Resident, Source, materialize
 from aigc_jax.data.tokenizers import Tokenizer
 
-__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']
+__all__ = [
+    'SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Points', 'Resident', 'Scaling', 'Source', 'Spec', 'Tokenizer',
+    'Tokens', 'from_arrays', 'is_code', 'load', 'materialize',
+]  # fmt: skip
 
+OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
 TFDS = 'tfds:'  # images or text, as the fields of the config are
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
@@ -70,14 +76,15 @@ def fields(cfg) -> schema.Group:
 def reads_text(cfg) -> bool:
     """Whether `cfg`, the config's `data`, names text. Raises UserError for data that there are not."""
     key, _ = _parts(cfg.name)
-    return key in TEXTS or (key == TFDS and 'tokenizer' in cfg)
+    return key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """The data set that `cfg`, the config's `data`, names.
 
     Args:
-      cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon). Of images and points besides: `dir`
+      cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon, or FILE.py[:function]: see own.load).
+        Of images and points besides: `dir`
         (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of mixtures and stacks),
         `valid_examples` (how many training examples to hold out where a set has no valid split: `dataset.divide`; 0:
         the valid split of any set is trained on, and there is none) and perhaps `shape` (of local files' images that
@@ -88,7 +95,7 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
       UserError: if the name is unknown, or what it names cannot be read.
     """
     key, where = _parts(cfg.name)
-    loader = KNOWN[key]
+    loader = KNOWN.get(key)
     if key == STACKED:
         base = copy.deepcopy(cfg)
         base.name = where
@@ -97,6 +104,9 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
         return stacked(load(base), cfg.num_examples, where)
     if key == TFDS:
         return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else loader(cfg, where)
+    if key == OWN:
+        dataset = own.load(cfg, tokenizer)
+        return dataset if 'tokenizer' in cfg or cfg.valid_examples else train_on_valid(dataset)
     places = reading.places(cfg.name, where) if where else {}
     if key in TEXTS:
         return loader(cfg, *[places] * bool(where), tokenizer)
@@ -113,9 +123,11 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """'idx:DIR' -> ('idx:', 'DIR'). Raises UserError for data that there are not."""
+    """'idx:DIR' -> ('idx:', 'DIR'); 'FILE.py' -> (OWN, 'FILE.py'). Raises UserError for data that there are not."""
     prefix, colon, where = name.partition(':')
     if prefix + colon not in KNOWN:
+        if own.is_own(name):
+            return OWN, name
         mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in KNOWN else near(prefix + colon, KNOWN)
         raise UserError(f'data.name={name}: no such data{mend}')
     if colon and not where:

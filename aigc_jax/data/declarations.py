@@ -1,7 +1,7 @@
 """The fields of a config's group `data`: those of images and points, and those of text."""
 
 from aigc_jax.core.schema import Field
-from aigc_jax.data import augment, batching, tokenizers
+from aigc_jax.data import augment, specs, tokenizers
 from aigc_jax.data.sources import text
 
 _NAME = Field(str, doc='the data set, with its place after a colon; aigc_jax/data/README.md tells of each')
@@ -22,11 +22,11 @@ IMAGES_AND_POINTS = {
         doc='(H, W) of images that an npz, npy, mat or amat holds as rows of pixels; (): they are square',
     ),
     'binarize': Field(
-        str, 'none', choices=batching.BINARIZE,
+        str, 'none', choices=specs.BINARIZE,
         doc='of images: `threshold` at ½; `static`: each pixel is drawn once; `dynamic`: whenever it is seen',
     ),
     'scale': Field(
-        str, 'unit', choices=batching.SCALES,
+        str, 'unit', choices=specs.SCALES,
         doc='images to [0, 1] (`unit`) or [-1, 1] (`symmetric`); points as they are (`unit`) or with mean 0 and '
         'variance 1 (`standard`)',
     ),

@@ -139,7 +139,7 @@ class Evaluator:
 
     def surface(self, state: TrainState, seed: int, extent: tuple[float, float, float, float]):
         """(xs, ys, values (len(ys), len(xs)), label) of the task's score over a rectangle; None where it has none."""
-        if not self._call('field') or self.experiment.dataset.shape != (2,):
+        if not self._call('field') or self.experiment.dataset.spec.shape != (2,):
             return None
         xs = np.linspace(extent[0], extent[1], _SURFACE_POINTS)
         ys = np.linspace(extent[2], extent[3], _SURFACE_POINTS)

@@ -66,7 +66,7 @@ class Generator:
         self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = '',
         suffix: str = '', grammar: str = '', draft: str = '',
     ):  # fmt: skip
-        self._text, self._tokenizer = experiment.task.get(CausalText), experiment.dataset.tokenizer
+        self._text, self._tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
         self._decoder = TextDecoder(self._text)
         how.check(self._text.vocab_size)
         if how.beam_size > 1 and (

@@ -12,6 +12,7 @@ from aigc_jax.core import processes, rng
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Images
 from aigc_jax.metrics import features, images
 from aigc_jax.metrics.features import Classifier, Extractor
 from aigc_jax.metrics.intervals import NORMAL_95, wilson
@@ -33,7 +34,7 @@ _MOST_TRAINED = 100_000  # images that the classifier is trained on
 
 def wanted(experiment: Experiment) -> str:
     """eval.extractor, where the data are images; '' for none."""
-    return experiment.config.eval.extractor if experiment.dataset.kind == 'image' else ''
+    return experiment.config.eval.extractor if isinstance(experiment.dataset.spec, Images) else ''
 
 
 def check(experiment: Experiment) -> None:
@@ -58,7 +59,7 @@ def check(experiment: Experiment) -> None:
             "set it to auto, pixels, the extractor.npz of another run, or '' for no metrics of samples"
         )
     if extractor := _given(experiment):
-        extractor.extract(np.zeros((1, *dataset.shape), np.float32))
+        extractor.extract(np.zeros((1, *dataset.spec.shape), np.float32))
 
 
 def _given(experiment: Experiment) -> Extractor | None:
@@ -77,7 +78,7 @@ def _given(experiment: Experiment) -> Extractor | None:
 
 
 def _fitted(classifier: Extractor, experiment: Experiment) -> Extractor:
-    return features.by_channel(classifier) if experiment.dataset.stacked else classifier
+    return features.by_channel(classifier) if experiment.dataset.spec.stacked else classifier
 
 
 class ImageSamples(Report):
@@ -134,7 +135,7 @@ class ImageSamples(Report):
         dataset = self.experiment.dataset
         places = rng.fixed_choice(len(dataset.splits['train']), _MOST_TRAINED)
         x, labels, num_classes = self._real('train', places), self._labels('train')[places], dataset.num_classes
-        if dataset.stacked:
+        if dataset.spec.stacked:
             labels, num_classes = _digits(labels, x.shape[3]).ravel(), features.DIGITS
             x = features.split_channels(x)
         classifier = features.train_classifier(x, labels, num_classes)
@@ -222,15 +223,15 @@ class ImageSamples(Report):
     def _knows_classes(self) -> bool:
         """Whether the extractor's classes are those of the data."""
         dataset = self.experiment.dataset
-        return self.extractor.num_classes == (features.DIGITS if dataset.stacked else dataset.num_classes) > 0
+        return self.extractor.num_classes == (features.DIGITS if dataset.spec.stacked else dataset.num_classes) > 0
 
     @functools.cached_property
     def _shares(self) -> np.ndarray:
         """Of the classes in the training split; of stacked images the products of the single ones' shares."""
         dataset, labels = self.experiment.dataset, self._labels('train')
-        if dataset.stacked:
-            single = np.bincount(_digits(labels, dataset.shape[2]).ravel(), minlength=features.DIGITS)
-            return functools.reduce(np.kron, [single / single.sum()] * dataset.shape[2])
+        if dataset.spec.stacked:
+            single = np.bincount(_digits(labels, dataset.spec.shape[2]).ravel(), minlength=features.DIGITS)
+            return functools.reduce(np.kron, [single / single.sum()] * dataset.spec.shape[2])
         return np.bincount(labels, minlength=dataset.num_classes) / len(labels)
 
     @functools.cached_property

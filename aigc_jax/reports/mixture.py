@@ -6,6 +6,7 @@ import numpy as np
 
 from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Points
 from aigc_jax.metrics.mixture import mixture_metrics, perfect_sampler
 from aigc_jax.reports.base import Report
 from aigc_jax.reports.tables import Results, share_limits
@@ -19,17 +20,18 @@ class MixtureSamples(Report):
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        return experiment.dataset.density is not None and experiment.task.get(Samples) is not None
+        spec = experiment.dataset.spec
+        return isinstance(spec, Points) and spec.density is not None and experiment.task.get(Samples) is not None
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
-        return [f'samples/{name}' for name in perfect_sampler(experiment.dataset.density, 1)]
+        return [f'samples/{name}' for name in perfect_sampler(experiment.dataset.spec.density, 1)]
 
     def title(self, split: str) -> str:
         return 'samples of the mixture'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
-        results, density, n = {}, self.experiment.dataset.density, self.config.num_samples
+        results, density, n = {}, self.experiment.dataset.spec.density, self.config.num_samples
         samples, perfect = self.evaluator.sample(state, seed, n), perfect_sampler(density, n)
         finite = np.isfinite(samples).all()
         found = mixture_metrics(samples, density) if finite else dict.fromkeys(perfect, math.nan)

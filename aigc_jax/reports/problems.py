@@ -12,6 +12,7 @@ from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Tokens
 from aigc_jax.data.sources import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics import python_code
@@ -30,7 +31,7 @@ _SECONDS = 10.0  # of each program
 
 
 def _wanted(experiment: Experiment) -> bool:
-    return experiment.dataset.kind == 'text' and bool(experiment.config.eval.problems)
+    return isinstance(experiment.dataset.spec, Tokens) and bool(experiment.config.eval.problems)
 
 
 def check(experiment: Experiment) -> None:
@@ -135,7 +136,7 @@ class Problems(Report):
         """The prompt's tokens, where they leave room for a program."""
         language = self.experiment.task.get(CausalText)
         try:
-            tokens = self.experiment.dataset.tokenizer.encode(problem.prompt)
+            tokens = self.experiment.dataset.spec.tokenizer.encode(problem.prompt)
         except UserError:
             return None
         most = len(tokens) + 1 + self.config.problem_tokens
@@ -164,7 +165,7 @@ class Problems(Report):
         """An n-gram model of the training text with the same prompts; of 'programs', the shortest ones in order."""
         results, config, ngram = {}, self.config, self.evaluator.text_splits.ngram if self.config.ngram_order else None
         if ngram:
-            tokenizer = self.experiment.dataset.tokenizer
+            tokenizer = self.experiment.dataset.spec.tokenizer
             random, completions = np.random.default_rng(0), []
             for problem in progress.each(self._problems, 'n-gram model'):
                 tokens, own = self._encoded(problem), []
@@ -182,7 +183,7 @@ class Problems(Report):
 
     def _single(self, stop: str) -> int | None:
         try:
-            tokens = self.experiment.dataset.tokenizer.encode(stop)
+            tokens = self.experiment.dataset.spec.tokenizer.encode(stop)
         except UserError:
             return None
         return int(tokens[0]) if len(tokens) == 1 else None

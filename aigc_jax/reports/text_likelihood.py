@@ -47,7 +47,7 @@ class TextLikelihood(_OfTokens):
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
-        return text_likelihood.names(experiment.dataset.tokenizer.num_bytes is not None)
+        return text_likelihood.names(experiment.dataset.spec.tokenizer.num_bytes is not None)
 
     def title(self, split: str) -> str:
         return f'likelihood of the {split} split'

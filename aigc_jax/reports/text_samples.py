@@ -30,13 +30,13 @@ class TextSamples(Report):
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         dataset = self.experiment.dataset
-        tokens, end, most = dataset.splits[split].tokens, dataset.tokenizer.end, self.config.sample_tokens
+        tokens, end, most = dataset.splits[split].tokens, dataset.spec.tokenizer.end, self.config.sample_tokens
         n = min(self.config.num_samples, max(len(tokens) // most, 1))
         ours = [text_metrics.until_end(row, end) for row in self.evaluator.sample(state, seed, n)]
         starts = text_metrics.held_out_starts(tokens, end, n)
         pieces = zip(starts, ours, strict=True)
         theirs = [text_metrics.until_end(tokens[start : start + len(row)], end) for start, row in pieces]
-        both = [[dataset.tokenizer.decode(row) for row in rows] for rows in (ours, theirs)]
+        both = [[dataset.spec.tokenizer.decode(row) for row in rows] for rows in (ours, theirs)]
         training = self.evaluator.text_splits.text('train')
         found, reference = (text_metrics.text_metrics(texts, training) for texts in both)
         if is_code(self.experiment.config.data):
@@ -56,7 +56,7 @@ class TextSamples(Report):
     def _beginnings(self, split: str, n: int, most: int) -> tuple[list[str], list[bool]]:
         """Those of n held-out documents, or of all, of at most so many tokens, and which of them were cut there."""
         dataset = self.experiment.dataset
-        tokens, end = dataset.splits[split].tokens, dataset.tokenizer.end
+        tokens, end = dataset.splits[split].tokens, dataset.spec.tokenizer.end
         starts = np.flatnonzero(tokens == end)[:n] + 1 if end is not None else ()
         rows = [text_metrics.until_end(tokens[start : start + most], end) for start in starts]
-        return [dataset.tokenizer.decode(row) for row in rows], [len(row) == most for row in rows]
+        return [dataset.spec.tokenizer.decode(row) for row in rows], [len(row) == most for row in rows]

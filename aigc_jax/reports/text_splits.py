@@ -18,7 +18,7 @@ class TextSplits:
     @cached_method
     def clusters(self, split: str) -> tuple[text_likelihood.Clusters, np.ndarray | None]:
         """(what the tokens of a split but the first are grouped by, the bytes that each stands for or None)."""
-        tokens, tokenizer = self._dataset.splits[split].tokens, self._dataset.tokenizer
+        tokens, tokenizer = self._dataset.splits[split].tokens, self._dataset.spec.tokenizer
         num_bytes = None if tokenizer.num_bytes is None else tokenizer.num_bytes[tokens[1:]]
         return text_likelihood.Clusters.of_text(tokens, tokenizer.end), num_bytes
 
@@ -26,7 +26,7 @@ class TextSplits:
     def ngram(self) -> KneserNey:
         """Of order eval.ngram_order, of the training text."""
         return KneserNey(
-            self._dataset.splits['train'].tokens, self._config.ngram_order, self._dataset.tokenizer.vocab_size
+            self._dataset.splits['train'].tokens, self._config.ngram_order, self._dataset.spec.tokenizer.vocab_size
         )
 
     @cached_method
@@ -43,4 +43,4 @@ class TextSplits:
 
     @cached_method
     def text(self, split: str) -> bytes:
-        return self._dataset.tokenizer.decode(self._dataset.splits[split].tokens).encode()
+        return self._dataset.spec.tokenizer.decode(self._dataset.splits[split].tokens).encode()

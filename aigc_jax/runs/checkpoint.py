@@ -30,11 +30,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from aigc_jax.runs import record, store
 from aigc_jax.core import digest, parallel, processes, tree
 from aigc_jax.core.errors import RunError, UserError, one_line
 from aigc_jax.core.files import disk_errors
 from aigc_jax.core.types import Tree
+from aigc_jax.runs import record, store
 
 _ARRAYS = 'arrays'
 _UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again

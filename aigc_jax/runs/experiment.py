@@ -9,25 +9,21 @@ import pathlib
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from aigc_jax.runs import config as config_lib
 from aigc_jax import data, tasks
-from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.core import memory, optim, parallel, records, rng
-from aigc_jax.core.capabilities import CausalText, Codebook, Measures, Samples
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.capabilities import Samples
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching, tokenizers
-from aigc_jax.metrics import text_likelihood
-from aigc_jax.metrics.codebook import perplexity, used_share
 from aigc_jax.metrics.images import NEIGHBOURS
-from aigc_jax.metrics.mixture import perfect_sampler
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.checkpoint import Checkpoints
 
 
 class Experiment:
@@ -46,12 +42,13 @@ class Experiment:
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
                 raise UserError(_no_split(split, config.data, self.dataset.splits))
-            if split == 'train' and self.dataset.kind == 'text':
+            if split == 'train' and isinstance(self.dataset.spec, data.Tokens):
                 raise UserError('eval.split, eval.final_split: of text, train is no list of windows; choose another')
-        self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
-        self.preprocess = batching.make_eval_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
+        spec = self.dataset.spec
+        self.scaling = self.dataset.scaling(config.data)
+        self.preprocess = spec.eval_preprocess(config.data, self.scaling)
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
-        self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.scaling, rows)
+        self.train_preprocess = spec.train_preprocess(config.data, self.scaling, rows)
         self.task = tasks.make(config, self.dataset)
         if self.num_classes and augment.mixes(config.data):
             raise UserError(
@@ -125,7 +122,7 @@ class Experiment:
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
         config, rounds = self.config, len(self.task.rounds)
         examples = config.batch_size / self.plan.mesh.size * (self.plan.replicas or 1)
-        one = 4 * math.prod(self.dataset.shape)
+        one = 4 * math.prod(self.dataset.spec.shape)
         memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
         shardings = self.plan.gradient_shardings(self.abstract_state.params)
         arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen, shardings
@@ -151,14 +148,14 @@ class Experiment:
     def feeds(self, step: int) -> Iterator[Tree]:
         """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
         config, source = self.config, self.dataset.splits['train']
-        if self.dataset.contiguous:
+        if self.dataset.spec.contiguous:
             streams = [batching.ContiguousStream(len(source), config.batch_size)] * len(self.seeds)
         else:
             streams = [batching.IndexStream(len(source), seed) for seed in self.seeds]
         rows = self.plan.local_rows(config.batch_size)
         shape = (config.steps_per_call, len(self.task.rounds), config.batch_size, rows)
         if config.data.stream:
-            if hasattr(self._stream_source(), 'gather'):
+            if isinstance(self._stream_source(), data.Resident):
                 where = '"Streaming" in aigc_jax/data/README.md'
                 note(f'data.stream: {config.data.name} is held in memory whole; see {where}')
             feeds = batching.streamed_feed(self._stream_source(), streams, step, config.total_steps, *shape)
@@ -173,16 +170,12 @@ class Experiment:
 
     @cached_method
     def _split(self, split: str):
-        source = data.materialize(self.dataset.splits[split])
-        if self.config.data.get('binarize') != 'static':
-            return source
-        arrays = dict(source.arrays)
-        return data.Arrays(**{**arrays, 'x': batching.binarize_static(arrays['x'], self.dataset.levels, split)})
+        return self.dataset.spec.in_memory(self.config.data, split, self.dataset.splits[split])
 
     def _stream_source(self):
-        # Static binarization draws a split as a whole, so it is streamed from memory.
-        in_memory = self.config.data.get('binarize') == 'static' or hasattr(self.dataset.splits['train'], 'gather')
-        return self._split('train') if in_memory else self.dataset.splits['train']
+        source = self.dataset.splits['train']
+        in_memory = self.dataset.spec.draws_splits(self.config.data) or isinstance(source, data.Resident)
+        return self._split('train') if in_memory else source
 
     def replica(self, state: TrainState, k: int) -> TrainState:
         """What an evaluation needs of replica k, without the axis of replicas; the state itself if there are none."""
@@ -219,7 +212,7 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     if config.eval.get('extractor') == 'auto':
         least = min(len(dataset.splits[split]) for split in {'train', config.eval.final_split} & dataset.splits.keys())
         config.eval.extractor = '' if least <= NEIGHBOURS else 'classifier' if dataset.num_classes else 'pixels'
-        if dataset.kind == 'image' and config.eval.extractor != 'classifier':
+        if isinstance(dataset.spec, data.Images) and config.eval.extractor != 'classifier':
             why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
             note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
     if config.eval.get('sample_tokens') == -1:
@@ -345,11 +338,12 @@ def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] 
         if step is None:
             raise UserError(f'init_from: {folder} has no checkpoint')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
-        tokenizer, task = experiment.dataset.tokenizer, experiment.task
-        own = saved_tokenizer(folder) if tokenizer else None
-        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == tokenizer
+        spec, task = experiment.dataset.spec, experiment.task
+        own = saved_tokenizer(folder) if isinstance(spec, data.Tokens) else None
+        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
-            task = tasks.make(experiment.config, dataclasses.replace(experiment.dataset, tokenizer=own))
+            dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
+            task = tasks.make(experiment.config, dataset)
         plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))

@@ -1,14 +1,11 @@
 """A run's logs: metrics.jsonl (deterministic), timing.jsonl (the clock), TensorBoard, the progress line."""
 
-import contextlib
-import datetime
 import json
 import math
 import os
 import pathlib
 import socket
 import struct
-import sys
 import time
 
 from aigc_jax.core import records

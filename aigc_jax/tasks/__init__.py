@@ -15,7 +15,7 @@ from aigc_jax.core import schema, user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Task
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset
 from aigc_jax.tasks import gan, lm, vae, vq
 
 TASKS = {

@@ -9,6 +9,7 @@ from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
+from aigc_jax.data import Tokens
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
@@ -32,14 +33,14 @@ def begin(experiment: Experiment, workdir: pathlib.Path, start: int) -> None:
 
 def _data(experiment: Experiment) -> str:
     dataset, config = experiment.dataset, experiment.config.data
-    unit = 'windows' if dataset.kind == 'text' else 'examples'
+    spec, unit = dataset.spec, 'windows' if isinstance(dataset.spec, Tokens) else 'examples'
     splits = ', '.join(f'{split} {len(source):,}' for split, source in dataset.splits.items())
-    shape = '×'.join(map(str, dataset.shape))
-    words = [f'{config.name}, {dataset.kind} {shape}', f'{unit}: {splits} ({dataset.origin})']
+    shape = '×'.join(map(str, spec.shape))
+    words = [f'{config.name}, {spec.words} {shape}', f'{unit}: {splits} ({dataset.origin})']
     if dataset.num_classes:
         words.append(f'{dataset.num_classes} classes')
-    if dataset.tokenizer:
-        words.append(f'vocabulary {dataset.tokenizer.vocab_size:,}')
+    if isinstance(spec, Tokens):
+        words.append(f'vocabulary {spec.tokenizer.vocab_size:,}')
     return '; '.join([*words, f'sha256 {dataset.fingerprint[:8]}'])
 
 

@@ -16,6 +16,7 @@ from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import atomic_write, check_folder, clear_leftovers, disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Tokens
 from aigc_jax.reports import evaluation, pictures, tables
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
@@ -112,8 +113,8 @@ def _train(config, workdir: pathlib.Path, clock: dict[str, float], held: context
     with processes.together('files of the start'):
         if first:
             clear_leftovers(workdir)
-            if experiment.dataset.tokenizer:
-                atomic_write(workdir / 'tokenizer.json', experiment.dataset.tokenizer.to_json())
+            if isinstance(spec := experiment.dataset.spec, Tokens):
+                atomic_write(workdir / 'tokenizer.json', spec.tokenizer.to_json())
             atomic_write(workdir / 'config.json', config_lib.to_json(config))
             manifest.write(workdir / 'manifest.json', experiment, start, taken)
     with processes.together('checkpoints'):  # after config.json, without which checkpoints/ belongs to no run

@@ -154,7 +154,7 @@ def config(**fields):
 def test_the_data_source_has_these_splits():
     dataset = data.load(config())
     for split, texts in programs.documents(*PERCENT).items():
-        decoded = dataset.tokenizer.decode(dataset.splits[split].tokens[:2000])
+        decoded = dataset.spec.tokenizer.decode(dataset.splits[split].tokens[:2000])
         assert decoded.startswith(tokenizers.END + texts[0] + tokenizers.END + texts[1])
     with pytest.raises(UserError, match='data.valid_percent, data.test_percent'):
         data.load(config(valid_percent=60.0, test_percent=40.0))

@@ -166,7 +166,7 @@ def test_each_token_of_a_window_goes_to_its_document(text_experiment):
     """Against sums written out, token by token, of a model whose nats differ from window to window."""
     experiment = text_experiment
     evaluator = Evaluator(experiment)
-    windows, tokenizer = experiment.dataset.splits['test'], experiment.dataset.tokenizer
+    windows, tokenizer = experiment.dataset.splits['test'], experiment.dataset.spec.tokenizer
     state = experiment.create_state()
     jitter = lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
     state = state._replace(params=jax.tree.map(jitter, state.params))

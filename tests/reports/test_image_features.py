@@ -243,7 +243,7 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
     for split, n in (('train', 1200), ('valid', 50), ('test', 100)):
         one = experiment.examples(split, draw.integers(len(experiment.dataset.splits[split]), size=3 * n))
         x, label = np.moveaxis(one['x'].reshape(n, 3, 8, 8), 1, -1), one['label'].reshape(n, 3) @ [100, 10, 1]
-        splits[split] = Arrays(x, label)
+        splits[split] = Arrays(x=x, label=label)
     stacked = from_arrays(splits, levels=16, num_classes=1000, licence='')
     experiment.dataset = dataclasses.replace(stacked, stacked=True)
     vars(experiment).pop('__split_results', None)  # what cached_method keeps

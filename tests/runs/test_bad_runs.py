@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from refusals import GAN, VAE, assert_refused, snapshot
 
-from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core import files as files_lib
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.reports import evaluation, image_samples
 from aigc_jax.runs import config as config_lib
@@ -207,7 +207,7 @@ def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
         np.testing.assert_array_equal(after[name][tuple(map(slice, before[name].shape))], before[name])
     # What is evaluated on documents later, without training on them, has no end still.
     experiment, _ = open_run(tmp_path / 'one', [('data.name', f'jsonl:{many}')])
-    assert experiment.dataset.tokenizer.end is None
+    assert experiment.dataset.spec.tokenizer.end is None
     refused = runner(*own, *second[:2], '--config.data.vocab_size=300', f'--workdir={tmp_path}/three')
     assert_refused(refused, 'data.vocab_size: 300', 'init_from has 270', '-1')
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.reports.evaluation import Evaluation
-from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax import tasks
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.types import Extra, Task, Turn
+from aigc_jax.data import Tokens
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment, initial_model, open_run
@@ -59,10 +60,11 @@ def test_every_vae_is_whole_with_smoke_on_top(variant):
         params, extra = task.init(rng.stream(0, 'init'))
         batch = experiment.preprocess(examples, ctx)
         loss, _ = task.rounds[0][0].loss(params, extra, batch, ctx)
-        return loss, task.get(Samples).draw(params, extra, ctx, None), task.get(Measures).per_example(params, extra, batch, ctx)
+        found = task.get(Measures).per_example(params, extra, batch, ctx)
+        return loss, task.get(Samples).draw(params, extra, ctx, None), found
 
     loss, samples, found = jax.eval_shape(everything)
-    assert loss.shape == () and samples.shape == (3, *experiment.dataset.shape)
+    assert loss.shape == () and samples.shape == (3, *experiment.dataset.spec.shape)
     assert {value.shape for value in found.values()} == {(3,)}
 
 
@@ -87,8 +89,8 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     for name, result in found.items():
         assert result['value'] == pytest.approx(written[name]['value'], rel=1e-6) and result['n'] > 0
     samples = evaluator.sample(state, 0, 30)
-    is_text = experiment.dataset.kind == 'text'
-    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.shape
+    is_text = isinstance(experiment.dataset.spec, Tokens)
+    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.spec.shape
     assert samples.shape == (30, *shape) and np.isfinite(samples).all()
     # Sample i depends on (seed, i) alone; the products of a convolution round by how many samples there are.
     np.testing.assert_allclose(samples[:7], evaluator.sample(state, 0, 7), rtol=0, atol=1e-6 * (path.stem == 'vq'))
@@ -127,10 +129,10 @@ def toy_task(config, dataset) -> Task:
         return jnp.mean((batch['x'] - params['mean']['image']) ** 2), ({}, extra)
 
     def sample(params, extra, ctx, labels):
-        return params['mean']['image'] + 0 * ctx.normal('z', dataset.shape)
+        return params['mean']['image'] + 0 * ctx.normal('z', dataset.spec.shape)
 
     return Task(
-        init=lambda key: ({'mean': {'image': jnp.zeros(dataset.shape)}}, Extra({}, {})),
+        init=lambda key: ({'mean': {'image': jnp.zeros(dataset.spec.shape)}}, Extra({}, {})),
         rounds=((Turn('mean', loss),),),
         capabilities=(Samples(sample),),
     )

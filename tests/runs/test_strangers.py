@@ -32,7 +32,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.data import tokenizers
 from aigc_jax.data.sources import reading
 from aigc_jax.metrics.features import Classifier
-from aigc_jax.reports import evaluator, evaluation, generate, pictures
+from aigc_jax.reports import evaluation, generate, pictures, tables
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs, manifest
 from aigc_jax.runs.experiment import Experiment, saved_tokenizer
@@ -107,7 +107,7 @@ READERS = {
     'tokenizer.json': lambda path: saved_tokenizer(path.parent),
     'manifest.json': manifest.trained_on,
     'metrics.jsonl': rows_of,
-    'evaluation.json': evaluator.read,
+    'evaluation.json': tables.read,
 }
 
 

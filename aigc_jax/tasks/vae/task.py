@@ -15,7 +15,7 @@ from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Reconstructs, Samples, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset, Points
 from aigc_jax.metrics import latent_codes as codes
 from aigc_jax.metrics.ais import ais
 from aigc_jax.nn import networks
@@ -33,7 +33,7 @@ _MEAN_DRAWS = 32  # that each of two means of a code is taken over where it has 
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, evaluation = config.model, config.task, config.eval
-    shape, d = dataset.shape, model.latent_dim
+    shape, d = dataset.spec.shape, model.latent_dim
     likelihood = likelihoods.make(options['likelihood'], dataset, config.data)
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
@@ -176,7 +176,7 @@ def make(config, dataset: Dataset) -> Task:
         theta = params['model']
         z = latent.sample(theta, latent.components(theta, encode), ctx, 1, evaluation['temperature'])
         mean = mean_of_x(theta, extra, z[:, 0], labels)
-        if dataset.kind == 'points':
+        if isinstance(dataset.spec, Points):
             mean = mean + jnp.exp(log_scale(theta, extra)) * ctx.normal('x', shape)
         return mean
 
