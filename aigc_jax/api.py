@@ -24,9 +24,9 @@ from aigc_jax.core import processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
-from aigc_jax.reports import evaluator as evaluator_lib
-from aigc_jax.reports import final, image_samples, pictures
+from aigc_jax.reports import evaluation, pictures, tables
 from aigc_jax.reports import generate as texts_lib
+from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.generate import Text
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
@@ -40,11 +40,11 @@ Overrides = Mapping[str, Any] | Sequence[tuple[str, str]]
 
 class Evaluation(NamedTuple):
     """step: of the checkpoint; config: with the overrides; results: {metric: {'value', …}}, over the replicas where
-    there are several (reports.evaluator.across)."""
+    there are several (reports.tables.across)."""
 
     step: int
     config: ConfigDict
-    results: evaluator_lib.Results
+    results: tables.Results
 
 
 def train(
@@ -87,22 +87,21 @@ def load(workdir, step: str | int | None = None):
 def evaluate(
     workdir, step: str | int | None = None, overrides: Overrides = (), *, progress: TextIO | None = None
 ) -> Evaluation:
-    """Evaluates a checkpoint as the end of a training does, and writes evaluation.json."""
+    """Evaluates a checkpoint as the end of a training does, and writes evaluations/STEP-SETTINGS.json."""
     run = Run(workdir)
     run.paths.check()
     with progress_lib.shown_on(progress):
         experiment, state = run.open(step, _texts(overrides))
-        evaluator, number = evaluator_lib.Evaluator(experiment), int(experiment.replica(state, 0).step)
-        image = image_samples.ImageMetrics(experiment, evaluator, run.paths)
+        number = int(experiment.replica(state, 0).step)
         with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
             digest = checkpoints.digest(number)
-        by_seed = final.evaluate(experiment, evaluator, image, state, run.paths, digest)
-    with processes.together('evaluation.json'):
+        by_seed = evaluation.Evaluation(Evaluator(experiment), run.paths).final(state, digest)
+    with processes.together('evaluation'):
         if processes.first():
-            evaluator_lib.write(run.paths.evaluation, number, by_seed)
-    final.forget(run.paths)
+            evaluation.save(run.paths, experiment, number, by_seed)
+    evaluation.forget(run.paths)
     run.paths.clear_leftovers()
-    return Evaluation(number, experiment.config, evaluator_lib.across(by_seed))
+    return Evaluation(number, experiment.config, tables.across(by_seed))
 
 
 def sample(

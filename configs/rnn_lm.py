@@ -5,7 +5,7 @@
     python -m aigc_jax.main --config=configs/rnn_lm.py:code --workdir=runs/rnn_code
 
 The first trains on the text of Python's help(), the last on the source code of its standard library; nothing is
-downloaded. The README holds what each is measured to reach, and how long it takes.
+downloaded. configs/README.md holds what each is measured to reach, and how long it takes.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python -m aigc_jax.main --config=configs/vq.py --workdir=runs/vq
     python -m aigc_jax.main --config=configs/vq.py:mnist,fsq --config.data.name=idx:DIR --workdir=runs/fsq
 
-The first trains on scikit-learn's 8×8 digits; the README holds what each is measured to reach, and how long it takes.
+The first trains on scikit-learn's 8×8 digits. configs/README.md holds what each is measured to reach, and how fast.
 """
 
 from ml_collections import ConfigDict

@@ -89,9 +89,8 @@ def recorded(evaluator, programs: dict):
 
         return call
 
-    for name, function in list(vars(evaluator).items()):
-        if hasattr(function, 'lower'):
-            setattr(evaluator, name, watched(name, function))
+    compile = evaluator.compiled
+    evaluator.compiled = lambda function, stream: watched(function.__name__, compile(function, stream))
     return evaluator
 
 
@@ -146,6 +145,7 @@ def phases(experiment, folder: pathlib.Path):
     import jax
 
     from aigc_jax.reports import pictures
+    from aigc_jax.reports.evaluation import Evaluation
     from aigc_jax.reports.evaluator import Evaluator
     from aigc_jax.runs.checkpoint import Checkpoints
     from aigc_jax.runs.paths import Paths
@@ -176,8 +176,9 @@ def phases(experiment, folder: pathlib.Path):
     checkpoints.close()
     programs = {}
     evaluator = recorded(Evaluator(experiment), programs)
+    evaluation = Evaluation(evaluator)
     for name, use in {
-        'evaluate': lambda: evaluator.evaluate(state, 0, experiment.config.eval.split),
+        'evaluate': lambda: evaluation.each(state, 0, experiment.config.eval.split),
         'sample': lambda: evaluator.sample(state, 0, experiment.config.eval.num_shown),
         'draw': lambda: pictures.draw(Paths(folder), '00000001', experiment, evaluator, state, 0, []),
     }.items():

@@ -22,7 +22,7 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.data import TEXTS, Dataset, load
+from aigc_jax.data import TEXTS, Dataset, Images, Tokens, load
 
 _SOURCE = flags.DEFINE_string(
     'source',
@@ -75,19 +75,20 @@ def write(dataset: Dataset, name: str, data_dir: str) -> str:
 def _prepare(dataset: Dataset, name: str, folder: str) -> None:
     import tensorflow_datasets as tfds
 
-    if dataset.kind == 'text':
+    if isinstance(dataset.spec, Tokens):
         features = {'text': tfds.features.Text()}
     else:
-        key = 'image' if dataset.kind == 'image' else 'x'
+        key = 'image' if isinstance(dataset.spec, Images) else 'x'
         dtype = dataset.splits['train'][0]['x'].dtype
         # Not tfds.features.Image: it calls TensorFlow to make a PNG of an array.
-        features = {key: tfds.features.Tensor(shape=dataset.shape, dtype=dtype, encoding='zlib')}
+        features = {key: tfds.features.Tensor(shape=dataset.spec.shape, dtype=dtype, encoding='zlib')}
         if dataset.num_classes:
             features['label'] = tfds.features.ClassLabel(num_classes=dataset.num_classes)
 
     def examples(source):
-        if dataset.kind == 'text':  # the tokens are bytes
-            ends = np.flatnonzero(source.tokens == dataset.tokenizer.end) if dataset.tokenizer.has_end else [-1]
+        if isinstance(dataset.spec, Tokens):  # the tokens are bytes
+            tokenizer = dataset.spec.tokenizer
+            ends = np.flatnonzero(source.tokens == tokenizer.end) if tokenizer.has_end else [-1]
             for i, (begin, end) in enumerate(itertools.pairwise([*ends, len(source.tokens)])):
                 yield i, {'text': source.tokens[begin + 1 : end].astype(np.uint8).tobytes()}
             return
@@ -103,7 +104,7 @@ def _prepare(dataset: Dataset, name: str, folder: str) -> None:
                 builder=self,
                 features=tfds.features.FeaturesDict(features),
                 license=dataset.licence,
-                metadata=tfds.core.MetadataDict(levels=dataset.levels),
+                metadata=tfds.core.MetadataDict(levels=getattr(dataset.spec, 'levels', 0)),
                 disable_shuffling=True,
             )
 

@@ -7,6 +7,7 @@ read(batch, ctx) makes what the model sees of a batch of raw data, and write(x) 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,11 @@ Write = Callable[[Array], Array]
 
 
 def _reading(function: Callable, read: Read) -> Callable:
-    return lambda params, extra, batch, ctx: function(params, extra, read(batch, ctx), ctx)
+    @functools.wraps(function)
+    def reading(params, extra, batch, ctx):
+        return function(params, extra, read(batch, ctx), ctx)
+
+    return reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,11 @@ class Reconstructs:
 
     def on_data(self, read: Read, write: Write) -> 'Reconstructs':
         inner = _reading(self.reconstruct, read)
-        return Reconstructs(lambda params, extra, batch, ctx: write(inner(params, extra, batch, ctx)))
+
+        def reconstruct(params, extra, batch, ctx):
+            return write(inner(params, extra, batch, ctx))
+
+        return Reconstructs(reconstruct)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,20 @@ import copy
 import functools
 
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize, train_on_valid
-from aigc_jax.data.sources import embedded, files, folders, programs, reading, text, tfds
+from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
+from aigc_jax.data.sources import embedded, files, folders, own, programs, reading, text, tfds
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
+from aigc_jax.data.specs import Images, Points, Scaling, Spec, Tokens
+from aigc_jax.data.splits import Arrays, Resident, Source, materialize
 from aigc_jax.data.tokenizers import Tokenizer
 
-__all__ = ['SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Source', 'Tokenizer', 'is_code', 'load', 'materialize']
+__all__ = [
+    'SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Points', 'Resident', 'Scaling', 'Source', 'Spec', 'Tokenizer',
+    'Tokens', 'from_arrays', 'is_code', 'load', 'materialize',
+]  # fmt: skip
 
+OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
 TFDS = 'tfds:'  # images or text, as the fields of the config are
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
@@ -60,7 +66,7 @@ LATER_TEXT_FIELDS = dict(dir=str, code=bool, fim_rate=float, fim_identifiers=flo
 def check(cfg) -> None:
     """Raises UserError unless `cfg` has the fields of its kind of data, and no others."""
     key, _ = _parts(cfg.name)
-    is_text = key in TEXTS or (key == TFDS and 'tokenizer' in cfg)
+    is_text = key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
     for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
         if wanted and mark in cfg:
             raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
@@ -72,7 +78,8 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """The data set that `cfg`, the config's `data`, names.
 
     Args:
-      cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon). Of images and points besides: `dir`
+      cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon, or FILE.py[:function]: see own.load).
+        Of images and points besides: `dir`
         (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of mixtures and stacks),
         `valid_examples` (how many training examples to hold out where a set has no valid split: `dataset.divide`; 0:
         the valid split of any set is trained on, and there is none) and perhaps `shape` (of local files' images that
@@ -83,7 +90,7 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
       UserError: if the name is unknown, or what it names cannot be read.
     """
     key, where = _parts(cfg.name)
-    loader = KNOWN[key]
+    loader = KNOWN.get(key)
     if key == STACKED:
         base = copy.deepcopy(cfg)
         base.name = where
@@ -92,6 +99,9 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
         return stacked(load(base), cfg.num_examples, where)
     if key == TFDS:
         return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else loader(cfg, where)
+    if key == OWN:
+        dataset = own.load(cfg, tokenizer)
+        return dataset if 'tokenizer' in cfg or cfg.valid_examples else train_on_valid(dataset)
     places = reading.places(cfg.name, where) if where else {}
     if key in TEXTS:
         return loader(cfg, *[places] * bool(where), tokenizer)
@@ -108,9 +118,11 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """'idx:DIR' -> ('idx:', 'DIR'). Raises UserError for data that there are not."""
+    """'idx:DIR' -> ('idx:', 'DIR'); 'FILE.py' -> (OWN, 'FILE.py'). Raises UserError for data that there are not."""
     prefix, colon, where = name.partition(':')
     if prefix + colon not in KNOWN:
+        if own.is_own(name):
+            return OWN, name
         mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in KNOWN else near(prefix + colon, KNOWN)
         raise UserError(f'data.name={name}: no such data{mend}')
     if colon and not where:

@@ -15,7 +15,6 @@ from jax.scipy.ndimage import map_coordinates
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, check_fields
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data.dataset import Dataset
 
 FIELDS = dict(flip=bool, shift=int, rotation=float, scale=float, cutout=int, mixup=float)
 _INTERPOLATING = ('rotation', 'scale', 'mixup')
@@ -115,25 +114,26 @@ def mixes(cfg) -> bool:
     return is_on(cfg) and cfg.augment.mixup > 0
 
 
-def check(cfg, dataset: Dataset, rows: int) -> None:
+def check(cfg, shape: tuple[int, int, int] | None, binary: bool, rows: int) -> None:
     """Raises UserError unless the fields of `cfg`, config.data, fit each other and the data.
 
-    rows: how many examples are augmented together, on one device and of one micro-batch.
+    shape: of an image, (H, W, C); None: the data are no images. binary: they are stored as 0 and 1. rows: how many
+    examples are augmented together, on one device and of one micro-batch.
     """
     fields = cfg.augment
     check_fields(fields, FIELDS, 'data.augment')
     if not is_on(cfg):
         return
-    if dataset.kind != 'image':
-        raise UserError(f'data.augment: is for images; {cfg.name} holds {dataset.kind}: switch it off')
-    smallest = min(dataset.shape[:2])
+    if shape is None:
+        raise UserError(f'data.augment: is for images; {cfg.name} holds none: switch it off')
+    smallest = min(shape[:2])
     limits = dict(shift=smallest - 1, rotation=180.0, scale=0.9, cutout=smallest, mixup=math.inf)
     for name, most in limits.items():
         if not 0 <= fields[name] <= most:
             raise UserError(f'data.augment.{name}: {fields[name]}; it lies in 0..{most}, and 0 means not to')
     blurred = [name for name in _INTERPOLATING if fields[name]]
-    if blurred and (cfg.binarize == 'static' or (dataset.levels == 1 and cfg.binarize != 'threshold')):
-        mend = 'threshold' if dataset.levels == 1 else 'dynamic or threshold'
+    if blurred and (cfg.binarize == 'static' or (binary and cfg.binarize != 'threshold')):
+        mend = 'threshold' if binary else 'dynamic or threshold'
         raise UserError(
             f'data.augment.{blurred[0]}: makes grey of 0 and 1; choose data.binarize={mend}, which makes bits of '
             f'it again, or flip, shift and cutout alone'
@@ -142,14 +142,14 @@ def check(cfg, dataset: Dataset, rows: int) -> None:
         raise UserError(f'data.augment.mixup: mixes pairs, but a device has {rows} examples at a time; make them even')
 
 
-def make_transform(cfg, dataset: Dataset) -> Callable[[Batch, rng.Context], Batch]:
+def make_transform(cfg, shape: tuple[int, int, int]) -> Callable[[Batch, rng.Context], Batch]:
     """transform(batch, ctx) -> batch with x, intensities in [0, 1], augmented as `cfg.augment` has it.
 
     flip: half of the images; shift: up to so many pixels along each axis; rotation: up to so many degrees either way;
-    scale: by a factor in 1 ± this; cutout: the side of a square; mixup: α of λ ~ Beta(α, α). Mixed examples have no
-    label. The draws are functions of (seed, step, example).
+    scale: by a factor in 1 ± this; cutout: the side of a square; mixup: α of λ ~ Beta(α, α). Mixed examples have x
+    alone, no label and no other field. The draws are functions of (seed, step, example).
     """
-    fields, (height, width, _) = cfg.augment, dataset.shape
+    fields, (height, width, _) = cfg.augment, shape
     quantile = beta_quantile(fields.mixup) if fields.mixup else None
 
     def transform(batch: Batch, ctx: rng.Context) -> Batch:
@@ -166,7 +166,7 @@ def make_transform(cfg, dataset: Dataset) -> Callable[[Batch, rng.Context], Batc
             u = ctx.uniform('augment/cutout', (2,))
             x = cutout(x, whole(u[:, 0], 0, height - 1), whole(u[:, 1], 0, width - 1), fields.cutout)
         if fields.mixup:
-            rest.pop('label', None)
+            rest = {}
             x = mix_pairs(x, quantile(ctx.uniform('augment/mixup')))
         return {**rest, 'x': x}
 

@@ -1,0 +1,51 @@
+"""Evaluations, samples and pictures of a model, made of what it can do. REPORTS is the table of evaluations."""
+
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.reports.base import Report
+from aigc_jax.reports.codebook import CodebookUse
+from aigc_jax.reports.image_samples import ImageSamples
+from aigc_jax.reports.means import Means, SplitStatistics
+from aigc_jax.reports.mixture import MixtureSamples
+from aigc_jax.reports.problems import Problems
+from aigc_jax.reports.text_likelihood import Baselines, TextLikelihood
+from aigc_jax.reports.text_samples import TextSamples
+from aigc_jax.runs.experiment import Experiment
+
+REPORTS: tuple[type[Report], ...] = (
+    Means, TextLikelihood, CodebookUse, MixtureSamples, SplitStatistics, TextSamples, Baselines, Problems, ImageSamples,
+)  # fmt: skip
+
+
+def of(experiment: Experiment) -> list[type[Report]]:
+    """The reports that apply to an experiment."""
+    return [report for report in REPORTS if report.applies(experiment)]
+
+
+def is_each(report: type[Report], experiment: Experiment) -> bool:
+    """Whether it is made at each evaluation while training."""
+    return report.when == 'each' or report.name in experiment.config.eval.get('also_each', ())
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError for fields of config.eval that do not fit; nothing is computed."""
+    for report in REPORTS:
+        report.check(experiment)
+    config, applying = experiment.config.eval, of(experiment)
+    final = [report.name for report in applying if report.when == 'final']
+    for name in config.get('also_each', ()):
+        if name not in final:
+            what = f'no report {name!r}{near(name, final)}' if final else 'nothing besides'
+            raise UserError(f'eval.also_each: the final evaluation of this model makes {what}')
+    known = [name for report in applying if is_each(report, experiment) for name in report.names(experiment)]
+    if config.best_metric and named(config.best_metric, known) is None:
+        best = config.best_metric
+        raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
+
+
+def named(metric: str, names) -> str | None:
+    """Which of `names` is meant by eval.best_metric: itself, or the only one that goes on with _, as samples/frechet is
+    samples/frechet_2000_classifier-0123abcd. None: there is no such name, or there are several."""
+    if metric in names:
+        return metric
+    longer = [name for name in names if name.startswith(f'{metric}_')]
+    return longer[0] if len(longer) == 1 else None

@@ -12,11 +12,12 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Images, Points, Tokens
 from aigc_jax.data import labels as labels_lib
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.image_samples import ImageMetrics, wanted
+from aigc_jax.reports.image_samples import ImageSamples, wanted
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.paths import Paths
 
@@ -35,15 +36,15 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
     from aigc_jax.plots import points as plots_points
 
     dataset = experiment.dataset
-    if dataset.kind == 'text':
-        texts = [dataset.tokenizer.decode(until_end(tokens, dataset.tokenizer.end)) for tokens in samples]
+    if isinstance(dataset.spec, Tokens):
+        texts = [dataset.spec.tokenizer.decode(until_end(tokens, dataset.spec.tokenizer.end)) for tokens in samples]
         atomic_write(path.with_suffix('.txt'), join_texts(texts))
-    elif dataset.kind == 'image':
+    elif isinstance(dataset.spec, Images):
         _grid(path.with_suffix('.png'), experiment, samples, labels)
-    elif dataset.shape == (2,):
+    elif dataset.spec.shape == (2,):
         split = experiment.config.eval.split
         real = experiment.examples(split, np.arange(min(_POINTS_SHOWN, len(dataset.splits[split]))))
-        plots_points.points(path.with_suffix('.png'), real['x'], samples, density=dataset.density)
+        plots_points.points(path.with_suffix('.png'), real['x'], samples, density=dataset.spec.density)
 
 
 def _grid(path: pathlib.Path, experiment: Experiment, images: np.ndarray, labels: np.ndarray | None) -> None:
@@ -60,7 +61,7 @@ def _classes(experiment: Experiment, labels: np.ndarray) -> list[str]:
     """What each label (n,) is called: the class's name where the data have one, else its number; of stacked images the
     digit of each channel."""
     dataset = experiment.dataset
-    digits = dataset.shape[2] if dataset.stacked else 1
+    digits = dataset.spec.shape[2] if dataset.spec.stacked else 1
     return [dataset.class_names[label] if dataset.class_names else f'{label:0{digits}}' for label in labels]
 
 
@@ -115,18 +116,18 @@ class _Shown(NamedTuple):
 def _computed(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int, whole: bool) -> _Shown:
     config, dataset = experiment.config, experiment.dataset
     split = config.eval.split
-    n = _POINTS_SHOWN if dataset.kind == 'points' else config.eval.num_shown
+    n = _POINTS_SHOWN if isinstance(dataset.spec, Points) else config.eval.num_shown
     shown = _Shown(evaluator.sample(state, seed, n))
     if not whole:
         return shown
-    if dataset.kind == 'text':
-        tokens = dataset.splits[split][np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.shape[0])]
+    if isinstance(dataset.spec, Tokens):
+        tokens = dataset.splits[split][np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.spec.shape[0])]
         return shown._replace(tokens=tokens, weights=evaluator.attention(state, tokens))
     shown = shown._replace(pair=evaluator.reconstruct(state, seed, split, n))
-    if dataset.kind == 'image':
+    if isinstance(dataset.spec, Images):
         walks = _walks(experiment, evaluator, state, seed)
         return shown._replace(walks=walks, use=evaluator.code_use(state, seed, split))
-    if dataset.shape != (2,):
+    if dataset.spec.shape != (2,):
         return shown
     real = experiment.examples(split, np.arange(min(n, len(dataset.splits[split]))))['x']
     low, high = real.min(axis=0), real.max(axis=0)
@@ -161,12 +162,12 @@ def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: 
     if rows is None:
         return
     plots_curves.curves(_of_curves(rows), paths.plots / 'curves.png')
-    if dataset.kind == 'text':
-        read, epoch = config.batch_size * dataset.shape[0], len(dataset.splits['train'].tokens)
+    if isinstance(dataset.spec, Tokens):
+        read, epoch = config.batch_size * dataset.spec.shape[0], len(dataset.splits['train'].tokens)
         names = {'eval': config.eval.split, 'final': config.eval.final_split}
         plots_text.loss_against_tokens(rows, paths.plots / 'loss.png', read, epoch, names)
         if shown.weights is not None:
-            labels = [dataset.tokenizer.decode([token]) for token in shown.tokens]
+            labels = [dataset.spec.tokenizer.decode([token]) for token in shown.tokens]
             plots_text.attention(shown.weights, labels, paths.plots / 'attention.png')
         return
     final = next((row for row in reversed(rows) if row['split'] == 'final'), {})
@@ -176,7 +177,7 @@ def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: 
     if curve and None not in np.ravel(curve):
         own = final['model/kl'], final['model/reconstruction']
         plots_curves.rate_distortion(sorted(curve), own, paths.plots / 'rate_distortion.png')
-    if dataset.kind == 'image':
+    if isinstance(dataset.spec, Images):
         _grid(paths.plots / 'samples.png', experiment, samples, labels)
         earlier = _over_time(paths.samples, name)
         path = paths.plots / 'progress.png'
@@ -201,19 +202,19 @@ def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: 
                 plots_images.image_rows(list(zip(classes, images, strict=True)), path)
         if shown.use is not None:
             plots_curves.code_use(shown.use, paths.plots / 'codes.png')
-    elif dataset.shape == (2,):
+    elif dataset.spec.shape == (2,):
         path, reconstructed = paths.plots / 'points.png', pair[1] if pair else None
-        plots_points.points(path, shown.real, samples, reconstructed, dataset.density, shown.surface)
+        plots_points.points(path, shown.real, samples, reconstructed, dataset.spec.density, shown.surface)
 
 
-def draw_neighbours(paths: Paths, name: str, experiment: Experiment, metrics: ImageMetrics) -> None:
+def draw_neighbours(paths: Paths, name: str, experiment: Experiment, metrics: ImageSamples) -> None:
     """plots/neighbours.png: the first images of samples/NAME.npz, each above the training image nearest to it.
 
     None of streamed data without metrics of images, which need not be read once more for a picture.
     """
     from aigc_jax.plots import images as plots_images
 
-    if experiment.dataset.kind != 'image' or (experiment.config.data.stream and not wanted(experiment)):
+    if not isinstance(experiment.dataset.spec, Images) or (experiment.config.data.stream and not wanted(experiment)):
         return
     samples, classes = _samples(paths.samples / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
     labels = labels_lib.in_turn(len(samples), experiment.num_classes)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,8 +16,9 @@ from aigc_jax.data.sources import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics import python_code
 from aigc_jax.metrics.intervals import mean_of_shares
-from aigc_jax.reports.evaluator import Evaluator, Results
+from aigc_jax.reports.base import Report
 from aigc_jax.reports.generate import Generator
+from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.sandbox import problems
 from aigc_jax.sandbox.problems import Problem
@@ -78,27 +80,39 @@ def _examples(experiment: Experiment) -> tuple[programs.Example, ...]:
     return programs.problems(experiment.config.data.valid_percent, experiment.config.data.test_percent, MOST)
 
 
-class Solver:
-    """Solves the problems of one experiment; the baselines are computed once, whatever the number of replicas."""
+class Problems(Report):
+    """pass@k and solved@beam of the model, and of its baselines with as many programs executed for each problem, as
+    means over problems. The baselines are computed once, whatever the number of replicas.
 
-    def __init__(self, experiment: Experiment, evaluator: Evaluator):
+    A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
+    """
+
+    name, when = 'problems', 'final'
+
+    @classmethod
+    def applies(cls, experiment: Experiment) -> bool:
+        return bool(experiment.config.eval.get('problems'))
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
         check(experiment)
-        self._experiment, self._evaluator, self._config = experiment, evaluator, experiment.config.eval
-        self._wanted = bool(self._config.get('problems'))
-        if self._wanted:
-            self._name = self._config.problems.partition(':')[0]
-            self._problems = read(experiment)
-            self._fits = [self._encoded(problem) is not None for problem in self._problems]
 
-    def solve(self, state: TrainState, seed: int) -> Results:
-        """Rows of the final evaluation: pass@k and solved@beam of the model, and of its baselines with as many
-        programs executed for each problem, as means over problems; {} where none are to be solved.
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.check(self.experiment)
+        self._problems_name = self.config.problems.partition(':')[0]
+        self._problems = read(self.experiment)
+        self._fits = [self._encoded(problem) is not None for problem in self._problems]
 
-        A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
-        """
-        if not self._wanted:
-            return {}
-        config, name = self._config, self._name
+    @classmethod
+    def files(cls, experiment: Experiment) -> list[pathlib.Path]:
+        return [pathlib.Path(experiment.config.eval.problems.partition(':')[2]).expanduser()]
+
+    def title(self, split: str) -> str:
+        return 'programming problems'
+
+    def measure(self, state: TrainState, seed: int, split: str) -> Results:
+        config, name = self.config, self._problems_name
         samples = self._written(state, Sampling(temperature=config.problem_temperature), config.problem_samples, seed)
         searches = config.problem_beam > 1
         beams = self._written(state, Sampling(beam_size=config.problem_beam), 1, seed) if searches else []
@@ -122,7 +136,7 @@ class Solver:
         prompts = [problem.prompt for problem, fits in zip(self._problems, self._fits, strict=True) if fits]
         if not prompts:
             return [[] for _ in self._problems]
-        writer = Generator(self._experiment, how, self._config.problem_tokens, stop)
+        writer = Generator(self.experiment, how, self.config.problem_tokens, stop)
         texts = iter(writer.generate(state, prompts, n, seed))
         return [
             [problem.cut(next(texts).text) for _ in range(n * fits)]
@@ -131,12 +145,12 @@ class Solver:
 
     def _encoded(self, problem: Problem) -> np.ndarray | None:
         """The prompt's tokens, where they leave room for a program."""
-        language = self._experiment.task.get(CausalText)
+        language = self.experiment.task.get(CausalText)
         try:
-            tokens = self._experiment.dataset.tokenizer.encode(problem.prompt)
+            tokens = self.experiment.dataset.spec.tokenizer.encode(problem.prompt)
         except UserError:
             return None
-        most = len(tokens) + 1 + self._config.problem_tokens
+        most = len(tokens) + 1 + self.config.problem_tokens
         return tokens if not language.context or most <= language.context else None
 
     def _correct(self, completions: Sequence[Sequence[str]]) -> np.ndarray:
@@ -153,16 +167,16 @@ class Solver:
         return np.array([[results[text].passed for text in own] or [False] * n for own in written])
 
     def _passed(self, name: str, completions: Sequence[Sequence[str]]) -> Results:
-        n, counts = self._config.problem_samples, self._correct(completions).sum(axis=1).tolist()
+        n, counts = self.config.problem_samples, self._correct(completions).sum(axis=1).tolist()
         at = lambda k: mean_of_shares([python_code.pass_at_k(n, c, k) for c in counts], 'problems')
-        return {f'{name}/pass@{k}': at(k) for k in self._config.pass_k}
+        return {f'{name}/pass@{k}': at(k) for k in self.config.pass_k}
 
     @functools.cached_property
     def _baselines(self) -> Results:
         """An n-gram model of the training text with the same prompts; of 'programs', the shortest ones in order."""
-        results, config, ngram = {}, self._config, self._evaluator.ngram if self._config.ngram_order else None
+        results, config, ngram = {}, self.config, self.evaluator.text_splits.ngram if self.config.ngram_order else None
         if ngram:
-            tokenizer = self._experiment.dataset.tokenizer
+            tokenizer = self.experiment.dataset.spec.tokenizer
             random, completions = np.random.default_rng(0), []
             for problem in progress.each(self._problems, 'n-gram model'):
                 tokens, own = self._encoded(problem), []
@@ -171,16 +185,16 @@ class Solver:
                     written = ngram.sample(tokens, config.problem_tokens, ends, config.problem_temperature, random)
                     own.append(problem.cut(tokenizer.decode(written)))
                 completions.append(own)
-            results |= self._passed(f'{self._name}/{config.ngram_order}-gram', completions)
-        if self._name == 'programs':
-            examples, data = _examples(self._experiment), self._experiment.config.data
+            results |= self._passed(f'{self._problems_name}/{config.ngram_order}-gram', completions)
+        if self._problems_name == 'programs':
+            examples, data = _examples(self.experiment), self.experiment.config.data
             results |= enumeration(examples, {*config.pass_k, *_ENUMERATED})
             results |= by_training_programs(examples, programs.split(data.valid_percent, data.test_percent)['train'])
         return results
 
     def _single(self, stop: str) -> int | None:
         try:
-            tokens = self._experiment.dataset.tokenizer.encode(stop)
+            tokens = self.experiment.dataset.spec.tokenizer.encode(stop)
         except UserError:
             return None
         return int(tokens[0]) if len(tokens) == 1 else None

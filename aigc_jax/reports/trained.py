@@ -46,15 +46,13 @@ class Trained:
 
     def __init__(self, run: Run, experiment: Experiment, state: TrainState, k: int = 0, shared: dict | None = None):
         self.run, self.experiment, self.config = run, experiment, experiment.config
-        self.tokenizer, self.num_classes = experiment.dataset.tokenizer, experiment.num_classes
+        self.tokenizer, self.num_classes = getattr(experiment.dataset.spec, 'tokenizer', None), experiment.num_classes
         self._all, self._k, self.state = state, k, experiment.replica(state, k)
         self.step = int(self.state.step)
         self._calls = Calls(experiment)
         self._compiled = {} if shared is None else shared  # {name: the compiled function}, of all replicas
-        is_text = experiment.dataset.kind == 'text'
-        self._read = None if is_text else raw.Reader(experiment)
-        read = self._read or (lambda batch, ctx: batch)
-        self._can = [one.on_data(read, experiment.scaling.to_data) for one in experiment.task.capabilities]
+        self._read = raw.Reader(experiment)
+        self._can = [one.on_data(self._read, experiment.scaling.to_data) for one in experiment.task.capabilities]
 
     def replica(self, k: int) -> 'Trained':
         """That of seed config.seed + k."""

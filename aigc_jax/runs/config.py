@@ -5,8 +5,6 @@ so the entry point reads `--config` and `--config.a.b=value` here.
 """
 
 import ast
-import contextlib
-import importlib.util
 import json
 import math
 import pathlib
@@ -15,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aigc_jax.core import records
+from aigc_jax.core import records, user_code
 from aigc_jax.core.errors import UserError, check_type, near
 
 # What the loop reads, each with its type; the rest belongs to the task, which checks it.
@@ -51,21 +49,23 @@ FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may overr
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     """The resolved, checked config of 'FILE.py[:variant,…]' with overrides [('a.b', 'text'), …]. Raises UserError."""
     path, _, arg = path_and_arg.partition(':')
-    module = _import(pathlib.Path(path).expanduser())
+    module = user_code.load(path, '--config')
+    if not hasattr(module, 'get_config'):
+        raise UserError(f'--config: {path} defines no get_config(arg="")')
     variants = getattr(module, 'VARIANTS', {})
     if not isinstance(variants, dict):
         raise UserError(f'--config: VARIANTS of {path} is {type(variants).__name__}, not a dict')
     for name in filter(None, arg.split(',')):
         if name not in variants:
             raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
-    with _errors_of(path):
+    with user_code.errors_of(path, '--config'):
         config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
-    with _errors_of(path):
+    with user_code.errors_of(path, '--config'):
         json.dumps(config.to_dict())  # raises unless all values are plain, and none contains itself
     if arg:
-        with _errors_of(path):
+        with user_code.errors_of(path, '--config'):
             known = flatten(module.get_config())
         for name in flatten(config):
             if name not in known and not name.startswith(CHECKED_ELSEWHERE):
@@ -73,45 +73,6 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     override(config, overrides)
     check(config)
     return config
-
-
-def _import(path: pathlib.Path) -> Any:
-    if not path.is_file():
-        here = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
-        raise UserError(f'--config: there is no file {path}{near(str(path), here) if here else ""}')
-    spec = importlib.util.spec_from_file_location(f'aigc_jax_config_{path.stem}', path)
-    if spec is None:
-        raise UserError(f'--config: {path} is not a Python file')
-    module = importlib.util.module_from_spec(spec)
-    with _errors_of(path):
-        spec.loader.exec_module(module)
-    if not hasattr(module, 'get_config'):
-        raise UserError(f'--config: {path} defines no get_config(arg="")')
-    return module
-
-
-@contextlib.contextmanager
-def _errors_of(path: pathlib.Path):
-    """Whatever a researcher's own file raises, they need its line, not our frames."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        here = isinstance(error, SyntaxError) and error.filename == str(path)
-        line = error.lineno if here else _line_in(path, error.__traceback__)
-        message = ' '.join(str(error).split())
-        place = f'{path}, line {line}' if line else path
-        raise UserError(f'--config: {place}: {type(error).__name__}: {message}') from None
-
-
-def _line_in(path: pathlib.Path, trace) -> int | None:
-    line = None
-    while trace:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
 
 
 def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[str, ...] = ()) -> None:

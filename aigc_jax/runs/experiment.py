@@ -6,23 +6,19 @@ import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import data, tasks
-from aigc_jax.core import memory, optim, parallel, rng
-from aigc_jax.core.capabilities import CausalText, Codebook, Measures, Samples
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core import memory, optim, parallel
+from aigc_jax.core.capabilities import Samples
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching
-from aigc_jax.metrics import text_likelihood
-from aigc_jax.metrics.codebook import perplexity, used_share
 from aigc_jax.metrics.images import NEIGHBOURS
-from aigc_jax.metrics.mixture import perfect_sampler
 
 
 class Experiment:
@@ -41,12 +37,13 @@ class Experiment:
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
                 raise UserError(_no_split(split, config.data, self.dataset.splits))
-            if split == 'train' and self.dataset.kind == 'text':
+            if split == 'train' and isinstance(self.dataset.spec, data.Tokens):
                 raise UserError('eval.split, eval.final_split: of text, train is no list of windows; choose another')
-        self.scaling = batching.make_scaling(self.dataset, config.data.get('scale'))
-        self.preprocess = batching.make_eval_preprocess(self.dataset, config.data.get('binarize'), self.scaling)
+        spec = self.dataset.spec
+        self.scaling = self.dataset.scaling(config.data)
+        self.preprocess = spec.eval_preprocess(config.data, self.scaling)
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
-        self.train_preprocess = batching.make_train_preprocess(self.dataset, config.data, self.scaling, rows)
+        self.train_preprocess = spec.train_preprocess(config.data, self.scaling, rows)
         self.task = tasks.make(config, self.dataset)
         if self.num_classes and augment.mixes(config.data):
             raise UserError(
@@ -56,9 +53,6 @@ class Experiment:
         self.frozen = optim.frozen(config.optim, abstract_params(self.task))
         self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
-        best = config.eval.best_metric
-        if best and best not in (known := self._metrics()):
-            raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
 
     def _want_room(self) -> None:
         """Raises UserError where the devices of this process cannot hold their share of the state."""
@@ -74,26 +68,6 @@ class Experiment:
         """Of the labels that samples are drawn with; 0: the model is unconditional, or draws no samples."""
         samples = self.task.get(Samples)
         return samples.num_classes if samples else 0
-
-    def _metrics(self) -> list[str]:
-        """What an evaluation reports; nothing is computed."""
-        names = []
-        if measures := self.task.get(Measures):
-            example = self.dataset.splits[self.config.eval.split][np.arange(1)]
-
-            def evaluate():
-                ctx = rng.context(0, 'eval', 0, jnp.arange(1))
-                params, extra = self.task.init(rng.stream(0, 'init'))
-                return measures.per_example(params, extra, self.preprocess(example, ctx), ctx)
-
-            names += jax.eval_shape(evaluate)
-        if self.task.get(CausalText):
-            names += text_likelihood.names(self.dataset.tokenizer.num_bytes is not None)
-        if self.task.get(Codebook):
-            names += [f'codes/{f.__name__}' for f in (perplexity, used_share)]
-        if self.dataset.density is not None:
-            names += [f'samples/{name}' for name in perfect_sampler(self.dataset.density, 1)]
-        return names
 
     @functools.cached_property
     def _abstract_replica(self) -> TrainState:
@@ -143,7 +117,7 @@ class Experiment:
         """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
         config, rounds = self.config, len(self.task.rounds)
         examples = config.batch_size / self.plan.mesh.size * (self.plan.replicas or 1)
-        one = 4 * math.prod(self.dataset.shape)
+        one = 4 * math.prod(self.dataset.spec.shape)
         memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
         shardings = self.plan.gradient_shardings(self.abstract_state.params)
         arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen, shardings
@@ -169,14 +143,14 @@ class Experiment:
     def feeds(self, step: int) -> Iterator[Tree]:
         """What each call from `step` on is fed: indices into the resident data, or the streamed examples."""
         config, source = self.config, self.dataset.splits['train']
-        if self.dataset.contiguous:
+        if self.dataset.spec.contiguous:
             streams = [batching.ContiguousStream(len(source), config.batch_size)] * len(self.seeds)
         else:
             streams = [batching.IndexStream(len(source), seed) for seed in self.seeds]
         rows = self.plan.local_rows(config.batch_size)
         shape = (config.steps_per_call, len(self.task.rounds), config.batch_size, rows)
         if config.data.stream:
-            if hasattr(self._stream_source(), 'gather'):
+            if isinstance(self._stream_source(), data.Resident):
                 where = '"Streaming" in aigc_jax/data/README.md'
                 note(f'data.stream: {config.data.name} is held in memory whole; see {where}')
             feeds = batching.streamed_feed(self._stream_source(), streams, step, config.total_steps, *shape)
@@ -191,16 +165,12 @@ class Experiment:
 
     @cached_method
     def _split(self, split: str):
-        source = data.materialize(self.dataset.splits[split])
-        if self.config.data.get('binarize') != 'static':
-            return source
-        arrays = dict(source.arrays)
-        return data.Arrays(**{**arrays, 'x': batching.binarize_static(arrays['x'], self.dataset.levels, split)})
+        return self.dataset.spec.in_memory(self.config.data, split, self.dataset.splits[split])
 
     def _stream_source(self):
-        # Static binarization draws a split as a whole, so it is streamed from memory.
-        in_memory = self.config.data.get('binarize') == 'static' or hasattr(self.dataset.splits['train'], 'gather')
-        return self._split('train') if in_memory else self.dataset.splits['train']
+        source = self.dataset.splits['train']
+        in_memory = self.dataset.spec.draws_splits(self.config.data) or isinstance(source, data.Resident)
+        return self._split('train') if in_memory else source
 
     def replica(self, state: TrainState, k: int) -> TrainState:
         """What an evaluation needs of replica k, without the axis of replicas; the state itself if there are none."""
@@ -237,7 +207,7 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     if config.eval.get('extractor') == 'auto':
         least = min(len(dataset.splits[split]) for split in {'train', config.eval.final_split} & dataset.splits.keys())
         config.eval.extractor = '' if least <= NEIGHBOURS else 'classifier' if dataset.num_classes else 'pixels'
-        if dataset.kind == 'image' and config.eval.extractor != 'classifier':
+        if isinstance(dataset.spec, data.Images) and config.eval.extractor != 'classifier':
             why = f'{least} images are too few to measure samples by' if least <= NEIGHBOURS else 'there are no labels'
             note(f'eval.extractor: {config.eval.extractor or repr("")}, for {why}')
     if config.eval.get('sample_tokens') == -1:

@@ -12,7 +12,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params
 from aigc_jax.core.types import Tree
-from aigc_jax.data import Tokenizer
+from aigc_jax.data import Tokenizer, Tokens
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -49,11 +49,12 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         if step is None:
             raise UserError(f'init_from: {run.folder} has no checkpoint')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
-        ours, task = experiment.dataset.tokenizer, experiment.task
-        own = run.tokenizer if ours else None
-        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == ours
+        spec, task = experiment.dataset.spec, experiment.task
+        own = run.tokenizer if isinstance(spec, Tokens) else None
+        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
-            task = tasks.make(experiment.config, dataclasses.replace(experiment.dataset, tokenizer=own))
+            theirs = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
+            task = tasks.make(experiment.config, theirs)
         plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))

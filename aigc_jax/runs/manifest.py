@@ -103,6 +103,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
         'data': {
             'name': config.data.name,
             'fingerprint': dataset.fingerprint,
+            **({'loader_sha256': dataset.loader} if dataset.loader else {}),
             'licence': dataset.licence,
             'sizes': {split: len(source) for split, source in dataset.splits.items()},
         },

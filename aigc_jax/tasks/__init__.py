@@ -2,7 +2,7 @@
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Task
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset
 from aigc_jax.tasks import gan, lm, vae, vq
 
 TASKS = {

@@ -10,8 +10,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Array
-from aigc_jax.data.batching import Scaling, make_preprocess, make_scaling
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset, Images, Scaling
 
 LOG_2PI = math.log(2 * math.pi)
 LEAST_SCALE = math.exp(-6)  # of σ-VAE; Rybkin et al. 2021 keep log σ above −6, by a soft clip
@@ -143,13 +142,14 @@ def make(name: str, dataset: Dataset, data) -> Likelihood:
     """
     if name not in NAMES:
         raise UserError(f'task.likelihood: {name!r}{near(name, NAMES)}')
-    if name == 'bernoulli' and (dataset.kind != 'image' or data.scale != 'unit'):
+    spec, scaling = dataset.spec, dataset.scaling(data)
+    levels = spec.levels if isinstance(spec, Images) else 0
+    if name == 'bernoulli' and not (isinstance(spec, Images) and data.scale == 'unit'):
         raise UserError('task.likelihood: bernoulli wants images in [0, 1] (data.scale=unit); use gaussian')
-    if name in _OF_LEVELS and (dataset.kind != 'image' or not dataset.levels):
+    if name in _OF_LEVELS and not levels:
         raise UserError(f'task.likelihood: {name} wants images of whole levels; {data.name} has none: use gaussian')
-    scaling = make_scaling(dataset, data.scale)
     low, high = (scaling.to_model(end) for end in (0.0, 1.0))
-    grid = low, high, 1 if data.binarize != 'none' else dataset.levels
+    grid = low, high, 1 if data.binarize != 'none' else levels
     if name == 'bernoulli':
         return Likelihood(log_bernoulli, lambda logits, _: jax.nn.sigmoid(logits))
     if name == 'discretized_logistic':
@@ -181,8 +181,8 @@ def spread(dataset: Dataset, scaling: Scaling) -> float:
     units; LEAST_SCALE or more. Of many examples, it is that of some, evenly spaced."""
     source = dataset.splits['train']
     count = min(len(source), _EXAMPLES)
-    examples = {'x': source[np.arange(count) * (len(source) // count)]['x']}
-    x = np.asarray(make_preprocess(dataset, 'none', scaling)(examples, None)['x'], np.float64)
+    stored = source[np.arange(count) * (len(source) // count)]['x']
+    x = np.asarray(scaling.to_model(dataset.spec.to_data(stored)), np.float64)
     return max(math.sqrt(np.square(x - x.mean(axis=0)).mean()), LEAST_SCALE)
 
 

@@ -11,7 +11,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Turn
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset, Tokens
 from aigc_jax.decoding import Sampling, sample
 from aigc_jax.nn import recurrent, transformer
 from aigc_jax.nn.build import build, compute_dtype
@@ -22,15 +22,16 @@ MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurre
 def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds z_loss, separate_documents; `model` kind and the fields of that module.
     Raises UserError for a field that fits neither these nor the data."""
-    options, tokenizer = config.task, dataset.tokenizer
+    options, spec = config.task, dataset.spec
     check_fields(options, dict(name=str, z_loss=float, separate_documents=bool), 'task')
     if not options.z_loss >= 0:
         raise UserError(f'task.z_loss: {options.z_loss}; 0 (none) or more')
-    if dataset.kind != 'text':
-        raise UserError(f'task.name: lm reads text; {config.data.name} is {dataset.kind}')
+    if not isinstance(spec, Tokens):
+        raise UserError(f'task.name: lm reads text; {config.data.name} holds {spec.words}')
+    tokenizer = spec.tokenizer
     module, block = _build(config, tokenizer), config.data.block
     is_recurrent = isinstance(module, recurrent.Recurrent)
-    if dataset.contiguous and not is_recurrent:
+    if spec.contiguous and not is_recurrent:
         raise UserError('data.order: a transformer carries no state from block to block; set it to shuffled')
     if not is_recurrent and config.data.eval_block > block:
         raise UserError(
@@ -49,12 +50,12 @@ def make(config, dataset: Dataset) -> Task:
         )
     # The first token of a text that has no prompt: the end of another document, or what begins a line.
     first = tokenizer.end if tokenizer.end is not None else _newline(tokenizer)
-    rows = len(dataset.splits['train']) // config.batch_size if dataset.contiguous else 0
+    rows = len(dataset.splits['train']) // config.batch_size if spec.contiguous else 0
 
     def init(key: Array):
         # Eight tokens: no shape of the parameters depends on how many.
         params = module.init(rng.named(key, 'model'), jnp.zeros((1, 8), jnp.int32))['params']
-        carry = module.initial_state(config.batch_size).layers if dataset.contiguous else {}
+        carry = module.initial_state(config.batch_size).layers if spec.contiguous else {}
         return {'model': params}, Extra({}, carry)
 
     def forward(params, tokens: Array, state=None, draw=None):
@@ -69,7 +70,7 @@ def make(config, dataset: Dataset) -> Task:
 
     def loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
         state = None
-        if dataset.contiguous:
+        if spec.contiguous:
             state = module.initial_state(batch['tokens'].shape[0])
             going_on = jnp.where(ctx.step % rows == 0, 0.0, 1.0)  # the rows begin anew together
             state = state._replace(layers=jax.tree.map(lambda x: x * going_on, extra.carry))
@@ -79,7 +80,7 @@ def make(config, dataset: Dataset) -> Task:
         metrics = {'nats_per_token': value}
         if options.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
             value = value + options.z_loss * jnp.mean(log_z**2)
-        return value, (metrics, extra._replace(carry=state.layers) if dataset.contiguous else extra)
+        return value, (metrics, extra._replace(carry=state.layers) if spec.contiguous else extra)
 
     def apply(params, extra, tokens: Array, state):
         return forward(params, tokens, state)

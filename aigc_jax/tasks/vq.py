@@ -15,8 +15,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Codebook, Measures, Reconstructs, Samples
 from aigc_jax.core.errors import UserError, check_fields, check_type
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
-from aigc_jax.data.batching import make_scaling
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset, Images
 from aigc_jax.decoding import Generated, Sampling
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import convnets, quantizers, transformer
@@ -63,11 +62,11 @@ class Prior:
 def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds likelihood; `model` quantizer, encoder, decoder, prior, conditional.
     Raises UserError for a field that fits neither these nor the data."""
-    model, options, shape = config.model, config.task, dataset.shape
+    model, options, shape = config.model, config.task, dataset.spec.shape
     check_fields(options, dict(name=str, likelihood=str), 'task')
     check_fields(model, dict(quantizer=dict, encoder=dict, decoder=dict, prior=dict, conditional=bool), 'model')
-    if dataset.kind != 'image':
-        raise UserError(f'task.name: vq is for images; {config.data.name} is {dataset.kind}')
+    if not isinstance(dataset.spec, Images):
+        raise UserError(f'task.name: vq is for images; {config.data.name} holds {dataset.spec.words}')
     likelihood = likelihoods.make(options.likelihood, dataset, config.data)
     if likelihood.scale == 'optimal':
         raise UserError(f'task.likelihood: {options.likelihood} is for a VAE; choose gaussian, which learns its scale')
@@ -83,7 +82,7 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError('model.decoder.features: as many levels as model.encoder.features, which halve what it doubles')
     grid = tuple(side // 2 ** len(encoder.features) for side in shape[:2])
     places, num_dims, K = math.prod(grid), math.prod(shape), quantizer.codes
-    to_data = make_scaling(dataset, config.data.scale).to_data
+    to_data = dataset.scaling(config.data).to_data
     num_classes = dataset.num_classes if model.conditional else 0
     network = build(
         transformer.Transformer, 'model.prior', model.prior, vocab_size=K + max(num_classes, 1), context=places + 1,

@@ -9,8 +9,9 @@ from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
-from aigc_jax.reports import evaluator
-from aigc_jax.reports.evaluator import Results
+from aigc_jax.data import Tokens
+from aigc_jax.reports import tables
+from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -33,14 +34,14 @@ def begin(stream: TextIO | None, experiment: Experiment, run: Run, start: int) -
 
 def _data(experiment: Experiment) -> str:
     dataset, config = experiment.dataset, experiment.config.data
-    unit = 'windows' if dataset.kind == 'text' else 'examples'
+    spec, unit = dataset.spec, 'windows' if isinstance(dataset.spec, Tokens) else 'examples'
     splits = ', '.join(f'{split} {len(source):,}' for split, source in dataset.splits.items())
-    shape = '×'.join(map(str, dataset.shape))
-    words = [f'{config.name}, {dataset.kind} {shape}', f'{unit}: {splits} ({dataset.origin})']
+    shape = '×'.join(map(str, spec.shape))
+    words = [f'{config.name}, {spec.words} {shape}', f'{unit}: {splits} ({dataset.origin})']
     if dataset.num_classes:
         words.append(f'{dataset.num_classes} classes')
-    if dataset.tokenizer:
-        words.append(f'vocabulary {dataset.tokenizer.vocab_size:,}')
+    if isinstance(spec, Tokens):
+        words.append(f'vocabulary {spec.tokenizer.vocab_size:,}')
     return '; '.join([*words, f'sha256 {dataset.fingerprint[:8]}'])
 
 
@@ -83,7 +84,7 @@ def table(config: ConfigDict, step: int, results: Results) -> None:
     """The evaluation, on stdout."""
     if processes.first():
         show(printable(f'step {step}, {config.data.name}, split {config.eval.final_split}\n'))
-        show(evaluator.table(results) + '\n')
+        show(tables.table(results) + '\n')
 
 
 def _say(stream: TextIO | None, text: str) -> None:

@@ -6,10 +6,12 @@ from typing import TextIO
 import jax
 import numpy as np
 
+from aigc_jax import reports
 from aigc_jax.core import parallel, processes
 from aigc_jax.core.errors import RunError
 from aigc_jax.core.types import TrainState
-from aigc_jax.reports import evaluator, final, image_samples, pictures
+from aigc_jax.reports import evaluation, pictures, tables
+from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -33,7 +35,7 @@ class Loop:
         self.progress = Progress(self.config.total_steps, start, stream) if watched else NullProgress()
         between = {'evaluation': self.config.eval_every_steps, 'checkpoint': self.config.checkpoint_every_steps}
         self.pace = Pace(self.config.total_steps, start, between)
-        self.evaluator = evaluator.Evaluator(experiment)
+        self.evaluation = evaluation.Evaluation(Evaluator(experiment), run.paths)
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
         rows = self.log.rows()
@@ -76,27 +78,27 @@ class Loop:
             raise Interrupted(asked, self.step)
         return over
 
-    def conclude(self, state: TrainState, signals: Signals) -> evaluator.Results:
+    def conclude(self, state: TrainState, signals: Signals) -> tables.Results:
         """The final evaluation, over all replicas; then the pictures, and evaluation.json at the very end.
 
         Raises Interrupted at any moment: the state is saved, and so is each part of the evaluation that is done.
         """
         self.progress.close()
         with signals.heard_at_once(self.step):
-            image = image_samples.ImageMetrics(self.experiment, self.evaluator, self.run.paths)
             digest, between = self.checkpoints.digest(self.step), lambda: signals.raise_if_asked(self.step)
-            found = final.evaluate(self.experiment, self.evaluator, image, state, self.run.paths, digest, between)
+            found = self.evaluation.final(state, digest, between)
             by_seed = dict(zip(self.seeds, found.values(), strict=True))
             for seed, results in by_seed.items():
                 self._row('final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
                 self._draw(state, k, seed)
             if processes.first():
-                pictures.draw_neighbours(self.run.paths, self._name(self.seeds[0]), self.experiment, image)
+                name, images = self._name(self.seeds[0]), self.evaluation.images
+                pictures.draw_neighbours(self.run.paths, name, self.experiment, images)
                 self.log.flush()
-                evaluator.write(self.run.paths.evaluation, self.step, found)
-        final.forget(self.run.paths)
-        return evaluator.across(found)
+                tables.write(self.run.paths.evaluation, self.step, found)
+        evaluation.forget(self.run.paths)
+        return tables.across(found)
 
     def close(self) -> None:
         self.progress.close()
@@ -147,7 +149,7 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         by_seed = {
-            seed: self.evaluator.evaluate(
+            seed: self.evaluation.each(
                 self.experiment.replica(state, k), self.experiment.seeds[k], self.config.eval.split
             )
             for k, seed in enumerate(self.seeds)
@@ -156,7 +158,9 @@ class Loop:
             self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
         if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
             self._draw(state, 0, self.seeds[0])
-        values = {name: found['value'] for name, found in evaluator.across(by_seed).items()}
+        values = {name: found['value'] for name, found in tables.across(by_seed).items()}
+        if best := self.config.eval.best_metric:
+            values[best] = values.get(reports.named(best, values), math.nan)
         self.progress.evaluated(self.step, values)
         self.watch.see(values)
         self.watch.waited = processes.gather('evaluated', self.watch.waited)[0]
@@ -167,9 +171,8 @@ class Loop:
 
     def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
-        pictures.draw(
-            self.run.paths, self._name(seed), self.experiment, self.evaluator, own, self.experiment.seeds[k], rows
-        )
+        evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
+        pictures.draw(self.run.paths, self._name(seed), self.experiment, evaluator, own, of_draws, rows)
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)

@@ -10,14 +10,16 @@ from typing import NamedTuple, TextIO
 import numpy as np
 from ml_collections import ConfigDict
 
+from aigc_jax import reports
 from aigc_jax.core import parallel, processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
-from aigc_jax.reports import evaluator, image_samples, problems
-from aigc_jax.reports.evaluator import Results
+from aigc_jax.data import Tokens
+from aigc_jax.reports import tables
+from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial, manifest
 from aigc_jax.runs.checkpoint import Checkpoints
@@ -154,8 +156,7 @@ class _Training:
             experiment = Experiment(config, devices, tokenizer)
             self._held.enter_context(_alone_on(experiment.plan.mesh.devices.flat))
             manifest.check(run.paths.manifest, experiment)
-            problems.check(experiment)
-            image_samples.check(experiment)
+            reports.check(experiment)
         if processes.several():
             ground = {'sha256 of the data': experiment.dataset.fingerprint} | manifest.made_with()
             processes.alike('ground', ground, 'Give all of them the same files, code, packages and variables.')
@@ -173,7 +174,7 @@ class _Training:
     def _ended(self, newest: int) -> Outcome | None:
         """That of a run which ended at its newest checkpoint before, and was evaluated."""
         run = self._run
-        if not is_over(self._config, run, newest) or not (found := evaluator.read(run.paths.evaluation)):
+        if not is_over(self._config, run, newest) or not (found := tables.read(run.paths.evaluation)):
             return None
         step, results = found
         if step != newest:
@@ -193,12 +194,12 @@ class _Training:
 
     def _write(self, experiment: Experiment, start: int, taken: int | None) -> None:
         """What a run is made with; a resumed one writes it anew."""
-        paths, tokenizer = self._run.paths, experiment.dataset.tokenizer
+        paths, spec = self._run.paths, experiment.dataset.spec
         with processes.together('files of the start'):
             if processes.first():
                 paths.clear_leftovers()
-                if tokenizer:
-                    atomic_write(paths.tokenizer, tokenizer.to_json())
+                if isinstance(spec, Tokens):
+                    atomic_write(paths.tokenizer, spec.tokenizer.to_json())
                 atomic_write(paths.config, config_lib.to_json(self._config))
                 manifest.write(paths.manifest, experiment, start, taken)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.data import augment, batching
+from aigc_jax.data import augment
 
 OFF = dict(flip=False, shift=0, rotation=0.0, scale=0.0, cutout=0, mixup=0.0)
 X = np.random.RandomState(0).rand(6, 7, 9, 2).astype(np.float32)
@@ -81,7 +81,7 @@ def test_draws_have_the_range_of_their_fields():
     x = np.zeros((400, 8, 8, 1), np.float32)
     x[:, 4, 3] = 1
     run = lambda **fields: np.asarray(
-        jax.jit(augment.make_transform(config(**fields), load('digits')))({'x': x}, context(np.arange(400)))['x']
+        jax.jit(augment.make_transform(config(**fields), (8, 8, 1)))({'x': x}, context(np.arange(400)))['x']
     )
     assert run(flip=True)[:, 4, 4].mean() == pytest.approx(0.5, abs=0.1)
     moved = np.argwhere(run(shift=2)[..., 0])[:, 1:] - (4, 3)
@@ -94,7 +94,7 @@ def test_draws_have_the_range_of_their_fields():
 
 def test_mixing_shares_are_beta():
     x = np.tile(np.float32([0, 1]), 2000)[:, None, None, None] * np.ones((8, 8, 1), np.float32)
-    out = jax.jit(augment.make_transform(config(mixup=0.4), load('digits')))({'x': x}, context(np.arange(4000)))['x']
+    out = jax.jit(augment.make_transform(config(mixup=0.4), (8, 8, 1)))({'x': x}, context(np.arange(4000)))['x']
     share = np.asarray(out[1::2, 0, 0, 0])
     assert share.mean() == pytest.approx(0.5, abs=0.03)
     assert share.var() == pytest.approx(0.25 / (2 * 0.4 + 1), rel=0.06)  # of Beta(α, α)
@@ -105,7 +105,7 @@ ALL = dict(flip=True, shift=2, rotation=20.0, scale=0.2, cutout=3, mixup=0.5)
 
 def test_a_draw_is_a_function_of_seed_step_and_example():
     dataset = load('digits')
-    transform = jax.jit(augment.make_transform(config(**ALL), dataset))
+    transform = jax.jit(augment.make_transform(config(**ALL), dataset.spec.shape))
     x = dataset.splits['train'].arrays['x'][:16] / np.float32(16)
     whole = transform({'x': x, 'label': np.zeros(16)}, context(np.arange(16)))
     assert set(whole) == {'x'}  # a mixed example has no label
@@ -120,7 +120,8 @@ def test_a_draw_is_a_function_of_seed_step_and_example():
 def preprocess(x, binarize='none', units='unit', **fields):
     dataset = load('digits')
     cfg = config(binarize, **fields)
-    run = batching.make_train_preprocess(dataset, cfg, batching.make_scaling(dataset, units), len(x))
+    cfg.scale = units
+    run = dataset.spec.train_preprocess(cfg, dataset.scaling(cfg), len(x))
     return np.asarray(jax.jit(run)({'x': x}, context(np.arange(len(x))))['x'])
 
 

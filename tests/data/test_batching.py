@@ -1,4 +1,4 @@
-"""The index stream, resident and streamed batches, and what happens to examples on the device."""
+"""The index stream, resident and streamed batches, and what a model sees of examples."""
 
 import dataclasses
 import pathlib
@@ -13,6 +13,8 @@ from aigc_jax import data
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import batching
+from aigc_jax.data.specs import binarize_static
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -76,8 +78,12 @@ class Counted:
 
 
 class CountedArrays(Counted):
-    def gather(self):
-        """In memory."""
+    """In memory."""
+
+    resident = {}
+
+    def gather(self, data, index):
+        raise AssertionError
 
 
 @pytest.mark.parametrize('kind, reads', [(Counted, 3 * 2 * 2 * 16), (CountedArrays, 3 * 2 * 2)])
@@ -105,10 +111,9 @@ def test_a_streamed_file_trains_as_a_resident_one_and_what_is_held_in_memory_is_
 
 
 def preprocess(dataset, x, binarize='none', scale='unit', step=0):
-    scaling = batching.make_scaling(dataset, scale)
-    return batching.make_preprocess(dataset, binarize, scaling)(
-        {'x': x}, rng.context(0, 'train', step, jnp.arange(len(x)))
-    )['x']
+    cfg = ConfigDict({'name': 'any', 'binarize': binarize, 'scale': scale})
+    run = dataset.spec.preprocess(cfg, dataset.scaling(cfg))
+    return run({'x': x}, rng.context(0, 'train', step, jnp.arange(len(x))))['x']
 
 
 def test_scales(digits):
@@ -129,7 +134,7 @@ def test_standard_points_keep_their_shape_and_come_back():
     np.testing.assert_allclose(standard.mean(0), 0, atol=1e-6)
     assert standard.var() == pytest.approx(1, abs=1e-6)
     assert np.ptp(standard[:, 0]) / np.ptp(standard[:, 1]) == pytest.approx(np.ptp(x[:, 0]) / np.ptp(x[:, 1]), rel=1e-5)
-    np.testing.assert_allclose(batching.make_scaling(points, 'standard').to_data(standard), x, atol=1e-6)
+    np.testing.assert_allclose(points.scaling(ConfigDict({'scale': 'standard'})).to_data(standard), x, atol=1e-6)
 
 
 def test_dynamic_binarization_draws_anew_with_the_right_mean(digits):
@@ -153,14 +158,14 @@ def test_held_out_images_are_binarized_alike_whatever_the_seed():
     def seen(seed, **more):
         """What `evaluate` gets for each replica, as bytes, and the originals of the pictures."""
         experiment, found = make(seed=seed, **more), []
-        weights = np.random.default_rng(0).normal(size=experiment.dataset.shape)
+        weights = np.random.default_rng(0).normal(size=experiment.dataset.spec.shape)
         project = lambda params, extra, batch, ctx: {'x': (batch['x'] * weights).sum((1, 2, 3))}
         experiment.task = dataclasses.replace(experiment.task, evaluate=project)
         evaluator, state = Evaluator(experiment), experiment.create_state()
         for k, own in enumerate(experiment.seeds):
             replica = experiment.replica(state, k)
             x, _ = evaluator.reconstruct(replica, own, 'valid', 60)
-            found.append((evaluator.evaluate(replica, own, 'valid')['x'], x.tobytes()))
+            found.append((Evaluation(evaluator).each(replica, own, 'valid')['x'], x.tobytes()))
         return found, x
 
     (zero, x), (one, _), (replicas, _) = seen(0), seen(1), seen(5, num_seeds=2)
@@ -176,10 +181,10 @@ def test_held_out_images_are_binarized_alike_whatever_the_seed():
 
 def test_static_binarization_is_drawn_once(digits):
     x = digits.splits['train'].arrays['x']
-    fixed = batching.binarize_static(x, 16, 'train')
-    np.testing.assert_array_equal(fixed, batching.binarize_static(x, 16, 'train'))
+    fixed = binarize_static(x, 16, 'train')
+    np.testing.assert_array_equal(fixed, binarize_static(x, 16, 'train'))
     assert set(np.unique(fixed)) == {0, 1} and fixed.mean() == pytest.approx(x.mean() / 16, abs=0.005)
-    assert (fixed != batching.binarize_static(x, 16, 'valid')).any()
+    assert (fixed != binarize_static(x, 16, 'valid')).any()
 
 
 def test_threshold(digits):

@@ -30,15 +30,16 @@ from datafiles import (
 )
 
 from aigc_jax import data
-from aigc_jax.data.dataset import is_mapped
+from aigc_jax.data import Images, Points
 from aigc_jax.data.sources import files
+from aigc_jax.data.splits import is_mapped
 
 
 @pytest.mark.parametrize('suffix', ['', '.gz'])
 def test_idx(tmp_path, suffix):
     write_idx(tmp_path, suffix)
     dataset = load(f'idx:{tmp_path}')
-    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (6, 5, 1), 255, 7)
+    assert (dataset.spec, dataset.num_classes) == (Images((6, 5, 1), 255), 7)
     assert sizes(dataset) == [16, 4, 10]
     for split, cut in (('train', slice(0, 16)), ('valid', slice(16, 20)), ('test', slice(20, 30))):
         np.testing.assert_array_equal(arrays(dataset, split)['x'][..., 0], IMAGES[cut])
@@ -62,7 +63,7 @@ def test_a_path_may_be_relative_or_in_the_home(tmp_path, monkeypatch):
 def test_amat(tmp_path, suffix):
     write_amat(tmp_path, suffix)
     dataset = load(f'amat:{tmp_path}')
-    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (3, 3, 1), 1, 0)
+    assert (dataset.spec, dataset.num_classes) == (Images((3, 3, 1), 1), 0)
     assert sizes(dataset) == [20, 4, 6]
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'].reshape(-1, 9), BITS[24:])
 
@@ -78,36 +79,36 @@ def test_amat(tmp_path, suffix):
 def test_amat_in_other_spellings_of_0_and_1(tmp_path, form):
     write_amat(tmp_path, form=form)
     dataset = load(f'amat:{tmp_path}')
-    assert dataset.levels == 1
+    assert dataset.spec.levels == 1
     np.testing.assert_array_equal(arrays(dataset, 'train')['x'].reshape(-1, 9), BITS[:20])
 
 
 def test_amat_of_greys(tmp_path):
     write_amat(tmp_path, form=lambda bits: amat_bytes(bits).replace(b'1', b'0.25'))
     dataset = load(f'amat:{tmp_path}')
-    assert dataset.levels == 0 and dataset.kind == 'image'
+    assert dataset.spec.levels == 0
     np.testing.assert_array_equal(arrays(dataset, 'train')['x'].reshape(-1, 9), BITS[:20] * np.float32(0.25))
 
 
 @pytest.mark.parametrize(
-    'x, kind, shape, levels',
+    'x, spec',
     [
-        (IMAGES, 'image', (6, 5, 1), 255),
-        (COLOUR, 'image', (4, 4, 3), 255),
-        (BITS, 'image', (3, 3, 1), 1),
-        (BITS.astype(bool), 'image', (3, 3, 1), 1),
-        (IMAGES / 255.0, 'image', (6, 5, 1), 0),
-        (POINTS, 'points', (3,), 0),
+        (IMAGES, Images((6, 5, 1), 255)),
+        (COLOUR, Images((4, 4, 3), 255)),
+        (BITS, Images((3, 3, 1), 1)),
+        (BITS.astype(bool), Images((3, 3, 1), 1)),
+        (IMAGES / 255.0, Images((6, 5, 1), 0)),
+        (POINTS, Points(3)),
     ],
 )
-def test_npz(tmp_path, x, kind, shape, levels):
+def test_npz(tmp_path, x, spec):
     train, test = dict(x_train=x[:20], y_train=LABELS[:20]), dict(x_test=x[20:], y_test=LABELS[20:])
     np.savez_compressed(tmp_path / 'a.npz', **train, **test)
     dataset = load(f'npz:{tmp_path}/a.npz')
-    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == (kind, shape, levels, 7)
+    assert (dataset.spec, dataset.num_classes) == (spec, 7)
     assert sizes(dataset) == [16, 4, 10]
     test = arrays(dataset, 'test')
-    assert test['x'].dtype == (np.uint8 if levels else np.float32)
+    assert test['x'].dtype == (np.uint8 if getattr(spec, 'levels', 0) else np.float32)
     np.testing.assert_allclose(test['x'].reshape(10, -1), x[20:].reshape(10, -1), rtol=1e-6)
     np.savez(tmp_path / 'b.npz', train=x[:16], valid=x[16:20], test=x[20:])
     plain = load(f'npz:{tmp_path}/b.npz')
@@ -290,7 +291,7 @@ def test_streamed_files_are_mapped_and_hold_the_same(tmp_path, save):
     held = sum(array.nbytes for split in whole.splits for array in arrays(whole, split).values())
     assert most < 0.5 * held, (most, held)
     assert mapped.fingerprint == whole.fingerprint and sizes(mapped) == sizes(whole)
-    assert (mapped.shape, mapped.levels, mapped.num_classes) == (whole.shape, whole.levels, whole.num_classes)
+    assert (mapped.spec.shape, mapped.spec.levels, mapped.num_classes) == (whole.shape, whole.levels, whole.num_classes)
     index = np.array([[3, 0], [2, 3]])
     for split in whole.splits:
         assert not hasattr(mapped.splits[split], 'gather')

@@ -30,7 +30,7 @@ def test_a_flat_folder(tmp_path, notes):
         (tmp_path / name).write_text('no image')
     save(IMAGES[0], tmp_path / '.git' / 'a.png')
     dataset = load(f'images:{tmp_path}', valid_examples=-1)
-    assert (dataset.shape, dataset.levels, dataset.num_classes) == ((6, 5, 1), 255, 0)
+    assert (dataset.spec.shape, dataset.spec.levels, dataset.num_classes) == ((6, 5, 1), 255, 0)
     assert sizes(dataset) == [18, 6, 6] and all_images(dataset) == {image.tobytes() for image in IMAGES}
     assert '(3 files)' in notes()[0]
     assert load(f'images:{tmp_path}', valid_examples=-1).fingerprint == dataset.fingerprint
@@ -40,7 +40,7 @@ def test_a_folder_a_class(tmp_path, notes):
     for i, image in enumerate(COLOUR):
         save(image, tmp_path / ('dog', 'cat', 'ant')[i % 3] / f'{i}' / 'a.webp', lossless=True)
     dataset = load(f'images:{tmp_path}')
-    assert (dataset.shape, dataset.num_classes) == ((4, 4, 3), 3)
+    assert (dataset.spec.shape, dataset.num_classes) == ((4, 4, 3), 3)
     assert '3 classes, 0: ant, 1: cat, 2: dog' in notes()[0]
     label_of = {image.tobytes(): 2 - i % 3 for i, image in enumerate(COLOUR)}
     for split in dataset.splits:
@@ -71,7 +71,7 @@ def test_grey_images_among_coloured_ones_and_palettes(tmp_path, notes):
     save(Image.fromarray(COLOUR[1]).quantize(16), tmp_path / '01.png')
     save(Image.fromarray(COLOUR[2]).convert('RGBA'), tmp_path / '02.png')
     dataset = load(f'images:{tmp_path}')
-    assert dataset.shape == (4, 4, 3) and '1 of 30 images are grey' in notes()[0]
+    assert dataset.spec.shape == (4, 4, 3) and '1 of 30 images are grey' in notes()[0]
     found = all_images(dataset)
     assert COLOUR[0][..., :1].repeat(3, -1).tobytes() in found and COLOUR[2].tobytes() in found
 
@@ -83,7 +83,7 @@ def test_a_photograph_stands_as_it_is_shown(tmp_path):
         save(IMAGES[i], tmp_path / f'{i}.webp', exif=exif, lossless=True)
     dataset = load(f'images:{tmp_path}', valid_examples=1)
     turned = {np.repeat(np.rot90(image, -1)[..., None], 3, -1).tobytes() for image in IMAGES[:9]}
-    assert dataset.shape == (5, 6, 3) and all_images(dataset) == turned
+    assert dataset.spec.shape == (5, 6, 3) and all_images(dataset) == turned
 
 
 def test_the_message_for_many_sizes_holds_the_command_that_mends_it(tmp_path):
@@ -96,7 +96,7 @@ def test_the_message_for_many_sizes_holds_the_command_that_mends_it(tmp_path):
     assert '4 of 17×20' in first and f'images:{folder}_16' in first
     subprocess.run(command.replace('python -c', f'{sys.executable} -c', 1), shell=True, check=True)
     dataset = load(f'images:{folder}_16')
-    assert (dataset.shape, dataset.num_classes, sum(sizes(dataset))) == ((16, 16, 1), 2, 12)
+    assert (dataset.spec.shape, dataset.num_classes, sum(sizes(dataset))) == ((16, 16, 1), 2, 12)
 
 
 @pytest.mark.parametrize(

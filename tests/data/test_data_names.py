@@ -10,7 +10,7 @@ import zstandard
 from datafiles import BITS, COLOUR, IMAGES, LABELS, POINTS, Notes, arrays, idx_bytes, load, sizes, user_error, write
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.data import labels
+from aigc_jax.data import Images, Points, labels
 
 FLAT = np.random.RandomState(1).randint(0, 256, (30, 64)).astype(np.uint8)
 ONE_HOT = np.eye(7)[LABELS]
@@ -49,7 +49,7 @@ def test_names_that_people_have(tmp_path, content, notes):
 
 def test_val_is_a_word_for_valid_too(tmp_path, notes):
     dataset = load(saved(tmp_path, dict(train_data=FLAT[:16], val_data=FLAT[16:20], test_data=FLAT[20:])))
-    assert sizes(dataset) == [16, 4, 10] and dataset.shape == (8, 8, 1) and list(dataset.splits)[0] == 'train'
+    assert sizes(dataset) == [16, 4, 10] and dataset.spec.shape == (8, 8, 1) and list(dataset.splits)[0] == 'train'
     assert notes() == []
 
 
@@ -153,26 +153,26 @@ def test_labels_that_are_none_are_refused(tmp_path, y, y_test, words):
 @pytest.mark.parametrize('form', [np.uint8, np.int64, np.float64, np.int16])
 def test_whole_numbers_up_to_255_are_levels(tmp_path, form):
     dataset = load(saved(tmp_path, dict(train=FLAT.astype(form), test=FLAT.astype(form))))
-    assert (dataset.kind, dataset.shape, dataset.levels) == ('image', (8, 8, 1), 255)
+    assert dataset.spec == Images((8, 8, 1), 255)
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'].reshape(30, 64), FLAT)
 
 
 def test_rows_are_images_where_they_look_like_it_and_points_elsewhere(tmp_path, notes):
-    for x, kind, shape in (
-        (FLAT / 255, 'image', (8, 8, 1)),
-        (FLAT / 128 - 1, 'points', (64,)),
-        (BITS / 2, 'points', (9,)),
+    for x, spec in (
+        (FLAT / 255, Images((8, 8, 1), 0)),
+        (FLAT / 128 - 1, Points(64)),
+        (BITS / 2, Points(9)),
     ):
         dataset = load(saved(tmp_path, dict(train=x, test=x)))
-        assert (dataset.kind, dataset.shape) == (kind, shape)
+        assert dataset.spec == spec
         said = any('64 values in a row are read as images (8, 8)' in line for line in notes())
-        assert said == (kind == 'image')
+        assert said == isinstance(spec, Images)
 
 
 def test_channels_first(tmp_path, notes):
     x = COLOUR.transpose(0, 3, 1, 2).repeat(2, -1)
     dataset = load(saved(tmp_path, dict(train=x, test=x)))
-    assert dataset.shape == (4, 8, 3) and 'channels first' in notes()[0]
+    assert dataset.spec.shape == (4, 8, 3) and 'channels first' in notes()[0]
     np.testing.assert_array_equal(arrays(dataset, 'test')['x'], COLOUR.repeat(2, 2))
 
 
@@ -200,7 +200,8 @@ def test_frey_faces_as_they_come(tmp_path, notes):
     scipy.io.savemat(tmp_path / 'frey.mat', dict(ff=faces.reshape(131, -1).T))
     user_error(f'mat:{tmp_path}/frey.mat', '(560, 131)', '--config.data.shape="(28, 20)"', 'columns of 560')
     dataset = load(f'mat:{tmp_path}/frey.mat', shape=(28, 20))
-    assert dataset.shape == (28, 20, 1) and dataset.fingerprint == load(saved(tmp_path, dict(images=faces))).fingerprint
+    assert dataset.spec.shape == (28, 20, 1)
+    assert dataset.fingerprint == load(saved(tmp_path, dict(images=faces))).fingerprint
     assert any('along the last axis' in line for line in notes())
     user_error(f'mat:{tmp_path}/frey.mat', 'data.shape=(28, 21)', '(560, 131)', shape=(28, 21))
     user_error(saved(tmp_path, dict(images=faces)), 'data.shape=(20, 28)', '(28, 20) already', shape=(20, 28))
@@ -224,7 +225,7 @@ BIG = COLOUR.repeat(2, 1).repeat(2, 2)
 def test_mat_files_as_they_come(tmp_path, content, shape, counts, num_classes, notes):
     scipy.io.savemat(tmp_path / 'a.mat', {**content, 'classnames': np.array(['a', 'bc'], object)})
     dataset = load(f'mat:{tmp_path}/a.mat', valid_examples=-1)
-    assert (dataset.shape, sizes(dataset), dataset.num_classes) == (shape, counts, num_classes)
+    assert (dataset.spec.shape, sizes(dataset), dataset.num_classes) == (shape, counts, num_classes)
     assert any('no plain arrays: classnames' in line for line in notes())
 
 

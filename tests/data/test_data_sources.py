@@ -7,6 +7,7 @@ import pytest
 from datafiles import IMAGES, LABELS, arrays, idx_bytes, load, sizes, user_error, write
 
 from aigc_jax import data
+from aigc_jax.data import Images, Points
 from aigc_jax.data.gaussian_mixture import MIXTURES
 
 
@@ -14,7 +15,7 @@ def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
     dataset = load('digits')
-    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (8, 8, 1), 16, 10)
+    assert (dataset.spec, dataset.num_classes) == (Images((8, 8, 1), 16), 10)
     assert sizes(dataset) == [1437, 180, 180]
     bunch = load_digits()
     held = np.concatenate(
@@ -46,12 +47,12 @@ def test_arrays_index_by_int_and_by_array_and_are_read_only():
 @pytest.mark.parametrize('name, classes', [('gaussian2d', 0), ('ring8', 8), ('grid25', 25)])
 def test_mixture_sets(name, classes):
     dataset = load(name)
-    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('points', (2,), 0, classes)
+    assert isinstance(dataset.spec, Points) and (dataset.spec.shape, dataset.num_classes) == ((2,), classes)
     assert sizes(dataset) == [1500, 10_000, 10_000]
     test = arrays(dataset, 'test')
     assert test['x'].dtype == np.float32 and ('label' in test) == bool(classes)
     label = test.get('label', np.zeros(10_000, np.int32))
-    noise = (test['x'] - dataset.density.means[label]) / dataset.density.std
+    noise = (test['x'] - dataset.spec.density.means[label]) / dataset.spec.density.std
     np.testing.assert_allclose(noise.mean(0), 0, atol=0.04)  # 4 standard errors
     np.testing.assert_allclose(np.cov(noise.T), np.eye(2), atol=0.06)
     counts = np.bincount(label, minlength=max(classes, 1))
@@ -116,8 +117,8 @@ def test_real_sets(name, levels, mean):
     if not folder or not os.path.isdir(os.path.join(folder, file)):
         pytest.skip(f'AIGC_JAX_DATA names no folder with {file}')
     dataset = load(f'{prefix}:{folder}/{file}', valid_examples=10_000)
-    assert sizes(dataset) == [50_000, 10_000, 10_000] and dataset.shape == (28, 28, 1)
-    assert dataset.levels == levels
+    assert sizes(dataset) == [50_000, 10_000, 10_000] and dataset.spec.shape == (28, 28, 1)
+    assert dataset.spec.levels == levels
     assert arrays(dataset, 'train')['x'].mean() == pytest.approx(mean, rel=0.005)
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from datafiles import arrays, load, sizes, user_error, write_idx
 
-from aigc_jax.data import batching
+from aigc_jax.data import Images, batching
 
 
 def test_stacks_hold_images_of_their_own_split():
     base, dataset = load('digits'), load('stacked:digits')
-    assert (dataset.kind, dataset.shape, dataset.levels, dataset.num_classes) == ('image', (8, 8, 3), 16, 1000)
-    assert dataset.stacked and not base.stacked
+    assert (dataset.spec, dataset.num_classes) == (Images((8, 8, 3), 16, stacked=True), 1000)
     assert sizes(dataset) == [1500, 10_000, 26_000]
     for split in base.splits:
         known = {x.tobytes(): label for x, label in zip(*arrays(base, split).values(), strict=True)}
@@ -60,7 +59,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one():
 def test_of_files_and_without_a_valid_split(tmp_path):
     write_idx(tmp_path)
     dataset = load(f'stacked:idx:{tmp_path}', num_examples=50)
-    assert dataset.shape == (6, 5, 3) and dataset.num_classes == 1000  # though there are fewer labels
+    assert dataset.spec.shape == (6, 5, 3) and dataset.num_classes == 1000  # though there are fewer labels
     assert sorted(load(f'stacked:idx:{tmp_path}', valid_examples=0).splits) == ['test', 'train']
 
 

@@ -92,7 +92,7 @@ def test_levels_and_reals_survive_preparing(tmp_path, x, levels):
     done = prepare(f'--source=npz:{tmp_path}/a.npz', '--name=mine', f'--data_dir={tmp_path}')
     assert done.returncode == 0, done.stderr
     given, read = load(f'npz:{tmp_path}/a.npz'), load('tfds:mine', tmp_path)
-    assert (read.kind, read.levels, read.shape) == (given.kind, levels, given.shape)
+    assert read.spec == given.spec and getattr(read.spec, 'levels', 0) == levels
     np.testing.assert_array_equal(arrays(read, 'valid')['x'], arrays(given, 'valid')['x'])
 
 
@@ -166,7 +166,7 @@ def test_a_set_of_png_images_with_no_valid_split(tmp_path):
     }
     build_tfds(tmp_path, {'train': examples(IMAGES), 'test': examples(IMAGES[:3])}, features)
     dataset = load('tfds:made', tmp_path)
-    assert sizes(dataset) == [26, 4, 3] and dataset.levels == 255 and dataset.num_classes == 7
+    assert sizes(dataset) == [26, 4, 3] and dataset.spec.levels == 255 and dataset.num_classes == 7
     assert dataset.class_names == tuple('abcdefg')
     np.testing.assert_array_equal(arrays(dataset, 'valid')['x'][..., 0], IMAGES[26:])
     np.testing.assert_array_equal(arrays(dataset, 'valid')['label'], LABELS[26:])
@@ -213,8 +213,8 @@ def build_texts(folder, splits, name, features=('text',)):
 
 
 def documents(dataset):
-    texts = {split: dataset.tokenizer.decode(windows.tokens) for split, windows in dataset.splits.items()}
-    return {split: text.split(END)[dataset.tokenizer.has_end :] for split, text in texts.items()}
+    texts = {split: dataset.spec.tokenizer.decode(windows.tokens) for split, windows in dataset.splits.items()}
+    return {split: text.split(END)[dataset.spec.tokenizer.has_end :] for split, text in texts.items()}
 
 
 def test_documents_of_a_set_with_splits_of_its_own(tmp_path):
@@ -223,20 +223,20 @@ def test_documents_of_a_set_with_splits_of_its_own(tmp_path):
     config = text_config('tfds:said', tmp_path)
     data.check(config)
     dataset = data.load(config)
-    assert dataset.kind == 'text' and dataset.tokenizer.end == 256
+    assert dataset.spec.tokenizer.end == 256
     assert documents(dataset) == {'train': splits['train'], 'valid': splits['validation'], 'test': splits['test']}
     config.tokenizer = 'word'
     words = data.load(config).tokenizer
     assert 'be,' in words.pieces and 'question' not in words.pieces  # learned from what is trained on
     config.tokenizer = 'char'
     assert 'q' in data.load(config).tokenizer.pieces
-    assert data.load(text_config('tfds:said', tmp_path), dataset.tokenizer).fingerprint == dataset.fingerprint
+    assert data.load(text_config('tfds:said', tmp_path), dataset.spec.tokenizer).fingerprint == dataset.fingerprint
 
 
 def test_one_text_a_split_has_no_end(tmp_path):
     build_texts(tmp_path, {split: [split * 5] for split in ('train', 'validation', 'test')}, 'whole')
     dataset = data.load(text_config('tfds:whole', tmp_path))
-    assert dataset.tokenizer.end is None and documents(dataset)['valid'] == ['validation' * 5]
+    assert dataset.spec.tokenizer.end is None and documents(dataset)['valid'] == ['validation' * 5]
     build_texts(tmp_path, {'train': ['x' * 50 + 'y' * 20 + 'z' * 30]}, 'alone', features=('content',))
     parts = documents(data.load(text_config('tfds:alone', tmp_path)))
     assert parts == {'train': ['x' * 50], 'valid': ['y' * 20], 'test': ['z' * 30]}
@@ -289,7 +289,7 @@ def test_prepared_texts_come_back_equal(tmp_path, several):
     given = data.load(text_config(source, ''))
     read = data.load(text_config('tfds:said', f'{tmp_path}/sets'))
     assert read.fingerprint == given.fingerprint and sizes(read) == sizes(given)
-    assert read.tokenizer.has_end == several
+    assert read.spec.tokenizer.has_end == several
     with pytest.raises(UserError, match='tfds:said: example 0 is not UTF-8; prepare it again'):
         data.load(text_config('tfds:said', f'{tmp_path}/sets', tokenizer='char'))
 

@@ -239,7 +239,7 @@ def test_resumed_and_streamed_are_the_whole_run(exact_runner, tmp_path, leaves, 
     for other in ('parts', 'streamed'):
         assert_same_bits(leaves(tmp_path / 'whole'), leaves(tmp_path / other))
     experiment, _ = Run(tmp_path / 'whole').open()
-    assert experiment.dataset.tokenizer.fim == (PRE, SUF, MID)
+    assert experiment.dataset.spec.tokenizer.fim == (PRE, SUF, MID)
     saved = json.loads((tmp_path / 'whole/tokenizer.json').read_text())
     assert saved['has_fim'] and saved['has_end']
     # What is evaluated is the text itself.

@@ -128,7 +128,7 @@ def test_the_share_that_training_programs_solve_is_a_row_of_the_evaluation():
     overrides = {'data.name': 'programs', 'data.tokenizer': 'char', 'data.test_percent': '10.0'}
     overrides |= {'eval.problems': 'programs', 'eval.ngram_order': '0'}
     experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', list(overrides.items())))
-    rows = problems_lib.Solver(experiment, Evaluator(experiment))._baselines
+    rows = problems_lib.Problems(Evaluator(experiment))._baselines
     row = rows['programs/solved_by_training_programs']
     assert row['value'] == 0 and row['n'] == problems_lib.MOST == rows['programs/enumeration/solved@100']['n']
 
@@ -154,7 +154,7 @@ def config(**fields):
 def test_the_data_source_has_these_splits():
     dataset = data.load(config())
     for split, texts in programs.documents(*PERCENT).items():
-        decoded = dataset.tokenizer.decode(dataset.splits[split].tokens[:2000])
+        decoded = dataset.spec.tokenizer.decode(dataset.splits[split].tokens[:2000])
         assert decoded.startswith(tokenizers.END + texts[0] + tokenizers.END + texts[1])
     with pytest.raises(UserError, match='data.valid_percent, data.test_percent'):
         data.load(config(valid_percent=60.0, test_percent=40.0))

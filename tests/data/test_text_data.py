@@ -33,7 +33,7 @@ def message(name='pydoc', **fields) -> str:
 
 
 def decoded(dataset) -> dict[str, str]:
-    return {split: dataset.tokenizer.decode(windows.tokens) for split, windows in dataset.splits.items()}
+    return {split: dataset.spec.tokenizer.decode(windows.tokens) for split, windows in dataset.splits.items()}
 
 
 @pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
@@ -110,8 +110,8 @@ def test_marks_of_encodings_are_read_and_are_no_text(tmp_path, capsys, encoding)
     for name, content in (('a.txt', text), ('a.jsonl', lines)):
         (tmp_path / name).write_bytes((mark + content).encode(encoding))
         dataset = data.load(make(f'{name[2:].replace("txt", "text")}:{tmp_path}/{name}', tokenizer='char'))
-        assert text[:50] in dataset.tokenizer.decode(dataset.splits['train'].tokens)
-        assert not {'\ufeff', '\0', '\ufffd'} & set(dataset.tokenizer.pieces)
+        assert text[:50] in dataset.spec.tokenizer.decode(dataset.splits['train'].tokens)
+        assert not {'\ufeff', '\0', '\ufffd'} & set(dataset.spec.tokenizer.pieces)
         assert notes() == ([f'{tmp_path}/{name}: is read as {encoding[:6]}'] if encoding != 'utf-8-sig' else [])
 
 
@@ -206,7 +206,7 @@ def test_lines_of_json_hold_any_character(tmp_path):
     lines = [json.dumps({'text': text}, ensure_ascii=False) for text in texts]
     (tmp_path / 'a.jsonl').write_text('\n'.join(lines) + '\n')
     dataset = data.load(make(f'jsonl:{tmp_path}/a.jsonl'))
-    read = ''.join(dataset.tokenizer.decode(windows.tokens) for windows in dataset.splits.values())
+    read = ''.join(dataset.spec.tokenizer.decode(windows.tokens) for windows in dataset.splits.values())
     assert all(text in read for text in texts)
 
 
@@ -214,7 +214,7 @@ def test_half_a_letter_in_json_is_no_text(tmp_path):
     """As cutting text by UTF-16 leaves it; two halves are the letter."""
     (tmp_path / 'a.jsonl').write_text('{"text": "' + 40 * 'one \\ud83d two \\ud83d\\ude00 ' + '"}\n')
     dataset = data.load(make(f'jsonl:{tmp_path}/a.jsonl'))
-    assert '\ufffd two \U0001f600 one' in dataset.tokenizer.decode(dataset.splits['train'].tokens)
+    assert '\ufffd two \U0001f600 one' in dataset.spec.tokenizer.decode(dataset.splits['train'].tokens)
 
 
 def test_a_tokenizer_without_an_end_reads_documents_as_one_and_says_so(tmp_path, capsys):
@@ -246,7 +246,7 @@ def test_one_document_is_cut_by_place_and_several_by_what_they_hold(tmp_path):
     (tmp_path / 'a.txt').write_text('x' * 800 + 'y' * 100 + 'z' * 100)
     dataset = data.load(make(f'text:{tmp_path}/a.txt'))
     assert {s: len(w.tokens) for s, w in dataset.splits.items()} == {'train': 800, 'valid': 100, 'test': 100}
-    assert set(dataset.splits['valid'].tokens.tolist()) == {ord('y')} and dataset.tokenizer.end is None
+    assert set(dataset.splits['valid'].tokens.tolist()) == {ord('y')} and dataset.spec.tokenizer.end is None
     documents = [f'document {i} ' * 9 for i in range(200)]
 
     def held_by(split, texts):

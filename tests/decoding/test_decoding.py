@@ -213,7 +213,7 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
     again = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
     assert [text.text for text in texts] == [text.text for text in again]
     assert [text.nats for text in texts] == pytest.approx([text.nats for text in again], rel=1e-4)
-    language, tokenizer = experiment.task.get(CausalText), experiment.dataset.tokenizer
+    language, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
     for text in texts:
         read = np.concatenate([tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
         if not text.prompt:
@@ -265,7 +265,7 @@ def test_texts_beyond_the_context(smoke):
         np.testing.assert_array_equal(a.tokens, b.tokens[:30])
     experiment.config.eval.batch_size = 1
     assert [text.text for text in write(['The', 'An import'], 150)] == [text.text for text in long]
-    read = np.concatenate([experiment.dataset.tokenizer.encode('The'), long[0].tokens])
+    read = np.concatenate([experiment.dataset.spec.tokenizer.encode('The'), long[0].tokens])
     forward = jax.jit(lambda tokens: experiment.task.get(CausalText).decode(state.params, None, tokens, None)[0])
     nats, place = 0.0, 3
     for first in range(0, len(read), 24):  # what is read at once: 48 tokens, the first 24 of them again
@@ -332,7 +332,7 @@ def test_a_grammar_ends_a_text_that_no_token_ends(tmp_path):
 def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
     text = 'the cat sat on the mat and then the hat ran\n' * 60
     experiment, state = text_model(tmp_path, text, ('data.tokenizer', 'bpe'), ('data.vocab_size', '300'))
-    decode = experiment.dataset.tokenizer.decode
+    decode = experiment.dataset.spec.tokenizer.decode
     assert any('at' in decode([token]) and decode([token]) != 'at' for token in range(256, 300))
     texts = generate.Generator(experiment, Sampling(), 40, stop='at').generate(state, ['the '], 30, seed=0)
     assert {text.ended for text in texts} == {'stop', 'length'}
@@ -346,7 +346,7 @@ def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
 
 def test_words_stand_apart(tmp_path):
     experiment, state = text_model(tmp_path, 'one two three\n' * 300, ('data.tokenizer', 'word'))
-    tokenizer = experiment.dataset.tokenizer
+    tokenizer = experiment.dataset.spec.tokenizer
     words = tokenizer.encode('one\ntwo three\n')
     growing = [tokenizer.decode(words[:n]) for n in range(len(words) + 1)]
     assert growing[-1] == 'one\ntwo three\n'
@@ -370,7 +370,7 @@ def test_what_is_filled_in_is_asked_for_as_in_training():
     """The prompt is what stands before the middle in a training window; the suffix comes behind the text."""
     overrides = [('data.fim_rate', '1.0'), ('eval.batch_size', '4')]
     experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', overrides))
-    tok, state = experiment.dataset.tokenizer, experiment.create_state()
+    tok, state = experiment.dataset.spec.tokenizer, experiment.create_state()
     before, between, after = tok.fim
     writer = generate.Generator(experiment, Sampling(), 12, suffix='\n')
     expected = [tok.end, before, *b'import ', between, ord('\n'), after]

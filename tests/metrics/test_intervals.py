@@ -14,8 +14,11 @@ from aigc_jax.core.types import Extra
 from aigc_jax.metrics import intervals, text_likelihood
 from aigc_jax.metrics.ngram import mixture_nats
 from aigc_jax.metrics.python_code import pass_at_k
-from aigc_jax.reports import evaluator as evaluator_lib
+from aigc_jax.reports import tables
+from aigc_jax.reports.evaluation import Evaluation
+from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.generate import Text, summary
+from aigc_jax.reports.text_likelihood import Baselines
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 
@@ -73,8 +76,8 @@ def test_few_clusters_have_students_quantile():
 
 
 def test_what_a_task_gives_as_successes_is_a_share():
-    assert evaluator_lib._mean(np.zeros(200, bool)) == intervals.wilson(0, 200)
-    assert evaluator_lib._mean(np.zeros(200)) == {'value': 0, 'ci': 0, 'n': 200, 'over': 'examples'}
+    assert tables.mean_row(np.zeros(200, bool)) == intervals.wilson(0, 200)
+    assert tables.mean_row(np.zeros(200)) == {'value': 0, 'ci': 0, 'n': 200, 'over': 'examples'}
 
 
 def test_one_text_is_not_told_as_one_texts():
@@ -135,8 +138,8 @@ def test_models_of_the_same_text_are_compared_by_the_paired_difference():
     bits = rows['5-gram/bits_per_byte']
     assert bits['value'] == pytest.approx(theirs.mean() / math.log(2) / 2)
     assert bits['difference']['ci'] == pytest.approx(row['difference']['ci'] / math.log(2) / 2)
-    assert 'minus the model 0.1' in evaluator_lib.table({'5-gram/nats_per_token': row}) and 'over 30 documents' in (
-        evaluator_lib.table({'5-gram/nats_per_token': row})
+    assert 'minus the model 0.1' in tables.table({'5-gram/nats_per_token': row}) and 'over 30 documents' in (
+        tables.table({'5-gram/nats_per_token': row})
     )
     assert list(text_likelihood.beside('5-gram', theirs[:30], ours[:30], clusters, None)) == ['5-gram/nats_per_token']
 
@@ -162,12 +165,12 @@ def assert_same(found, want):
 def test_each_token_of_a_window_goes_to_its_document(text_experiment):
     """Against sums written out, token by token, of a model whose nats differ from window to window."""
     experiment = text_experiment
-    evaluator = evaluator_lib.Evaluator(experiment)
-    windows, tokenizer = experiment.dataset.splits['test'], experiment.dataset.tokenizer
+    evaluator = Evaluator(experiment)
+    windows, tokenizer = experiment.dataset.splits['test'], experiment.dataset.spec.tokenizer
     state = experiment.create_state()
     jitter = lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape)
     state = state._replace(params=jax.tree.map(jitter, state.params))
-    found = evaluator.evaluate(state, 0, 'test') | evaluator.baselines(state, 0, 'test')
+    found = Evaluation(evaluator).each(state, 0, 'test') | Baselines(evaluator).measure(state, 0, 'test')
     tokens, document, seen = windows.tokens, -1, {}
     of_place = [document := document + (token == tokenizer.end) for token in tokens]
     sums = {}  # document: nats, tokens, bytes, nats over windows, places
@@ -195,7 +198,7 @@ def test_each_token_of_a_window_goes_to_its_document(text_experiment):
     assert perplexity['value'] == pytest.approx(math.exp(mean['value']), rel=1e-4)
     assert perplexity['high'] == pytest.approx(math.exp(mean['value'] + mean['ci']), rel=1e-4)
     ours = np.array([seen[place] for place in range(1, len(tokens))])
-    theirs = evaluator.ngram.nats(tokens)[1:]
+    theirs = evaluator.text_splits.ngram.nats(tokens)[1:]
     index = np.array(of_place[:-1])
     by_document = lambda values: np.bincount(index, values)
     gram, mixture = found['2-gram/nats_per_token'], found['mixture/nats_per_token']
@@ -210,10 +213,10 @@ def test_words_have_no_bits_a_byte(text_experiment):
     with config.unlocked():
         config.data.tokenizer, config.data.vocab_size = 'word', 40
     experiment = Experiment(config)
-    evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
-    found = evaluator.evaluate(state, 0, 'test')
+    evaluator, state = Evaluator(experiment), experiment.create_state()
+    found = Evaluation(evaluator).each(state, 0, 'test')
     assert list(found) == text_likelihood.names(False) == [n for n in text_likelihood.names(True) if 'byte' not in n]
-    assert list(evaluator.baselines(state, 0, 'test')) == ['2-gram/nats_per_token', 'mixture/nats_per_token']
+    assert list(Baselines(evaluator).measure(state, 0, 'test')) == ['2-gram/nats_per_token', 'mixture/nats_per_token']
     with config.unlocked():
         config.eval.best_metric = 'model/bits_per_byte'
     with pytest.raises(UserError, match='no .model/bits_per_byte'):
@@ -226,24 +229,24 @@ def replicas(*values, **more):
 
 
 def test_a_diverged_seed_is_told():
-    found = evaluator_lib.across(replicas(1.0, 3.0, math.nan))
-    row, text = found['model/nll'], evaluator_lib.table(found)
+    found = tables.across(replicas(1.0, 3.0, math.nan))
+    row, text = found['model/nll'], tables.table(found)
     assert row['value'] == 2 and row['ci'] == pytest.approx(12.706, abs=1e-3)
     assert (row['n'], row['over'], row['n_each'], row['diverged']) == (2, 'seeds', 10, 1)
     assert row['values']['2'] is not None and 'over 2 seeds' in text and '1 of 3 diverged' in text
-    whole = evaluator_lib.across(replicas(1.0, 3.0))
-    assert 'diverged' not in whole['model/nll'] and 'diverged' not in evaluator_lib.table(whole)
-    assert evaluator_lib.across(replicas(1.0, math.inf))['model/nll']['diverged'] == 1
+    whole = tables.across(replicas(1.0, 3.0))
+    assert 'diverged' not in whole['model/nll'] and 'diverged' not in tables.table(whole)
+    assert tables.across(replicas(1.0, math.inf))['model/nll']['diverged'] == 1
 
 
 def test_what_no_seed_changes_keeps_its_own_interval():
     """0 of 200 problems for three seeds, and an n-gram model, are no certainty."""
     by_seed = {seed: {'programs/pass@1': intervals.wilson(0, 200, 'problems')} for seed in range(3)}
-    row = evaluator_lib.across(by_seed)['programs/pass@1']
+    row = tables.across(by_seed)['programs/pass@1']
     assert row['over'] == 'problems' and row['n'] == 200 and row['high'] == pytest.approx(0.01885, abs=1e-5)
     exact = {seed: {'xz/bits_per_byte': {'value': 1.5, 'n': 900}} for seed in range(3)}
-    assert '±' not in (text := evaluator_lib.table(evaluator_lib.across(exact))) and '(n=900)' in text
-    assert '(0–0.01885) over 200 problems' in evaluator_lib.table({'programs/pass@1': row})
+    assert '±' not in (text := tables.table(tables.across(exact))) and '(n=900)' in text
+    assert '(0–0.01885) over 200 problems' in tables.table({'programs/pass@1': row})
 
 
 def test_perplexity_over_seeds_is_the_exponential_of_the_mean():
@@ -252,7 +255,7 @@ def test_perplexity_over_seeds_is_the_exponential_of_the_mean():
         row = {'value': nats, 'ci': 0.1, 'n': 25, 'over': DOCUMENTS}
         by_seed[seed] = {'model/nats_per_token': row, 'model/perplexity': intervals.exponential(
             'model/nats_per_token', row)}  # fmt: skip
-    found = evaluator_lib.across(by_seed)
+    found = tables.across(by_seed)
     nats, perplexity = found['model/nats_per_token'], found['model/perplexity']
     assert nats['value'] == 2.5 and perplexity['value'] == pytest.approx(math.exp(2.5))
     assert perplexity['low'] == pytest.approx(math.exp(2.5 - nats['ci']))
@@ -263,11 +266,11 @@ def test_perplexity_over_seeds_is_the_exponential_of_the_mean():
 def test_differences_are_joined_over_seeds_too():
     by_seed = {s: {'mixture/bits_per_byte': {'value': v, 'ci': 1.0, 'n': 25, 'over': DOCUMENTS, 'difference': {
         'value': v - 3, 'ci': 0.1, 'n': 25, 'over': DOCUMENTS}}} for s, v in enumerate((1.0, 2.0))}  # fmt: skip
-    row = evaluator_lib.across(by_seed)['mixture/bits_per_byte']['difference']
+    row = tables.across(by_seed)['mixture/bits_per_byte']['difference']
     assert row['value'] == -1.5 and row['over'] == 'seeds' and row['ci'] == pytest.approx(12.706 / 2, abs=1e-3)
 
 
 def test_metrics_stand_in_the_order_of_their_numbers():
     names = [*(f'model/bound_k{k}' for k in (1, 10, 100, 2)), 'ais_b0.5', 'ais_b0.05', 'b1e-05']
-    ordered = sorted(names, key=evaluator_lib._by_numbers)
+    ordered = sorted(names, key=tables.by_numbers)
     assert ordered == ['ais_b0.05', 'ais_b0.5', 'b1e-05', *(f'model/bound_k{k}' for k in (1, 2, 10, 100))]

@@ -10,7 +10,9 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from aigc_jax.metrics import text as text_metrics
 from aigc_jax.metrics.python_code import compiles, may_become, parses
-from aigc_jax.reports import evaluator
+from aigc_jax.reports import tables
+from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.text_samples import TextSamples
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
@@ -140,10 +142,10 @@ def test_the_final_evaluation_scores_samples_beside_held_out_text(tmp_path):
     assert found['copied_16']['held_out'] > 0.3 > found['copied_16']['value']
     assert found['self_bleu_4']['held_out'] > 0.5
     experiment, state = Run(tmp_path / 'run').open()
-    again = evaluator.Evaluator(experiment).texts(state, 0, 'test')
+    again = TextSamples(Evaluator(experiment)).measure(state, 0, 'test')
     for name, row in again.items():
         assert row['value'] == pytest.approx(written[name]['value'], abs=1e-12)
-    text = evaluator.table(again)
+    text = tables.table(again)
     assert 'held-out text' in text and 'perfect' not in text
     rows = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
     assert [row['split'] for row in rows if 'samples/parses' in row] == ['final']

@@ -131,7 +131,7 @@ def test_which_names_of_the_tests_are_the_programs(tmp_path):
 
 
 def test_programs_whose_tests_do_not_fit_the_sandbox_are_told(experiment, capsys):
-    solver = problems_lib.Solver(experiment, Evaluator(experiment))
+    solver = problems_lib.Problems(Evaluator(experiment))
     program = problems_lib.Program('f = lambda x: x', 'import datetime\nf(datetime.date(2000, 1, 1))\n', ('f',))
     solver._problems = [problems.Problem('own', '', (), lambda text: program)]
     assert solver._correct([['']]).tolist() == [[False]]
@@ -221,7 +221,7 @@ def test_the_rows_of_an_evaluation(experiment, monkeypatch):
         ]
 
     monkeypatch.setattr(Generator, 'generate', generate)
-    rows = problems_lib.Solver(experiment, Evaluator(experiment)).solve(experiment.create_state(), 0)
+    rows = problems_lib.Problems(Evaluator(experiment)).measure(experiment.create_state(), 0, 'test')
     assert asked == [(1, 4), (1, 1)]
     value = {name: row['value'] for name, row in rows.items()}
     assert value['humaneval/pass@1'] == pytest.approx(0.25 / 2) and value['humaneval/pass@2'] == pytest.approx(0.5 / 2)
@@ -238,7 +238,7 @@ def test_the_rows_of_an_evaluation(experiment, monkeypatch):
 
 def test_the_model_itself_writes(experiment):
     experiment.config.eval.problem_beam = 1
-    rows = problems_lib.Solver(experiment, Evaluator(experiment)).solve(experiment.create_state(), 0)
+    rows = problems_lib.Problems(Evaluator(experiment)).measure(experiment.create_state(), 0, 'test')
     assert 'humaneval/solved@beam' not in rows
     assert rows['humaneval/pass@2']['value'] == 0 and rows['humaneval/does_not_fit']['value'] == 1
 

@@ -10,8 +10,9 @@ import jax
 import pytest
 from refusals import VAE
 
-from aigc_jax.reports import evaluator as evaluator_lib
-from aigc_jax.reports import final, image_samples
+from aigc_jax.reports import evaluation
+from aigc_jax.reports.evaluation import Evaluation
+from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.paths import Paths
@@ -61,7 +62,7 @@ def test_an_evaluation_hears_ctrl_c(command_line, smoke, tmp_path, mode):
         process.kill()
     assert process.returncode == 130
     kept = json.loads((Paths(run).partial).read_text())['parts']
-    assert list(kept) == ['0/the test split']
+    assert list(kept) == ['0/means']
 
 
 class Stopped(Exception):
@@ -74,13 +75,12 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
     def evaluated(digest, between=lambda: None, **fields):
         config.eval.update(fields)
         experiment = Experiment(config)
-        evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
-        image, computed = image_samples.ImageMetrics(experiment, evaluator, Paths(tmp_path)), []
-        for name in ('evaluate', 'diagnostics'):
-            part = getattr(evaluator, name)
-            setattr(evaluator, name, lambda *a, part=part, name=name: (computed.append(name), part(*a))[1])
+        whole, computed = Evaluation(Evaluator(experiment), Paths(tmp_path)), []
+        for report in whole.reports:
+            part, name = report.measure, report.name
+            report.measure = lambda *a, part=part, name=name: (computed.append(name), part(*a))[1]
         try:
-            found = final.evaluate(experiment, evaluator, image, state, Paths(tmp_path), digest, between)
+            found = whole.final(experiment.create_state(), digest, between)
         except Stopped:
             found = None
         return found, computed
@@ -89,22 +89,21 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
         raise Stopped
 
     whole, computed = evaluated('a')
-    assert computed == ['evaluate', 'diagnostics']
-    final.forget(Paths(tmp_path))
-    assert evaluated('a', stop) == (None, ['evaluate'])
-    assert evaluated('a') == (whole, ['diagnostics'])
-    final.forget(Paths(tmp_path))
+    assert computed == ['means', 'split_statistics']
+    evaluation.forget(Paths(tmp_path))
+    assert evaluated('a', stop) == (None, ['means'])
+    assert evaluated('a') == (whole, ['split_statistics'])
+    evaluation.forget(Paths(tmp_path))
     evaluated('a', stop)
-    assert evaluated('b', stop)[1] == ['evaluate']  # another state
-    assert evaluated('b', k=2)[1] == ['evaluate', 'diagnostics']  # another evaluation
+    assert evaluated('b', stop)[1] == ['means']  # another state
+    assert evaluated('b', k=2)[1] == ['means', 'split_statistics']  # another evaluation
 
 
 def test_experiments_are_freed(tmp_path):
     def used(name):
         experiment = Experiment(config_lib.load(f'configs/{name}.py:smoke', []))
-        evaluator, state = evaluator_lib.Evaluator(experiment), experiment.create_state()
-        image = image_samples.ImageMetrics(experiment, evaluator, Paths(tmp_path))
-        final.evaluate(experiment, evaluator, image, state, Paths(tmp_path), name)
+        evaluator = Evaluator(experiment)
+        Evaluation(evaluator, Paths(tmp_path)).final(experiment.create_state(), name)
         return [weakref.ref(thing) for thing in (experiment, evaluator)]
 
     things = used('rnn_lm') + used('vae')

@@ -226,17 +226,17 @@ def test_training_images_score_as_real_ones(run, monkeypatch):
     given = experiment.examples('train', np.arange(150))
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: (given['x'] / 16).astype(np.float32))
-    measured = image_samples.ImageMetrics(experiment, evaluator, Paths(run))
-    results = measured.measure(state, 0)
+    measured = image_samples.ImageSamples(evaluator, Paths(run))
+    results = measured.measure(state, 0, 'test')
     found = metrics(results)
     assert 'samples/frechet_150_pixels' in results and 'modes' not in found
     assert found['memorization']['value'] == pytest.approx(0, abs=1e-3)
     assert found['precision']['value'] == pytest.approx(found['precision']['real'], abs=0.1)
     np.testing.assert_array_equal(measured.neighbours(given['x'][:9] / 16), given['x'][:9].astype(np.float32) / 16)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: np.full((150, 8, 8, 1), np.nan))
-    lost = metrics(measured.measure(state, 0))
+    lost = metrics(measured.measure(state, 0, 'test'))
     assert all(np.isnan(one['value']) and np.isfinite(one['real']) for one in lost.values())
-    assert 'nan' in table(measured.measure(state, 0))
+    assert 'nan' in table(measured.measure(state, 0, 'test'))
 
 
 def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
@@ -245,14 +245,14 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
     for split, n in (('train', 1200), ('valid', 50), ('test', 100)):
         one = experiment.examples(split, draw.integers(len(experiment.dataset.splits[split]), size=3 * n))
         x, label = np.moveaxis(one['x'].reshape(n, 3, 8, 8), 1, -1), one['label'].reshape(n, 3) @ [100, 10, 1]
-        splits[split] = Arrays(x, label)
+        splits[split] = Arrays(x=x, label=label)
     stacked = from_arrays(splits, levels=16, num_classes=1000, licence='')
     experiment.dataset = dataclasses.replace(stacked, stacked=True)
     vars(experiment).pop('__split_results', None)  # what cached_method keeps
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: splits['train'].arrays['x'][:n] / 16.0)
-    measured = image_samples.ImageMetrics(experiment, evaluator, Paths(tmp_path))
-    found = metrics(measured.measure(state, 0))
+    measured = image_samples.ImageSamples(evaluator, Paths(tmp_path))
+    found = metrics(measured.measure(state, 0, 'test'))
     assert features.Classifier.load(tmp_path / 'extractor.npz').shape == (8, 8, 1)
     want = len(np.unique(splits['train'].arrays['label'][:300]))
     assert found['modes']['value'] == pytest.approx(want, abs=3)
@@ -314,7 +314,7 @@ def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
         # As many of each class as there is room for: of 12, the first 10, which have the classes 0 to 9.
         np.testing.assert_array_equal(shown, np.load(run / 'samples' / f'{step:08d}.npz')['samples'][:10])
     assert [text.get_text() for text in figure[-1].texts] == ['step 20', *map(str, range(10)), 'step 40']
-    measured = image_samples.ImageMetrics(experiment, evaluator, Paths(run))
+    measured = image_samples.ImageSamples(evaluator, Paths(run))
     pictures.draw_neighbours(Paths(run), '00000040', experiment, measured)
     samples, training, path, _, classes = pairs[-1]
     assert path == run / 'plots' / 'neighbours.png'

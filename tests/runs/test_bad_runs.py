@@ -206,7 +206,7 @@ def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
         np.testing.assert_array_equal(after[name][tuple(map(slice, before[name].shape))], before[name])
     # What is evaluated on documents later, without training on them, has no end still.
     experiment, _ = Run(tmp_path / 'one').open(overrides=[('data.name', f'jsonl:{many}')])
-    assert experiment.dataset.tokenizer.end is None
+    assert experiment.dataset.spec.tokenizer.end is None
     refused = runner(*own, *second[:2], '--config.data.vocab_size=300', f'--workdir={tmp_path}/three')
     assert_refused(refused, 'data.vocab_size: 300', 'init_from has 270', '-1')
 

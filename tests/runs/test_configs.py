@@ -13,6 +13,8 @@ from aigc_jax import tasks
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.types import Extra, Task, Turn
+from aigc_jax.data import Tokens
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial
@@ -60,10 +62,11 @@ def test_every_vae_is_whole_with_smoke_on_top(variant):
         params, extra = task.init(rng.stream(0, 'init'))
         batch = experiment.preprocess(examples, ctx)
         loss, _ = task.rounds[0][0].loss(params, extra, batch, ctx)
-        return loss, task.get(Samples).draw(params, extra, ctx, None), task.get(Measures).per_example(params, extra, batch, ctx)
+        found = task.get(Measures).per_example(params, extra, batch, ctx)
+        return loss, task.get(Samples).draw(params, extra, ctx, None), found
 
     loss, samples, found = jax.eval_shape(everything)
-    assert loss.shape == () and samples.shape == (3, *experiment.dataset.shape)
+    assert loss.shape == () and samples.shape == (3, *experiment.dataset.spec.shape)
     assert {value.shape for value in found.values()} == {(3,)}
 
 
@@ -82,14 +85,14 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     assert [row['step'] for row in rows if row['split'] == 'train'] == [10, 20, 30, 40]
     experiment, state = Run(tmp_path).open()
     evaluator = Evaluator(experiment)
-    found = evaluator.evaluate(state, 0, 'test')
+    found = Evaluation(evaluator).each(state, 0, 'test')
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['step'] == 40
     for name, result in found.items():
         assert result['value'] == pytest.approx(written[name]['value'], rel=1e-6) and result['n'] > 0
     samples = evaluator.sample(state, 0, 30)
-    is_text = experiment.dataset.kind == 'text'
-    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.shape
+    is_text = isinstance(experiment.dataset.spec, Tokens)
+    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.spec.shape
     assert samples.shape == (30, *shape) and np.isfinite(samples).all()
     # Sample i depends on (seed, i) alone; the products of a convolution round by how many samples there are.
     np.testing.assert_allclose(samples[:7], evaluator.sample(state, 0, 7), rtol=0, atol=1e-6 * (path.stem == 'vq'))
@@ -128,10 +131,10 @@ def toy_task(config, dataset) -> Task:
         return jnp.mean((batch['x'] - params['mean']['image']) ** 2), ({}, extra)
 
     def sample(params, extra, ctx, labels):
-        return params['mean']['image'] + 0 * ctx.normal('z', dataset.shape)
+        return params['mean']['image'] + 0 * ctx.normal('z', dataset.spec.shape)
 
     return Task(
-        init=lambda key: ({'mean': {'image': jnp.zeros(dataset.shape)}}, Extra({}, {})),
+        init=lambda key: ({'mean': {'image': jnp.zeros(dataset.spec.shape)}}, Extra({}, {})),
         rounds=((Turn('mean', loss),),),
         capabilities=(Samples(sample),),
     )

@@ -64,7 +64,7 @@ def test_nothing_is_fetched_whole(life, phase):
 def test_a_program_reads_its_share_and_gathers_few_parameters_at_once(life):
     found, _ = life
     programs = found['programs']
-    assert programs.keys() >= {'_evaluate', '_sample', '_originals', '_reconstruct', '_encode', '_decode'}
+    assert programs.keys() >= {'evaluate', 'sample', 'originals', 'reconstruct', 'decode'}
     for name, (arguments, temporary) in programs.items():
         assert arguments <= found['parameters'] / DEVICES + SMALL, name
         assert temporary <= 2 * LARGEST + SMALL, name
@@ -138,6 +138,7 @@ def program(folder: pathlib.Path) -> None:
     import jax
 
     from aigc_jax.reports import pictures
+    from aigc_jax.reports.evaluation import Evaluation
     from aigc_jax.reports.evaluator import Evaluator
     from aigc_jax.runs import config as config_lib
     from aigc_jax.runs.experiment import Experiment
@@ -165,7 +166,7 @@ def program(folder: pathlib.Path) -> None:
     checkpoints.close()
     evaluator = memory.recorded(Evaluator(experiment), programs)
     with meter.phase('evaluate'):
-        evaluator.evaluate(state, 0, 'valid')
+        Evaluation(evaluator).each(state, 0, 'valid')
     with meter.phase('sample'):
         evaluator.sample(state, 0, 16)
     with meter.phase('draw'):
@@ -179,7 +180,7 @@ def program(folder: pathlib.Path) -> None:
             evaluator = Evaluator(experiment)
             samples = evaluator.sample(state, 0, 16)
             if name != 'four':
-                values[name] = {key: row['value'] for key, row in evaluator.evaluate(state, 0, 'valid').items()}
+                values[name] = {key: row['value'] for key, row in Evaluation(evaluator).each(state, 0, 'valid').items()}
         kernel = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
         opened[name] = kernel.size // kernel.addressable_shards[0].data.size
         np.save(folder / f'{name}.npy', samples)

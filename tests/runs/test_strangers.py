@@ -32,7 +32,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.data import tokenizers
 from aigc_jax.data.sources import reading
 from aigc_jax.metrics.features import Classifier
-from aigc_jax.reports import evaluator, final, generate, pictures
+from aigc_jax.reports import evaluation, generate, pictures, tables
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs, manifest
 from aigc_jax.runs.experiment import Experiment
@@ -109,7 +109,7 @@ READERS = {
     'tokenizer.json': lambda path: Run(path.parent).tokenizer,
     'manifest.json': manifest.trained_on,
     'metrics.jsonl': rows_of,
-    'evaluation.json': evaluator.read,
+    'evaluation.json': tables.read,
 }
 
 
@@ -120,7 +120,7 @@ def test_no_json(tmp_path, name, content):
     path.write_bytes(content + b'\n' * (name == 'metrics.jsonl'))
     (survives if content == b'{}' else refused)(READERS[name], path)
     shutil.copy(path, Paths(tmp_path).partial)
-    assert not final._Kept(Paths(tmp_path).partial, 'digest').has(0, 'a part')
+    assert not evaluation._Kept(Paths(tmp_path).partial, 'digest').has(0, 'a part')
 
 
 @pytest.mark.parametrize('name', READERS)

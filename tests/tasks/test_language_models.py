@@ -13,6 +13,7 @@ from aigc_jax.core import optim, rng
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Extra
 from aigc_jax.nn import recurrent, transformer
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -257,7 +258,7 @@ def test_an_untrained_model_knows_nothing_and_the_evaluation_says_so(tmp_path):
     path = tmp_path / 'documents.jsonl'
     path.write_text(''.join(json.dumps({'text': f'Document {i} of these. ' * 9}) + '\n' for i in range(100)))
     experiment = experiment_of('gpt', ('data.name', f'jsonl:{path}'))
-    found = Evaluator(experiment).evaluate(experiment.create_state(), 0, 'test')
+    found = Evaluation(Evaluator(experiment)).each(experiment.create_state(), 0, 'test')
     assert found['model/nats_per_token']['value'] == pytest.approx(math.log(257), rel=1e-6)
     assert found['model/perplexity']['value'] == pytest.approx(257, rel=1e-4)
     tokens = experiment.dataset.splits['test'].tokens[1:]

@@ -1,4 +1,4 @@
-"""The VAE's maths against closed forms and quadrature, and the article's mistakes (README) put right."""
+"""The VAE's maths against closed forms and quadrature, and corrections of the article (aigc_jax/tasks/README.md)."""
 
 import math
 import pathlib
@@ -13,6 +13,7 @@ import scipy.stats
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Measures, Reconstructs, Samples
 from aigc_jax.core.types import Extra
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -178,7 +179,7 @@ def test_no_model_of_a_standard_normal_goes_below_its_entropy(linear):
     for weight, scale in ((0.8, 0.6), (0.0, 1.0), (0.5, 0.5)):
         params, _ = linear_gaussian(weight, scale, linear)
         state = linear.create_state(params)
-        found = Evaluator(linear).evaluate(state, 0, 'test')['model/nll']
+        found = Evaluation(Evaluator(linear)).each(state, 0, 'test')['model/nll']
         assert found['value'] > 1 + math.log(2 * math.pi) - found['ci']
     assert 1 + math.log(2 * math.pi) == pytest.approx(2.8379, abs=1e-4)
 

@@ -16,7 +16,9 @@ from aigc_jax.core.capabilities import Measures, Samples, ScalarField, SplitStat
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.plots import images as plots_images
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.means import SplitStatistics
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -148,7 +150,7 @@ def test_a_learned_scale_gets_to_the_data_in_300_steps():
     state, _ = experiment.train_call()(
         experiment.create_state(), experiment.seed_array, experiment.resident_data(), next(experiment.feeds(0))
     )
-    found = Evaluator(experiment).evaluate(state, 0, 'valid')['model/bits_per_dim']
+    found = Evaluation(Evaluator(experiment)).each(state, 0, 'valid')['model/bits_per_dim']
     assert found['value'] + found['ci'] < 0.9 * math.log2(17)
 
 
@@ -282,7 +284,7 @@ def test_annealed_importance_sampling_is_of_a_fixed_random_choice():
     state, evaluator = experiment.create_state(), Evaluator(experiment)
     where = rng.fixed_choice(180, 7)
     assert len(set(where)) == 7 and where.max() > 100 and (np.sort(where) == where).all()
-    found = evaluator.diagnostics(state, 0, 'test')
+    found = SplitStatistics(evaluator).measure(state, 0, 'test')
     ctx = rng.context(0, 'eval', 0, where)
     batch = experiment.preprocess(experiment.examples('test', where), ctx)
     extra = Extra(state.stats, state.carry)

@@ -16,7 +16,9 @@ from aigc_jax.metrics import latent_codes as codes
 from aigc_jax.metrics.ais import ais
 from aigc_jax.nn import flows
 from aigc_jax.nn.flows import Flow
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.means import SplitStatistics
 from aigc_jax.tasks import likelihoods
 from aigc_jax.tasks.vae import bounds
 
@@ -222,7 +224,7 @@ def test_mutual_information_and_marginal_kl_make_up_the_kl(linear):
     experiment, matrix, scale, _ = linear
     state = experiment.create_state(ppca(matrix, scale, start(experiment)[0]))
     evaluator = Evaluator(experiment)
-    found = evaluator.evaluate(state, 0, 'test') | evaluator.diagnostics(state, 0, 'test')
+    found = Evaluation(evaluator).each(state, 0, 'test') | SplitStatistics(evaluator).measure(state, 0, 'test')
     parts = [found[f'model/{name}'] for name in ('mutual_information', 'marginal_kl')]
     total = sum(part['value'] for part in parts)
     assert total == pytest.approx(found['model/kl']['value'], abs=2 * sum(part['ci'] for part in parts))

@@ -19,6 +19,7 @@ from aigc_jax.metrics.codebook import perplexity, used_share
 from aigc_jax.nn.quantizers import FSQ, VQ
 from aigc_jax.nn.transformer import Transformer
 from aigc_jax.plots import curves as plots_curves
+from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -230,7 +231,7 @@ def test_codebook_and_prior_go_on_from_a_checkpoint_bit_for_bit(trained, assert_
 def test_the_bound_and_the_codes_of_an_evaluation(trained, tmp_path, figure):
     experiment, state, _ = trained
     task, evaluator = experiment.task, Evaluator(experiment)
-    results = {name: found['value'] for name, found in evaluator.evaluate(state, 0, 'test').items()}
+    results = {name: found['value'] for name, found in Evaluation(evaluator).each(state, 0, 'test').items()}
     n, places = len(experiment.dataset.splits['test']), 16
     parts = results['model/reconstruction'] + results['prior/nats_per_code'] * places
     assert results['model/nll_bound'] == pytest.approx(parts, rel=1e-5)
@@ -256,7 +257,7 @@ def test_densities_and_errors_are_in_the_datas_own_units():
     """Of a run that sees images in [−1, 1], with a learned scale s, which is s / 2 in [0, 1]."""
     experiment = Experiment(config_of('smoke', data__scale='symmetric', task__likelihood='gaussian'))
     state, evaluator = experiment.create_state(), Evaluator(experiment)
-    found = {name: value['value'] for name, value in evaluator.evaluate(state, 0, 'test').items()}
+    found = {name: value['value'] for name, value in Evaluation(evaluator).each(state, 0, 'test').items()}
     x, reconstructed = (images.astype(np.float64) for images in evaluator.reconstruct(state, 0, 'test', 180))
     s = math.exp(state.params['model']['log_scale']) / 2
     assert s == pytest.approx(np.sqrt(x.var(axis=0).mean()), rel=0.05)

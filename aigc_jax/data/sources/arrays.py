@@ -12,12 +12,14 @@ import numpy as np
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.data import labels
-from aigc_jax.data.dataset import Dataset, divide, from_arrays, of_rows
+from aigc_jax.data.dataset import Dataset, divide, from_arrays
+from aigc_jax.data.splits import of_rows
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray | None]]
 
 SPLITS = {'train': 'train(?:ing)?', 'valid': 'val|valid(?:ation)?|dev', 'test': 'test(?:ing)?'}
-_ROLES = {'x': 'x|images?|imgs?|data|features?|samples?|faces?|arr_0', 'y': 'y|labels?|targets?|class(?:es)?'}
+EXAMPLES = 'x|images?|imgs?|data|features?|samples?|faces?|arr_0'
+LABELS = 'y|labels?|targets?|class(?:es)?'
 _DARK = 127  # images whose largest level is this or less may have another white than 255
 _LEAST_SIDE = 8  # of flat images in [0, 1], which could be points
 _MOST_RATIO = 4  # of the sides of an image that is guessed at
@@ -69,7 +71,7 @@ def by_role(shapes: Mapping[str, tuple[int, ...]], where: str) -> dict[str, tupl
 def _meaning(name: str) -> tuple[str, str] | None:
     """(split or '', 'x' or 'y'), or None."""
     for split, words in {'': '', **SPLITS}.items():
-        for role, kinds in _ROLES.items():
+        for role, kinds in (('x', EXAMPLES), ('y', LABELS)):
             empty = '|' if role == 'x' and split else ''  # `train` alone is the examples
             for pattern in (f'(?:{words})[_. -]*(?:{kinds}{empty})', f'(?:{kinds})[_. -]*(?:{words})'):
                 if re.fullmatch(pattern, name, re.IGNORECASE):
@@ -96,27 +98,55 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: 
     Raises:
       UserError: if an array is neither, or does not fit the others.
     """
-    parts = _examples_first(parts, cfg.get('shape', ()), where)
+    _check_arrays(parts, where)
     shape = tuple(cfg.get('shape', ()))
+    parts = _examples_first(parts, shape, where)
     x = _examples({split: x for split, (x, _) in parts.items()}, shape, where, flat_images)
-    given = {split: y for split, (_, y) in parts.items() if y is not None}
-    if given and len(given) < len(parts):
+    return _divided(cfg, x, {split: y for split, (_, y) in parts.items() if y is not None}, {}, where, grouped)
+
+
+def assemble_own(cfg, parts: Parts, others: Mapping[str, Mapping[str, np.ndarray]], where: str) -> Dataset:
+    """As `assemble`, of arrays whose axes are known, so that rows of floats are points, and nothing else is guessed at.
+
+    others: more arrays of each split by name, each with one row an example, which a task may read.
+    """
+    _check_arrays(parts, where)
+    x = {split: x for split, (x, _) in parts.items()}
+    if any(array.ndim == 2 for array in x.values()):
+        _check_alike(x, where)
+        if any(array.dtype.kind != 'f' for array in x.values()):
+            raise UserError(f'{where}: x {_shapes(x)}; points are floats (N, D), images (N, H, W) or (N, H, W, C)')
+        x = {split: _finite(array, f'{where}: {split}') for split, array in x.items()}
+    else:
+        x = _examples(x, (), where, False)
+    return _divided(cfg, x, {split: y for split, (_, y) in parts.items() if y is not None}, others, where, False)
+
+
+def _divided(
+    cfg, x: dict[str, np.ndarray], given: Mapping[str, np.ndarray], others: Mapping[str, Mapping[str, np.ndarray]],
+    where: str, grouped: bool,
+) -> Dataset:  # fmt: skip
+    """A Dataset of examples by split, of their labels as they are given, and of more arrays, as `assemble` has it."""
+    if given and len(given) < len(x):
         raise UserError(f'{where}: labels for {", ".join(given)} alone; give every split labels, or none')
     y = {split: labels.fit(label, len(x[split]), f'{where}: {split or "all"}') for split, label in given.items()}
     y, names = labels.to_classes(y, where) if y else ({}, ())
-    if '' in x or len(x) == 1:  # one set, whatever it is called
-        ((split, array),) = x.items()
-        x, y = {'train': array}, {'train': y[split]} if y else {}
-    splits = {split: of_rows(x[split], slice(None), y.get(split)) for split in x if split != 'train'}
-    grouped = grouped or bool(y) and labels.are_grouped(y['train'])
-    rows, origin = divide(cfg.valid_examples, len(x['train']), splits, where, grouped)
-    for split, part in rows.items():
-        splits[split] = of_rows(x['train'], part, y.get('train'))
+    named = {
+        split: {'x': array} | ({'label': y[split]} if y else {}) | {**others.get(split, {})}
+        for split, array in x.items()
+    }
+    if '' in named or len(named) == 1:  # one set, whatever it is called
+        named = {'train': next(iter(named.values()))}
+    train = named['train']
+    splits = {split: of_rows(arrays, slice(None)) for split, arrays in named.items() if split != 'train'}
+    grouped = grouped or bool(y) and labels.are_grouped(train['label'])
+    rows, origin = divide(cfg.valid_examples, len(train['x']), splits, where, grouped)
+    splits |= {split: of_rows(train, part) for split, part in rows.items()}
     splits = {split: splits[split] for split in SPLITS if split in splits}
     if y:
         labels.tell_of_empty_classes(splits['train'].column('label', slice(None)), names, where)
     levels = 0
-    if x['train'].dtype == np.uint8:
+    if train['x'].dtype == np.uint8:
         most = max(array.max() for array in x.values())
         levels = 1 if most <= 1 else 255
         if 1 < most <= _DARK:
@@ -126,14 +156,26 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: 
     )
 
 
-def _examples_first(parts: Parts, shape: Collection[int], where: str) -> Parts:
-    """The parts with their examples along the first axis; MATLAB's arrays often have them along the last."""
+def _check_arrays(parts: Parts, where: str) -> None:
     for split, (x, _) in parts.items():
         if x.dtype.kind not in 'biuf' or not x.size or x.ndim not in (2, 3, 4):
             raise UserError(
                 f'{where}: {split or "the array"} is {x.dtype} of shape {x.shape}; images are numbers (N, H, W) or '
                 f'(N, H, W, C), points (N, D), nothing of it 0'
             )
+
+
+def _check_alike(by_split: Mapping[str, np.ndarray], where: str) -> None:
+    if len({(x.shape[1:], x.dtype.kind == 'f') for x in by_split.values()}) > 1:
+        raise UserError(f'{where}: all splits must be alike; these are {_shapes(by_split)}')
+
+
+def _shapes(by_split: Mapping[str, np.ndarray]) -> str:
+    return ', '.join(f'{split} {x.dtype} {x.shape}' for split, x in by_split.items())
+
+
+def _examples_first(parts: Parts, shape: Collection[int], where: str) -> Parts:
+    """The parts with their examples along the first axis; MATLAB's arrays often have them along the last."""
     if not _last_counts(parts, math.prod(shape) if shape else 0):
         return parts
     shapes = ', '.join(str(x.shape) for x, _ in parts.values())
@@ -175,10 +217,9 @@ def _examples(
     by_split: dict[str, np.ndarray], shape: tuple[int, ...], where: str, flat_images: bool
 ) -> dict[str, np.ndarray]:
     """Images uint8 or float32 in [0, 1], (N, H, W, C), or points float32 (N, D); all splits alike."""
-    if len(forms := {(x.shape[1:], x.dtype.kind == 'f') for x in by_split.values()}) > 1:
-        shapes = ', '.join(f'{split} {x.dtype} {x.shape}' for split, x in by_split.items())
-        raise UserError(f'{where}: all splits must be alike; these are {shapes}')
-    ((inner, is_float),) = forms
+    _check_alike(by_split, where)
+    first = next(iter(by_split.values()))
+    inner, is_float = first.shape[1:], first.dtype.kind == 'f'
     if is_float:
         by_split = {split: _finite(x, f'{where}: {split or "the array"}') for split, x in by_split.items()}
     low, high = min(x.min() for x in by_split.values()), max(x.max() for x in by_split.values())

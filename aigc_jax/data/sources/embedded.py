@@ -6,8 +6,9 @@ import numpy as np
 
 from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
-from aigc_jax.data.dataset import Arrays, Dataset, from_arrays
+from aigc_jax.data.dataset import Dataset, from_arrays
 from aigc_jax.data.gaussian_mixture import MIXTURES, Mixture
+from aigc_jax.data.splits import Arrays
 
 _EVAL_EXAMPLES = 10_000  # of a mixture's valid and test splits
 _BLOCK = 1000  # examples drawn at once from a mixture
@@ -30,7 +31,7 @@ def digits(cfg) -> Dataset:
     order = np.random.RandomState(0).permutation(len(x))
     parts = zip(('train', 'valid', 'test'), np.split(order, [1437, 1617]), strict=True)
     return from_arrays(
-        {split: Arrays(x[index], bunch.target[index]) for split, index in parts},
+        {split: Arrays(x=x[index], label=bunch.target[index]) for split, index in parts},
         levels=16,
         num_classes=10,
         origin='one fixed permutation',
@@ -65,5 +66,5 @@ def _draw(density: Mixture, stream: str, n: int) -> Arrays:
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(stream.encode())))
     # In blocks of one size, so that the first n draws do not depend on n.
     x, component = zip(*(density.sample(rng, _BLOCK) for _ in range(-(-n // _BLOCK))), strict=True)
-    label = np.concatenate(component)[:n] if len(density.means) > 1 else None
-    return Arrays(np.concatenate(x)[:n], label)
+    label = {'label': np.concatenate(component)[:n]} if len(density.means) > 1 else {}
+    return Arrays(x=np.concatenate(x)[:n], **label)

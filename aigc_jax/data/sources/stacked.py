@@ -11,7 +11,9 @@ import numpy as np
 from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data.dataset import Arrays, Dataset, Source, materialize
+from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.specs import Images
+from aigc_jax.data.splits import Arrays, Source, materialize
 
 CHANNELS = 3
 _BYTES_A_STACK = 96  # while it is drawn
@@ -64,7 +66,8 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
     Raises:
       UserError: if `base` has no labels, more than ten, or no single-channel images, or num_examples is below 1.
     """
-    if base.kind != 'image' or base.shape[-1] != 1 or not base.num_classes or base.stacked:
+    spec = base.spec
+    if not isinstance(spec, Images) or spec.shape[-1] != 1 or not base.num_classes or spec.stacked:
         raise UserError(f'data.name=stacked:{name}: only labelled images of one channel can be stacked')
     if base.num_classes > _CLASSES:
         raise UserError(
@@ -80,15 +83,12 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
         digest.update(draws.data)
     return Dataset(
         splits=splits,
-        kind='image',
-        shape=(*base.shape[:2], CHANNELS),
-        levels=base.levels,
+        spec=Images((*spec.shape[:2], CHANNELS), spec.levels, stacked=True),
         num_classes=_CLASSES**CHANNELS,
-        density=None,
         licence=base.licence,
         origin=f'each stacks images of its own split of {name}',
         fingerprint=digest.hexdigest(),
-        stacked=True,
+        loader=base.loader,
     )
 
 

@@ -15,6 +15,7 @@ from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import infilling, tokenizers
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.sources import reading
+from aigc_jax.data.specs import Tokens
 from aigc_jax.data.tokenizers import Tokenizer
 
 ORDERS = ('shuffled', 'contiguous')
@@ -164,9 +165,12 @@ def from_splits(
         digest.update(f'{split} {len(windows.tokens)}\n'.encode())
         digest.update(windows.tokens.data)
     return Dataset(
-        splits=splits, kind='text', shape=(cfg.block,), levels=0, num_classes=0, density=None, licence=licence,
-        fingerprint=digest.hexdigest(), tokenizer=tokenizer, contiguous=cfg.order == 'contiguous', origin=origin,
-    )  # fmt: skip
+        splits=splits,
+        spec=Tokens(cfg.block, tokenizer, contiguous=cfg.order == 'contiguous'),
+        licence=licence,
+        fingerprint=digest.hexdigest(),
+        origin=origin,
+    )
 
 
 def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
@@ -247,7 +251,7 @@ def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """text:FILE, one document, or text:GLOB, each file one."""
     kept = is_kept(cfg, tokenizer)
     files = {split: reading.matching(cfg, place) for split, place in where.items()}
-    return _own(cfg, {split: reading.texts(paths, kept) for split, paths in files.items()}, tokenizer)
+    return documents(cfg, {split: reading.texts(paths, kept) for split, paths in files.items()}, tokenizer)
 
 
 def code(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
@@ -260,7 +264,7 @@ def code(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
         by_split[split] = reading.texts(sorted(root.rglob('*.py')), is_kept(cfg, tokenizer))
         if not any(by_split[split]):
             raise UserError(f'data.name={cfg.name}: no .py file with a text lies below {root}')
-    return _own(cfg, by_split, tokenizer)
+    return documents(cfg, by_split, tokenizer)
 
 
 def jsonl(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
@@ -268,10 +272,10 @@ def jsonl(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     by_split = {}
     for split, place in where.items():
         by_split |= reading.json_lines(cfg, reading.matching(cfg, place), split)
-    return _own(cfg, by_split, tokenizer)
+    return documents(cfg, by_split, tokenizer)
 
 
-def _own(cfg, by_split: Mapping[str, list[str]], tokenizer) -> Dataset:
+def documents(cfg, by_split: Mapping[str, list[str]], tokenizer) -> Dataset:
     """The user's documents; those of '' are to be cut into splits, and so are those of 'train', for others."""
     by_split = reading.once(cfg, by_split)
     training = by_split.pop('', None) or by_split.pop('train', [])

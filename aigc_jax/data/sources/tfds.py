@@ -12,6 +12,7 @@ import numpy as np
 from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.data.dataset import Dataset, divide
 from aigc_jax.data.sources import text
+from aigc_jax.data.specs import Images, Points
 from aigc_jax.data.tokenizers import Tokenizer
 
 _NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
@@ -21,7 +22,7 @@ _PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself d
 
 
 class Stream:
-    """A split of a TFDS set, read from disk at every access; see dataset.Source. It can be pickled."""
+    """A split of a TFDS set, read from disk at every access; see splits.Source. It can be pickled."""
 
     def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray | None = None):
         """rows: of the source, that the split consists of; None: all."""
@@ -78,11 +79,8 @@ def tfds(cfg, where: str) -> Dataset:
     licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
     return Dataset(
         splits=streams,
-        kind='image' if len(shape) == 3 else 'points',
-        shape=shape,
-        levels=levels,
+        spec=Images(shape, levels) if len(shape) == 3 else Points(*shape),
         num_classes=classes,
-        density=None,
         licence=licence,
         fingerprint=_fingerprint(info, streams),
         class_names=tuple(info.features['label'].names) if classes else (),

@@ -12,7 +12,7 @@ from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.capabilities import Measures, Samples, ScalarField
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset, Images
 from aigc_jax.nn import networks
 from aigc_jax.tasks.gan import augmentation, regularizers
 from aigc_jax.tasks.gan.losses import CALIBRATED, LOSSES, ZERO_SUM
@@ -32,7 +32,7 @@ LATER_FIELDS = dict(
 def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds FIELDS and perhaps LATER_FIELDS (configs/gan.py says what each is);
     `model` generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
-    model, options, shape, d = config.model, config.task, dataset.shape, config.model.get('latent_dim')
+    model, options, shape, d = config.model, config.task, dataset.spec.shape, config.model.get('latent_dim')
     check_fields(options, FIELDS, 'task', later={name: type(value) for name, value in LATER_FIELDS.items()})
     options = SimpleNamespace(**{**LATER_FIELDS, **options})
     kinds = dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict)
@@ -41,7 +41,7 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
     if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):
         raise UserError('task.n_critic: 1 or more, and 1 where task.simultaneous is True')
-    if dataset.kind == 'image' and config.data.scale != 'symmetric':
+    if isinstance(dataset.spec, Images) and config.data.scale != 'symmetric':
         raise UserError('data.scale: the generator ends in tanh, so images lie in [−1, 1]: set it to symmetric')
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
@@ -49,7 +49,7 @@ def make(config, dataset: Dataset) -> Task:
     anneal = optim.schedule(options.penalty_schedule, config.total_steps, 'task.penalty_schedule')
     loss, num_classes = LOSSES[options.loss], dataset.num_classes if model.conditional else 0
     judges = num_classes if options.auxiliary else 0  # classes that the discriminator tells apart
-    bounded = dataset.kind == 'image'
+    bounded = isinstance(dataset.spec, Images)
     generator = networks.make(config, 'Generator', model.generator, shape, shape=shape, bounded=bounded)
     discriminator = networks.make(config, 'Discriminator', model.discriminator, shape, outputs=1 + judges)
     players = {'discriminator': discriminator, 'generator': generator}
@@ -244,10 +244,11 @@ def _check(options, config, dataset: Dataset) -> None:
         if name not in augmentation.TRANSFORMS:
             raise UserError(f'task.transforms: {name!r}{near(name, augmentation.TRANSFORMS)}')
     consistent = options.consistency_real or options.consistency_fake
-    if (consistent or options.augmentation != 'none') and (dataset.kind != 'image' or not options.transforms):
+    is_image = isinstance(dataset.spec, Images)
+    if (consistent or options.augmentation != 'none') and not (is_image and options.transforms):
         raise UserError('task.augmentation, task.consistency_*: want images, and transforms in task.transforms')
-    if dataset.kind == 'image':
-        height, width, channels = dataset.shape
+    if is_image:
+        height, width, channels = dataset.spec.shape
         if 'rotate90' in options.transforms and height != width or 'hue' in options.transforms and channels != 3:
             raise UserError(
                 'task.transforms: rotate90 wants square images, hue three channels; those of '

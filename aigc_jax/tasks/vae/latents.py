@@ -16,7 +16,6 @@ from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError, check_fields, near
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.data import Dataset
-from aigc_jax.data.batching import make_preprocess, make_scaling
 from aigc_jax.nn.build import build
 from aigc_jax.nn.flows import Flow
 from aigc_jax.nn.mlp import Encoder
@@ -202,8 +201,8 @@ def make(model, fields, data, dataset: Dataset, dtype) -> Latents:
         source, count = dataset.splits['train'], fields['pseudo_inputs']
         if not 1 <= count <= len(source):
             raise UserError(f'model.pseudo_inputs: {count}; 1 to the {len(source)} training examples')
-        to_model = make_preprocess(dataset, 'none', make_scaling(dataset, data.scale))
-        pseudo_inputs = to_model({'x': jnp.asarray(source[np.arange(count) * (len(source) // count)]['x'])}, None)['x']
+        stored = jnp.asarray(source[np.arange(count) * (len(source) // count)]['x'])
+        pseudo_inputs = dataset.scaling(data).to_model(dataset.spec.to_data(stored))
     top = d if layers == 1 else second.latent_dim
     flow = lambda kind, dim, context: build(
         Flow, 'model.flow', fields['flow'], kind=kind, latent_dim=dim, context_dim=context

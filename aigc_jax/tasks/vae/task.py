@@ -15,7 +15,7 @@ from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Reconstructs, Samples, SplitStatistic
 from aigc_jax.core.errors import UserError, check_fields, check_type, near
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
-from aigc_jax.data.dataset import Dataset
+from aigc_jax.data import Dataset, Points
 from aigc_jax.metrics import latent_codes as codes
 from aigc_jax.metrics.ais import ais
 from aigc_jax.nn import networks
@@ -36,7 +36,7 @@ def make(config, dataset: Dataset) -> Task:
     """The task of a config whose `task` holds likelihood, k, beta, kl_warmup_steps and TASK_FIELDS; `model` encoder,
     decoder, latent_dim, conditional and latents.FIELDS. Raises UserError for a field that fits neither these nor the
     data."""
-    model, shape, d = config.model, dataset.shape, config.model.get('latent_dim')
+    model, shape, d = config.model, dataset.spec.shape, config.model.get('latent_dim')
     options = _filled(
         config.task, dict(name=str, likelihood=str, k=int, beta=float, kl_warmup_steps=int), TASK_FIELDS, 'task'
     )
@@ -195,7 +195,7 @@ def make(config, dataset: Dataset) -> Task:
         theta = params['model']
         z = latent.sample(theta, latent.components(theta, encode), ctx, 1, evaluation['temperature'])
         mean = mean_of_x(theta, extra, z[:, 0], labels)
-        if dataset.kind == 'points':
+        if isinstance(dataset.spec, Points):
             mean = mean + jnp.exp(log_scale(theta, extra)) * ctx.normal('x', shape)
         return mean
 

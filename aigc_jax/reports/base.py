@@ -1,0 +1,53 @@
+"""What an evaluation is made of: reports, each of which needs some capabilities and data, and gives rows of a table."""
+
+import pathlib
+
+from aigc_jax.core.types import TrainState
+from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.tables import Results
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
+
+
+class Report:
+    """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
+
+    name: in eval.also_each and in files.
+    when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
+      the final evaluation that are made at each one, too.
+    paths: of the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
+    """
+
+    name = ''
+    when = 'each'
+
+    def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
+        self.evaluator, self.experiment, self.paths = evaluator, evaluator.experiment, paths
+        self.config = self.experiment.config.eval
+
+    @classmethod
+    def applies(cls, experiment: Experiment) -> bool:
+        """Whether the model's capabilities, the data and the config have what it needs."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Raises UserError for fields of config.eval that do not fit; nothing is computed."""
+
+    @classmethod
+    def names(cls, experiment: Experiment) -> list[str]:
+        """The metrics that `measure` gives, as far as they are known before anything is computed."""
+        return []
+
+    @classmethod
+    def files(cls, experiment: Experiment) -> list[pathlib.Path]:
+        """The user's files that it reads, besides the data."""
+        return []
+
+    def title(self, split: str) -> str:
+        """What is measured, in words, for a line on stderr."""
+        raise NotImplementedError
+
+    def measure(self, state: TrainState, seed: int, split: str) -> Results:
+        """Rows of one replica's state. Every process calls it; a row may be missing but on the first one."""
+        raise NotImplementedError
