@@ -1,19 +1,25 @@
-"""aigc_jax: a pure-functional JAX research codebase for generative models."""
+"""aigc_jax: a pure-functional JAX research codebase for generative models.
+
+`train`, `evaluate`, `sample` and `generate` do what the command line does. `open` gives a trained model that works on
+raw arrays and text. `load` gives its task and its state. All of them lie in aigc_jax/api.py, which is imported when one
+of them is first used.
+"""
 
 __version__ = '0.1.0'
+__all__ = ['evaluate', 'generate', 'load', 'open', 'sample', 'train']
 
 
-def load(workdir, step=None):
-    """(config, task, state) of a run's folder, for a notebook.
+def __getattr__(name: str):
+    if name in __all__:
+        from aigc_jax import api
 
-    workdir: the folder; step: a number, 'best', or None for the newest checkpoint. The task's functions read raw data,
-    and give them in the same units (aigc_jax.runs.raw). The state's leaves have a leading axis of replicas where
-    num_seeds > 1. Raises aigc_jax.core.errors.UserError where there is none.
-    """
-    import pathlib
+        return getattr(api, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
-    from aigc_jax.runs import raw
-    from aigc_jax.runs.experiment import open_run
 
-    experiment, state = open_run(pathlib.Path(workdir).expanduser(), step=step)
-    return experiment.config, raw.task_of(experiment), state
+def command() -> None:
+    """The installed command `aigc-jax`. It does what `python -m aigc_jax.main` does. But -m also lets Python import
+    modules of the folder that it is started in, such as an absl.py that somebody put there."""
+    import runpy
+
+    runpy.run_module('aigc_jax.main', run_name='__main__', alter_sys=True)

@@ -116,133 +116,100 @@ def main(_: list[str]) -> None:
 
 
 def _run() -> None:
-    from aigc_jax.core import files
-
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
         _set_up_jax()
+    began = time.perf_counter()
     if FLAGS.mode == 'train':
         with processes.together('config'):
             config = config_lib.load(_given['config'], _given['overrides'])
-    began = time.perf_counter()
     if not several:
         _set_up_jax()
     if FLAGS.mode == 'train':
-        from aigc_jax.training import loop
-        from aigc_jax.training.signals import Interrupted
-
-        clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
-        try:
-            loop.train(config, workdir, clock)
-        except Interrupted as error:
-            processes.gather('interrupted', None)
-            _end(error)
-    else:
-        files.check_folder(workdir)
-        (_evaluate if FLAGS.mode == 'evaluate' else _sample)(workdir)
-        files.clear_leftovers(workdir)
-
-
-def _evaluate(workdir: pathlib.Path) -> None:
-    from aigc_jax.reports import evaluation
-    from aigc_jax.reports.evaluator import Evaluator
-    from aigc_jax.reports.tables import across
-    from aigc_jax.runs.experiment import open_checkpoints, open_run
-    from aigc_jax.training import announce
-
-    experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    step = int(experiment.replica(state, 0).step)
-    with contextlib.closing(open_checkpoints(workdir, experiment.config, read_only=True)) as checkpoints:
-        digest = checkpoints.digest(step)
-    by_seed = evaluation.Evaluation(Evaluator(experiment), workdir).final(state, digest)
-    with processes.together('evaluation'):
-        if processes.first():
-            print(evaluation.save(workdir, experiment, step, by_seed), file=sys.stderr)
-    evaluation.forget(workdir)
-    announce.table(experiment, step, across(by_seed))
-
-
-def _sample(workdir: pathlib.Path) -> None:
+        return _train(config, workdir, began)
+    from aigc_jax import api
     from aigc_jax.core.capabilities import CausalText
+
+    if FLAGS.mode == 'evaluate':
+        from aigc_jax.training import announce
+
+        found = api.evaluate(workdir, FLAGS.step, _given['overrides'], progress=sys.stderr)
+        return announce.table(found.config, found.step, found.results)
+    trained = api.open(workdir, FLAGS.step, _given['overrides'])
+    _generate(trained) if trained.can(CausalText) else _sample(trained)
+
+
+def _train(config, workdir: pathlib.Path, began: float) -> None:
+    from aigc_jax.runs.folder import Run
+    from aigc_jax.training import announce, trainer
+    from aigc_jax.training.signals import Interrupted
+
+    clock = {'python': began - _STARTED, 'imports': time.perf_counter() - began}
+    outcome = trainer.train(config, Run(workdir), signals=True, progress=sys.stderr, clock=clock)
+    if outcome.interrupted:
+        processes.gather('interrupted', None)
+        _end(Interrupted(outcome.interrupted, outcome.step))
+    announce.table(config, outcome.step, outcome.results)
+
+
+def _sample(trained) -> None:
+    from aigc_jax import api
     from aigc_jax.data import labels as class_labels
-    from aigc_jax.reports import pictures
-    from aigc_jax.reports.evaluator import Evaluator
-    from aigc_jax.runs.experiment import open_run
 
-    experiment, state = open_run(workdir, _given['overrides'], FLAGS.step)
-    if experiment.task.get(CausalText):
-        return _generate(workdir, experiment, state)
     if given := [name for name in TEXT_FLAGS if FLAGS[name].present]:
-        raise UserError(f'--{given[0]}: {experiment.config.task.name} writes no text')
-    n, classes = FLAGS.num_samples, experiment.num_classes
-    labels = class_labels.parse(FLAGS.labels, n, classes, experiment.dataset.class_names)
-    evaluator, step = Evaluator(experiment), int(experiment.replica(state, 0).step)
-    paths = []
-    for k, seed in enumerate(experiment.seeds):
-        samples = evaluator.sample(experiment.replica(state, k), FLAGS.seed, n, labels)
-        name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
-        path = workdir / 'samples' / name
-        with processes.together('samples'):
-            if processes.first():
-                pictures.save_samples(path, experiment, samples, labels)
-        paths.append(path.with_suffix('.npz'))
+        raise UserError(f'--{given[0]}: {trained.config.task.name} writes no text')
+    names = trained.experiment.dataset.class_names
+    labels = class_labels.parse(FLAGS.labels, FLAGS.num_samples, trained.num_classes, names)
+    found = api.sample(trained, FLAGS.num_samples, FLAGS.seed, labels)
     if processes.first():
-        show_paths(paths)
+        show_paths(found)
 
 
-def _generate(workdir: pathlib.Path, experiment, state) -> None:
+def _generate(trained) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
+    from aigc_jax import api
     from aigc_jax.decoding import Sampling
     from aigc_jax.reports import generate, pictures
 
     if FLAGS.labels:
         raise UserError('--labels: a language model has no classes; give it a --prompt')
     prompts = generate.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
-    names = [field.name for field in dataclasses.fields(Sampling)]
-    how = Sampling(**{name: FLAGS[name].value for name in names})
+    how = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Sampling)}
     num_samples = FLAGS.num_samples
-    if how.beam_size > 1 or how.temperature == 0:
+    if FLAGS.beam_size > 1 or FLAGS.temperature == 0:
         if FLAGS['num_samples'].present and num_samples > 1:
             raise UserError(
                 f'--num_samples={num_samples}: nothing is drawn, so that all would be the same; set it to 1'
             )
         num_samples = 1
-    if FLAGS.stream and len(prompts) * num_samples * len(experiment.seeds) > 1:
+    if FLAGS.stream and len(prompts) * num_samples * len(trained.experiment.seeds) > 1:
         raise UserError('--stream: shows a single text; add --num_samples=1, one prompt, a run of one seed')
-    if FLAGS.stream and (FLAGS.draft or how.beam_size > 1):
+    if FLAGS.stream and (FLAGS.draft or FLAGS.beam_size > 1):
         raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
-    writer = generate.Generator(
-        experiment, how, FLAGS.max_new_tokens, FLAGS.stop, FLAGS.suffix, FLAGS.grammar, FLAGS.draft
-    )
-    everything = []
-    for k, seed in enumerate(experiment.seeds):
-        stream = None
-        if FLAGS.stream:  # all processes generate, and the first one shows the text
-            stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
-        texts = writer.generate(experiment.replica(state, k), prompts, num_samples, FLAGS.seed, stream)
-        step = int(experiment.replica(state, k).step)
-        name = f'{step:08d}_sample{FLAGS.seed}' + (f'_seed{seed}' if len(experiment.seeds) > 1 else '')
-        with processes.together('samples'):
-            if processes.first():
-                generate.save(workdir / 'samples' / name, texts)
-        everything += texts
+    how |= {name: FLAGS[name].value for name in ('max_new_tokens', 'stop', 'suffix', 'grammar', 'draft')}
+    stream = None
+    if FLAGS.stream:  # all processes generate, and the first one shows the text
+        stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
+    found = api.generate(trained, prompts, num_samples, FLAGS.seed, stream=stream, **how)
+    texts = [text for of_replica in found.values() for text in of_replica]
     if not processes.first():
         return
     if FLAGS.stream:
-        stream.close(everything[0].suffix)
+        stream.close(texts[0].suffix)
     else:
-        show(pictures.join_texts([str(text) for text in everything]))
-    print(generate.summary(everything), file=sys.stderr)
+        show(pictures.join_texts([str(text) for text in texts]))
+    print(generate.summary(texts), file=sys.stderr)
 
 
 class _Terminal:
     """Shows a text while it grows. Where nobody can read it the text is still written to its end, and saved."""
 
     def __init__(self, prompt: str):
-        self._shown, self._failed = '', None
-        self._add(prompt)
+        self._prompt, self._shown, self._failed = prompt, '', None
 
     def __call__(self, text: str) -> None:
+        self._add(self._prompt)
+        self._prompt = ''
         new, self._shown = text[len(self._shown) :], text
         self._add(new)
 
@@ -306,5 +273,5 @@ def _leave(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-if __name__ == '__main__':  # as `aigc_jax.command` runs it, too
+if __name__ == '__main__':  # as `aigc_jax.command()` runs it, too
     app.run(main, flags_parser=parse)

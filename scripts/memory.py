@@ -148,6 +148,7 @@ def phases(experiment, folder: pathlib.Path):
     from aigc_jax.reports.evaluation import Evaluation
     from aigc_jax.reports.evaluator import Evaluator
     from aigc_jax.runs.checkpoint import Checkpoints
+    from aigc_jax.runs.paths import Paths
 
     state, figures = measured(lambda: jax.block_until_ready(experiment.create_state()))
     yield 'create', figures
@@ -179,7 +180,7 @@ def phases(experiment, folder: pathlib.Path):
     for name, use in {
         'evaluate': lambda: evaluation.each(state, 0, experiment.config.eval.split),
         'sample': lambda: evaluator.sample(state, 0, experiment.config.eval.num_shown),
-        'draw': lambda: pictures.draw(folder, '00000001', experiment, evaluator, state, 0, []),
+        'draw': lambda: pictures.draw(Paths(folder), '00000001', experiment, evaluator, state, 0, []),
     }.items():
         programs.clear()
         _, figures = measured(use)

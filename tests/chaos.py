@@ -1,4 +1,4 @@
-"""Random events strike runs of two processes, and each outcome is judged by what the README promises.
+"""Random events strike runs of two processes, and each outcome is judged by what aigc_jax/runs/README.md promises.
 
     python tests/chaos.py --events=200 --seed=0 --out=chaos.jsonl [--jobs=2] [--factor=1] [--models=vae,gpt]
     python tests/chaos.py --models=vae --event='{"kind": "sigkill", "who": [1], "mark": "saving 20"}' --out=one.jsonl

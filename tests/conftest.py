@@ -33,14 +33,14 @@ SIGNALLED = """
 import os
 from aigc_jax.training import loop
 
-called = loop._Loop.called
+called = loop.Loop.called
 
 def signalled(self, *arguments):
     called(self, *arguments)
     if self.step == %d:
         os.kill(os.getpid(), %d)
 
-loop._Loop.called = signalled
+loop.Loop.called = signalled
 """
 RUN = """
 from absl import app

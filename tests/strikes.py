@@ -45,6 +45,7 @@ sys.addaudithook(hook)
 LEAVES = """
 import hashlib, json, sys
 import numpy as np
+from aigc_jax.reports import evaluation
 import aigc_jax
 from aigc_jax.core import tree
 leaves = {name: np.asarray(leaf) for name, leaf in tree.flatten(aigc_jax.load(sys.argv[1])[2]).items()}

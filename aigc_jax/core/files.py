@@ -29,14 +29,9 @@ UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
 _COMPRESSED = 1 << 12  # compressed bytes that are read at once; zstd makes up to 30,000 times as many of them
 SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
-# All that a run writes in its folder.
-RUN_FILES = (
-    '.lock', 'config.json', 'evaluation.json', 'evaluation.json.partial', 'extractor.npz', 'manifest.json',
-    'metrics.jsonl', 'timing.jsonl', 'tokenizer.json',
-)  # fmt: skip
-RUN_FOLDERS = ('checkpoints', 'plots', 'samples', 'tb')
 _MOST_DEPTH = 32  # of folders in one another; a run makes five
 _TEMPORARY = '.aigc_jax.tmp'  # the end of a name that is written before it is renamed
+_being_written: set[str] = set()  # names, random ones, of what the threads of this process write
 
 
 @contextlib.contextmanager
@@ -60,6 +55,7 @@ def atomic_write(path, data: str | bytes) -> None:
         # Beside the target: os.replace is atomic only within one file system. No link can be there, because the name is
         # random, and mode 'x' makes a new file or fails.
         temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}{_TEMPORARY}')
+        _being_written.add(temporary.name)
         try:
             with _create(temporary) as file:
                 file.write(data.encode() if isinstance(data, str) else data)
@@ -68,32 +64,12 @@ def atomic_write(path, data: str | bytes) -> None:
                 os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            _being_written.discard(temporary.name)
 
 
 def open_append(path) -> BinaryIO:
     """Opens a file, or makes it, to append bytes to it without a buffer. Raises OSError, also for a link or a pipe."""
     return open(path, 'ab', buffering=0, opener=regular_itself)
-
-
-def check_folder(workdir) -> None:
-    """Raises UserError if a link, a pipe or a device is in the place of what a run in `workdir` writes.
-
-    `workdir` itself and the folders that it lies in may be links. This guards against a folder that was handed over
-    with links in it, not against somebody who changes it during the run.
-    """
-    for name in (*RUN_FILES, *RUN_FOLDERS):
-        path = os.path.join(workdir, name)
-        try:
-            mode = os.lstat(path).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise UserError(f'--workdir: {path}: {error.strerror}') from None
-        if not (stat.S_ISDIR(mode) if name in RUN_FOLDERS else stat.S_ISREG(mode)):
-            raise _refusal(path, 'folder' if name in RUN_FOLDERS else 'file')
-        for below, mode in walk(path):
-            if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-                raise _refusal(below, 'file or folder')
 
 
 def walk(folder) -> Iterator[tuple[str, int]]:
@@ -117,22 +93,16 @@ def walk(folder) -> Iterator[tuple[str, int]]:
                     yield below, mode
 
 
-def clear_leftovers(workdir) -> None:
-    """Removes what `atomic_write` left in a run's folder when its process was killed; what is being written stays."""
-    for folder in (workdir, *(os.path.join(workdir, name) for name in RUN_FOLDERS)):
+def clear_leftovers(*folders) -> None:
+    """Removes what `atomic_write` left in these folders when its process was killed; what is being written stays."""
+    for folder in folders:
         for path in pathlib.Path(folder).glob(f'.*{_TEMPORARY}'):
+            if path.name in _being_written:  # by another thread, which a lock would not keep this one from
+                continue
             # Its writer may have renamed it. Closing what a link leads to would give up a lock of this process on that.
             with contextlib.suppress(OSError), open(path, 'r+b', opener=regular_itself) as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
-
-
-def _refusal(path: str, wanted: str) -> UserError:
-    what = f'a link to {os.readlink(path)}' if os.path.islink(path) else f'no {wanted}'
-    return UserError(
-        f'--workdir: {path} is {what}; a run writes to plain files and folders alone: '
-        f'put a plain {wanted} there, remove it, or name another --workdir'
-    )
 
 
 def _create(path: pathlib.Path) -> BinaryIO:

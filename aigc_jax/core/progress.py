@@ -1,16 +1,24 @@
-"""How far a long piece of work has come, on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
+"""How far a long piece of work has come: a bar on a terminal, elsewhere a line every ten seconds.
+
+Nothing is shown until `shown_on` names a stream. Each thread has its own.
+"""
 
 import contextlib
 import datetime
-import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
+from typing import TextIO
 
 from aigc_jax.core import processes
 
 SECONDS = 10.0  # between two plain lines
-_works: list['_Work'] = []  # the one under way, if any
+
+
+class _OfThread(threading.local):
+    stream: TextIO | None = None
+    work: '_Work | None' = None  # the one under way
 
 
 class _Work:
@@ -18,30 +26,43 @@ class _Work:
         self.name, self.began, self.told = name, time.monotonic(), time.monotonic()
 
 
+_own = _OfThread()
+
+
 @contextlib.contextmanager
-def work(name: str) -> Iterator[None]:
-    """Announces a piece of work; until it ends, every loop over `each` shows how far it is. The first process alone."""
-    if not processes.first():
-        yield
-        return
-    print(name, file=sys.stderr, flush=True)
-    _works.append(_Work(name))
+def shown_on(stream: TextIO | None) -> Iterator[None]:
+    """Within, `work` of this thread is shown on `stream`; None: nowhere."""
+    before, _own.stream = _own.stream, stream
     try:
         yield
     finally:
-        _works.pop()
+        _own.stream = before
+
+
+@contextlib.contextmanager
+def work(name: str) -> Iterator[None]:
+    """Announces a piece of work; until it ends, every loop over `each` shows how far it is. The first process alone."""
+    if _own.stream is None or not processes.first():
+        yield
+        return
+    print(name, file=_own.stream, flush=True)
+    before, _own.work = _own.work, _Work(name)
+    try:
+        yield
+    finally:
+        _own.work = before
 
 
 def each(items: Collection, what: str = '') -> Iterator:
     """The items, in turn; `what` they are for, behind the name of the work. Silent outside of any work."""
-    if not _works:
+    if not _own.work:
         yield from items
         return
-    name = f'{_works[-1].name}, {what}' if what else _works[-1].name
-    if sys.stderr.isatty():
+    name = f'{_own.work.name}, {what}' if what else _own.work.name
+    if _own.stream.isatty():
         from tqdm import tqdm
 
-        yield from tqdm(items, name, file=sys.stderr, leave=False, delay=1, dynamic_ncols=True)
+        yield from tqdm(items, name, file=_own.stream, leave=False, delay=1, dynamic_ncols=True)
         return
     for done, item in enumerate(items):
         _tell(name, f'{100 * done // len(items)} %, ')
@@ -58,16 +79,16 @@ def in_threads(function: Callable, arguments: Sequence, what: str) -> list:
     try:
         wanted = [pool.submit(function, argument) for argument in arguments]
         while futures.wait(wanted, timeout=1).not_done:
-            if _works:
-                _tell(f'{_works[-1].name}, {what}')
+            if _own.work:
+                _tell(f'{_own.work.name}, {what}')
         return [future.result() for future in wanted]
     finally:
         pool.shutdown(wait=False)
 
 
 def _tell(name: str, done: str = '') -> None:
-    now, time_now = _works[-1], time.monotonic()
+    now, time_now = _own.work, time.monotonic()
     if time_now - now.told >= SECONDS:
         now.told = time_now
         passed = datetime.timedelta(seconds=round(time_now - now.began))
-        print(f'{name}: {done}{passed}', file=sys.stderr, flush=True)
+        print(f'{name}: {done}{passed}', file=_own.stream, flush=True)

@@ -176,7 +176,7 @@ class Images(Spec):
         def read(batch: Batch, ctx: rng.Context) -> Batch:
             return (whole if jnp.issubdtype(batch['x'].dtype, jnp.integer) else floats)(batch, ctx)
 
-        return _checked(read, fits, self.shape, has_whole, words, cfg.name)
+        return RawReader(read, fits, self.shape, has_whole, words, cfg.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Points(Spec):
     def from_raw(self, cfg, scaling: Scaling) -> Preprocess:
         """Floats, none of them NaN or infinite."""
         fits = lambda x: abs(x) < np.inf
-        return _checked(self.eval_preprocess(cfg, scaling), fits, self.shape, False, 'floats', cfg.name)
+        return RawReader(self.eval_preprocess(cfg, scaling), fits, self.shape, False, 'floats', cfg.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,29 +257,40 @@ def _check_binarize(cfg) -> None:
         raise UserError(f'data.binarize: {cfg.binarize!r}{near(cfg.binarize, BINARIZE)}')
 
 
-def _checked(
-    read: Preprocess, fits: Callable[[Array], Array], shape: tuple[int, ...], has_whole: bool, words: str, name: str
-) -> Preprocess:
-    """`read` for batches of a user: fits(x) tells which numbers may be there, has_whole whether whole ones may."""
-    wanted = f'; this run ({name}) wants (n, {", ".join(map(str, shape))}), {words}'
+class RawReader:
+    """read(batch, ctx) -> the batch as a model sees it, of raw examples of a user.
 
-    def checked(batch: Batch, ctx: rng.Context) -> Batch:
-        x = batch['x']
-        traced = isinstance(x, jax.core.Tracer)
-        x = x if traced else np.asarray(x)
-        whole = jnp.issubdtype(x.dtype, jnp.integer)
-        if x.shape[1:] != shape or not (whole and has_whole or jnp.issubdtype(x.dtype, jnp.floating)):
-            raise UserError(f'x: {x.shape} {x.dtype}{wanted}')
-        good = fits(x)
-        if not traced and not good.all():
-            raise UserError(f'x: {x.dtype} from {x.min()} to {x.max()}{wanted}')
-        found = read({**batch, 'x': x}, ctx)
+    What is no such batch raises UserError. Inside jit and grad, where values cannot be read, an example out of range
+    becomes NaN instead.
+    """
+
+    def __init__(
+        self, read: Preprocess, fits: Callable[[Array], Array], shape: tuple[int, ...], has_whole: bool, words: str,
+        name: str,
+    ):  # fmt: skip
+        """fits(x) tells which numbers may be there, has_whole whether whole ones may."""
+        self._read, self._fits, self._shape, self._has_whole = read, fits, shape, has_whole
+        self._wanted = f'; this run ({name}) wants (n, {", ".join(map(str, shape))}), {words}'
+
+    def check(self, x: Array) -> Array:
+        """Which numbers of x may be there, of its shape: all, unless x is a tracer."""
+        whole, floats = jnp.issubdtype(x.dtype, jnp.integer), jnp.issubdtype(x.dtype, jnp.floating)
+        if x.shape[1:] != self._shape or not (whole and self._has_whole or floats):
+            raise UserError(f'x: {x.shape} {x.dtype}{self._wanted}')
+        good = self._fits(x)
+        if not isinstance(x, jax.core.Tracer) and not good.all():
+            raise UserError(f'x: {x.dtype} from {x.min()} to {x.max()}{self._wanted}')
+        return good
+
+    def __call__(self, batch: Batch, ctx: rng.Context) -> Batch:
+        traced = isinstance(batch['x'], jax.core.Tracer)
+        x = batch['x'] if traced else np.asarray(batch['x'])
+        good = self.check(x)
+        found = self._read({**batch, 'x': x}, ctx)
         if traced:
             every = jnp.all(good, axis=tuple(range(1, x.ndim)), keepdims=True)
             found = {**found, 'x': jnp.where(every, found['x'], jnp.nan)}
         return found
-
-    return checked
 
 
 def binarize_static(x: np.ndarray, levels: int, name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ from aigc_jax.core.types import TrainState
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
 
 
 class Report:
@@ -14,14 +15,14 @@ class Report:
     name: in eval.also_each and in files.
     when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
       the final evaluation that are made at each one, too.
-    workdir: the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
+    paths: of the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
     """
 
     name = ''
     when = 'each'
 
-    def __init__(self, evaluator: Evaluator, workdir: pathlib.Path | None = None):
-        self.evaluator, self.experiment, self.workdir = evaluator, evaluator.experiment, workdir
+    def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
+        self.evaluator, self.experiment, self.paths = evaluator, evaluator.experiment, paths
         self.config = self.experiment.config.eval
 
     @classmethod

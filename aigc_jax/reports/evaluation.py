@@ -20,23 +20,22 @@ from aigc_jax.reports.tables import Results, across, finite, table
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import Experiment
-
-PARTIAL = 'evaluation.json.partial'  # in a run's folder, until the evaluation is whole
+from aigc_jax.runs.paths import Paths
 
 
 class Evaluation:
-    """The reports that apply to an experiment. workdir: the run's folder; None: nothing is kept."""
+    """The reports that apply to an experiment. paths: of the run's folder; None: nothing is kept."""
 
-    def __init__(self, evaluator: Evaluator, workdir: pathlib.Path | None = None):
-        self.evaluator, self.experiment, self._workdir = evaluator, evaluator.experiment, workdir
+    def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
+        self.evaluator, self.experiment, self._paths = evaluator, evaluator.experiment, paths
         reports.check(self.experiment)
-        self.reports = [report(evaluator, workdir) for report in reports.of(self.experiment)]
+        self.reports = [report(evaluator, paths) for report in reports.of(self.experiment)]
 
     @functools.cached_property
     def images(self) -> ImageSamples:
         """Which knows the training images nearest to samples, whether or not samples are measured."""
         found = (report for report in self.reports if isinstance(report, ImageSamples))
-        return next(found, None) or ImageSamples(self.evaluator, self._workdir)
+        return next(found, None) or ImageSamples(self.evaluator, self._paths)
 
     def each(self, state: TrainState, seed: int, split: str) -> Results:
         """What is measured at each evaluation while training, of one replica's state."""
@@ -56,7 +55,7 @@ class Evaluation:
         after each report.
         """
         experiment, split = self.experiment, self.experiment.config.eval.final_split
-        kept = _Kept(self._workdir, _identity(experiment, digest))
+        kept = _Kept(self._paths and self._paths.partial, _identity(experiment, digest))
         by_seed: dict[int, Results] = {seed: {} for seed in experiment.seeds}
         wanted = [(k, seed, report) for k, seed in enumerate(experiment.seeds) for report in self.reports]
         # The first process alone reads the file, and all must compute the same.
@@ -74,13 +73,13 @@ class Evaluation:
         return by_seed
 
 
-def forget(workdir: pathlib.Path) -> None:
+def forget(paths: Paths) -> None:
     """The evaluation is whole and written: its parts are kept no longer."""
     if processes.first():
-        (workdir / PARTIAL).unlink(missing_ok=True)
+        paths.partial.unlink(missing_ok=True)
 
 
-def save(workdir: pathlib.Path, experiment: Experiment, step: int, by_seed: dict[int, Results]) -> pathlib.Path:
+def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Results]) -> pathlib.Path:
     """evaluations/STEP-SETTINGS.json: the metrics, and all that they were made with. None overwrites another.
 
     SETTINGS are the first 8 hex digits of the sha256 of what is written beside the metrics, so that the same
@@ -94,10 +93,10 @@ def save(workdir: pathlib.Path, experiment: Experiment, step: int, by_seed: dict
         'eval': config['eval'],
         'sample': config.get('sample', {}),
         'fingerprint': experiment.dataset.fingerprint,
-        'manifest': hashlib.sha256((workdir / 'manifest.json').read_bytes()).hexdigest(),
+        'manifest': hashlib.sha256(paths.manifest.read_bytes()).hexdigest(),
     }
     settings = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:8]
-    path = workdir / 'evaluations' / f'{step:08d}-{settings}.json'
+    path = paths.evaluations / f'{step:08d}-{settings}.json'
     path.parent.mkdir(exist_ok=True)
     atomic_write(path, json.dumps({**made_with, 'metrics': finite(across(by_seed))}, indent=2) + '\n')
     return path
@@ -106,8 +105,8 @@ def save(workdir: pathlib.Path, experiment: Experiment, step: int, by_seed: dict
 class _Kept:
     """The parts that are done, {seed/name: Results}, in memory and, by the first process, in the folder."""
 
-    def __init__(self, workdir: pathlib.Path | None, identity: str):
-        self._path, self._identity, self._parts = workdir and workdir / PARTIAL, identity, {}
+    def __init__(self, path: pathlib.Path | None, identity: str):
+        self._path, self._identity, self._parts = path, identity, {}
         if self._path and processes.first() and self._path.exists():
             try:
                 whole = records.read(self._path)

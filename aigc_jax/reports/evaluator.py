@@ -1,13 +1,11 @@
 """What evaluations and pictures compute of a model, on the state of one replica, in the data's own units."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
-from aigc_jax.core import optim, parallel, progress, rng
+from aigc_jax.core import parallel
 from aigc_jax.core.capabilities import (
     Capability,
     CausalText,
@@ -18,9 +16,10 @@ from aigc_jax.core.capabilities import (
     ScalarField,
 )
 from aigc_jax.core.kept import cached_method
-from aigc_jax.core.types import Extra, TrainState
+from aigc_jax.core.types import TrainState
 from aigc_jax.data.labels import in_turn
 from aigc_jax.reports.text_splits import TextSplits
+from aigc_jax.runs.calls import Calls
 from aigc_jax.runs.experiment import Experiment
 
 _SURFACE_POINTS = 100  # along each axis
@@ -33,11 +32,7 @@ class Evaluator:
     """
 
     def __init__(self, experiment: Experiment):
-        self.experiment, plan = experiment, experiment.plan
-        shards = math.prod(plan.mesh.shape[axis] for axis in parallel.BATCH_AXES)
-        self._chunk = experiment.config.eval.batch_size
-        fits = not plan.replicas and plan.mode == 'jit' and self._chunk % shards == 0
-        self._placement = plan.examples if fits else plan.replicated
+        self.experiment, self._calls = experiment, Calls(experiment)
         read, write = experiment.preprocess, experiment.scaling.to_data
         self.capabilities = [one.on_data(read, write) for one in experiment.task.capabilities]
 
@@ -52,15 +47,11 @@ class Evaluator:
     def compiled(self, function: Callable, stream: str) -> Callable:
         """call(state, seed, index, *args) of function(params, extra, *args, ctx). The draws of `stream` are the same at
         every step, so that curves stay comparable."""
-        plan = self.experiment.plan
+        return self._calls.compiled(function, stream)
 
-        def call(state, seed, index, *args):
-            params = optim.averaged(state.params, state.opt)
-            return function(params, Extra(state.stats, state.carry), *args, rng.context(seed, stream, 0, index))
-
-        if plan.mode == 'pmap':
-            return jax.jit(call)
-        return jax.jit(call, out_shardings=plan.replicated, compiler_options=plan.compiler_options)
+    def chunks(self, one: Callable, n: int) -> Iterator:
+        """`one` of index chunks of one shape, on the host."""
+        return self._calls.chunks(one, n)
 
     @cached_method
     def _call(self, name: str) -> Callable | None:
@@ -102,7 +93,7 @@ class Evaluator:
             own = np.asarray(labels)[index] if classes else None
             return self._call('sample')(state, np.int32(seed), index, own)
 
-        return self._in_chunks(one, n)
+        return self._calls.joined(one, n)
 
     def reconstruct(self, state: TrainState, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(originals, reconstructions) of the first n examples of a split, or None where the task has none."""
@@ -121,7 +112,7 @@ class Evaluator:
         """(n, *shape) of codes (n, d), with labels (n,) where the model is conditional."""
         z, own = np.asarray(z, np.float32), lambda index: labels[index] if self.experiment.num_classes else None
         one = lambda index: self._call('decode')(state, np.int32(0), index, z[index], own(index))
-        return self._in_chunks(one, len(z))
+        return self._calls.joined(one, len(z))
 
     def code_use(self, state: TrainState, seed: int, split: str) -> np.ndarray | None:
         """(K,) how often each code stands for the examples of a split; None where the task has none."""
@@ -145,29 +136,18 @@ class Evaluator:
         ys = np.linspace(extent[2], extent[3], _SURFACE_POINTS)
         points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
         one = lambda index: self._call('field')(state, np.int32(seed), index, points[index])
-        values = self._in_chunks(one, len(points)).reshape(len(ys), len(xs))
+        values = self._calls.joined(one, len(points)).reshape(len(ys), len(xs))
         return xs, ys, values, self.get(ScalarField).label
 
     def over_split(self, function, state, seed, split, where):
         """`function` of the examples at these places of a split, (n,); an int: the first so many."""
         places = np.asarray(where if np.ndim(where) else np.arange(where), np.int32)
         one = self.of_split(function, state, seed, split)
-        return self._in_chunks(lambda row: one(places[row]), len(places))
+        return self._calls.joined(lambda row: one(places[row]), len(places))
 
     def of_split(self, function, state, seed, split) -> Callable:
         def one(index):
-            examples = parallel.put(self.experiment.examples(split, index), self._placement)
+            examples = parallel.put(self.experiment.examples(split, index), self._calls.placement)
             return function(state, np.int32(seed), index, examples)
 
         return one
-
-    def _in_chunks(self, one: Callable, n: int):
-        """What `chunks` yields, joined."""
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.chunks(one, n))
-
-    def chunks(self, one: Callable, n: int) -> Iterator:
-        """`one` of index chunks of one shape (the last is filled up, and cut), on the host."""
-        chunk = min(self._chunk, n) if self._placement.is_fully_replicated else self._chunk
-        for start in progress.each(range(0, n, chunk)):
-            index = np.minimum(np.arange(start, start + chunk, dtype=np.int32), n - 1)
-            yield jax.tree.map(lambda leaf, left=n - start: leaf[:left], parallel.fetch(one(index)))

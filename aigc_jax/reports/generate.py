@@ -66,9 +66,9 @@ class Generator:
         self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = '',
         suffix: str = '', grammar: str = '', draft: str = '',
     ):  # fmt: skip
-        self._text, self._tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
-        self._decoder = TextDecoder(self._text)
-        how.check(self._text.vocab_size)
+        self._model, self._tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
+        self._decoder = TextDecoder(self._model)
+        how.check(self._model.vocab_size)
         if how.beam_size > 1 and (
             given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft)) if v]
         ):
@@ -77,7 +77,7 @@ class Generator:
             raise UserError(f"--draft: {draft!r}; it is 'ngram', or left out")
         if draft and grammar:
             raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
-        if draft and not self._text.context:
+        if draft and not self._model.context:
             raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and grammar:
             raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
@@ -94,7 +94,7 @@ class Generator:
             )
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
-        self._table = draft_table(training, self._text.vocab_size) if draft else None
+        self._table = draft_table(training, self._model.vocab_size) if draft else None
         self._chunk = experiment.config.eval.batch_size
         key = lambda seed: rng.context(seed, 'generate', 0, jnp.arange(1)).key
         self._key = jax.jit(key, out_shardings=experiment.plan.replicated)
@@ -106,7 +106,7 @@ class Generator:
 
         stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
         """
-        context, encoded = self._text.context, [self._prompt(prompt) for prompt in prompts]
+        context, encoded = self._model.context, [self._prompt(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if context and len(tokens) >= context:
                 raise UserError(
@@ -145,7 +145,7 @@ class Generator:
                 matchers = self._grammar and self._grammar.begin([self._encode(text, '--prompt') for text, _ in part])
                 found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
                 for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
-                    texts.append(self._text(prompt, *one))
+                    texts.append(self._ended(prompt, *one))
         if stream:
             stream(texts[0].text)
         return texts
@@ -176,7 +176,7 @@ class Generator:
 
     def _in_parts(self, params, extra, prompt, start, key, index, most, stream, matchers):
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
-        text, (n, length) = self._text, prompt.shape
+        text, (n, length) = self._model, prompt.shape
         columns = min(text.context or length + most, length + most)
         read = lambda prompt, start: self._decoder.prefill(params, extra, prompt, start, self._how, most, columns)
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
@@ -247,7 +247,7 @@ class Generator:
             tokens = [[before], tokens, [between], self._encode(self._suffix, '--suffix'), [after]]
             tokens = np.concatenate(tokens)
         if self._tokenizer.end is not None or not len(tokens):
-            tokens = np.concatenate([[self._text.bos], tokens])
+            tokens = np.concatenate([[self._model.bos], tokens])
         return tokens.astype(np.int32)
 
     def _certain(self, tokens: np.ndarray) -> str:
@@ -264,7 +264,7 @@ class Generator:
         apart = self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
         return ' ' * bool(apart) + text
 
-    def _text(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
+    def _ended(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
         tokens, ended = tokens[:length], str(ended)
         kept = tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:

@@ -22,7 +22,6 @@ from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import Experiment
 
 K = images.NEIGHBOURS  # neighbours that the balls of precision, recall, density and coverage reach to
-FILE = 'extractor.npz'  # in a run's folder
 _NAMES = ('classifier', 'pixels', 'onnx:FILE')
 _STEMS = (
     'frechet', 'kernel', 'precision', 'recall', 'density', 'coverage', 'sliced_wasserstein', 'ms_ssim', 'memorization',
@@ -87,7 +86,7 @@ class ImageSamples(Report):
     n = eval.num_samples samples, or as many as there are training images, are set against the split, or as many of it.
     'real' is what n training images score against the same, so that it is the mark of a sampler that has learned the
     data. Samples are clipped to [0, 1]; those of a conditional model have the classes of training images. Names carry n
-    and the extractor. The classifier is trained where `workdir` holds none, and kept there.
+    and the extractor. The classifier is trained where the run's folder holds none, and kept there.
     """
 
     name, when = 'image_samples', 'final'
@@ -107,13 +106,12 @@ class ImageSamples(Report):
     def __init__(self, *args):
         super().__init__(*args)
         check(self.experiment)
-        workdir = self.workdir
-        fingerprint = self.experiment.dataset.fingerprint
-        own = not workdir or manifest.trained_on(workdir / 'manifest.json') in (None, fingerprint)
-        if wanted(self.experiment) == 'classifier' and not own and not (workdir / FILE).exists():
+        paths, fingerprint = self.paths, self.experiment.dataset.fingerprint
+        own = not paths or manifest.trained_on(paths.manifest) in (None, fingerprint)
+        if wanted(self.experiment) == 'classifier' and not own and not paths.extractor.exists():
             raise UserError(
-                f'eval.extractor: {workdir} was trained on other data than these, and keeps no classifier of its own; '
-                "name the extractor.npz of another run, pixels, or '' for no metrics of samples"
+                f'eval.extractor: {paths.folder} was trained on other data than these, and keeps no classifier of its '
+                "own; name the extractor.npz of another run, pixels, or '' for no metrics of samples"
             )
         self._kept: dict[int, np.ndarray] = {}  # features of training images, by the first one's place
 
@@ -129,7 +127,7 @@ class ImageSamples(Report):
         """That of eval.extractor; raw pixels where it names none."""
         if wanted(self.experiment) != 'classifier':
             return _given(self.experiment) or features.PIXELS
-        path = self.workdir / FILE if self.workdir else None
+        path = self.paths.extractor if self.paths else None
         if path and path.exists():
             return _fitted(Classifier.load(path).extractor, self.experiment)
         dataset = self.experiment.dataset

@@ -19,6 +19,7 @@ from aigc_jax.metrics.text import until_end
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.image_samples import ImageSamples, wanted
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
 
 _POINTS_SHOWN = 2000
 _TOKENS_SHOWN = 32  # of an attention map
@@ -136,7 +137,7 @@ def _computed(experiment: Experiment, evaluator: Evaluator, state: TrainState, s
 
 
 def draw(
-    folder: pathlib.Path, name: str, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int,
+    paths: Paths, name: str, experiment: Experiment, evaluator: Evaluator, state: TrainState, seed: int,
     rows: list | None,
 ) -> None:  # fmt: skip
     """samples/NAME.{npz,png} and, in plots/, the curves of `rows` (of metrics.jsonl), samples over training time,
@@ -146,10 +147,10 @@ def draw(
     shown = _computed(experiment, evaluator, state, seed, rows is not None)
     with processes.together('pictures'):
         if processes.first():
-            _draw(folder, name, experiment, shown, rows)
+            _draw(paths, name, experiment, shown, rows)
 
 
-def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown, rows: list | None) -> None:
+def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: list | None) -> None:
     from aigc_jax.plots import curves as plots_curves
     from aigc_jax.plots import images as plots_images
     from aigc_jax.plots import points as plots_points
@@ -157,17 +158,17 @@ def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown
 
     config, dataset, samples, pair = experiment.config, experiment.dataset, shown.samples, shown.pair
     labels = labels_lib.in_turn(len(samples), experiment.num_classes)
-    save_samples(folder / 'samples' / name, experiment, samples, labels)
+    save_samples(paths.samples / name, experiment, samples, labels)
     if rows is None:
         return
-    plots_curves.curves(_of_curves(rows), folder / 'plots' / 'curves.png')
+    plots_curves.curves(_of_curves(rows), paths.plots / 'curves.png')
     if isinstance(dataset.spec, Tokens):
         read, epoch = config.batch_size * dataset.spec.shape[0], len(dataset.splits['train'].tokens)
         names = {'eval': config.eval.split, 'final': config.eval.final_split}
-        plots_text.loss_against_tokens(rows, folder / 'plots' / 'loss.png', read, epoch, names)
+        plots_text.loss_against_tokens(rows, paths.plots / 'loss.png', read, epoch, names)
         if shown.weights is not None:
             labels = [dataset.spec.tokenizer.decode([token]) for token in shown.tokens]
-            plots_text.attention(shown.weights, labels, folder / 'plots' / 'attention.png')
+            plots_text.attention(shown.weights, labels, paths.plots / 'attention.png')
         return
     final = next((row for row in reversed(rows) if row['split'] == 'final'), {})
     curve = [
@@ -175,11 +176,11 @@ def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown
     ]
     if curve and None not in np.ravel(curve):
         own = final['model/kl'], final['model/reconstruction']
-        plots_curves.rate_distortion(sorted(curve), own, folder / 'plots' / 'rate_distortion.png')
+        plots_curves.rate_distortion(sorted(curve), own, paths.plots / 'rate_distortion.png')
     if isinstance(dataset.spec, Images):
-        _grid(folder / 'plots' / 'samples.png', experiment, samples, labels)
-        earlier = _over_time(folder / 'samples', name)
-        path = folder / 'plots' / 'progress.png'
+        _grid(paths.plots / 'samples.png', experiment, samples, labels)
+        earlier = _over_time(paths.samples, name)
+        path = paths.plots / 'progress.png'
         if labels is None:
             plots_images.image_rows(earlier, path)
         else:
@@ -192,21 +193,21 @@ def _draw(folder: pathlib.Path, name: str, experiment: Experiment, shown: _Shown
                 real = experiment.examples(config.eval.split, np.arange(len(pair[0])))['label']
                 order = np.argsort(real, kind='stable')
                 pair, classes = [x[order] for x in pair], _classes(experiment, real[order])
-            plots_images.reconstructions(*pair, folder / 'plots' / 'reconstructions.png', classes)
+            plots_images.reconstructions(*pair, paths.plots / 'reconstructions.png', classes)
         for name, (images, classes) in shown.walks.items():
-            path = folder / 'plots' / f'{name}.png'
+            path = paths.plots / f'{name}.png'
             if classes is None:
                 plots_images.image_grid(images.reshape(-1, *images.shape[2:]), path, _WALK_STEPS)
             else:
                 plots_images.image_rows(list(zip(classes, images, strict=True)), path)
         if shown.use is not None:
-            plots_curves.code_use(shown.use, folder / 'plots' / 'codes.png')
+            plots_curves.code_use(shown.use, paths.plots / 'codes.png')
     elif dataset.spec.shape == (2,):
-        path, reconstructed = folder / 'plots' / 'points.png', pair[1] if pair else None
+        path, reconstructed = paths.plots / 'points.png', pair[1] if pair else None
         plots_points.points(path, shown.real, samples, reconstructed, dataset.spec.density, shown.surface)
 
 
-def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, metrics: ImageSamples) -> None:
+def draw_neighbours(paths: Paths, name: str, experiment: Experiment, metrics: ImageSamples) -> None:
     """plots/neighbours.png: the first images of samples/NAME.npz, each above the training image nearest to it.
 
     None of streamed data without metrics of images, which need not be read once more for a picture.
@@ -215,12 +216,12 @@ def draw_neighbours(folder: pathlib.Path, name: str, experiment: Experiment, met
 
     if not isinstance(experiment.dataset.spec, Images) or (experiment.config.data.stream and not wanted(experiment)):
         return
-    samples, classes = _samples(folder / 'samples' / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
+    samples, classes = _samples(paths.samples / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
     labels = labels_lib.in_turn(len(samples), experiment.num_classes)
     if labels is not None:
         order = np.argsort(labels, kind='stable')
         samples, classes = samples[order], _classes(experiment, labels[order])
-    path = folder / 'plots' / 'neighbours.png'
+    path = paths.plots / 'neighbours.png'
     plots_images.image_pairs(samples, metrics.neighbours(samples), path, ('sample', 'nearest trained'), classes)
 
 

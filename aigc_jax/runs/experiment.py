@@ -1,11 +1,8 @@
 """From a config to everything that a mode of the command line needs; nothing is written here."""
 
-import contextlib
 import copy
-import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -13,17 +10,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import data, tasks
-from aigc_jax.core import memory, optim, parallel, records, rng
+from aigc_jax.core import memory, optim, parallel
 from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, TrainState, Tree
-from aigc_jax.data import Tokenizer, augment, batching, tokenizers
+from aigc_jax.data import Tokenizer, augment, batching
 from aigc_jax.metrics.images import NEIGHBOURS
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.checkpoint import Checkpoints
 
 
 class Experiment:
@@ -237,129 +233,3 @@ def _no_split(split: str, cfg: ConfigDict, splits) -> str:
         f'eval: the data have no split {split!r}, only {", ".join(splits)}; set eval.split and eval.final_split to '
         'what there is, or give more data (aigc_jax/data/README.md)'
     )
-
-
-def open_run(workdir: pathlib.Path, overrides=(), step: str | int | None = None):
-    """(Experiment, TrainState) of a run's folder; step: a number, 'best', or None for the newest checkpoint.
-
-    overrides: [('data.x', 'eval.x' or 'parallel.x', text), …]. A run whose parameters are in shards, by parallel.rules,
-    is opened in shards over the devices that are here, any other on one; a parallel.x says where. Raises UserError.
-    """
-    config = config_lib.from_json(workdir / 'config.json')
-    config_lib.check(config)
-    config_lib.override(config, list(overrides), only=config_lib.FREE)
-    config_lib.check(config)
-    devices = jax.devices()
-    if not any(name.startswith('parallel.') for name, _ in overrides):
-        devices = _laid_out_again(config, devices)
-    experiment = Experiment(config, devices, saved_tokenizer(workdir))
-    checkpoints = open_checkpoints(workdir, config, read_only=True)
-    try:
-        if checkpoints.latest() is None:
-            raise UserError(f'{workdir}: there is no checkpoint yet; train it first (--mode=train)')
-        return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
-    finally:
-        checkpoints.close()
-
-
-def _laid_out_again(config: ConfigDict, devices: list) -> list:
-    """The `devices` on which a finished run is evaluated. Sets config.parallel to fit them.
-
-    One device is enough where the parameters are not in shards, except that several processes need one of each.
-    """
-    if not config.parallel.rules:
-        config.parallel = ConfigDict({'mode': 'jit', 'mesh': parallel.WHOLE_MESH, 'rules': ()})
-        return devices[:1] if jax.process_count() == 1 else devices
-    with contextlib.suppress(UserError):
-        parallel.make_plan(config.parallel, 1, config.replicas, config.batch_size, config.micro_batches, devices)
-        return devices
-    count = len(devices)  # over which a batch must divide
-    while jax.process_count() == 1 and config.batch_size % (count * config.micro_batches):
-        count -= 1
-    config.parallel.mesh = ConfigDict({'data': 1, 'fsdp': count, 'tensor': 1})
-    note(f'parallel.mesh: that of the run does not fit the {len(devices)} devices here; fsdp={count} instead')
-    return devices[:count]
-
-
-def saved_tokenizer(workdir: pathlib.Path) -> Tokenizer | None:
-    """The tokenizer of a run's folder; None where it has none. Raises UserError."""
-    path = workdir / 'tokenizer.json'
-    try:
-        return tokenizers.from_json(records.read(path)) if path.exists() else None
-    except (OSError, ValueError) as error:
-        why = getattr(error, 'strerror', None) or error
-        raise UserError(f'{path}: cannot be read as a tokenizer: {why}; bring it back from a copy') from None
-
-
-def initial_tokenizer(config: ConfigDict) -> Tokenizer | None:
-    """The tokenizer of the run that `init_from` names, because its parameters stand for its tokens; or None."""
-    tokenizer = saved_tokenizer(pathlib.Path(config.init_from).expanduser()) if config.init_from else None
-    if tokenizer is None or 'vocab_size' not in config.data:
-        return tokenizer
-    if tokenizer.kind in ('word', 'bpe') and config.data.vocab_size not in (-1, tokenizer.vocab_size):
-        raise UserError(
-            f'data.vocab_size: {config.data.vocab_size}, but the tokenizer of init_from has {tokenizer.vocab_size} '
-            'tokens; set it to -1'
-        )
-    note(f'data.tokenizer: {tokenizer.kind}, of {tokenizer.vocab_size} tokens, from init_from')
-    return dataclasses.replace(tokenizer, may_grow=True)
-
-
-def open_checkpoints(workdir: pathlib.Path, config: ConfigDict, read_only: bool = False) -> Checkpoints:
-    return Checkpoints(
-        workdir / 'checkpoints', config.keep_checkpoints, config.eval.best_metric, config.eval.best_mode, read_only
-    )
-
-
-def _filled(drawn: jax.Array, theirs: jax.Array) -> jax.Array:
-    """`drawn`, with `theirs` at the beginning of each axis."""
-    if drawn.shape == theirs.shape:
-        return theirs
-    corner = (0,) * drawn.ndim
-    return jax.jit(jax.lax.dynamic_update_slice, out_shardings=drawn.sharding)(drawn, theirs, corner)
-
-
-def initial_model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
-    """(parameters, statistics), the newest of the run that `init_from` names, and their step; () where it names none.
-
-    Raises UserError.
-    """
-    if not experiment.config.init_from:
-        return (), None
-    folder = pathlib.Path(experiment.config.init_from).expanduser()
-    if not folder.is_dir():
-        raise UserError(f'init_from: there is no folder {folder}; name the folder of a run')
-    theirs = config_lib.from_json(folder / 'config.json')
-    if theirs.num_seeds > 1:
-        raise UserError(f'init_from: {folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
-    checkpoints = open_checkpoints(folder, theirs, read_only=True)
-    try:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f'init_from: {folder} has no checkpoint')
-        init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
-        spec, task = experiment.dataset.spec, experiment.task
-        own = saved_tokenizer(folder) if isinstance(spec, data.Tokens) else None
-        grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
-        if grown:
-            dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
-            task = tasks.make(experiment.config, dataset)
-        plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        params, extra = jax.eval_shape(lambda: init(task))
-        params = jax.tree.map(placed, params, plan.param_shardings(params))
-        stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
-        params, stats = checkpoints.restore_model(step, params, stats)
-        if grown:  # the token that their model lacks is as it was drawn
-            shardings = plan.param_shardings(abstract_params(experiment.task))
-            drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
-            params = jax.tree.map(_filled, drawn, params)
-        return (params, stats), step
-    finally:
-        checkpoints.close()
-
-
-def initial_digest(config: ConfigDict, step: int) -> str:
-    """The digest of the checkpoint of `step` in the run that `init_from` names."""
-    folder = pathlib.Path(config.init_from).expanduser()
-    with contextlib.closing(open_checkpoints(folder, config_lib.from_json(folder / 'config.json'), True)) as found:
-        return found.digest(step)

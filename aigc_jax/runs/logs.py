@@ -13,6 +13,7 @@ from aigc_jax.core.errors import RunError
 from aigc_jax.core.files import atomic_write, disk_errors, open_append
 from aigc_jax.core.memory import read_whole
 from aigc_jax.core.notes import note
+from aigc_jax.runs.paths import Paths
 
 
 class Writer:
@@ -28,17 +29,17 @@ class Writer:
     """
 
     def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = True):
-        workdir = pathlib.Path(workdir)
+        paths = Paths(workdir)
         with disk_errors(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / 'metrics.jsonl'
-        self._tb = _Events(workdir / 'tb', step) if tensorboard else None
+            paths.folder.mkdir(parents=True, exist_ok=True)
+        self._path = paths.metrics
+        self._tb = _Events(paths.tensorboard, step) if tensorboard else None
         _cut_back(self._path, lambda line: (row := _row(line))['step'] <= step and row['split'] != 'final')
-        _cut_back(workdir / 'timing.jsonl', lambda line: records.parse(line) is not None)
+        _cut_back(paths.timing, lambda line: records.parse(line) is not None)
         # Unbuffered: a row is in the file when `metrics` returns, and a full disk is met there, not at close.
         with disk_errors(workdir):
             self._metrics = open_append(self._path)
-            self._timing = open_append(workdir / 'timing.jsonl')
+            self._timing = open_append(paths.timing)
 
     def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None:
         """Writes one row: {"step", "split", "seed" if not None, **values sorted by name}.

@@ -14,6 +14,7 @@ import time
 
 import jax
 
+import aigc_jax
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
@@ -44,14 +45,14 @@ def check(path: pathlib.Path, experiment: Experiment) -> None:
 
 def trained_on(path: pathlib.Path) -> str | None:
     """The fingerprint of the data; None where there is no manifest, or one that says nothing of it."""
-    fingerprint = _read(path).get('data', {}).get('fingerprint')
+    fingerprint = read(path).get('data', {}).get('fingerprint')
     if not isinstance(fingerprint, (str, type(None))):
         raise _unreadable(path, 'data.fingerprint is no text')
     return fingerprint
 
 
-def _read(path: pathlib.Path) -> dict:
-    """What it holds; {} where there is none. Raises UserError."""
+def read(path: pathlib.Path) -> dict:
+    """What the manifest holds; {} where there is none. Raises UserError."""
     try:
         manifest = records.read(path) if path.exists() else {}
     except (OSError, ValueError) as error:
@@ -71,7 +72,7 @@ def _unreadable(path: pathlib.Path, why: str) -> UserError:
 def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
     """Writes the manifest of this start. A resumed run appends its start to `starts`. The start before it gets
     `made_with`: the fields that had other values then. init_step: of the parameters that `init_from` gave it."""
-    before = _read(path)
+    before = read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
@@ -138,7 +139,7 @@ def _version(package: str) -> str | None:
 def code() -> dict[str, object]:
     """The sha256 of the package's own files as they run, and of a clone also its commit, what differs from that, and
     the sha256 of the Python files that the commit lacks."""
-    package = pathlib.Path(__file__).resolve().parent
+    package = pathlib.Path(aigc_jax.__file__).resolve().parent
     root, source = package.parent, hashlib.sha256()
     for path in sorted(package.rglob('*.py')):
         with contextlib.suppress(FileNotFoundError):  # an editor's lock is a link to nothing

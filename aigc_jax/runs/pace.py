@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import math
-import sys
 import time
 
 # Metrics that a progress line has room for.
@@ -66,12 +65,12 @@ class Pace:
 class Progress:
     """Where the run stands: a bar on a terminal, elsewhere one plain line per `log`.
 
-    `total_steps` and `start_step` are training steps; `stream` is stderr unless given.
+    `total_steps` and `start_step` are training steps; `stream` is a text file, such as stderr.
     """
 
-    def __init__(self, total_steps: int, start_step: int, stream=None):
+    def __init__(self, total_steps: int, start_step: int, stream):
         self._total = total_steps
-        self._stream = stream or sys.stderr
+        self._stream = stream
         self._bar = None
         if self._stream.isatty():
             from tqdm import tqdm
@@ -113,7 +112,7 @@ class Progress:
 
 
 class NullProgress:
-    """The Progress of every process but the first: nothing is shown."""
+    """The Progress of a run that nobody watches, and of every process but the first: nothing is shown."""
 
     def update(self, step: int) -> None:
         pass

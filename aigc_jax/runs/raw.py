@@ -1,7 +1,6 @@
 """The task of a run on raw data, as a notebook has them: x, in and out, is in the data's own units."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ def task_of(experiment: Experiment) -> Task:
     be read, an example out of range becomes NaN instead. Tokens are read as they are.
     """
     task = experiment.task
-    read, num_classes = _make_to_model(experiment), experiment.num_classes
+    read, num_classes = Reader(experiment), experiment.num_classes
 
     def turn(one: Turn) -> Turn:
         loss = lambda params, extra, batch, ctx: one.loss(params, extra, read(batch, ctx), ctx)
@@ -33,14 +32,14 @@ def task_of(experiment: Experiment) -> Task:
         if isinstance(one, Samples):
 
             def draw(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-                _check_labels(labels, ctx.index.shape[0], num_classes)
+                check_labels(labels, ctx.index.shape[0], num_classes)
                 return one.draw(params, extra, ctx, labels)
 
             return dataclasses.replace(one, draw=draw)
         if isinstance(one, LatentSpace):
 
             def decode(params, extra, codes: Array, labels: Array | None) -> Array:
-                _check_labels(labels, len(codes), num_classes)
+                check_labels(labels, len(codes), num_classes)
                 return one.decode(params, extra, codes, labels)
 
             return dataclasses.replace(one, decode=decode)
@@ -51,19 +50,26 @@ def task_of(experiment: Experiment) -> Task:
     return dataclasses.replace(task, rounds=rounds, capabilities=capabilities)
 
 
-def _make_to_model(experiment: Experiment) -> Callable[[Batch, rng.Context], Batch]:
-    """to_model(batch, ctx) -> the batch as the task reads it. Raises UserError."""
-    read = experiment.dataset.spec.from_raw(experiment.config.data, experiment.scaling)
+class Reader:
+    """read(batch, ctx) -> the batch {'x': (n, *shape), 'label': (n,) where the model is conditional} of raw data as the
+    task reads it. `check` raises UserError for what is no such batch; `read` does, too."""
 
-    def to_model(batch: Batch, ctx: rng.Context) -> Batch:
-        found = read(batch, ctx)
-        _check_labels(batch.get('label'), ctx.index.shape[0], experiment.num_classes)
+    def __init__(self, experiment: Experiment):
+        self._num_classes = experiment.num_classes
+        self._read = experiment.dataset.spec.from_raw(experiment.config.data, experiment.scaling)
+
+    def __call__(self, batch: Batch, ctx: rng.Context) -> Batch:
+        found = self._read(batch, ctx)
+        check_labels(batch.get('label'), ctx.index.shape[0], self._num_classes)
         return found
 
-    return to_model
+    def check(self, batch: Batch) -> None:
+        self._read.check(batch['x'])
+        check_labels(batch.get('label'), len(batch['x']), self._num_classes)
 
 
-def _check_labels(labels: Array | None, n: int, num_classes: int) -> None:
+def check_labels(labels: Array | None, n: int, num_classes: int) -> None:
+    """Raises UserError unless a conditional model is given a class for each of n examples."""
     if not num_classes:
         return
     wanted = f'this run is conditional and wants ({n},) whole numbers 0 to {num_classes - 1}'

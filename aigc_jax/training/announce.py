@@ -1,9 +1,9 @@
-"""What a run says at its start and at its end. Results go to stdout, the rest to stderr; the first process alone."""
+"""What a run says at its start and at its end, in the first process alone. stream: a text file; None: it is silent."""
 
-import pathlib
-import sys
+from typing import TextIO
 
 import jax
+from ml_collections import ConfigDict
 
 from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
@@ -13,9 +13,10 @@ from aigc_jax.data import Tokens
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 
 
-def begin(experiment: Experiment, workdir: pathlib.Path, start: int) -> None:
+def begin(stream: TextIO | None, experiment: Experiment, run: Run, start: int) -> None:
     """The data, the players, the memory, the devices and the folder, a line each."""
     config, sizes = experiment.config, experiment.sizes()
     of_replicas = f' in each of {config.num_seeds} replicas' if config.num_seeds > 1 else ''
@@ -26,9 +27,9 @@ def begin(experiment: Experiment, workdir: pathlib.Path, start: int) -> None:
         f'memory: state {memory.words(sizes["bytes"]["state"])}, data on the device '
         + ('none, streamed' if config.data.stream else memory.words(sizes['bytes']['resident_data'])),
         f'devices: {_devices(experiment)}',
-        f'folder: {workdir}' + (f', from step {start} on' if start else ''),
+        f'folder: {run.folder}' + (f', from step {start} on' if start else ''),
     ]
-    _say('\n'.join(lines))
+    _say(stream, '\n'.join(lines))
 
 
 def _data(experiment: Experiment) -> str:
@@ -66,31 +67,26 @@ def grown(experiment: Experiment, before: int, step: int) -> None:
     )
 
 
-def table(experiment: Experiment, step: int, results: Results) -> None:
+def end(stream: TextIO | None, run: Run) -> None:
+    """The folder, with its pictures."""
+    pictures = sorted(path.name for path in run.paths.plots.glob('*.png'))
+    shown = f', plots/ with {", ".join(pictures)}' if pictures else ''
+    _say(stream, f'{run.folder}: evaluation.json, samples/{shown}')
+
+
+def finished(stream: TextIO | None, run: Run, step: int) -> None:
+    """That the run ended at `step` before."""
+    _say(stream, f'{run.folder}: this run is finished, at step {step}; a larger total_steps goes on with it')
+    end(stream, run)
+
+
+def table(config: ConfigDict, step: int, results: Results) -> None:
     """The evaluation, on stdout."""
     if processes.first():
-        config = experiment.config
         show(printable(f'step {step}, {config.data.name}, split {config.eval.final_split}\n'))
         show(tables.table(results) + '\n')
 
 
-def end(workdir: pathlib.Path) -> None:
-    """The folder, with its pictures."""
-    pictures = sorted(path.name for path in (workdir / 'plots').glob('*.png'))
-    _say(f'{workdir}: evaluation.json, samples/' + (f', plots/ with {", ".join(pictures)}' if pictures else ''))
-
-
-def finished(experiment: Experiment, workdir: pathlib.Path, step: int) -> bool:
-    """Whether the run in `workdir` ended at `step` and was evaluated; if so, says so, with the table."""
-    found = tables.read(workdir / 'evaluation.json')
-    if found is None or found[0] != step:
-        return False
-    _say(f'{workdir}: this run is finished, at step {step}; a larger total_steps goes on with it')
-    table(experiment, *found)
-    end(workdir)
-    return True
-
-
-def _say(text: str) -> None:
-    if processes.first():
-        print(printable(text), file=sys.stderr, flush=True)
+def _say(stream: TextIO | None, text: str) -> None:
+    if stream is not None and processes.first():
+        print(printable(text), file=stream, flush=True)

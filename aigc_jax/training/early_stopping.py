@@ -1,11 +1,10 @@
 """Early stopping: what it watches, and whether a run is over by it."""
 
 import math
-import pathlib
 
 import numpy as np
 
-from aigc_jax.runs.logs import read_rows
+from aigc_jax.runs.folder import Run
 
 
 class Watch:
@@ -30,10 +29,9 @@ class Watch:
         return 0 < self._config.patience <= self.waited
 
 
-def is_over(config, workdir: pathlib.Path, step: int) -> bool:
+def is_over(config, run: Run, step: int) -> bool:
     """Whether training has ended at `step`, the newest checkpoint's, with a row of the final evaluation."""
-    path = workdir / 'metrics.jsonl'
-    rows = [row for row in read_rows(path) if row['step'] <= step] if path.exists() else []
+    rows = [row for row in run.rows() if row['step'] <= step]
     if not any(row['split'] == 'final' and row['step'] == step for row in rows):
         return False
     return step == config.total_steps or Watch(config.eval, rows).out_of_patience()

@@ -13,16 +13,24 @@ class Interrupted(Exception):
 
     def __init__(self, number: int, step: int):
         super().__init__(f'{signal.Signals(number).name}: saved at step {step}; the same command goes on from there')
-        self.exit_code = 128 + number
+        self.number, self.step, self.exit_code = number, step, 128 + number
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks to stop after the present call; a second one stops at once."""
+    """The first SIGINT or SIGTERM asks to stop after the present call; a second one stops at once.
 
-    def __enter__(self):
+    handled: False leaves the process's handlers alone, and nothing ever asks. A handler wants the main thread.
+    """
+
+    def __init__(self, handled: bool):
+        self._handled, self._before = handled, {}
         self._number = 0
         self._safe_at = None  # the step at which all is saved, where a signal may end the run at once
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __enter__(self):
+        if self._handled:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):

@@ -204,7 +204,7 @@ def test_at_most_one_trace():
     assert call._cache_size() == 1
 
 
-# First losses of the smoke configs; renew with `python tests/test_step.py` after a change that is meant to alter them.
+# First losses of the smoke configs; renew with `python tests/core/test_step.py` after a change that should alter them.
 GOLDEN = {
     'vae.py': {'model/loss': [53.634052, 48.459446]},
     'gpt.py': {'model/loss': [5.5451698, 4.5253734]},

@@ -17,7 +17,8 @@ from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import infilling, tokenizers
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, open_run
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRE, SUF, MID, END = 256, 257, 258, 259
@@ -237,7 +238,7 @@ def test_resumed_and_streamed_are_the_whole_run(exact_runner, tmp_path, leaves, 
     train('streamed', **{'data.stream': 'True'})
     for other in ('parts', 'streamed'):
         assert_same_bits(leaves(tmp_path / 'whole'), leaves(tmp_path / other))
-    experiment, _ = open_run(tmp_path / 'whole')
+    experiment, _ = Run(tmp_path / 'whole').open()
     assert experiment.dataset.spec.tokenizer.fim == (PRE, SUF, MID)
     saved = json.loads((tmp_path / 'whole/tokenizer.json').read_text())
     assert saved['has_fim'] and saved['has_end']

@@ -25,7 +25,8 @@ from aigc_jax.decoding.speculation import propose, speculate
 from aigc_jax.nn.language_layers import State
 from aigc_jax.reports import generate
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, open_run
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 V = 5
@@ -202,7 +203,7 @@ def test_flags_that_contradict_or_leave_their_range():
 def test_texts_of_a_trained_model(smoke, model, monkeypatch):
     """Prompts of unequal length, one batch or many, in threads or in one, cached or not: the same texts, and the
     likelihood of a forward pass."""
-    experiment, state = open_run(smoke(model))
+    experiment, state = Run(smoke(model)).open()
     monkeypatch.setattr(parallel, 'cores', lambda: 4)  # 9 texts in 4 threads of 3, of which one has 3 copies
     prompts = ['The', 'An import statement', '']
     how = Sampling(temperature=0.8)
@@ -224,7 +225,7 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
 
 @pytest.mark.parametrize('temperature', [0.0, 0.8])
 def test_a_text_is_the_same_streamed_drafted_or_at_once(smoke, temperature):
-    experiment, state = open_run(smoke('gpt'))
+    experiment, state = Run(smoke('gpt')).open()
     how = Sampling(temperature=temperature)
     write = lambda stream=None, **more: generate.Generator(experiment, how, 30, **more).generate(
         state, ['The'], 1 if stream else 3, 5, stream
@@ -255,7 +256,7 @@ def test_a_draft_fills_a_context_of_learned_positions():
 
 def test_texts_beyond_the_context(smoke):
     """Past 48 tokens the last 24 are read again; what was written before stays, and no other prompt matters."""
-    experiment, state = open_run(smoke('gpt'))
+    experiment, state = Run(smoke('gpt')).open()
     write = lambda prompts, most, n=2: generate.Generator(experiment, Sampling(), most).generate(state, prompts, n, 5)
     long = write(['The', 'An import'], 150)
     assert [len(text.tokens) for text in long] == [150] * 4 and len({text.text for text in long}) == 4
@@ -279,7 +280,7 @@ def test_texts_beyond_the_context(smoke):
 
 @pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
 def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
-    experiment, state = open_run(smoke(model))
+    experiment, state = Run(smoke(model)).open()
     writer = generate.Generator(experiment, Sampling(), 60, grammar='json')
     texts = writer.generate(state, ['[1, {"k": ', ''], 10, seed=1)
     assert {text.ended for text in texts} <= {'end', 'closed'} and 'closed' in {text.ended for text in texts}

@@ -1,4 +1,4 @@
-"""evals/mixture.py against closed forms and a case worked by hand."""
+"""metrics/mixture.py against closed forms and a case worked by hand."""
 
 import math
 from types import SimpleNamespace

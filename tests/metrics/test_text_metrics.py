@@ -14,8 +14,8 @@ from aigc_jax.reports import tables
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.text_samples import TextSamples
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import open_run
-from aigc_jax.training import loop
+from aigc_jax.runs.folder import Run
+from aigc_jax.training.trainer import train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ def test_the_final_evaluation_scores_samples_beside_held_out_text(tmp_path):
         ('eval.num_shown', '8'),
     ]
     config = config_lib.load(f'{ROOT}/configs/gpt.py:smoke', overrides)
-    loop.train(config, tmp_path / 'run', {})
+    train(config, Run(tmp_path / 'run'))
     written = json.loads((tmp_path / 'run/evaluation.json').read_text())
     found = {name.removeprefix('samples/'): row for name, row in written.items() if name.startswith('samples/')}
     names = [*(f'distinct_{n}' for n in range(1, 5)), 'self_bleu_4', 'repetition_4', 'copied_16', 'copied_32']
@@ -141,7 +141,7 @@ def test_the_final_evaluation_scores_samples_beside_held_out_text(tmp_path):
     assert found['parses']['held_out'] == found['compiles']['held_out'] == 1
     assert found['copied_16']['held_out'] > 0.3 > found['copied_16']['value']
     assert found['self_bleu_4']['held_out'] > 0.5
-    experiment, state = open_run(tmp_path / 'run')
+    experiment, state = Run(tmp_path / 'run').open()
     again = TextSamples(Evaluator(experiment)).measure(state, 0, 'test')
     for name, row in again.items():
         assert row['value'] == pytest.approx(written[name]['value'], abs=1e-12)

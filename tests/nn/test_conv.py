@@ -14,7 +14,8 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.nn import conv, convnets, mlp
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, open_checkpoints
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 
@@ -205,7 +206,7 @@ def test_statistics_of_a_player_are_renewed_in_its_turns(sngan):
 def test_statistics_resume(sngan, assert_same_bits, tmp_path):
     call, feeds, data = sngan.train_call(), sngan.feeds(0), sngan.resident_data()
     state, _ = call(sngan.create_state(), sngan.seed_array, data, next(feeds))
-    checkpoints = open_checkpoints(tmp_path, sngan.config)
+    checkpoints = Run(tmp_path).checkpoints(sngan.config, read_only=False)
     checkpoints.save(sngan.config.steps_per_call, state, None)
     restored = checkpoints.restore(checkpoints.latest(), sngan.abstract_state)
     checkpoints.close()

@@ -15,6 +15,7 @@ from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.paths import Paths
 
 
 def test_a_run_speaks(command_line, runner, tmp_path):
@@ -60,7 +61,7 @@ def test_an_evaluation_hears_ctrl_c(command_line, smoke, tmp_path, mode):
     finally:
         process.kill()
     assert process.returncode == 130
-    kept = json.loads((run / evaluation.PARTIAL).read_text())['parts']
+    kept = json.loads((Paths(run).partial).read_text())['parts']
     assert list(kept) == ['0/means']
 
 
@@ -74,7 +75,7 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
     def evaluated(digest, between=lambda: None, **fields):
         config.eval.update(fields)
         experiment = Experiment(config)
-        whole, computed = Evaluation(Evaluator(experiment), tmp_path), []
+        whole, computed = Evaluation(Evaluator(experiment), Paths(tmp_path)), []
         for report in whole.reports:
             part, name = report.measure, report.name
             report.measure = lambda *a, part=part, name=name: (computed.append(name), part(*a))[1]
@@ -89,10 +90,10 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
 
     whole, computed = evaluated('a')
     assert computed == ['means', 'split_statistics']
-    evaluation.forget(tmp_path)
+    evaluation.forget(Paths(tmp_path))
     assert evaluated('a', stop) == (None, ['means'])
     assert evaluated('a') == (whole, ['split_statistics'])
-    evaluation.forget(tmp_path)
+    evaluation.forget(Paths(tmp_path))
     evaluated('a', stop)
     assert evaluated('b', stop)[1] == ['means']  # another state
     assert evaluated('b', k=2)[1] == ['means', 'split_statistics']  # another evaluation
@@ -102,7 +103,7 @@ def test_experiments_are_freed(tmp_path):
     def used(name):
         experiment = Experiment(config_lib.load(f'configs/{name}.py:smoke', []))
         evaluator = Evaluator(experiment)
-        Evaluation(evaluator, tmp_path).final(experiment.create_state(), name)
+        Evaluation(evaluator, Paths(tmp_path)).final(experiment.create_state(), name)
         return [weakref.ref(thing) for thing in (experiment, evaluator)]
 
     things = used('rnn_lm') + used('vae')

@@ -19,8 +19,10 @@ from aigc_jax.plots import images as plots_images
 from aigc_jax.reports import image_samples, pictures
 from aigc_jax.reports.evaluator import Evaluator, table
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, open_run
-from aigc_jax.training import loop
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
+from aigc_jax.runs.paths import Paths
+from aigc_jax.training.trainer import train
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 # The mean of each 2 × 2 pixels of float (n, 3, 4, 4), (n, 12); uint8 (n, 4, 4, 1 to 3) as float, (n, 12 C): made with
@@ -55,7 +57,7 @@ def run(tmp_path_factory):
     config = config_lib.load(
         f'{CONFIGS / "gan.py"}:smoke', [('model.conditional', 'True'), ('eval.extractor', 'classifier')]
     )
-    loop.train(config, folder, {})
+    train(config, Run(folder))
     return folder
 
 
@@ -182,7 +184,7 @@ def test_evaluating_again_uses_the_same_extractor(run, runner):
 
 def test_training_images_are_not_held_out(run):
     with pytest.raises(UserError, match='eval.final_split: samples are compared with images held out'):
-        image_samples.check(open_run(run, [('eval.final_split', 'train')])[0])
+        image_samples.check(Run(run).open(overrides=[('eval.final_split', 'train')])[0])
 
 
 def test_no_classifier_of_other_data_is_kept(run, runner, tmp_path):
@@ -220,25 +222,25 @@ def test_a_run_of_before_opens_and_is_measured(run, tmp_path, runner):
 
 def test_training_images_score_as_real_ones(run, monkeypatch):
     """Samples that are the very training images: their nearest neighbours are themselves, and memorization is 0."""
-    experiment, state = open_run(run, [('eval.extractor', 'pixels'), ('eval.num_samples', '150')])
+    experiment, state = Run(run).open(overrides=[('eval.extractor', 'pixels'), ('eval.num_samples', '150')])
     given = experiment.examples('train', np.arange(150))
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: (given['x'] / 16).astype(np.float32))
-    measured = image_samples.ImageSamples(evaluator, run)
-    results = measured.measure(state, 0)
+    measured = image_samples.ImageSamples(evaluator, Paths(run))
+    results = measured.measure(state, 0, 'test')
     found = metrics(results)
     assert 'samples/frechet_150_pixels' in results and 'modes' not in found
     assert found['memorization']['value'] == pytest.approx(0, abs=1e-3)
     assert found['precision']['value'] == pytest.approx(found['precision']['real'], abs=0.1)
     np.testing.assert_array_equal(measured.neighbours(given['x'][:9] / 16), given['x'][:9].astype(np.float32) / 16)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: np.full((150, 8, 8, 1), np.nan))
-    lost = metrics(measured.measure(state, 0))
+    lost = metrics(measured.measure(state, 0, 'test'))
     assert all(np.isnan(one['value']) and np.isfinite(one['real']) for one in lost.values())
-    assert 'nan' in table(measured.measure(state, 0))
+    assert 'nan' in table(measured.measure(state, 0, 'test'))
 
 
 def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
-    experiment, state = open_run(run, [('eval.num_samples', '300')])
+    experiment, state = Run(run).open(overrides=[('eval.num_samples', '300')])
     draw, splits = np.random.default_rng(0), {}
     for split, n in (('train', 1200), ('valid', 50), ('test', 100)):
         one = experiment.examples(split, draw.integers(len(experiment.dataset.splits[split]), size=3 * n))
@@ -249,8 +251,8 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
     vars(experiment).pop('__split_results', None)  # what cached_method keeps
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: splits['train'].arrays['x'][:n] / 16.0)
-    measured = image_samples.ImageSamples(evaluator, tmp_path)
-    found = metrics(measured.measure(state, 0))
+    measured = image_samples.ImageSamples(evaluator, Paths(tmp_path))
+    found = metrics(measured.measure(state, 0, 'test'))
     assert features.Classifier.load(tmp_path / 'extractor.npz').shape == (8, 8, 1)
     want = len(np.unique(splits['train'].arrays['label'][:300]))
     assert found['modes']['value'] == pytest.approx(want, abs=3)
@@ -277,7 +279,7 @@ def test_a_wrong_extractor_is_refused_before_training(tmp_path, name, words):
         pytest.importorskip('onnxruntime')
     config = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', [('eval.extractor', name.format(tmp=tmp_path))])
     with pytest.raises(UserError) as refusal:
-        loop.train(config, tmp_path / 'run', {})
+        train(config, Run(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
     assert all(word in str(refusal.value) for word in ['eval.extractor', *words]), refusal.value
 
@@ -304,16 +306,16 @@ def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
     monkeypatch.setattr(plots_images, 'image_rows', image_rows)
     monkeypatch.setattr(plots_images, 'image_pairs', lambda *a, **k: pairs.append(a))
     assert (run / 'plots' / 'neighbours.png').stat().st_size > 500
-    experiment, state = open_run(run)
+    experiment, state = Run(run).open()
     evaluator = Evaluator(experiment)
-    pictures.draw(run, '00000040', experiment, evaluator, state, 0, [])
+    pictures.draw(Paths(run), '00000040', experiment, evaluator, state, 0, [])
     assert [label for label, _ in rows['progress.png']] == ['step 20', 'step 40']
     for (_, shown), step in zip(rows['progress.png'], (20, 40), strict=True):
         # As many of each class as there is room for: of 12, the first 10, which have the classes 0 to 9.
         np.testing.assert_array_equal(shown, np.load(run / 'samples' / f'{step:08d}.npz')['samples'][:10])
     assert [text.get_text() for text in figure[-1].texts] == ['step 20', *map(str, range(10)), 'step 40']
-    measured = image_samples.ImageSamples(evaluator, run)
-    pictures.draw_neighbours(run, '00000040', experiment, measured)
+    measured = image_samples.ImageSamples(evaluator, Paths(run))
+    pictures.draw_neighbours(Paths(run), '00000040', experiment, measured)
     samples, training, path, _, classes = pairs[-1]
     assert path == run / 'plots' / 'neighbours.png'
     drawn = np.load(run / 'samples' / '00000040.npz')

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from refusals import GAN, VAE, assert_refused, snapshot
 
-from aigc_jax.core import files as files_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
-from aigc_jax.reports import evaluation, image_samples
 from aigc_jax.runs import config as config_lib
-from aigc_jax.training import loop
+from aigc_jax.runs import paths
+from aigc_jax.runs.folder import Run
+from aigc_jax.training import trainer
 
 
 def from_error(err: str) -> list[str]:
@@ -131,12 +131,12 @@ def test_links_and_pipes_in_a_folder(runner, smoke, tmp_path, mode):
     arguments = [f'--workdir={run}', f'--mode={mode}', *[VAE, '--config.total_steps=60'] * (mode == 'train')]
     below = ('samples/mine.npz', 'plots/a/mine.png', 'checkpoints/20/mine', 'tb/events.out.tfevents.1')
     before = snapshot(run), snapshot(outside)
-    for name in (*files_lib.RUN_FILES, *files_lib.RUN_FOLDERS, *below):
+    for name in (*paths.FILES, *paths.FOLDERS, *below):
         path, kept = run / name, tmp_path / 'kept'
         if path.exists():
             path.rename(kept)
         path.parent.mkdir(exist_ok=True)
-        for target in (outside if name in files_lib.RUN_FOLDERS else outside / 'mine', outside / 'new'):
+        for target in (outside if name in paths.FOLDERS else outside / 'mine', outside / 'new'):
             path.symlink_to(target)
             assert_refused(runner(*arguments), f'--workdir: {path} is a link to {target}; ', 'plain files')
             path.unlink()
@@ -155,17 +155,16 @@ def test_links_and_pipes_in_a_folder(runner, smoke, tmp_path, mode):
 
 
 def test_all_that_a_run_writes_is_looked_at(smoke):
-    known = {*files_lib.RUN_FILES, *files_lib.RUN_FOLDERS}
-    assert {path.name for path in smoke('vae').iterdir()} <= known
-    assert {evaluation.PARTIAL, image_samples.FILE} <= known
+    assert {path.name for path in smoke('vae').iterdir()} <= {*paths.FILES, *paths.FOLDERS}
 
 
 def test_a_folder_that_another_process_began_and_ended_while_this_one_compiled(smoke, tmp_path, monkeypatch):
     run, others = tmp_path / 'run', []
     config = config_lib.from_json(smoke('vae') / 'config.json')
-    monkeypatch.setattr(loop.problems, 'check', lambda _: others.append(snapshot(shutil.copytree(smoke('vae'), run))))
+    begin = lambda _: others.append(snapshot(shutil.copytree(smoke('vae'), run)))
+    monkeypatch.setattr(trainer.problems, 'check', begin)
     with pytest.raises(UserError, match=f'another process began {run} meanwhile'):
-        loop.train(config, run, {})
+        trainer.train(config, Run(run))
     assert [snapshot(run)] == others
 
 
@@ -185,7 +184,7 @@ def test_parameters_come_with_their_tokenizer(runner, tmp_path):
 def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
     """A model pre-trained on one document has no token for the end of one: it comes with the documents."""
     import aigc_jax
-    from aigc_jax.runs.experiment import open_run
+    from aigc_jax.runs.folder import Run
 
     one, many = tmp_path / 'one.txt', tmp_path / 'many.jsonl'
     one.write_text('the quick brown fox jumps over\n' * 300)
@@ -206,7 +205,7 @@ def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
     for name in grown:
         np.testing.assert_array_equal(after[name][tuple(map(slice, before[name].shape))], before[name])
     # What is evaluated on documents later, without training on them, has no end still.
-    experiment, _ = open_run(tmp_path / 'one', [('data.name', f'jsonl:{many}')])
+    experiment, _ = Run(tmp_path / 'one').open(overrides=[('data.name', f'jsonl:{many}')])
     assert experiment.dataset.spec.tokenizer.end is None
     refused = runner(*own, *second[:2], '--config.data.vocab_size=300', f'--workdir={tmp_path}/three')
     assert_refused(refused, 'data.vocab_size: 300', 'init_from has 270', '-1')
@@ -413,7 +412,7 @@ LATE = {'tensorflow_datasets', 'tensorflow', 'matplotlib', 'sklearn', 'tensorboa
 
 def test_imports(command_line, tmp_path):
     """What imports slowly comes when it is needed: none of it to train on points, before an evaluation."""
-    done = command_line.python('-c', 'import sys, aigc_jax.training.loop; print(*sys.modules)')
+    done = command_line.python('-c', 'import sys, aigc_jax.training.trainer; print(*sys.modules)')
     assert not LATE & set(done.stdout.split())
     arguments = ['--config=configs/gan.py:smoke', '--config.data.name=ring8', f'--workdir={tmp_path}/run']
     code = f"""
@@ -426,7 +425,7 @@ def called(self, *_):
     print(*sys.modules)
     raise SystemExit(0)
 
-loop._Loop.called = called
+loop.Loop.called = called
 sys.argv = ['main', *{arguments}]
 app.run(main.main, flags_parser=main.parse)
 """

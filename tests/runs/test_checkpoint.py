@@ -256,17 +256,17 @@ import collections, pathlib, random, sys
 import numpy as np
 from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
-from aigc_jax.runs.experiment import open_run, open_checkpoints
+from aigc_jax.runs.folder import Run
 
 run, positions = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-experiment, state = open_run(run)
+experiment, state = Run(run).open()
 right = {name: np.asarray(leaf).tobytes() for name, leaf in tree.flatten(state).items()}
 step = int(state.step)
 files = sorted(path for path in (run / 'checkpoints' / str(step)).rglob('*') if path.is_file())
 counts = collections.Counter()
 
 def attempt(what):
-    checkpoints = open_checkpoints(run, experiment.config, read_only=True)
+    checkpoints = Run(run).checkpoints(experiment.config)
     try:
         got = checkpoints.restore(checkpoints.resolve(None), experiment.abstract_state)
         same = {name: np.asarray(leaf).tobytes() for name, leaf in tree.flatten(got).items()} == right

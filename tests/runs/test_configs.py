@@ -17,8 +17,10 @@ from aigc_jax.data import Tokens
 from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, initial_model, open_run
-from aigc_jax.training import loop
+from aigc_jax.runs import initial
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
+from aigc_jax.training.trainer import train
 
 CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 FILES = sorted(path for path in CONFIGS.glob('*.py'))
@@ -76,12 +78,12 @@ def test_every_vae_is_whole_with_smoke_on_top(variant):
 )
 def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     config = config_lib.load(f'{path}:smoke', overrides)
-    loop.train(config, tmp_path, {})
+    train(config, Run(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     losses = {name for row in rows for name in row if name.endswith('/loss')}
     assert {row['split'] for row in rows} == {'train', 'eval', 'final'} and losses
     assert [row['step'] for row in rows if row['split'] == 'train'] == [10, 20, 30, 40]
-    experiment, state = open_run(tmp_path)
+    experiment, state = Run(tmp_path).open()
     evaluator = Evaluator(experiment)
     found = Evaluation(evaluator).each(state, 0, 'test')
     written = json.loads((tmp_path / 'evaluation.json').read_text())
@@ -106,7 +108,7 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
         assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
     # Another run begins where this one ended, with its codebook and its statistics too.
     experiment.config.init_from = str(tmp_path)
-    model, step = initial_model(experiment)
+    model, step = initial.model(experiment)
     begun = experiment.create_state(*model)
     assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')
     for a, b in zip(*(jax.tree.leaves((s.params, s.stats)) for s in (state, begun)), strict=True):
@@ -116,7 +118,7 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
 def test_bfloat16_and_2d_train(tmp_path):
     for name, arg in (('vae', 'points,smoke'), ('gan', 'grid25,smoke')):
         config = config_lib.load(f'{CONFIGS / name}.py:{arg}', [('precision', 'bfloat16')])
-        loop.train(config, tmp_path / name, {})
+        train(config, Run(tmp_path / name))
         written = json.loads((tmp_path / name / 'evaluation.json').read_text())
         assert written['samples/high_quality']['perfect'] == pytest.approx(98.89, abs=0.01)
         assert (tmp_path / name / 'plots' / 'points.png').exists()
@@ -142,20 +144,13 @@ TOY_CONFIG = """
 from ml_collections import ConfigDict
 
 
-def get_config(arg=''):
-    player = dict(name='sgd', options={}, schedule=dict(name='constant_schedule', value=16.0), clip_norm=0.0,
-                  weight_decay_regex='', learning_rate_rules=(), freeze='', ema_decay=0.0)
+def get_config():
     return ConfigDict(dict(
-        seed=0, total_steps=40, batch_size=64, micro_batches=1, steps_per_call=5, log_every_steps=5,
-        eval_every_steps=20, checkpoint_every_steps=20, keep_checkpoints=2, num_seeds=1, replicas='vmap',
-        init_from='', precision='float32',
-        parallel=dict(mode='jit', mesh=dict(data=-1, fsdp=1, tensor=1), rules=()),
-        optim=dict(mean=player),
-        data=dict(name='digits', dir='', num_examples=0, valid_examples=100, binarize='none',
-                  scale='unit', stream=False),
-        model=dict(), task=dict(name='toy'),
-        eval=dict(split='valid', final_split='test', batch_size=100, num_samples=100, num_shown=9, best_metric='',
-                  best_mode='min', patience=0),
+        total_steps=40, batch_size=64, steps_per_call=5, log_every_steps=5, eval_every_steps=20,
+        checkpoint_every_steps=20, optim=dict(mean=dict(
+            name='sgd', schedule=dict(name='constant_schedule', value=16.0), weight_decay_regex='')),
+        data=dict(name='digits', valid_examples=100), task=dict(name='toy'),
+        eval=dict(batch_size=100, num_samples=100, num_shown=9, extractor=''),
     ))
 """
 
@@ -166,20 +161,20 @@ def test_a_new_model_is_a_task_a_line_and_a_config(tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_text(TOY_CONFIG)
     config = config_lib.load(str(path), [])
-    loop.train(config, tmp_path / 'run', {})
-    experiment, state = open_run(tmp_path / 'run')
+    train(config, Run(tmp_path / 'run'))
+    experiment, state = Run(tmp_path / 'run').open()
     expected = experiment.dataset.splits['train'].arrays['x'].mean(0) / 16
     np.testing.assert_allclose(jax.device_get(state.params['mean']['image']), expected, atol=0.05)
 
 
 def test_init_from_takes_parameters_and_starts_anew(tmp_path):
     config = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', [])
-    loop.train(config, tmp_path / 'first', {})
+    train(config, Run(tmp_path / 'first'))
     config.init_from = str(tmp_path / 'first')
     config.total_steps = config.eval_every_steps = config.checkpoint_every_steps = config.log_every_steps = 10
     config.optim.model.schedule = {'name': 'constant_schedule', 'value': 0.0}
-    loop.train(config, tmp_path / 'second', {})
-    (_, first), (_, second) = open_run(tmp_path / 'first'), open_run(tmp_path / 'second')
+    train(config, Run(tmp_path / 'second'))
+    (_, first), (_, second) = Run(tmp_path / 'first').open(), Run(tmp_path / 'second').open()
     for a, b in zip(jax.tree.leaves(first.params), jax.tree.leaves(second.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert int(second.step) == 10
@@ -191,12 +186,12 @@ def test_early_stopping(tmp_path):
     fields = [('eval.patience', '1'), ('eval.best_metric', 'model/kl'), ('eval.best_mode', 'max')]
     config = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', fields)
     config.optim.model.schedule = {'name': 'constant_schedule', 'value': 0.0}  # nothing ever gets better
-    loop.train(config, tmp_path, {})
-    _, state = open_run(tmp_path)
+    train(config, Run(tmp_path))
+    _, state = Run(tmp_path).open()
     assert int(state.step) == 40  # the first evaluation is at 20, the one that is no better at 40
     config.total_steps = 80
-    loop.train(config, tmp_path, {})
-    assert int(open_run(tmp_path)[1].step) == 40  # it is still out of patience
+    train(config, Run(tmp_path))
+    assert int(Run(tmp_path).open()[1].step) == 40  # it is still out of patience
 
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (60, 8, 8)).astype(np.uint8)

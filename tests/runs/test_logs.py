@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.errors import RunError
-from aigc_jax.core.files import atomic_write, clear_leftovers, open_append
+from aigc_jax.core.files import atomic_write, open_append
 from aigc_jax.runs.logs import NullWriter, Writer, read_rows
 from aigc_jax.runs.pace import NullProgress, Pace, Progress
+from aigc_jax.runs.paths import Paths
 
 
 def train(writer, first, last, final=False):
@@ -199,13 +200,13 @@ def test_what_a_killed_process_left_is_cleared_and_what_is_being_written_stays(c
     try:
         assert process.stdout.readline() == 'written\n'
         (left,) = path.parent.iterdir()
-        clear_leftovers(tmp_path)
+        Paths(tmp_path).clear_leftovers()
         assert left.exists()
         if killed:
             process.kill()
             process.wait(timeout=60)
             assert left.exists()
-            clear_leftovers(tmp_path)
+            Paths(tmp_path).clear_leftovers()
             assert not list(path.parent.iterdir())
         else:
             process.communicate('\n', timeout=60)
@@ -224,7 +225,7 @@ def test_clearing_follows_no_link_and_waits_for_no_pipe(tmp_path):
     os.mkfifo(tmp_path / '.b.aigc_jax.tmp')
     with open_append(tmp_path / '.lock') as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        clear_leftovers(tmp_path)
+        Paths(tmp_path).clear_leftovers()
         done = subprocess.run([sys.executable, '-c', LOCKS, tmp_path / '.lock'], capture_output=True, text=True)
     assert 'BlockingIOError' in done.stderr
 

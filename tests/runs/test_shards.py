@@ -141,7 +141,9 @@ def program(folder: pathlib.Path) -> None:
     from aigc_jax.reports.evaluation import Evaluation
     from aigc_jax.reports.evaluator import Evaluator
     from aigc_jax.runs import config as config_lib
-    from aigc_jax.runs.experiment import Experiment, open_checkpoints, open_run
+    from aigc_jax.runs.experiment import Experiment
+    from aigc_jax.runs.folder import Run
+    from aigc_jax.runs.paths import Paths
 
     config = config_lib.load('configs/vae.py:smoke', [])
     config.update_from_flattened_dict(FIELDS)
@@ -155,7 +157,7 @@ def program(folder: pathlib.Path) -> None:
     of_step = memory.of_program(call)
     with meter.phase('step'):
         state, _ = jax.block_until_ready(call(state, experiment.seed_array, data, feed))
-    checkpoints = open_checkpoints(folder, config)
+    checkpoints = Run(folder).checkpoints(config, read_only=False)
     with meter.phase('save'):
         checkpoints.save(1, state)
     del state
@@ -168,13 +170,13 @@ def program(folder: pathlib.Path) -> None:
     with meter.phase('sample'):
         evaluator.sample(state, 0, 16)
     with meter.phase('draw'):
-        pictures.draw(folder, '00000001', experiment, evaluator, state, 0, [])
+        pictures.draw(Paths(folder), '00000001', experiment, evaluator, state, 0, [])
     del state, call
     devices, values, opened = jax.devices(), {}, {}
     for name, number, overrides in (('shards', 8, []), ('four', 4, [('parallel.mesh.fsdp', '4')]), ('one', 1, [])):
         jax.devices, state = lambda number=number: devices[:number], None
         with meter.phase('open') if name == 'shards' else contextlib.nullcontext():
-            experiment, state = open_run(folder, overrides)
+            experiment, state = Run(folder).open(overrides=overrides)
             evaluator = Evaluator(experiment)
             samples = evaluator.sample(state, 0, 16)
             if name != 'four':

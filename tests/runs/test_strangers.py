@@ -27,7 +27,7 @@ from refusals import VAE
 
 from aigc_jax.core import errors, memory, patterns, records, tree
 from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import check_folder, read_text
+from aigc_jax.core.files import read_text
 from aigc_jax.core.notes import note
 from aigc_jax.data import tokenizers
 from aigc_jax.data.sources import reading
@@ -35,7 +35,9 @@ from aigc_jax.metrics.features import Classifier
 from aigc_jax.reports import evaluation, generate, pictures, tables
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs, manifest
-from aigc_jax.runs.experiment import Experiment, saved_tokenizer
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
+from aigc_jax.runs.paths import Paths
 from aigc_jax.runs.record import files_of
 from aigc_jax.sandbox import problems
 from aigc_jax.training import early_stopping
@@ -96,7 +98,7 @@ NO_JSON = {
 
 def rows_of(path):
     config = config_lib.load('configs/vae.py:smoke', [('eval.best_metric', 'model/nll')])
-    early_stopping.is_over(config, path.parent, 40)
+    early_stopping.is_over(config, Run(path.parent), 40)
     log = logs.Writer(path.parent, 40, tensorboard=False)
     early_stopping.Watch(config.eval, log.rows())
     log.close()
@@ -104,7 +106,7 @@ def rows_of(path):
 
 READERS = {
     'config.json': config_lib.from_json,
-    'tokenizer.json': lambda path: saved_tokenizer(path.parent),
+    'tokenizer.json': lambda path: Run(path.parent).tokenizer,
     'manifest.json': manifest.trained_on,
     'metrics.jsonl': rows_of,
     'evaluation.json': tables.read,
@@ -117,8 +119,8 @@ def test_no_json(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content + b'\n' * (name == 'metrics.jsonl'))
     (survives if content == b'{}' else refused)(READERS[name], path)
-    shutil.copy(path, tmp_path / evaluation.PARTIAL)
-    assert not evaluation._Kept(tmp_path, 'digest').has(0, 'a part')
+    shutil.copy(path, Paths(tmp_path).partial)
+    assert not evaluation._Kept(Paths(tmp_path).partial, 'digest').has(0, 'a part')
 
 
 @pytest.mark.parametrize('name', READERS)
@@ -178,7 +180,7 @@ def test_a_tokenizer_of_others(tmp_path, bpe):
     for record in records_:
         path.write_text(json.dumps(record))
         try:
-            tokenizer = saved_tokenizer(tmp_path)
+            tokenizer = Run(tmp_path).tokenizer
         except UserError as error:
             assert str(error).startswith(f'{path}: cannot be read as a tokenizer: ')
             continue
@@ -203,7 +205,7 @@ PARTS = {
 @pytest.mark.parametrize('part', PARTS.values(), ids=PARTS)
 def test_a_tokenizer_with_parts_that_ours_have_not(tmp_path, bpe, part):
     (tmp_path / 'tokenizer.json').write_text(json.dumps({**bpe, 'model': json.dumps(json.loads(bpe['model']) | part)}))
-    assert 'no byte-level BPE alone' in refused(saved_tokenizer, tmp_path)
+    assert 'no byte-level BPE alone' in refused(lambda: Run(tmp_path).tokenizer)
 
 
 PIECES = {
@@ -220,7 +222,7 @@ PIECES = {
 def test_pieces(tmp_path, bpe, kind, pieces):
     record = {**bpe, 'kind': kind, 'pieces': pieces(bpe['pieces']), 'model': bpe['model'] if kind == 'bpe' else ''}
     (tmp_path / 'tokenizer.json').write_text(json.dumps(record))
-    refused(saved_tokenizer, tmp_path)
+    refused(lambda: Run(tmp_path).tokenizer)
 
 
 def test_a_tokenizer_of_an_earlier_tokenizers_library(tmp_path, bpe):
@@ -231,7 +233,7 @@ def test_a_tokenizer_of_an_earlier_tokenizers_library(tmp_path, bpe):
     (tmp_path / 'tokenizer.json').write_text(json.dumps({**bpe, 'model': json.dumps(model)}))
     ours = tokenizers.from_json(bpe)
     text = 'the quick brown fox é'
-    assert saved_tokenizer(tmp_path).encode(text).tolist() == ours.encode(text).tolist()
+    assert Run(tmp_path).tokenizer.encode(text).tolist() == ours.encode(text).tolist()
 
 
 def npy(array) -> bytes:
@@ -596,10 +598,10 @@ def test_folders_in_one_another(tmp_path):
     for name in ('samples', 'checkpoints/20', 'checkpoints/30.unfinished'):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         deep(tmp_path / name, 30)
-        check_folder(tmp_path)
+        Paths(tmp_path).check()
         deep(tmp_path / name / 'b', 1500)
         try:
-            assert 'folders lie in each other' in refused(check_folder, tmp_path)
+            assert 'folders lie in each other' in refused(Paths(tmp_path).check)
             assert 'folders lie in each other' in refused(files_of, tmp_path / name)
         finally:
             subprocess.run(['rm', '-r', tmp_path / name], check=True)

@@ -1,4 +1,4 @@
-"""The GAN's losses and penalties against hand computation, and the article's mistakes (README) put right."""
+"""The GAN's losses and penalties against hand computation, corrections of the article (aigc_jax/tasks/README.md)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The VAE's maths against closed forms and quadrature, and the article's mistakes (README) put right."""
+"""The VAE's maths against closed forms and quadrature, and corrections of the article (aigc_jax/tasks/README.md)."""
 
 import math
 import pathlib

@@ -20,10 +20,11 @@ from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.means import SplitStatistics
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, open_run
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 from aigc_jax.tasks import likelihoods
 from aigc_jax.tasks.vae import bounds
-from aigc_jax.training import loop
+from aigc_jax.training.trainer import train
 
 
 @pytest.fixture(scope='module')
@@ -260,10 +261,10 @@ def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path, monkeypatch):
     monkeypatch.setattr(plots_images, 'image_rows', record)
     fields = [('model.conditional', 'True'), ('eval.ais_temperatures', '3'), ('eval.ais_examples', '5')]
     config = config_lib.load(f'{CONFIG}:flow_prior,smoke', fields)
-    loop.train(config, tmp_path, {})
+    train(config, Run(tmp_path))
     for name in ('traversals', 'interpolations'):
         assert (tmp_path / 'plots' / f'{name}.png').stat().st_size > 500
-    labels = open_run(tmp_path)[0].examples('valid', np.arange(20))['label']
+    labels = Run(tmp_path).open()[0].examples('valid', np.arange(20))['label']
     assert drawn['traversals.png'] == ([f'class {labels[0]}'] * 2, None)
     assert drawn['interpolations.png'] == ([f'class {label}' for label in sorted(labels[::2])], None)
     assert drawn['reconstructions.png'] == (['original', 'reconstruction'], [[str(c) for c in sorted(labels[:16])]])
@@ -272,7 +273,7 @@ def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path, monkeypatch):
     assert 0 < written['model/mutual_information']['value'] <= math.log(180)
     warm, cold = (
         Evaluator(experiment).sample(state, 0, 20)
-        for experiment, state in (open_run(tmp_path), open_run(tmp_path, [('eval.temperature', '0')]))
+        for experiment, state in (Run(tmp_path).open(), Run(tmp_path).open(overrides=[('eval.temperature', '0')]))
     )
     assert (warm[0] != warm[10]).any() and (cold[0] == cold[10]).all()  # of the same class
 

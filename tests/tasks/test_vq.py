@@ -22,7 +22,8 @@ from aigc_jax.plots import curves as plots_curves
 from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs.experiment import Experiment, open_checkpoints
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 from aigc_jax.tasks.vq import Prior
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs' / 'vq.py')
@@ -209,7 +210,7 @@ def trained(request, tmp_path_factory):
     feeds = experiment.feeds(0)
     run = lambda state, feed: call(state, experiment.seed_array, data, feed)[0]
     state = run(experiment.create_state(), next(feeds))
-    checkpoints = open_checkpoints(tmp_path_factory.mktemp('vq'), config)
+    checkpoints = Run(tmp_path_factory.mktemp('vq')).checkpoints(config, read_only=False)
     checkpoints.save(1, state)
     state = run(state, next(feeds))
     restored = checkpoints.restore(1, experiment.abstract_state)

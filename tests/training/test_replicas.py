@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import aigc_jax
-from aigc_jax.runs.experiment import open_checkpoints
+from aigc_jax.runs.folder import Run
 
 SEEDS = [3, 4, 5]
 FIELDS = dict(
@@ -29,13 +29,14 @@ TOLERANCE = dict(rtol=1e-5, atol=1e-6)
 PROGRAM = """
 import pathlib, sys, jax
 from aigc_jax.runs import config
-from aigc_jax.training import loop
 from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
+from aigc_jax.training.trainer import train
 config = config.load(sys.argv[1], [pair.split('=') for pair in sys.argv[3:]])
 leaves = jax.tree.leaves(Experiment(config).create_state())
 shapes = {(leaf.shape[0], leaf.addressable_shards[0].data.shape[0]) for leaf in leaves}
 assert jax.device_count() == 2 and shapes == {(4, 2)}, shapes  # two replicas on each device
-loop.train(config, pathlib.Path(sys.argv[2]), {})
+train(config, Run(pathlib.Path(sys.argv[2])))
 """
 
 
@@ -114,7 +115,7 @@ def poison(folder, replicas):
         return jax.numpy.asarray(spoilt)
 
     shutil.rmtree(folder / 'checkpoints' / '10')
-    checkpoints = open_checkpoints(folder, config)
+    checkpoints = Run(folder).checkpoints(config, read_only=False)
     checkpoints.save(10, state._replace(params=jax.tree.map(spoil, state.params)))
     checkpoints.close()
 

@@ -38,7 +38,8 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
     """The data set that the user's function returns; `cfg` has the fields of images and points, or those of text.
 
     What it returns must be the same each time: a run is resumed and evaluated on data of the same fingerprint alone.
-    Splits that it does not return are held out of train, as for files. See "Your own function" in README.md.
+    Splits that it does not return are held out of train, as for files. "Your own function" in
+    aigc_jax/data/README.md explains them.
 
     Raises:
       UserError: where the file has a mistake, with its line, or what it returns does not fit.

@@ -1,0 +1,158 @@
+"""The door for Python: what the command line does, as functions, and a trained model on raw arrays and text.
+
+    import aigc_jax
+
+    outcome = aigc_jax.train('configs/vae.py', '~/runs/vae', {'total_steps': 2000})
+    run = aigc_jax.open('~/runs/vae')
+    images = run.sample(16, seed=1)
+    codes = run.encode(images)
+
+overrides, wherever it stands: {field: value}, such as {'optim.model.schedule.value': 1e-3}; on a finished run data.*,
+eval.* and parallel.* alone. A mistake raises aigc_jax.core.errors.UserError, whose text is that of the command line.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from aigc_jax.core import processes
+from aigc_jax.core import progress as progress_lib
+from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.errors import UserError
+from aigc_jax.reports import evaluation, pictures, tables
+from aigc_jax.reports import generate as texts_lib
+from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.generate import Text
+from aigc_jax.reports.trained import Trained
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import raw
+from aigc_jax.runs.folder import Run
+from aigc_jax.training import trainer
+from aigc_jax.training.trainer import Outcome
+
+Overrides = Mapping[str, Any] | Sequence[tuple[str, str]]
+
+
+class Evaluation(NamedTuple):
+    """step: of the checkpoint; config: with the overrides; results: {metric: {'value', …}}, over the replicas where
+    there are several (reports.tables.across)."""
+
+    step: int
+    config: ConfigDict
+    results: tables.Results
+
+
+def train(
+    config, workdir, overrides: Overrides = (), *, signals: bool = False, progress: TextIO | None = None,
+    devices: list | None = None,
+) -> Outcome:  # fmt: skip
+    """Trains the run in `workdir`, or goes on with it; see training.trainer.train.
+
+    config: 'FILE.py[:variant,…]', or a ConfigDict, which stays as it is.
+    """
+    if isinstance(config, ConfigDict):
+        config = config_lib.resolved(config, _texts(overrides))
+    else:
+        config = config_lib.load(str(config), _texts(overrides))
+    return trainer.train(config, Run(workdir), signals=signals, progress=progress, devices=devices)
+
+
+def open(workdir, step: str | int | None = None, overrides: Overrides = ()) -> Trained:  # noqa: A001
+    """The trained model of a run's folder. step: a number, 'best', or None for the newest checkpoint.
+
+    Of a run of several seeds it is the first replica; `replica(k)` gives the others.
+    """
+    run = Run(workdir)
+    run.paths.check()
+    return Trained(run, *run.open(step, _texts(overrides)))
+
+
+def load(workdir, step: str | int | None = None):
+    """(config, task, state) of a run's folder, for a notebook.
+
+    workdir: the folder; step: a number, 'best', or None for the newest checkpoint. The task's functions read raw data,
+    and give them in the same units (aigc_jax.runs.raw). The state's leaves have a leading axis of replicas where
+    num_seeds > 1. Raises aigc_jax.core.errors.UserError where there is none.
+    """
+    experiment, state = Run(workdir).open(step)
+    return experiment.config, raw.task_of(experiment), state
+
+
+def evaluate(
+    workdir, step: str | int | None = None, overrides: Overrides = (), *, progress: TextIO | None = None
+) -> Evaluation:
+    """Evaluates a checkpoint as the end of a training does, and writes evaluations/STEP-SETTINGS.json."""
+    run = Run(workdir)
+    run.paths.check()
+    with progress_lib.shown_on(progress):
+        experiment, state = run.open(step, _texts(overrides))
+        number = int(experiment.replica(state, 0).step)
+        with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
+            digest = checkpoints.digest(number)
+        by_seed = evaluation.Evaluation(Evaluator(experiment), run.paths).final(state, digest)
+    with processes.together('evaluation'):
+        if processes.first():
+            evaluation.save(run.paths, experiment, number, by_seed)
+    evaluation.forget(run.paths)
+    run.paths.clear_leftovers()
+    return Evaluation(number, experiment.config, tables.across(by_seed))
+
+
+def sample(
+    run, n: int = 64, seed: int = 0, labels: Sequence[int] | None = None, *, step: str | int | None = None,
+    overrides: Overrides = (),
+) -> dict[pathlib.Path, np.ndarray]:  # fmt: skip
+    """{samples/STEP_sampleSEED.npz: samples (n, *shape)} of each replica, written with a picture beside each.
+
+    run: a folder, or what `open` gave. labels (n,): the classes of a conditional model; None: they run through all.
+    """
+    run, found = _opened(run, step, overrides), {}
+    if run.can(CausalText):
+        raise UserError(f'sample: {run.config.task.name} writes text; call generate')
+    labels = run.labels_of(n, labels)
+    for one in run.replicas():
+        samples = one.sample(n, seed, labels)
+        path = one.samples_path(seed)
+        with processes.together('samples'):
+            if processes.first():
+                pictures.save_samples(path, run.experiment, samples, labels)
+        found[path.with_suffix('.npz')] = samples
+    run.run.paths.clear_leftovers()
+    return found
+
+
+def generate(
+    run, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, *, stream: Callable[[str], None] | None = None,
+    step: str | int | None = None, overrides: Overrides = (), **how,
+) -> dict[pathlib.Path, list[Text]]:  # fmt: skip
+    """{samples/STEP_sampleSEED.npz: n texts for each prompt} of each replica, written with a .txt beside each.
+
+    run: a folder, or what `open` gave. how, stream: as `Trained.generate` has them.
+    """
+    run, found = _opened(run, step, overrides), {}
+    writer = run.writer(**how)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for one in run.replicas():
+        texts = writer.generate(one.state, prompts, n, seed, stream)
+        path = one.samples_path(seed)
+        with processes.together('samples'):
+            if processes.first():
+                texts_lib.save(path, texts)
+        found[path.with_suffix('.npz')] = texts
+    run.run.paths.clear_leftovers()
+    return found
+
+
+def _opened(run, step, overrides) -> Trained:
+    return run if isinstance(run, Trained) else open(run, step, overrides)
+
+
+def _texts(overrides: Overrides) -> list[tuple[str, str]]:
+    """As the command line gives them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [(name, value if isinstance(value, str) else repr(value)) for name, value in overrides.items()]

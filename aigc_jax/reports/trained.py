@@ -1,0 +1,230 @@
+"""A trained model on raw arrays and text, in the data's own units, for a notebook."""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from aigc_jax import tasks
+from aigc_jax.core import parallel
+from aigc_jax.core.capabilities import CausalText, LatentSpace, LogDensity, Reconstructs, Samples
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import TrainState
+from aigc_jax.data.labels import in_turn
+from aigc_jax.decoding import Sampling
+from aigc_jax.metrics import latent_codes
+from aigc_jax.metrics.text import until_end
+from aigc_jax.reports.generate import Generator, Text
+from aigc_jax.runs import raw
+from aigc_jax.runs.calls import Calls
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
+
+_WORDS = {
+    CausalText: 'writes no text',
+    LatentSpace: 'has no latent space',
+    LogDensity: 'has no density over the data',
+    Reconstructs: 'reconstructs nothing',
+    Samples: 'draws no samples',
+}
+_COLUMNS = 64  # of tokens, to whose multiples a text is filled up, so that few programs are compiled
+
+
+class Trained:
+    """One replica of a run at one checkpoint: config, step, and what the model can do.
+
+    x, in and out, is (n, *shape) in the data's own units. Images go in as whole numbers 0..levels, as the set stores
+    them, or as floats in [0, 1], and come out as floats in [0, 1]; points are floats. labels (n,): whole numbers below
+    num_classes, which a conditional model wants. All else raises UserError, and so does what the model cannot do.
+
+    n is any number; the arrays are computed in chunks of eval.batch_size. Example i is a function of (seed, i) alone:
+    neither the other examples nor the size of a chunk change its draws. Numbers may differ in the last bits where the
+    chunk has another shape.
+    """
+
+    def __init__(self, run: Run, experiment: Experiment, state: TrainState, k: int = 0, shared: dict | None = None):
+        self.run, self.experiment, self.config = run, experiment, experiment.config
+        self.tokenizer, self.num_classes = getattr(experiment.dataset.spec, 'tokenizer', None), experiment.num_classes
+        self._all, self._k, self.state = state, k, experiment.replica(state, k)
+        self.step = int(self.state.step)
+        self._calls = Calls(experiment)
+        self._compiled = {} if shared is None else shared  # {name: the compiled function}, of all replicas
+        self._read = raw.Reader(experiment)
+        self._can = [one.on_data(self._read, experiment.scaling.to_data) for one in experiment.task.capabilities]
+
+    def replica(self, k: int) -> 'Trained':
+        """That of seed config.seed + k."""
+        if not 0 <= k < len(self.experiment.seeds):
+            raise UserError(f'replica: {k}; the run has {len(self.experiment.seeds)}, counted from 0')
+        return Trained(self.run, self.experiment, self._all, k, self._compiled)
+
+    def replicas(self) -> 'list[Trained]':
+        return [self.replica(k) for k in range(len(self.experiment.seeds))]
+
+    def can(self, kind: type) -> bool:
+        """Whether the model has a capability (core.capabilities)."""
+        return any(isinstance(one, kind) for one in self._can)
+
+    def encode(self, x, labels=None, seed: int = 0) -> np.ndarray:
+        """Codes (n, d): of a VAE the means of q(z given x)."""
+        space = self._get(LatentSpace, 'encode')
+        return self._of_examples('encode', space.encode, 'eval', seed, x, labels)
+
+    def decode(self, codes, labels=None) -> np.ndarray:
+        """x of codes (n, d): of a VAE the mean of p(x given z)."""
+        space, codes = self._get(LatentSpace, 'decode'), np.asarray(codes, np.float32)
+        if codes.ndim != 2 or not len(codes):
+            raise UserError(f'codes: of shape {codes.shape}; decode wants (n, d), as encode gives them')
+        raw.check_labels(labels, len(codes), self.num_classes)
+        decode = lambda params, extra, codes, labels, ctx: space.decode(params, extra, codes, labels)
+        return self._over('decode', decode, 'sample', 0, len(codes), codes, self._own(labels))
+
+    def reconstruct(self, x, labels=None, seed: int = 0) -> np.ndarray:
+        """(n, *shape): what the model keeps of each example."""
+        function = self._get(Reconstructs, 'reconstruct').reconstruct
+        return self._of_examples('reconstruct', function, 'eval', seed, x, labels)
+
+    def interpolate(self, a, b, steps: int = 11, labels=None, how: str = '', seed: int = 0) -> np.ndarray:
+        """(n, steps, *shape): from examples a to examples b, (n, *shape) each, through the latent space.
+
+        how: 'linear' or 'spherical' (metrics.latent_codes.interpolations); '': eval.interpolation of the config.
+        labels: of both, and of what lies between.
+        """
+        how = how or self.config.eval.get('interpolation', 'spherical')
+        if how not in latent_codes.INTERPOLATIONS:
+            raise UserError(f'how: {how!r}; it is {" or ".join(latent_codes.INTERPOLATIONS)}')
+        if len(a) != len(b) or steps < 2:
+            raise UserError(
+                f'interpolate: {len(a)} and {len(b)} examples, {steps} steps; give as many of each, and 2 steps or more'
+            )
+        ends = [self.encode(x, labels, seed) for x in (a, b)]
+        codes = latent_codes.interpolations(*ends, steps, how)
+        each = None if self._own(labels) is None else np.repeat(labels, steps)
+        x = self.decode(codes.reshape(-1, codes.shape[-1]), each)
+        return x.reshape(len(codes), steps, *x.shape[1:])
+
+    def log_prob(self, x, seed: int = 0) -> np.ndarray:
+        """log p(x) in nats, (n,).
+
+        Of a VAE it is a lower bound in expectation: the importance-weighted bound with 64 draws (Burda et al. 2016, eq.
+        8); the draws of example i are those of (seed, i). Continuous x has a density in the data's units, where images
+        are in [0, 1]; a discrete likelihood has probabilities.
+        Of a language model x is a list of texts, and it is exact: the sum over the tokens of each text, from the
+        beginning of a document, with its end where the tokenizer has one.
+        """
+        if self.can(CausalText):
+            return self._log_prob_of_texts(x)
+        value = self._get(LogDensity, 'log_prob').value
+        function = lambda params, extra, batch, ctx: value(params, extra, batch['x'], ctx)
+        return self._of_examples('log_prob', function, 'score', seed, x, None)
+
+    def sample(self, n: int, seed: int = 0, labels=None) -> np.ndarray | list[str]:
+        """(n, *shape) samples, or of a language model n texts; labels: None lets them run through the classes."""
+        draw = self._get(Samples, 'sample').draw
+        if n < 1:
+            raise UserError(f'n: {n}; 1 or more')
+        labels = self.labels_of(n, labels)
+        function = lambda params, extra, labels, ctx: draw(params, extra, ctx, labels)
+        samples = self._over('sample', function, 'sample', seed, n, labels)
+        if not self.can(CausalText):
+            return samples
+        return [self.tokenizer.decode(until_end(tokens, self.tokenizer.end)) for tokens in samples]
+
+    def generate(self, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, stream=None, **how) -> list[Text]:
+        """n texts that go on from each prompt; str(text) is all of one. Text i of all is a function of (seed, i).
+
+        how: fields of decoding.Sampling (temperature, top_k, top_p, min_p, repetition_penalty, beam_size,
+        length_penalty), and max_new_tokens, stop, suffix, grammar and draft as reports.generate.Generator has them.
+        stream: is called with a single text while it grows.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or n < 1:
+            raise UserError(f'generate: {len(prompts)} prompts, n={n}; 1 or more of each')
+        return self.writer(**how).generate(self.state, prompts, n, seed, stream)
+
+    def metrics(self) -> list[dict]:
+        """The rows of metrics.jsonl, oldest first: {'step', 'split', 'seed' of a replica, metric: number or None}."""
+        return self.run.rows()
+
+    def evaluations(self) -> dict[str, dict]:
+        """{name: {'step', metric: {'value', …}}}; 'evaluation' is that of the finished run."""
+        return self.run.evaluations()
+
+    def writer(self, **how) -> Generator:
+        """For many calls with the same settings; see `generate`."""
+        self._get(CausalText, 'generate')
+        names = Sampling.__dataclass_fields__
+        known = (*names, 'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft')
+        if unknown := [name for name in how if name not in known]:
+            raise UserError(f'generate: there is no {unknown[0]}; known: {", ".join(known)}')
+        sampling = Sampling(**{name: value for name, value in how.items() if name in names})
+        return Generator(self.experiment, sampling, **{name: how[name] for name in how if name not in names})
+
+    def labels_of(self, n: int, labels=None) -> np.ndarray | None:
+        """(n,) int32 classes to draw; None of an unconditional model. Raises UserError."""
+        if labels is None:
+            return in_turn(n, self.num_classes)
+        if not self.num_classes:
+            raise UserError('labels: this model is unconditional (model.conditional is False)')
+        raw.check_labels(labels, n, self.num_classes)
+        return np.asarray(labels, np.int32)
+
+    def samples_path(self, seed: int) -> pathlib.Path:
+        """Where samples of this replica are kept, without a suffix."""
+        of_replica = f'_seed{self.experiment.seeds[self._k]}' if len(self.experiment.seeds) > 1 else ''
+        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}'
+
+    def _get(self, kind: type, what: str):
+        found = next((one for one in self._can if isinstance(one, kind)), None)
+        if found is None:
+            # A task's module names the capabilities that it can give.
+            able = [name for name, make in tasks.TASKS.items() if kind in vars(sys.modules[make.__module__]).values()]
+            raise UserError(
+                f'{what}: {self.config.task.name}, as it is configured here, {_WORDS[kind]}; '
+                f'of the tasks {", ".join(able) or "none"} can'
+            )
+        return found
+
+    def _own(self, labels) -> np.ndarray | None:
+        return np.asarray(labels, np.int32) if self.num_classes else None
+
+    def _of_examples(self, name: str, function, stream: str, seed: int, x, labels) -> np.ndarray:
+        """`function` of (params, extra, batch, ctx) over raw examples, once they are checked."""
+        x = np.asarray(x)
+        batch = {'x': x} | ({'label': np.asarray(labels)} if self.num_classes and labels is not None else {})
+        if not x.ndim or not len(x):
+            raise UserError(f'x: of shape {x.shape}; it holds no example')
+        self._read.check(batch)
+        return self._over(name, function, stream, seed, len(x), batch)
+
+    def _over(self, name: str, function, stream: str, seed: int, n: int, *arrays):
+        """`function` of (params, extra, *arrays, ctx) over trees of n examples, in chunks, on the host."""
+        if name not in self._compiled:
+            self._compiled[name] = self._calls.compiled(function, stream)
+
+        def one(index):
+            own = jax.tree.map(lambda x: parallel.put(x[index], self._calls.placement), arrays)
+            return self._compiled[name](self.state, np.int32(seed), index, *own)
+
+        return self._calls.joined(one, n)
+
+    def _log_prob_of_texts(self, texts) -> np.ndarray:
+        text, texts = self._get(CausalText, 'log_prob'), [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise UserError('log_prob: it is given no text')
+        end = [] if text.eos is None else [text.eos]
+        rows = [np.concatenate([[text.bos], self.tokenizer.encode(one), end]).astype(np.int32) for one in texts]
+        longest = max(map(len, rows)) - 1
+        if text.context and longest > text.context:
+            k = max(range(len(rows)), key=lambda k: len(rows[k]))
+            raise UserError(f'log_prob: text {k} has {longest} tokens, the model reads {text.context}; cut it')
+        columns = -(-longest // _COLUMNS) * _COLUMNS
+        columns = 1 + (min(columns, text.context) if text.context else columns)
+        tokens = np.zeros((len(rows), columns), np.int32)  # what stands behind a text changes nothing before it
+        for one, row in zip(tokens, rows, strict=True):
+            one[: len(row)] = row
+        function = lambda params, extra, tokens, ctx: text.token_nll(params, extra, tokens)
+        nll = self._over('token_nll', function, 'eval', 0, len(rows), tokens)
+        return np.array([-own[: len(row) - 1].sum(dtype=np.float64) for own, row in zip(nll, rows, strict=True)])

@@ -1,0 +1,67 @@
+"""Renders the tables of the READMEs that come from the code, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`.
+
+    python scripts/render_docs.py            # writes them
+    python scripts/render_docs.py --check    # exit code 1 where one is not what the code says
+
+To add a table: a function that returns it, and a line in TABLES.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # what stands beside this file is documented, installed or not
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table, each row on a line of its own."""
+    lines = [head, ('---',) * len(head), *rows]
+    return ''.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |\n' for line in lines)
+
+
+def flags_table() -> str:
+    """The flags of `python -m aigc_jax.main`, in the order in which they are defined."""
+    from absl import flags
+
+    import aigc_jax.main  # noqa: F401 (defines them)
+
+    by_module = flags.FLAGS.flags_by_module_dict()
+    own = [flag for module, defined in by_module.items() if module.startswith('aigc_jax') for flag in defined]
+    default = lambda flag: '' if flag.default in (None, '') else f'`{flag.default}`'
+    return table(('flag', 'default', 'meaning'), [(f'`--{flag.name}`', default(flag), flag.help) for flag in own])
+
+
+TABLES = {('aigc_jax/runs/README.md', 'flags'): flags_table}  # (file, name between the marks) -> what renders it
+
+
+def rendered(file: str, text: str) -> str:
+    """The text of a README with its tables as the code has them. Raises ValueError where a mark is missing."""
+    for (of, name), render in TABLES.items():
+        if of == file:
+            begin, end = f'<!-- {name}:begin -->\n', f'<!-- {name}:end -->'
+            if text.count(begin) != 1 or text.count(end) != 1:
+                raise ValueError(f'{file}: the marks {begin.strip()} and {end} must stand there once')
+            text = re.sub(f'{begin}.*{end}', lambda _: begin + render() + end, text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--check', action='store_true', help='write nothing; fail where a table is not as rendered')
+    check = parser.parse_args().check
+    stale = []
+    for file in sorted({file for file, _ in TABLES}):
+        text = (ROOT / file).read_text(encoding='utf-8')
+        if (new := rendered(file, text)) != text:
+            stale.append(file)
+            if not check:
+                (ROOT / file).write_text(new, encoding='utf-8')
+    for file in stale:
+        print(f'{file}: ' + ('is not as rendered; run python scripts/render_docs.py' if check else 'written'))
+    return 1 if check and stale else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""aigc_jax.open: a trained model on raw arrays and text, in the data's own units."""
+
+import numpy as np
+import pytest
+
+import aigc_jax
+from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.errors import UserError
+
+
+@pytest.fixture(scope='module')
+def vae(smoke):
+    return aigc_jax.open(smoke('vae'))
+
+
+@pytest.fixture(scope='module')
+def text(smoke):
+    return aigc_jax.open(smoke('gpt'))
+
+
+def test_an_array_of_any_length_goes_through_a_latent_space_and_back(vae):
+    chunk = vae.config.eval.batch_size
+    x = vae.experiment.examples('train', np.arange(chunk + 3))['x']  # whole numbers 0 to 16
+    z, reconstructed = vae.encode(x), vae.reconstruct(x)
+    assert len(z) == chunk + 3 and z.ndim == 2
+    assert reconstructed.shape == x.shape and 0 <= reconstructed.min() and reconstructed.max() <= 1
+    np.testing.assert_allclose(vae.encode(x / 16), z, atol=1e-5)  # the same images as floats
+    np.testing.assert_allclose(vae.encode(x[:5]), z[:5], atol=1e-5)  # whatever else stands in the array
+    # It is what the evaluation of the run itself gives.
+    from aigc_jax.reports.evaluator import Evaluator
+
+    theirs = Evaluator(vae.experiment).encode(vae.state, 0, 'train', chunk + 3)
+    np.testing.assert_array_equal(theirs, z)
+    walk = vae.interpolate(x[:4], x[4:8], steps=5)
+    assert walk.shape == (4, 5, *x.shape[1:])
+    np.testing.assert_allclose(walk[:, 0], vae.decode(z[:4]), atol=1e-5)
+    np.testing.assert_allclose(walk[:, -1], vae.decode(z[4:8]), atol=1e-5)
+
+
+def test_sample_i_is_a_function_of_the_seed_and_i(vae, smoke):
+    samples = vae.sample(6, seed=3)
+    np.testing.assert_array_equal(vae.sample(6, seed=3), samples)
+    np.testing.assert_allclose(vae.sample(3, seed=3), samples[:3], atol=1e-6)
+    assert np.abs(vae.sample(6, seed=4) - samples).max() > 0.01
+    (path, found), *rest = aigc_jax.sample(smoke('vae'), 6, 3).items()
+    assert not rest and path.name == '00000040_sample3.npz'
+    np.testing.assert_array_equal(found, samples)
+    np.testing.assert_array_equal(np.load(path)['samples'], samples)
+
+
+def test_the_bound_of_a_vae_is_its_evaluations(vae):
+    """log_prob is the importance-weighted bound of 64 draws. The smoke run reports that of fewer, which is lower."""
+    x = vae.experiment.examples('test', np.arange(180))['x']
+    bound, reported = vae.log_prob(x), vae.evaluations()['evaluation']
+    assert bound.shape == (180,)
+    elbo, nll = (reported[f'model/{name}']['value'] for name in ('elbo', 'nll'))
+    assert elbo < bound.mean() and abs(bound.mean() + nll) < 0.5
+
+
+def test_rows_and_evaluations_are_plain(vae):
+    rows = vae.metrics()
+    assert {row['split'] for row in rows} == {'train', 'eval', 'final'} and rows[-1]['step'] == vae.step == 40
+    assert vae.evaluations()['evaluation']['step'] == 40
+    assert aigc_jax.evaluate(vae.run.folder).results['model/nll'] == vae.evaluations()['evaluation']['model/nll']
+
+
+def test_what_a_model_cannot_do_is_said_in_one_line(vae, text, smoke):
+    gan = aigc_jax.open(smoke('gan'))
+    x = gan.sample(3)
+    for call, words in {
+        lambda: gan.encode(x): 'encode: gan, as it is configured here, has no latent space; of the tasks vae',
+        lambda: gan.log_prob(x): 'log_prob: gan, as it is configured here, has no density over the data; of the tasks',
+        lambda: vae.generate('a'): 'generate: vae, as it is configured here, writes no text; of the tasks lm can',
+        lambda: text.reconstruct(['a']): 'reconstruct: lm, as it is configured here, reconstructs nothing',
+        lambda: aigc_jax.sample(text): 'sample: lm writes text; call generate',
+        lambda: vae.encode(vae.sample(2)[:, :4]): r'x: (2, 4, 8, 1) float32; this run (digits) wants (n, 8, 8, 1)',
+        lambda: vae.encode(np.zeros((0, 8, 8, 1))): 'x: of shape (0, 8, 8, 1); it holds no example',
+        lambda: vae.decode(np.zeros(2)): 'codes: of shape (2,); decode wants (n, d)',
+        lambda: vae.sample(2, labels=[0, 1]): 'labels: this model is unconditional',
+        lambda: vae.sample(0): 'n: 0; 1 or more',
+        lambda: vae.interpolate(np.zeros((2, 8, 8, 1)), np.zeros((1, 8, 8, 1))): 'interpolate: 2 and 1 examples',
+        lambda: vae.replica(1): 'replica: 1; the run has 1, counted from 0',
+        lambda: text.generate('a', temprature=1.0): 'generate: there is no temprature; known: ',
+        lambda: text.log_prob([]): 'log_prob: it is given no text',
+        lambda: text.log_prob('a' * 2000): 'log_prob: text 0 has ',
+        lambda: aigc_jax.open(smoke('vae'), step=39): 'no checkpoint of step 39',
+        lambda: aigc_jax.open(smoke('vae'), overrides={'model.latent_dim': 3}): 'in this mode only data.*',
+    }.items():
+        with pytest.raises(UserError) as found:
+            call()
+        assert words in str(found.value) and len(str(found.value).splitlines()) == 1, str(found.value)
+
+
+def test_a_conditional_model_wants_labels(tmp_path, monkeypatch, command_line):
+    monkeypatch.chdir(command_line.root)
+    fields = {'model.conditional': True, 'total_steps': 10, 'log_every_steps': 10, 'eval_every_steps': 10,
+              'checkpoint_every_steps': 10, 'num_seeds': 2}  # fmt: skip
+    aigc_jax.train('configs/vae.py:smoke', tmp_path, fields)
+    run = aigc_jax.open(tmp_path)
+    batch = run.experiment.examples('test', np.arange(4))
+    z = run.encode(batch['x'], batch['label'])
+    walk = run.interpolate(batch['x'][:2], batch['x'][2:], 3, labels=[1, 2])
+    np.testing.assert_allclose(walk[1, 0], run.decode(run.encode(batch['x'][:2], [1, 2]), [1, 2])[1], atol=1e-5)
+    assert run.sample(12).shape == run.sample(12, labels=[3] * 12).shape
+    for call in (lambda: run.encode(batch['x']), lambda: run.decode(z), lambda: run.decode(z, [0, 1, 2, 10])):
+        with pytest.raises(UserError, match='labels: .*this run is conditional and wants'):
+            call()
+    # The replicas are models of their own, and share what is compiled.
+    first, second = run.replicas()
+    np.testing.assert_array_equal(first.sample(2), run.sample(2))
+    assert np.abs(second.sample(2) - first.sample(2)).max() > 1e-3
+    assert [path.name for path in aigc_jax.sample(tmp_path, 2)] == [
+        f'00000010_sample0_seed{seed}.npz' for seed in run.experiment.seeds
+    ]
+
+
+def test_text_is_written_and_scored(text, smoke):
+    assert text.can(CausalText)
+    written = text.generate('def ', n=3, seed=1, max_new_tokens=12, temperature=0.8)
+    assert [one.prompt for one in written] == ['def '] * 3
+    assert str(written[0]) == str(text.generate('def ', n=1, seed=1, max_new_tokens=12, temperature=0.8)[0])
+    # What is drawn without a prompt, and not cut off by an end, has the probability that log_prob gives it.
+    free = text.generate('', n=2, seed=2, max_new_tokens=10)
+    scored = text.log_prob([str(one) for one in free])
+    end = text.tokenizer.end
+    if end is None:
+        np.testing.assert_allclose(scored, [-one.nats for one in free], rtol=1e-4)
+    else:
+        ended = [one.ended == 'end' for one in free]
+        assert all(np.isclose(p, -one.nats, rtol=1e-4) for p, one, e in zip(scored, free, ended, strict=True) if e)
+    both = text.log_prob(['a', 'for x in y'])
+    np.testing.assert_allclose(text.log_prob('for x in y'), both[1:], rtol=1e-5)  # whatever stands beside it
+    samples = text.sample(2)
+    assert len(samples) == 2 and all(isinstance(one, str) for one in samples)
+    (path, texts), = aigc_jax.generate(smoke('gpt'), ['a', 'b'], seed=1, max_new_tokens=3).items()
+    assert path.exists() and [one.prompt for one in texts] == ['a', 'b']
