@@ -54,6 +54,10 @@ def declared(name: str) -> dict[str, Group]:
     found = getattr(module, 'FIELDS', {})
     if not isinstance(found, dict) or not found.keys() <= set(GROUPS):
         raise UserError(f'task.name: FIELDS of {name} is no dict of groups of fields, {", ".join(GROUPS)}')
+    for group, own in found.items():
+        for field, value in own.items() if isinstance(own, dict) else ():
+            if not isinstance(value, Field):
+                raise UserError(f'task.name: FIELDS of {name}: {group}.{field} is no Field (aigc_jax/core/schema.py)')
     return found
 
 
