@@ -3,13 +3,14 @@
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Task
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.tasks import gan, lm, vae, vq
+from aigc_jax.tasks import flow, gan, lm, vae, vq
 
 TASKS = {
     'vae': vae.make,
     'gan': gan.make,
     'lm': lm.make,
     'vq': vq.make,
+    'flow': flow.make,
 }
 
 

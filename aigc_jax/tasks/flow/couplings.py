@@ -50,7 +50,8 @@ def assign(cost: Array) -> Array:
             return distance, path, done.at[j].set(True), row_of[j], distance[j], jnp.where(row_of[j] < 0, j, -1)
 
         none = jnp.full(n, -1, jnp.int32)
-        start = jnp.full(n, jnp.inf, cost.dtype), none, jnp.zeros(n, bool), row, jnp.zeros((), cost.dtype), jnp.int32(-1)
+        far, least = jnp.full(n, jnp.inf, cost.dtype), jnp.zeros((), cost.dtype)
+        start = far, none, jnp.zeros(n, bool), row, least, jnp.int32(-1)
         distance, path, done, _, least, end = jax.lax.while_loop(lambda state: state[-1] < 0, search, start)
         gain = jnp.where(done, least - distance, 0)
         u = u.at[row].add(least).at[jnp.where(done & (row_of >= 0), row_of, n)].add(gain, mode='drop')

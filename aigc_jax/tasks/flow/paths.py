@@ -2,8 +2,8 @@
 conversions between what a network can say of it.
 
 Of x_t they are all the conditional expectations of something given x_t, and each is a linear function of each other
-(Lipman et al. 2024, section 4.8): the velocity E[x1 − x0], the data E[x1], the noise E[x0], and, where x0 is N(0, I), the
-score ∇ log p_t(x_t) = −E[x0] / (1 − t). t (n,) goes with x (n, …); what is undefined at an end of [0, 1] says so.
+(Lipman et al. 2024, section 4.8): the velocity E[x1 − x0], the data E[x1], the noise E[x0], and, where x0 is N(0, I),
+the score ∇ log p_t(x_t) = −E[x0] / (1 − t). t (n,) goes with x (n, …).
 """
 
 from aigc_jax.core.types import Array

@@ -1,7 +1,7 @@
 """Solvers of dx/dt = f(t, x) from t = 0 to t = 1, of many x at once that do not depend on each other.
 
-f(t (n,), x (n, D)) -> (n, D). The adaptive solver chooses the steps of each x by itself, so that what becomes of an x is
-the same whatever it is solved beside; jax.experimental.ode.odeint would choose one step for all, and does not tell how
+f(t (n,), x (n, D)) -> (n, D). The adaptive solver chooses the steps of each x by itself, so that what becomes of an x
+does not depend on those beside it. jax.experimental.ode.odeint would choose one step for all, and does not tell how
 often it evaluates f.
 """
 
@@ -14,7 +14,8 @@ import numpy as np
 from aigc_jax.core.types import Array
 
 Field = Callable[[Array, Array], Array]
-MOST_STEPS = 10_000  # that the adaptive solver tries; what is not at t = 1 by then is given as NaN
+# What the adaptive solver gives up at, and gives as NaN: so many steps tried, or one too short for float32 to see.
+MOST_STEPS, LEAST_STEP = 10_000, 1e-8
 
 # Of the second stage and of the sum, of methods of order 2: c2, b1, b2.
 _TWO_STAGES = {'midpoint': (0.5, 0.0, 1.0), 'heun': (1.0, 0.5, 0.5)}
@@ -72,7 +73,7 @@ def dopri5(f: Field, x: Array, tolerance: float) -> tuple[Array, Array]:
 
     def attempt(state):
         t, h, x, k1, tried, count = state
-        active = t < 1
+        active = (t < 1) & (h > LEAST_STEP)
         h = jnp.minimum(h, 1 - t)
         k = [k1]
         for c, row in zip(_C, _A, strict=True):
@@ -91,7 +92,7 @@ def dopri5(f: Field, x: Array, tolerance: float) -> tuple[Array, Array]:
 
     def going(state):
         t, h, *_, tried, _ = state
-        return jnp.any(t < 1) & (tried < MOST_STEPS)
+        return jnp.any((t < 1) & (h > LEAST_STEP)) & (tried < MOST_STEPS)
 
     t = jnp.zeros(len(x), x.dtype)
     k1 = f(t, x)
