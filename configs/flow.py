@@ -104,6 +104,7 @@ def get_config(arg=''):
                 tolerance=1e-3,  # of dopri5, which the log-likelihood is always integrated by
                 guidance=1.0,  # weight of the class; 1: the conditional field, 0: the unconditional one
                 probes=1,  # of Hutchinson's estimate of the divergence; 0: the divergence itself
+                nll_examples=1000,  # that the final evaluation integrates, for the log-likelihood; 0: all
             ),
         )
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.errors import UserError, check_fields, near
-from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Batch, Diagnostic, Extra, Task, Tree, Turn
 from aigc_jax.data.batching import make_scaling
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.nn import unet
@@ -27,7 +27,7 @@ TASK_FIELDS = dict(
     name=str, objective=str, coupling=str, source=str, time=str, time_mean=float, time_std=float, class_dropout=float,
     dequantize=bool, mean_share=float, weight_power=float,
 )  # fmt: skip
-EVAL_FIELDS = dict(solver=str, steps=int, tolerance=float, guidance=float, probes=int)
+EVAL_FIELDS = dict(solver=str, steps=int, tolerance=float, guidance=float, probes=int, nll_examples=int)
 OBJECTIVES, SOURCES, TIMES = ('velocity', 'mean_velocity'), ('normal', 'eight_gaussians'), ('uniform', 'logit_normal')
 SOLVERS = (*solvers.SOLVERS, 'mean_flow')
 _WEIGHT_FLOOR = 0.01  # added to the squared error that a weight is taken from, as the code of Geng et al. 2025 has it
@@ -59,13 +59,15 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
-    """How samples are drawn from a field: EVAL_FIELDS. probes: of the divergence; 0: the trace itself."""
+    """How a field is integrated: EVAL_FIELDS. probes: of the divergence; 0: the trace itself. nll_examples: of a split,
+    whose log-likelihood is reported; 0: all."""
 
     solver: str
     steps: int
     tolerance: float
     guidance: float
     probes: int
+    nll_examples: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -215,6 +217,14 @@ class Flow:
         return log_p - self.dim * self.log_factor, x0, count
 
     def evaluate(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        """velocity_error: the squared error of the field, of each dimension, at one time and one independent draw of the
+        source for each example. Its least value is not 0."""
+        x1 = self._dequantized(batch['x'], ctx, self.options['dequantize']).reshape(-1, self.dim)
+        x0, t = self.source.draw(ctx), ctx.uniform('t')
+        found = self.velocity(params['model'], self._one_hot(batch.get('label')))(t, paths.interpolate(x0, x1, t))
+        return {'model/velocity_error': jnp.mean((found - (x1 - x0)) ** 2, axis=-1)}
+
+    def integrate(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         """nll: −log p(x), given the class where the field is told it; of integer data −log p(x̃) − D log Δ of one
         dequantized x̃ with bins of width Δ, whose mean is a bound on −log P(x) (Theis et al. 2016, eq. 4)."""
         theta, labels = params['model'], batch.get('label')
@@ -249,6 +259,7 @@ class Flow:
             rounds=((Turn('model', self.loss),),),
             sample=self.sample,
             evaluate=self.evaluate,
+            diagnostics=(Diagnostic(self.integrate, lambda found: found, self.sampler.nll_examples),),
             score=('log p(x)', self.score) if self.shape == (2,) and not self.num_classes else None,
             encode=self.encode if normal else None,
             decode=self.decode if normal else None,
@@ -323,7 +334,7 @@ def _check(options, sampler: dict, config, dataset: Dataset) -> None:
             'eval.guidance: other than 1, it is for a model that was trained with and without the class: '
             'model.conditional=True, and task.class_dropout above 0'
         )
-    for name, least in (('steps', 1), ('probes', 0)):
+    for name, least in (('steps', 1), ('probes', 0), ('nll_examples', 0)):
         if sampler[name] < least:
             raise UserError(f'eval.{name}: {sampler[name]}; {least} or more')
     if not 1e-6 <= sampler['tolerance'] < 1:
