@@ -217,8 +217,8 @@ class Flow:
         return log_p - self.dim * self.log_factor, x0, count
 
     def evaluate(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        """velocity_error: the squared error of the field, of each dimension, at one time and one independent draw of the
-        source for each example. Its least value is not 0."""
+        """velocity_error: the field's mean squared error over the dimensions, at one time and for one independent draw
+        of the source for each example. Its least value is not 0."""
         x1 = self._dequantized(batch['x'], ctx, self.options['dequantize']).reshape(-1, self.dim)
         x0, t = self.source.draw(ctx), ctx.uniform('t')
         found = self.velocity(params['model'], self._one_hot(batch.get('label')))(t, paths.interpolate(x0, x1, t))
