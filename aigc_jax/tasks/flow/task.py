@@ -258,7 +258,8 @@ class Flow:
             init=self.init,
             rounds=((Turn('model', self.loss),),),
             sample=self.sample,
-            evaluate=self.evaluate,
+            # Of an optimal coupling the error is one of a whole batch, and of independent pairs it says nothing.
+            evaluate=self.evaluate if self.options['coupling'] == 'independent' else None,
             diagnostics=(Diagnostic(self.integrate, lambda found: found, self.sampler.nll_examples),),
             score=('log p(x)', self.score) if self.shape == (2,) and not self.num_classes else None,
             encode=self.encode if normal else None,
