@@ -22,7 +22,7 @@ from aigc_jax.data import Dataset, Images, Tokens
 from aigc_jax.nn import unet
 from aigc_jax.nn.build import build, compute_dtype
 from aigc_jax.tasks.flow import couplings, paths, solvers
-from aigc_jax.tasks.flow.fields import EVAL, FIELDS
+from aigc_jax.tasks.flow.fields import FIELDS
 
 __all__ = ['FIELDS', 'make']
 _WEIGHT_FLOOR = 0.01  # added to the squared error that a weight is taken from, as the code of Geng et al. 2025 has it
@@ -265,7 +265,7 @@ class Flow:
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, spec = config.model, config.task, dataset.spec
-    own = {name: config.eval[name] for name in EVAL}
+    own = {field.name: config.eval[field.name] for field in dataclasses.fields(Sampler)}
     if isinstance(spec, Tokens):
         raise UserError(f'task.name: flow is for images and points; {config.data.name} is text')
     _check(options, own, config, dataset)
