@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from aigc_jax.core import tree
 from aigc_jax.core.types import Tree
 
 _BYTES_AT_ONCE = 32e6  # of a state on their way to or from the disk, in each process; a leaf's shard at least
+_LATE = 10.0  # seconds
 _BYTES_A_LEAF, _BYTES_A_STEP = 4096, 65536  # that Orbax and the record take at most beside the arrays
 
 
@@ -139,22 +141,53 @@ def plain_path(directory: pathlib.Path):
         yield link
 
 
-@contextlib.contextmanager
-def _raised_alone():
+class _Quiet:
     """What fails in a thread of Orbax is raised where the thread is waited for. Without this, more would be printed
     for each leaf: by Orbax's log, by asyncio's, and by tensorstore, which tells a loop that has ended of its failures.
+
+    It is on while any thread of this process is within. After a failure it stays on for _LATE seconds, because other
+    threads of Orbax have not met the failure yet.
     """
-    loggers = absl_logging.get_absl_logger(), logging.getLogger('asyncio')
-    told = lambda record: not record.exc_info and record.name != 'asyncio'
-    of_loop = lambda error: isinstance(error, RuntimeError) and str(error) == 'Event loop is closed'
-    before = sys.unraisablehook
-    for logger in loggers:
-        logger.addFilter(told)
-    sys.unraisablehook = lambda found: None if of_loop(found.exc_value) else before(found)
-    yield  # where this raises, all stay: other threads have not met the failure yet
-    for logger in loggers:
-        logger.removeFilter(told)
-    sys.unraisablehook = before
+
+    def __init__(self):
+        self._lock, self._within = threading.Lock(), 0
+        self._loggers = absl_logging.get_absl_logger(), logging.getLogger('asyncio')
+
+    @contextlib.contextmanager
+    def __call__(self):
+        self._add(1)
+        try:
+            yield
+        except BaseException:
+            late = threading.Timer(_LATE, self._add, [-1])
+            late.daemon = True
+            late.start()
+            raise
+        self._add(-1)
+
+    def _add(self, one: int) -> None:
+        with self._lock:
+            before, self._within = self._within, self._within + one
+            if not before:
+                for logger in self._loggers:
+                    logger.addFilter(_told)
+                self._hook = sys.unraisablehook
+                sys.unraisablehook = self._heard
+            elif not self._within:
+                for logger in self._loggers:
+                    logger.removeFilter(_told)
+                sys.unraisablehook = self._hook
+
+    def _heard(self, found) -> None:
+        if not isinstance(found.exc_value, RuntimeError) or str(found.exc_value) != 'Event loop is closed':
+            self._hook(found)
+
+
+def _told(record: logging.LogRecord) -> bool:
+    return not record.exc_info and record.name != 'asyncio'
+
+
+_raised_alone = _Quiet()
 
 
 def _orbax() -> ocp.PyTreeCheckpointHandler:

@@ -37,10 +37,10 @@ def test_what_goes_in_and_comes_out_is_in_the_datas_own_units(grey):
     ctx = context(4)
     seen = experiment.preprocess({'x': x}, ctx)
     assert np.min(seen['x']) == -1
-    for name in ('encode', 'reconstruct'):
-        theirs = getattr(experiment.task, name)(params, extra, seen, ctx)
-        theirs = theirs / 2 + 0.5 if name == 'reconstruct' else theirs
-        np.testing.assert_allclose(getattr(task, name)(params, extra, {'x': x}, ctx), theirs, atol=1e-5)
+    theirs = experiment.task.get(Reconstructs).reconstruct(params, extra, seen, ctx) / 2 + 0.5
+    np.testing.assert_allclose(task.get(Reconstructs).reconstruct(params, extra, {'x': x}, ctx), theirs, atol=1e-5)
+    theirs = experiment.task.get(LatentSpace).encode(params, extra, seen, ctx)
+    np.testing.assert_allclose(task.get(LatentSpace).encode(params, extra, {'x': x}, ctx), theirs, atol=1e-5)
     z = task.get(LatentSpace).encode(params, extra, {'x': x}, ctx)
     middle = experiment.task.get(LatentSpace).decode(params, extra, z, None) / 2 + 0.5
     np.testing.assert_allclose(task.get(LatentSpace).decode(params, extra, z, None), middle, atol=1e-6)

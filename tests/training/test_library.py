@@ -9,6 +9,7 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import store
 from aigc_jax.runs.folder import Run
 from aigc_jax.training import trainer
 from aigc_jax.training.trainer import train
@@ -135,3 +136,16 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(config
     with pytest.raises(UserError, match='log_every_steps: 3 is not a multiple of steps_per_call'):
         train(configs['vae'], Run(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
+
+
+def test_what_orbax_is_kept_from_saying_is_as_before_once_no_thread_saves():
+    """Two threads that save at once begin and end in any order."""
+    hook = sys.unraisablehook
+    quiet = store._Quiet()
+    first, second = quiet(), quiet()
+    first.__enter__(), second.__enter__()
+    assert sys.unraisablehook != hook
+    first.__exit__(None, None, None)
+    assert sys.unraisablehook != hook
+    second.__exit__(None, None, None)
+    assert sys.unraisablehook == hook
