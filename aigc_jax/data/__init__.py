@@ -29,6 +29,7 @@ SOURCES = {
     'gaussian2d': embedded.mixture,
     'ring8': embedded.mixture,
     'grid25': embedded.mixture,
+    'moons': embedded.moons,
     'idx:': files.idx,
     'npz:': files.npz,
     'npy:': files.npy,

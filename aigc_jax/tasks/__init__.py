@@ -16,13 +16,14 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Task
 from aigc_jax.data import Dataset
-from aigc_jax.tasks import gan, lm, vae, vq
+from aigc_jax.tasks import flow, gan, lm, vae, vq
 
 TASKS = {
     'vae': vae.make,
     'gan': gan.make,
     'lm': lm.make,
     'vq': vq.make,
+    'flow': flow.make,
 }
 NAME = Field(str, doc=f'{", ".join(f"`{name}`" for name in TASKS)}, or the path of a Python file that defines `make`')
 GROUPS = ('task', 'model', 'eval')

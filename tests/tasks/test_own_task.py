@@ -50,7 +50,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(dict(
         total_steps=20, batch_size=64, log_every_steps=10, eval_every_steps=20, checkpoint_every_steps=20,
-        optim=dict(mean=dict(name='sgd', schedule=dict(name='constant_schedule', value=16.0))),
+        optim=dict(mean=dict(name='sgd', schedule=dict(name='constant_schedule', value=16.0), weight_decay_regex='')),
         data=dict(name='digits', valid_examples=100),
         task=dict(name='{task}', name_of_it='mean'),
         eval=dict(num_samples=100, num_shown=9, extractor=''),
@@ -83,7 +83,7 @@ def test_it_is_trained_evaluated_and_sampled_by_the_command_line(runner, tmp_pat
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     losses = [row['mean/loss'] for row in rows if row['split'] == 'train']
     assert len(losses) == 2 and losses[1] < losses[0]
-    assert json.loads((run / 'evaluation.json').read_text())['model/error']['value'] < 0.5
+    assert json.loads((run / 'evaluation.json').read_text())['error']['value'] < 0.5
     code, out, err = runner(f'--workdir={run}', '--mode=sample', '--num_samples=3', '--config.eval.noise=0.1')
     assert code == 0, err
     samples = np.load(out.strip())['samples']
@@ -96,7 +96,10 @@ MISTAKES = {
     'its field out of range': (None, ['--config.model.start=2'], ['model.start: 2.0; it is 0 to 1']),
     'its field is no choice': (None, ['--config.task.power=3'], ['task.power: 3', '1, 2']),
     'its field misspelt': (None, ['--config.task.powr=1'], ["task has no field 'powr'", 'power']),
-    'its field missing': (("'name_of_it': Field(str,", "'other': Field(str,"), [], ['task.name_of_it', 'other']),
+    'its field missing': (("'name_of_it': Field(", "'more': Field(int), 'name_of_it': Field("), [],
+                          ['task.more: this field is missing', 'name, power, more, name_of_it']),
+    'a field that it has not': (("'name_of_it': Field(str, doc='a text')", ''), [],
+                                ['task.name_of_it: task has no such field']),
     'syntax': (('def make(config, dataset):', 'def make(config, dataset:'), [], ['my_task.py, line 17: SyntaxError']),
     'no make': (('def make(', 'def build('), [], ['my_task.py defines no make(config, dataset)']),
     'an error in make': (('shape, power = dataset.spec.shape', 'shape, power = dataset.shpe'), [],
