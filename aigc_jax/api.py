@@ -12,7 +12,6 @@ eval.* and parallel.* alone. A mistake raises aigc_jax.core.errors.UserError, wh
 """
 
 import contextlib
-import copy
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -56,8 +55,7 @@ def train(
     config: 'FILE.py[:variant,…]', or a ConfigDict, which stays as it is.
     """
     if isinstance(config, ConfigDict):
-        config = copy.deepcopy(config)
-        config_lib.override(config, _texts(overrides))
+        config = config_lib.resolved(config, _texts(overrides))
     else:
         config = config_lib.load(str(config), _texts(overrides))
     return trainer.train(config, Run(workdir), signals=signals, progress=progress, devices=devices)

@@ -119,10 +119,10 @@ def _run() -> None:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
         _set_up_jax()
+    began = time.perf_counter()
     if FLAGS.mode == 'train':
         with processes.together('config'):
             config = config_lib.load(_given['config'], _given['overrides'])
-    began = time.perf_counter()
     if not several:
         _set_up_jax()
     if FLAGS.mode == 'train':

@@ -6,35 +6,23 @@
 
 The first trains on the text of Python's help(), the last on the source code of its standard library; nothing is
 downloaded. configs/README.md holds what each is measured to reach, and how long it takes.
+
+What is not set here has its default: configs/README.md holds every field, its default and what it means.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config(arg=''):
-    config = ConfigDict(
+def get_config():
+    return ConfigDict(
         dict(
-            seed=0,
-            total_steps=1000,  # optimizer steps
-            batch_size=8,  # windows of data.block tokens, over all devices
-            micro_batches=1,  # parts that a batch is cut into, to save memory
-            steps_per_call=10,  # steps fused into one compiled call
-            log_every_steps=50,
+            total_steps=1000,
+            batch_size=8,
             eval_every_steps=250,
             checkpoint_every_steps=250,
-            keep_checkpoints=3,  # the newest ones; the best one is kept beside them
-            num_seeds=1,  # replicas, seeds seed, seed + 1, …, trained as one program
-            replicas='vmap',  # 'vmap' for speed, 'map' where a replica must equal its single run bit for bit
-            init_from='',  # a run's folder whose newest parameters and statistics to start from
-            precision='float32',  # of the products: 'float32' or 'bfloat16'; parameters are float32
-            parallel=dict(
-                mode='jit',  # 'jit' over the mesh, or 'pmap' over all devices
-                mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1: those that are left
-                rules=(),  # ((regex of parameters, 'fsdp' | 'replicated' | tuple of axes), …)
-            ),
             optim=dict(
                 model=dict(
-                    name='muon',  # on the blocks' matrices, Adam on the rest; or 'adamw', …
+                    name='muon',  # on the blocks' matrices, Adam on the rest
                     options=dict(
                         muon_weight_dimension_numbers='block.*kernel', adam_b1=0.9, adam_b2=0.95, weight_decay=0.0
                     ),
@@ -46,81 +34,35 @@ def get_config(arg=''):
                         decay_percent=100.0,
                         end_value=0.0,
                     ),
-                    clip_norm=1.0,  # global norm; 0: not clipped
-                    weight_decay_regex='kernel',
-                    learning_rate_rules=(('embed|head|norm', 0.3),),  # ((regex of parameters, factor), …)
-                    freeze='',  # regex of parameters
-                    ema_decay=0.0,  # of the parameters that are evaluated and sampled; 0: those trained
+                    clip_norm=1.0,
+                    learning_rate_rules=(('embed|head|norm', 0.3),),
                 ),
             ),
-            data=dict(
-                # Or 'python-stdlib', 'programs', 'text:FILE', 'text:GLOB', 'code:DIR', 'jsonl:FILE', 'tfds:NAME', and
-                # 'text:train=A,valid=B,test=C', also of code and jsonl; aigc_jax/data/README.md tells of each.
-                name='pydoc',
-                dir='',  # folder of TFDS sets, for tfds:NAME; '': TFDS's default
-                tokenizer='auto',  # 'byte', 'char', 'word', 'bpe'; 'auto': that of init_from, or bytes
-                vocab_size=-1,  # most tokens of 'word' and 'bpe', special ones included; -1: as init_from, or 1024
-                code=False,  # whether it is Python source; code:, python-stdlib and programs always are
-                order='shuffled',  # windows from anywhere, or 'contiguous', for recurrent models
-                valid_percent=5.0,  # of the text, or of its documents
-                test_percent=5.0,
-                block=256,  # tokens of a training window, and the most that the model sees, prompt and continuation
-                eval_block=0,  # tokens of a window of the evaluation, at most; 0: as while training
-                # Tokens from window to window; each is scored with block − stride before it, or more. -1: half a window
-                eval_stride=-1,
-                fim_rate=0.0,  # share of training windows whose middle is moved to their end: infilling; 0: none
-                fim_identifiers=0.0,  # share of these whose middle is one identifier
-                stream=False,  # read by Grain while training, instead of resident on the device
-            ),
+            data=dict(name='pydoc'),
             model=dict(
                 kind='transformer',
                 layers=4,
                 heads=4,
-                kv_heads=4,  # fewer than heads: grouped queries (Ainslie et al. 2023)
+                kv_heads=4,
                 width=128,
                 mlp_width=512,
-                position='rope',  # or 'learned', 'none'
-                norm='rmsnorm',  # or 'layernorm'
-                activation='relu2',  # or 'gelu', 'swiglu'
+                position='rope',
+                norm='rmsnorm',
+                activation='relu2',
                 qk_norm=True,
                 bias=False,
-                zero_init=True,  # of what goes into the residual stream, and of the head
-                tied=False,  # embedding and head are one matrix
-                softcap=15.0,  # of the logits; 0: none
-                window=0,  # tokens that a token looks back at; 0: all
+                zero_init=True,
+                tied=False,
+                softcap=15.0,
+                window=0,
                 dropout=0.0,
-                attention='einsum',  # fastest on a CPU; 'xla' or 'cudnn' (a GPU's fused kernel, wants bfloat16)
-                remat=False,  # recompute each block in the backward pass, to save memory
-                scan_layers=False,  # compile one block for all layers: for deep models; needs dropout=0.0
+                attention='einsum',
+                remat=False,
             ),
-            task=dict(
-                name='lm',
-                z_loss=0.0,  # weight of log² Z
-                separate_documents=True,  # attention stops where a document begins
-            ),
-            eval=dict(
-                split='valid',  # that is evaluated while training; the final evaluation is on `final_split`
-                final_split='test',
-                batch_size=64,  # windows
-                num_shown=4,  # samples
-                sample_tokens=-1,  # of each sample; -1: 200, or as many as the model and the held-out text allow
-                num_samples=200,  # of the metrics of samples in the final evaluation, or what the held-out text allows
-                ngram_order=5,  # of the baseline in the final evaluation, given the training text; 0: no baselines
-                problems='',  # solved in the final evaluation: 'programs', 'humaneval:FILE', 'mbpp:FILE'; '': none
-                problem_samples=10,  # programs written for each problem, and executed
-                pass_k=(1, 10),  # pass@k of these k, at most problem_samples
-                problem_tokens=128,  # the most of each program
-                problem_temperature=0.8,
-                problem_beam=8,  # of solved@beam; 1: none
-                best_metric='model/nats_per_token',  # the checkpoint with the best value is kept; '': none
-                best_mode='min',
-                patience=0,  # evaluations without a better value before stopping; 0: never
-            ),
+            task=dict(name='lm'),
+            eval=dict(split='valid', batch_size=64, num_shown=4, best_metric='model/nats_per_token'),
         )
     )
-    for variant in filter(None, arg.split(',')):
-        config.update_from_flattened_dict(VARIANTS[variant])
-    return config
 
 
 # GPT-2's block and its optimizer.

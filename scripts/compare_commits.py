@@ -47,7 +47,13 @@ for path in sorted(pathlib.Path('configs').glob('*.py')):
     for variant in getattr(module, 'VARIANTS', ()):
         name = f'{path.stem}:{variant}'
         argument = ','.join(dict.fromkeys(['smoke', variant] if name in sys.argv else [variant, 'smoke']))
-        found[name] = argument, module.get_config(argument).data.name
+        try:
+            config = module.get_config(argument)
+        except TypeError:  # VARIANTS are laid over get_config() by who loads it
+            config = module.get_config()
+            for one in argument.split(','):
+                config.data.name = module.VARIANTS[one].get('data.name', config.data.name)
+        found[name] = argument, config.data.name
 print(json.dumps(found))
 """
 

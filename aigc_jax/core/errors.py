@@ -1,7 +1,6 @@
 """The two ways in which a command ends badly, each with its exit code."""
 
 import unicodedata
-from collections.abc import Mapping
 
 _MOST_LETTERS = 4000  # of a line on stderr
 
@@ -34,26 +33,6 @@ def printable(message: str) -> str:
 def one_line(error: BaseException) -> str:
     """The kind and the first words of an error that another library raised."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-
-
-def check_fields(
-    config, fields: Mapping[str, type], what: str, owner: str = '', later: Mapping[str, type] | None = None
-) -> None:
-    """Raises UserError unless the group `config` holds `fields`, {name: type}, each of them, of its type, no others.
-
-    what: the group's name; owner: what has the fields, where it is not the group (a module's name). later: fields that
-    runs of earlier days lack.
-    """
-    owner = owner or what
-    check_type(what, config, dict)
-    fields = {**fields, **{name: kind for name, kind in (later or {}).items() if name in config}}
-    for name in config:
-        if name not in fields:
-            raise UserError(f'{what}.{name}: {owner} has no such field{near(name, fields)}')
-    for name, kind in fields.items():
-        if name not in config:
-            raise UserError(f'{what}.{name}: this field is missing; {owner} has {", ".join(fields)}')
-        check_type(f'{what}.{name}', config[name], kind)
 
 
 def check_type(name: str, value, kind: type) -> None:

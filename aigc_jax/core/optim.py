@@ -10,17 +10,42 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aigc_jax.core import patterns, tree
-from aigc_jax.core.errors import UserError, check_fields, check_type, near
+from aigc_jax.core import patterns, schema, tree
+from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Tree
 
-_FIELDS = dict(
-    name=str, options=dict, schedule=dict, clip_norm=float, weight_decay_regex=str, learning_rate_rules=tuple,
-    freeze=str, ema_decay=float,
-)  # fmt: skip
-_LATER_FIELDS = dict(clip_weights=float)  # which runs of earlier days lack; without them nothing is clipped
-
-
+# Of each player, a group of `optim`.
+FIELDS = {
+    'name': Field(str, doc='optax.NAME or optax.contrib.NAME'),
+    'options': Field(
+        dict, {},
+        doc='its keyword arguments; of muon, muon_weight_dimension_numbers is a regex: the matrices that it '
+        'orthogonalizes, (…, in, out) each; the rest is left to its Adam',
+    ),
+    'schedule': Field(
+        dict,
+        doc='{name, arguments of optax.NAME}, over training steps; an argument X_percent means X_steps, in percent of '
+        'total_steps',
+    ),
+    'clip_norm': Field(float, 0.0, least=0, doc='the global norm that a gradient is cut to; 0: it is not cut'),
+    'clip_weights': Field(
+        float, 0.0, least=0, doc='the bound that every parameter is kept within, from the first update on; 0: none'
+    ),
+    'weight_decay_regex': Field(
+        str, 'kernel', doc='which parameters an optimizer with weight decay decays, its default decay too'
+    ),
+    'learning_rate_rules': Field(
+        tuple, (),
+        doc='((regex of parameters, factor of the learning rate), …), the first that matches; a rule for `log_scale`, '
+        'which only some models have, may match nothing',
+    ),
+    'freeze': Field(str, '', doc='regex of the parameters that are not trained; empty: all are trained'),
+    'ema_decay': Field(
+        float, 0.0, least=0, below=1,
+        doc='of the moving average of the parameters, which is evaluated and sampled; 0: those trained are',
+    ),
+}  # fmt: skip
 _MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
 _MATRICES = 'muon_weight_dimension_numbers'
 _SOMETIMES = ('log_scale',)  # parameters that only some models of a family have: a rate for them may find none
@@ -110,29 +135,14 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     turns: the player's updates in one training step. The schedule runs over training steps, so that all turns of a step
     have the rate of that step; all else counts updates (the moments of Adam, ema_decay).
 
-    name, options: optax.NAME or optax.contrib.NAME and its keyword arguments. Of muon, muon_weight_dimension_numbers is
-        a regex: the matrices that it orthogonalizes, (…, in, out) each; the rest is left to its Adam.
-    schedule: {name, arguments of optax.NAME}, over training steps; an argument `X_percent` means X_steps, in percent of
-        total_steps.
-    clip_norm: the global norm that a gradient is cut to; 0: not cut.
-    weight_decay_regex: which parameters an optimizer with weight decay decays, its default decay too.
-    learning_rate_rules: ((regex, factor), …), the first that matches; one for `log_scale`, which only some models have,
-        may match nothing. freeze: a regex, '': nothing is frozen.
-    ema_decay: of the moving average of the parameters; 0: none is kept.
-    clip_weights: the bound that every parameter is kept within, from the first update on; 0: none.
+    config: holds FIELDS.
 
     Raises UserError for a field that does not fit, and for an optimizer that wants more than gradients.
     """
-    check_fields(config, _FIELDS, what, later=_LATER_FIELDS)
-    clip_weights = config.get('clip_weights', 0.0)
-    if not clip_weights >= 0:
-        raise UserError(f'{what}.clip_weights: {clip_weights}; a bound is positive, and 0 means not to clip')
+    schema.check(config, FIELDS, what)
+    clip_weights = config.clip_weights
     if clip_weights and config.freeze:
         raise UserError(f'{what}.clip_weights: would change the parameters that {what}.freeze holds still; choose one')
-    if not config.clip_norm >= 0:
-        raise UserError(f'{what}.clip_norm: {config.clip_norm}; a norm is positive, and 0 means not to clip')
-    if not 0 <= config.ema_decay < 1:
-        raise UserError(f'{what}.ema_decay: {config.ema_decay}; it lies in [0, 1), and 0 means to keep no average')
     options = dict(config.options)
     factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
     known = inspect.signature(factory).parameters

@@ -9,13 +9,33 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from aigc_jax.core import tree
-from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core import schema, tree
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.step import replicate
 from aigc_jax.core.types import TrainState, Tree
 
 AXES = ('data', 'fsdp', 'tensor')
 WHOLE_MESH = {'data': -1, 'fsdp': 1, 'tensor': 1}
+FIELDS = {
+    'mode': Field(str, 'jit', choices=('jit', 'pmap'), doc='`jit` over the mesh, or `pmap` over all devices'),
+    'mesh': Field(
+        dict,
+        fields={
+            axis: Field(int, size, least=-1, doc=f'devices along the axis `{axis}`; -1: those that are left')
+            for axis, size in WHOLE_MESH.items()
+        },
+    ),
+    'rules': Field(
+        tuple, (),
+        doc='((regex of parameters, `fsdp`, `replicated` or a tuple of axes), …), the first that matches: how each '
+        'parameter is divided over the devices',
+    ),
+}  # fmt: skip
+EXECUTION = Field(
+    str, 'vmap', choices=('vmap', 'map'),
+    doc='`vmap` for speed, `map` where a replica must equal its single run bit for bit',
+)  # fmt: skip
 BATCH_AXES = ('data', 'fsdp')  # fsdp shards the parameters over devices that each see other examples
 _AUTO = (AxisType.Auto,) * len(AXES)
 _FEED_BATCH_AXIS = 2  # of (steps_per_call, rounds, examples, …)
@@ -261,10 +281,8 @@ def make_plan(
     config: Any, num_seeds: int, execution: str, batch_size: int, micro_batches: int, devices: list | None = None
 ) -> Plan:
     """The plan that config.parallel asks for on `devices` (None: all). Raises UserError where it does not fit."""
-    if config.mode not in ('jit', 'pmap'):
-        raise UserError(f'parallel.mode: {config.mode!r}{near(config.mode, ("jit", "pmap"))}')
-    if execution not in ('vmap', 'map'):
-        raise UserError(f'replicas: {execution!r}{near(execution, ("vmap", "map"))}')
+    schema.check(config, FIELDS, 'parallel')
+    EXECUTION.check('replicas', execution)
     devices = devices or jax.devices()
     shape = _mesh_shape(config.mesh, len(devices))
     mesh = jax.make_mesh(shape, AXES, axis_types=_AUTO, devices=devices)
@@ -297,11 +315,7 @@ def want_whole_batch(config: Any, what: str) -> None:
 
 
 def _mesh_shape(config: Any, devices: int) -> tuple[int, ...]:
-    if sorted(config) != sorted(AXES):
-        raise UserError(f'parallel.mesh: the axes are {", ".join(AXES)}; got {", ".join(config)}')
     sizes = [config[axis] for axis in AXES]
-    for axis in AXES:
-        check_type(f'parallel.mesh.{axis}', config[axis], int)
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f'parallel.mesh: sizes are positive, one may be -1 (what is left); got {sizes}')
     given = math.prod(size for size in sizes if size != -1)

@@ -3,7 +3,9 @@
 import copy
 import functools
 
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core import schema
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
 from aigc_jax.data.sources import embedded, files, folders, own, programs, reading, text, tfds
 from aigc_jax.data.sources.stacked import stacked
@@ -27,6 +29,7 @@ SOURCES = {
     'gaussian2d': embedded.mixture,
     'ring8': embedded.mixture,
     'grid25': embedded.mixture,
+    'moons': embedded.moons,
     'idx:': files.idx,
     'npz:': files.npz,
     'npy:': files.npy,
@@ -53,25 +56,28 @@ TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone 
     'jsonl:': text.jsonl,
 }
 KNOWN = SOURCES | TEXTS | {STACKED: stacked}
-FIELDS = dict(name=str, dir=str, num_examples=int, valid_examples=int, binarize=str, scale=str, stream=bool)
-TEXT_FIELDS = dict(
-    name=str, tokenizer=str, vocab_size=int, order=str, valid_percent=float, test_percent=float, block=int,
-    eval_block=int, eval_stride=int, stream=bool,
-)  # fmt: skip
-# Fields that runs of earlier days lack; without them, their values are those that these runs had.
-LATER_FIELDS = dict(augment=dict, shape=tuple)
-LATER_TEXT_FIELDS = dict(dir=str, code=bool, fim_rate=float, fim_identifiers=float)
 
 
 def check(cfg) -> None:
     """Raises UserError unless `cfg` has the fields of its kind of data, and no others."""
-    key, _ = _parts(cfg.name)
-    is_text = key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
+    schema.check(cfg, fields(cfg), 'data')
+
+
+def fields(cfg) -> schema.Group:
+    """The fields of `cfg`, the config's `data`. Raises UserError where they are those of another kind of data."""
+    if schema.named(cfg, 'name') is None:
+        return declarations.IMAGES_AND_POINTS
+    is_text = reads_text(cfg)
     for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
         if wanted and mark in cfg:
             raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
-    fields, later = (TEXT_FIELDS, LATER_TEXT_FIELDS) if is_text else (FIELDS, LATER_FIELDS)
-    check_fields(cfg, fields, 'data', later=later)
+    return declarations.TEXT if is_text else declarations.IMAGES_AND_POINTS
+
+
+def reads_text(cfg) -> bool:
+    """Whether `cfg`, the config's `data`, names text. Raises UserError for data that there are not."""
+    key, _ = _parts(cfg.name)
+    return key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:

@@ -4,7 +4,6 @@ The transforms are functions of their draws, x (n, H, W, C) float32 -> the same 
 comes in from outside the image is 0: black in data units, the middle grey of symmetric ones.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -13,10 +12,18 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, check_fields
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Batch
 
-FIELDS = dict(flip=bool, shift=int, rotation=float, scale=float, cutout=int, mixup=float)
+FIELDS = {
+    'flip': Field(bool, False, doc='whether half of the images are turned left to right'),
+    'shift': Field(int, 0, least=0, doc='pixels, at most, along each axis'),
+    'rotation': Field(float, 0.0, least=0, most=180, doc='degrees, at most, either way'),
+    'scale': Field(float, 0.0, least=0, most=0.9, doc='by a factor in 1 ± this'),
+    'cutout': Field(int, 0, least=0, doc='pixels, the side of a black square'),
+    'mixup': Field(float, 0.0, least=0, doc='α of the Beta distribution of the shares of two examples; 0: none'),
+}
 _INTERPOLATING = ('rotation', 'scale', 'mixup')
 
 
@@ -105,8 +112,8 @@ def whole(u: Array, low: int, high: int) -> Array:
 
 
 def is_on(cfg) -> bool:
-    """Whether `cfg`, config.data, augments; runs of earlier days have no such fields, and do not."""
-    return any(cfg.get('augment', {}).values())
+    """Whether `cfg`, config.data, augments; text has no such fields."""
+    return 'augment' in cfg and any(cfg.augment.values())
 
 
 def mixes(cfg) -> bool:
@@ -121,14 +128,12 @@ def check(cfg, shape: tuple[int, int, int] | None, binary: bool, rows: int) -> N
     examples are augmented together, on one device and of one micro-batch.
     """
     fields = cfg.augment
-    check_fields(fields, FIELDS, 'data.augment')
     if not is_on(cfg):
         return
     if shape is None:
         raise UserError(f'data.augment: is for images; {cfg.name} holds none: switch it off')
     smallest = min(shape[:2])
-    limits = dict(shift=smallest - 1, rotation=180.0, scale=0.9, cutout=smallest, mixup=math.inf)
-    for name, most in limits.items():
+    for name, most in dict(shift=smallest - 1, cutout=smallest).items():
         if not 0 <= fields[name] <= most:
             raise UserError(f'data.augment.{name}: {fields[name]}; it lies in 0..{most}, and 0 means not to')
     blurred = [name for name in _INTERPOLATING if fields[name]]

@@ -8,8 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import rng
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 
+# Of `eval`.
+FIELDS = {
+    'ais_temperatures': Field(
+        int, 0, least=0, doc='of annealed importance sampling in the final evaluation; 0: there is none'
+    ),
+    'ais_chains': Field(int, 16, least=1, doc='of annealed importance sampling, for each example'),
+    'ais_examples': Field(
+        int, 100, least=0, doc='that it is done for, drawn at random, the same for every run; 0: all'
+    ),
+}  # fmt: skip
 LEAPFROG_STEPS = 10
 _ACCEPTANCE = 0.65  # that the step size is led to (Wu et al. 2017)
 _FIRST_STEP, _CHANGE = 0.1, 1.02

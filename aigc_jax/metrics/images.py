@@ -9,6 +9,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from aigc_jax.core.schema import Field
+
+# Of `eval`, of images and points.
+FIELDS = {
+    'num_samples': Field(int, 10_000, least=1, doc='for the metrics of samples'),
+    'extractor': Field(
+        str, 'auto',
+        doc='what images are compared by in the final evaluation: `classifier` (trained here, on the labels), '
+        "`pixels`, another run's extractor.npz, `onnx:FILE`; empty: there are no metrics of images; `auto`: "
+        'classifier, or pixels where there are no labels',
+    ),
+}  # fmt: skip
 NEIGHBOURS = 5  # that `prdc` is told of samples by; a set wants more images than these
 _BLOCK = 1 << 22  # numbers of one block of pairs: 32 MiB
 _DIRECTIONS = 256  # of the sliced Wasserstein distance

@@ -2,9 +2,17 @@
 
 import numpy as np
 
+from aigc_jax.core.schema import Field
+
 ACTIVE = 0.01  # the variance above which Burda et al. 2016 call a unit active
 _CHUNK = 500  # rows of the matrix of all pairs
 INTERPOLATIONS = ('linear', 'spherical')
+# Of `eval`.
+FIELDS = {
+    'interpolation': Field(
+        str, 'spherical', choices=INTERPOLATIONS, doc='the way from code to code in the picture interpolations.png'
+    )
+}  # fmt: skip
 
 
 def active_units(means: np.ndarray, again: np.ndarray | None = None) -> float:

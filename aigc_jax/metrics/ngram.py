@@ -9,7 +9,15 @@ import numpy as np
 import zstandard
 
 from aigc_jax.core import progress
+from aigc_jax.core.schema import Field
 
+# Of `eval`, of text.
+FIELDS = {
+    'ngram_order': Field(
+        int, 5, least=0,
+        doc='of the baseline in the final evaluation, which is given the training text; 0: there are no baselines',
+    )
+}  # fmt: skip
 _MIXTURES = 50
 _LEAST_DISCOUNT = 0.1
 

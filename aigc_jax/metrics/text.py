@@ -10,8 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from aigc_jax.core.schema import Field
 from aigc_jax.metrics.python_code import may_become
 
+# Of `eval`, of text.
+FIELDS = {
+    'num_samples': Field(
+        int, 200, least=0,
+        doc='for the metrics of samples in the final evaluation, or what the held-out text allows; 0: none',
+    )
+}  # fmt: skip
 _WORD = re.compile(r'\w+|[^\w\s]')
 _CHUNK = 1 << 24  # bytes of the training text that are hashed at once
 _SMOOTHING = 0.1  # counted for an n-gram order without a match, as Texygen has it (method 1 of Chen & Cherry 2014)

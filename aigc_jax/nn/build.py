@@ -1,31 +1,39 @@
 """From config fields to modules."""
 
+import dataclasses
 import inspect
-import typing
 from typing import Any
 
 import jax.numpy as jnp
 
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core import schema
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.schema import REQUIRED, Field
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def build(module: type, what: str, config: Any, **given):
-    """module(**config, **given); a misspelt or missing field, or an unknown name in one, is named as `what`.FIELD.
+    """module(**config, **given), where `config` holds `fields(module)`; one that has a default may be left out.
 
-    Which names a field can hold stands in CHOICES of the module's file. A field that a module was given later has a
-    default, which is what the runs that lack it were made with.
+    Raises UserError for a field that is misspelt, missing or out of its range, by its name: `what`.FIELD.
     """
-    hints, parameters = typing.get_type_hints(module), inspect.signature(module).parameters
-    names = [name for name in parameters if name not in ('name', 'parent', *given)]
-    names = [name for name in names if name in config or parameters[name].default is inspect.Parameter.empty]
-    kinds = {name: hints[name] if isinstance(hints[name], type) else tuple for name in names}  # Sequence[int]: tuple
-    check_fields(config, kinds, what, module.__name__)
-    for field, choices in inspect.getmodule(module).CHOICES.items():
-        if field in config and config[field] not in choices:
-            raise UserError(f'{what}.{field}: {config[field]!r}{near(config[field], choices)}')
+    declared = fields(module).items()
+    group = {name: field for name, field in declared if name in config or field.default is REQUIRED}
+    schema.check(config, group, what)
     return module(**config, **given)
+
+
+def fields(module: type) -> dict[str, Field]:
+    """What a config holds of `module`: those of its attributes that FIELDS of its file declares. The default of an
+    attribute is that of its field; what else the module has is given by the code that builds it."""
+    declared, found = inspect.getmodule(module).FIELDS, {}
+    for name, parameter in inspect.signature(module).parameters.items():
+        if name in declared:
+            is_required = parameter.default is inspect.Parameter.empty
+            default = {} if is_required else {'default': parameter.default}
+            found[name] = dataclasses.replace(declared[name], **default)
+    return found
 
 
 def compute_dtype(precision: str):

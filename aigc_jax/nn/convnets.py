@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn.conv import (
     NORMS,
@@ -32,7 +33,20 @@ from aigc_jax.nn.conv import (
 from aigc_jax.nn.mlp import ACTIVATIONS, join, lecun_normal
 
 BLOCKS = ('plain', 'residual', 'modern')
-CHOICES = {'activation': tuple(ACTIVATIONS), 'norm': NORMS, 'block': BLOCKS}
+FIELDS = {
+    'features': Field(
+        tuple, items=Field(int, least=1), doc='channels of each level; each level halves or doubles the sides'
+    ),
+    'block': Field(str, choices=BLOCKS, doc='what a level is made of'),
+    'norm': Field(str, choices=NORMS, doc='normalization of the hidden layers'),
+    'activation': Field(str, choices=tuple(ACTIVATIONS), doc='of the hidden layers'),
+    'spectral': Field(bool, doc='whether kernels are divided by their largest singular value (Miyato et al. 2018)'),
+    'attention': Field(int, least=0, doc='the side at which there is self-attention; 0: there is none'),
+    'depth': Field(int, least=1, doc='blocks a level; the first of them resamples'),
+    'deviation': Field(
+        int, least=0, doc='neighbours in the batch whose standard deviation the discriminator sees; 0: it sees none'
+    ),
+}  # fmt: skip
 _GROUPED = 16  # channels of a group of a modern block
 
 
@@ -235,9 +249,8 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
             f'{what}.features: {levels} levels halve the sides {shape[0]} and {shape[1]} {levels} times; '
             f'give as many as go without a remainder, 1 or more'
         )
-    deviation = getattr(network, 'deviation', 0)
-    if network.depth < 1 or network.attention < 0 or deviation < 0 or deviation == 1:
-        raise UserError(f'{what}: depth is 1 or more, attention 0 or more, deviation 0 or 2 or more')
+    if getattr(network, 'deviation', 0) == 1:
+        raise UserError(f'{what}.deviation: 1; a deviation is of 2 examples or more, and 0 leaves it out')
     if network.norm != 'none' and network.block == 'modern':
         raise UserError(f'{what}.norm: a modern block has none; set it to none, or the block to plain or residual')
     if network.spectral and network.block == 'modern':

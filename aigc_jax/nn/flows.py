@@ -7,10 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
+from aigc_jax.nn import mlp
 from aigc_jax.nn.mlp import ACTIVATIONS
 
-CHOICES = {'activation': tuple(ACTIVATIONS)}
+FIELDS = {
+    'layers': Field(int, least=1, doc='couplings, or autoregressive transformations'),
+    'features': mlp.FIELDS['features'],
+    'activation': mlp.FIELDS['activation'],
+}
 _BOUND = 2.0  # of |log scale| in one layer, so that no layer overflows
 
 

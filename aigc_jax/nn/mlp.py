@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 
 
@@ -26,7 +27,13 @@ BIASES = {'zeros': lambda fan_in: nn.initializers.zeros, 'uniform': _uniform_bia
 ACTIVATIONS = {
     name: getattr(jax.nn, name) for name in ('relu', 'leaky_relu', 'elu', 'gelu', 'silu', 'tanh', 'softplus', 'sigmoid')
 } | {'leaky_relu_0.2': functools.partial(jax.nn.leaky_relu, negative_slope=0.2)}
-CHOICES = {'activation': tuple(ACTIVATIONS), 'bias_init': tuple(BIASES)}
+FIELDS = {
+    'features': Field(tuple, items=Field(int, least=1), doc='widths of the hidden layers'),
+    'activation': Field(str, choices=tuple(ACTIVATIONS), doc='of the hidden layers'),
+    'bias_init': Field(
+        str, choices=tuple(BIASES), doc="`zeros`, or `uniform` in ±1/√(inputs), PyTorch's default",
+    ),
+}  # fmt: skip
 
 
 def join(x: Array, condition: Array | None) -> tuple[Array, int]:

@@ -5,13 +5,25 @@ from typing import Any
 
 import flax.linen as linen
 
-from aigc_jax.core import parallel
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core import parallel, schema
+from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import convnets, mlp
-from aigc_jax.nn.build import build, compute_dtype
+from aigc_jax.nn.build import build, compute_dtype, fields
 
 KINDS = {'mlp': mlp, 'conv': convnets}  # model.kind -> the file that has Encoder, Decoder, Generator, Discriminator
+
+KIND = Field(str, 'mlp', choices=tuple(KINDS), doc='of all networks: `conv` is for images')
+
+
+def field(role: str, doc: str) -> Field:
+    """The field of `model` for the network `role`, 'Encoder' …; its fields are those of that module of model.kind."""
+
+    def of_kind(own, model) -> Group | None:
+        kind = KINDS.get(schema.named(model, 'kind'))
+        return fields(getattr(kind, role)) if kind else None  # which the check of KIND says
+
+    return Field(dict, fields=of_kind, doc=doc)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +53,8 @@ def make(config, role: str, fields: Any, image_shape: tuple[int, ...], **given) 
 
     Raises UserError for a field that does not fit.
     """
-    kind, what = config.model.get('kind', 'mlp'), f'model.{role.lower()}'  # runs of before there was a choice lack it
-    if kind not in KINDS:
-        raise UserError(f'model.kind: {kind!r}{near(kind, KINDS)}')
+    kind, what = config.model.kind, f'model.{role.lower()}'
+    KIND.check('model.kind', kind)
     if kind == 'conv':
         given['axis_name'] = parallel.axis_name(config.parallel.mode, config.num_seeds > 1)
     network = build(getattr(KINDS[kind], role), what, fields, dtype=compute_dtype(config.precision), **given)

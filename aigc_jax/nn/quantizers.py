@@ -19,16 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core import rng, schema
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import convnets
-from aigc_jax.nn.build import build
 from aigc_jax.nn.conv import NORMS, Conv, Normalize
 from aigc_jax.nn.mlp import ACTIVATIONS
 
 # No statistics of batches: an image's codes depend on nothing beside it.
-CHOICES = convnets.CHOICES | {'norm': tuple(norm for norm in NORMS if norm != 'batch')}
+_WITHOUT_BATCHES = tuple(norm for norm in NORMS if norm != 'batch')
+FIELDS = convnets.FIELDS | {'norm': dataclasses.replace(convnets.FIELDS['norm'], choices=_WITHOUT_BATCHES)}
 _MOST = 2**20  # codes; the prior has a row of parameters for each
 
 
@@ -94,17 +95,6 @@ class VQ:
     decay: float
     revive_below: float
 
-    def check(self, what: str) -> None:
-        for name, fits, words in (
-            ('codes', 2 <= self.codes <= _MOST, f'2 to {_MOST}'),
-            ('dim', self.dim >= 1, '1 or more'),
-            ('commitment', self.commitment >= 0, '0 or more'),
-            ('decay', 0 <= self.decay < 1, 'in [0, 1)'),
-            ('revive_below', 0 <= self.revive_below < 1, 'in [0, 1), and 0 means to revive none'),
-        ):
-            if not fits:
-                raise UserError(f'{what}.{name}: {getattr(self, name)}; it is {words}')
-
     def init(self, key: Array) -> Tree:
         # Just dead, where the dead are revived: the first batch places them all.
         count = jnp.full((self.codes,), (self.revive_below / 2 or 1.0) / self.codes)
@@ -159,11 +149,6 @@ class FSQ:
 
     levels: Sequence[int]
 
-    def check(self, what: str) -> None:
-        fits = self.levels and all(isinstance(level, int) and level >= 3 for level in self.levels)
-        if not fits or self.codes > _MOST:  # of two levels the offset below would be infinite
-            raise UserError(f'{what}.levels: {tuple(self.levels)}; numbers from 3 on, of a product up to {_MOST}')
-
     @property
     def dim(self) -> int:
         return len(self.levels)
@@ -205,15 +190,33 @@ class FSQ:
 
 
 QUANTIZERS = {'vq': VQ, 'fsq': FSQ}
+QUANTIZER = Field(str, choices=tuple(QUANTIZERS), doc='the quantizer, which has the other fields of the group')
+QUANTIZER_FIELDS = {
+    'vq': {
+        'codes': Field(int, least=2, most=_MOST, doc='vectors of the codebook'),
+        'dim': Field(int, least=1, doc="of a code's vector"),
+        'commitment': Field(float, least=0, doc='β, weight of ‖z − sg[e]‖², summed over the grid'),
+        'decay': Field(float, least=0, below=1, doc='of the moving averages that make the codebook, a step'),
+        'revive_below': Field(
+            float, least=0, below=1,
+            doc='share of even use: a code used less becomes a vector of the batch; 0: none does',
+        ),
+    },
+    # Of two levels the offset of `quantize` would be infinite.
+    'fsq': {'levels': Field(tuple, items=Field(int, least=3), doc='values of each dimension of a code')},
+}  # fmt: skip
+
+
+def quantizer_fields(config: Any, around: Any = None) -> Group:
+    """The fields of model.quantizer, `config`, whose `name` is a quantizer's. Raises UserError."""
+    return {'name': QUANTIZER, **QUANTIZER_FIELDS[schema.chosen(config, 'name', QUANTIZER, 'model.quantizer')]}
 
 
 def make_quantizer(config: Any, what: str) -> VQ | FSQ:
     """The quantizer `config.name` with the other fields of `config`. Raises UserError for one that does not fit."""
-    fields = dict(config)
-    name = fields.pop('name', None)
-    if name not in QUANTIZERS:
-        raise UserError(f'{what}.name: {name!r}{near(str(name), QUANTIZERS)}')
-    fields.update({field: tuple(value) for field, value in fields.items() if isinstance(value, list)})
-    quantizer = build(QUANTIZERS[name], what, fields)
-    quantizer.check(what)
+    schema.check(config, quantizer_fields(config), what)
+    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in config.items()}
+    quantizer = QUANTIZERS[fields.pop('name')](**fields)
+    if not 1 < quantizer.codes <= _MOST:
+        raise UserError(f'{what}.levels: {quantizer.levels}; one number or more, of a product up to {_MOST}')
     return quantizer

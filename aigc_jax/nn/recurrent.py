@@ -8,10 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, logits
 
-CHOICES = {'cell': ('lstm', 'gru', 'linear')}
+FIELDS = {
+    'cell': Field(str, choices=('lstm', 'gru', 'linear'), doc='the recurrence'),
+    'layers': Field(int, least=1, doc='recurrent layers'),
+    'features': Field(int, least=1, doc='width of the state and of the embedding'),
+    'tied': Field(bool, doc='whether embedding and head are one matrix'),
+    'dropout': Field(float, least=0, below=1, doc='share of the inputs of each layer that are dropped in training'),
+}
 
 
 class Cell(NamedTuple):

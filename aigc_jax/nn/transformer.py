@@ -11,15 +11,36 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, logits
 
-CHOICES = {
-    'position': ('learned', 'rope', 'none'),
-    'norm': ('layernorm', 'rmsnorm'),
-    'activation': ('gelu', 'relu2', 'swiglu'),
-    'attention': ('einsum', 'xla', 'cudnn'),
-}
+FIELDS = {
+    'layers': Field(int, least=1, doc='blocks'),
+    'heads': Field(int, least=1, doc='of attention'),
+    'kv_heads': Field(
+        int, least=1, doc='heads of keys and values; fewer than `heads`: grouped queries (Ainslie et al. 2023)'
+    ),
+    'width': Field(int, least=1, doc='of the residual stream'),
+    'mlp_width': Field(int, least=1, doc='hidden units of the MLP of a block'),
+    'position': Field(str, choices=('learned', 'rope', 'none'), doc='how a token tells where it stands'),
+    'norm': Field(str, choices=('layernorm', 'rmsnorm'), doc='normalization before attention and MLP'),
+    'activation': Field(str, choices=('gelu', 'relu2', 'swiglu'), doc='of the MLP'),
+    'qk_norm': Field(bool, doc='whether queries and keys are normalized'),
+    'bias': Field(bool, doc='whether the products have a bias'),
+    'zero_init': Field(bool, doc='whether what goes into the residual stream, and the head, begin at 0'),
+    'tied': Field(bool, doc='whether embedding and head are one matrix'),
+    'softcap': Field(float, least=0, doc='bound of the logits; 0: none'),
+    'window': Field(int, least=0, doc='tokens that a token looks back at; 0: all'),
+    'dropout': Field(float, least=0, below=1, doc='share of activations that are dropped in training'),
+    'attention': Field(
+        str, choices=('einsum', 'xla', 'cudnn'),
+        doc='`einsum` is fastest on a CPU; `xla` and `cudnn` want no dropout, and `cudnn`, a fused kernel of a '
+        'GPU, wants bfloat16',
+    ),
+    'remat': Field(bool, doc='whether each block is computed again in the backward pass, to save memory'),
+    'scan_layers': Field(bool, doc='whether one block is compiled for all layers: for deep models; wants no dropout'),
+}  # fmt: skip
 
 
 def rope(x: Array, position: Array) -> Array:
@@ -283,16 +304,8 @@ class Transformer(nn.Module):
 
 def check(module: Transformer, what: str) -> None:
     """Raises UserError for fields of `what` that contradict one another."""
-    for name in ('layers', 'heads', 'kv_heads', 'width', 'mlp_width'):
-        if getattr(module, name) < 1:
-            raise UserError(f'{what}.{name}: {getattr(module, name)}; 1 or more')
-    for name in ('window', 'softcap'):
-        if not getattr(module, name) >= 0:
-            raise UserError(f'{what}.{name}: {getattr(module, name)}; 0 (none) or more')
     if module.attention == 'cudnn' and module.dtype == jnp.float32:
         raise UserError(f'{what}.attention: cudnn has no float32; set precision to bfloat16, or it to xla')
-    if not 0 <= module.dropout < 1:
-        raise UserError(f'{what}.dropout: {module.dropout}; it lies in [0, 1)')
     if module.width % module.heads or module.heads % module.kv_heads:
         raise UserError(f'{what}.heads: it divides {what}.width, and {what}.kv_heads divides it')
     if module.position == 'rope' and module.width // module.heads % 2:

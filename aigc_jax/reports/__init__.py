@@ -23,7 +23,7 @@ def of(experiment: Experiment) -> list[type[Report]]:
 
 def is_each(report: type[Report], experiment: Experiment) -> bool:
     """Whether it is made at each evaluation while training."""
-    return report.when == 'each' or report.name in experiment.config.eval.get('also_each', ())
+    return report.when == 'each' or report.name in experiment.config.eval.also_each
 
 
 def check(experiment: Experiment) -> None:
@@ -32,7 +32,7 @@ def check(experiment: Experiment) -> None:
         report.check(experiment)
     config, applying = experiment.config.eval, of(experiment)
     final = [report.name for report in applying if report.when == 'final']
-    for name in config.get('also_each', ()):
+    for name in config.also_each:
         if name not in final:
             what = f'no report {name!r}{near(name, final)}' if final else 'nothing besides'
             raise UserError(f'eval.also_each: the final evaluation of this model makes {what}')

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from aigc_jax.core import processes, rng
-from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.types import TrainState
 from aigc_jax.data import Images
@@ -32,18 +32,15 @@ _MOST_TRAINED = 100_000  # images that the classifier is trained on
 
 
 def wanted(experiment: Experiment) -> str:
-    """eval.extractor, where the data are images; '' for none, as in the runs of before it was there."""
-    return experiment.config.eval.get('extractor', '') if isinstance(experiment.dataset.spec, Images) else ''
+    """eval.extractor, where the data are images; '' for none."""
+    return experiment.config.eval.extractor if isinstance(experiment.dataset.spec, Images) else ''
 
 
 def check(experiment: Experiment) -> None:
     """Raises UserError for an eval.extractor that there is not, or that does not fit the data."""
     config, dataset = experiment.config.eval, experiment.dataset
-    check_type('eval.extractor', config.get('extractor', ''), str)
     if not (name := wanted(experiment)):
         return
-    if 'num_samples' not in config:
-        raise UserError('eval.num_samples: this field is missing; eval.extractor needs it')
     if config.final_split == 'train':
         raise UserError(
             "eval.final_split: samples are compared with images held out, which train's are not; or set "

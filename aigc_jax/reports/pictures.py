@@ -80,7 +80,7 @@ def _walks(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed
     if z is None or len(z) < 2:
         return {}
     pairs = min(_WALKS, len(z) // 2)
-    how = config.eval.get('interpolation', 'spherical')
+    how = config.eval.interpolation
     walks = {
         'traversals': latent_codes.traversals(z, _WALKS, _WALK_STEPS),
         'interpolations': latent_codes.interpolations(z[: 2 * pairs : 2], z[1 : 2 * pairs : 2], _WALK_STEPS, how),

@@ -9,9 +9,10 @@ import numpy as np
 
 from aigc_jax.core import processes, progress
 from aigc_jax.core.capabilities import CausalText
-from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
+from aigc_jax.data import Tokens
 from aigc_jax.data.sources import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics import python_code
@@ -27,37 +28,25 @@ from aigc_jax.sandbox.sandbox import Program, Sandbox
 MOST = 200  # problems of 'programs'
 _ENUMERATED = (100, 1000)  # programs, beside as many as the model writes
 _SECONDS = 10.0  # of each program
-_FIELDS = dict(
-    problems=str, problem_samples=int, pass_k=tuple, problem_tokens=int, problem_temperature=float, problem_beam=int
-)
+
+
+def _wanted(experiment: Experiment) -> bool:
+    return isinstance(experiment.dataset.spec, Tokens) and bool(experiment.config.eval.problems)
 
 
 def check(experiment: Experiment) -> None:
     """Raises UserError for fields of `eval` that do not fit each other or the model, and for files of problems."""
     config, language = experiment.config.eval, experiment.task.get(CausalText)
-    if 'problems' not in config:  # an image model's config, or one of before they were there
-        return
-    for name, kind in _FIELDS.items():
-        if name not in config:
-            raise UserError(f'eval.{name}: this field is missing; eval.problems needs it')
-        check_type(f'eval.{name}', config[name], kind)
-    if not config.problems:
+    if not _wanted(experiment):
         return
     if not language:
         raise UserError(f'eval.problems: {experiment.config.task.name} writes no text')
-    for name in ('problem_samples', 'problem_tokens'):
-        if config[name] < 1:
-            raise UserError(f'eval.{name}: {config[name]}; 1 or more')
-    if not config.pass_k or not all(type(k) is int and 1 <= k <= config.problem_samples for k in config.pass_k):
+    if not config.pass_k or max(config.pass_k) > config.problem_samples:
         raise UserError(
             f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}'
         )
-    if not 0 <= config.problem_temperature < math.inf:
-        raise UserError(f'eval.problem_temperature: {config.problem_temperature}; 0 or more')
-    if not 1 <= config.problem_beam <= language.vocab_size:
-        raise UserError(
-            f'eval.problem_beam: {config.problem_beam}; 1 (none) to the {language.vocab_size} tokens there are'
-        )
+    if config.problem_beam > language.vocab_size:
+        raise UserError(f'eval.problem_beam: {config.problem_beam}; at most the {language.vocab_size} tokens there are')
     name, colon, _ = config.problems.partition(':')
     if name + colon not in (known := ['programs', *problems.READERS]):
         raise UserError(f'eval.problems: {config.problems!r}{near(name + colon, known)}')
@@ -91,7 +80,7 @@ class Problems(Report):
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        return bool(experiment.config.eval.get('problems'))
+        return _wanted(experiment)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -64,7 +64,7 @@ class Baselines(_OfTokens):
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        return experiment.task.get(CausalText) is not None and bool(experiment.config.eval.get('ngram_order', 0))
+        return experiment.task.get(CausalText) is not None and bool(experiment.config.eval.ngram_order)
 
     def title(self, split: str) -> str:
         return 'n-gram model and compressors'

@@ -23,7 +23,7 @@ class TextSamples(Report):
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         can = experiment.task.get(CausalText) and experiment.task.get(Samples)
-        return bool(can) and 'num_samples' in experiment.config.eval
+        return bool(can) and experiment.config.eval.num_samples > 0
 
     def title(self, split: str) -> str:
         return 'samples of text'

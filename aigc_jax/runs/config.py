@@ -5,53 +5,35 @@ so the entry point reads `--config` and `--config.a.b=value` here.
 """
 
 import ast
+import inspect
 import json
 import math
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from aigc_jax.core import records, user_code
-from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.runs import migrations
 
-# What the loop reads, each with its type; the rest belongs to the task, which checks it.
-FIELDS = {
-    **dict.fromkeys(
-        ('seed', 'total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
-         'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_shown',
-         'eval.patience'), int),
-    **dict.fromkeys(
-        ('replicas', 'init_from', 'precision', 'parallel.mode', 'data.name', 'task.name', 'eval.split',
-         'eval.final_split', 'eval.best_metric', 'eval.best_mode'), str),
-    **dict.fromkeys(('parallel.mesh', 'optim', 'model'), dict),
-    'parallel.rules': tuple,
-    'data.stream': bool,
-}  # fmt: skip
-POSITIVE = ('total_steps', 'batch_size', 'micro_batches', 'steps_per_call', 'log_every_steps', 'eval_every_steps',
-            'checkpoint_every_steps', 'keep_checkpoints', 'num_seeds', 'eval.batch_size', 'eval.num_shown',
-            'eval.num_samples')  # fmt: skip
-# The least and the most of fields that some configs have.
-RANGES = {
-    'eval.patience': (0, math.inf), 'eval.temperature': (0, math.inf), 'eval.ais_temperatures': (0, math.inf),
-    'eval.ais_chains': (1, math.inf), 'eval.ais_examples': (0, math.inf), 'data.fim_rate': (0, 1),
-    'data.fim_identifiers': (0, 1),
-}  # fmt: skip
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
-SIZES = ('_dim', 'features')  # endings of the names of fields that are one such number, or a tuple of them
-CHECKED_ELSEWHERE = ('optim.', 'model.', 'task.')  # by those who read them; a variant may add an option there
-# Fields that runs of earlier days lack; without them, their values are those that these runs had.
-LATER_FIELDS = {'eval.extractor': '', 'data.shape': (), 'data.code': False}
 FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may override on a finished run
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
-    """The resolved, checked config of 'FILE.py[:variant,…]' with overrides [('a.b', 'text'), …]. Raises UserError."""
+    """The resolved config of 'FILE.py[:variant,…]' with overrides [('a.b', 'text'), …]. Raises UserError.
+
+    The file defines get_config(), which returns a ConfigDict of what differs from the defaults (`runs.fields`), and may
+    define VARIANTS, {name: {'a.b': value}}, which are set one after the other. A get_config(arg) that takes an argument
+    is given 'variant,…', and sets the variants itself.
+    """
     path, _, arg = path_and_arg.partition(':')
     module = user_code.load(path, '--config')
     if not hasattr(module, 'get_config'):
-        raise UserError(f'--config: {path} defines no get_config(arg="")')
+        raise UserError(f'--config: {path} defines no get_config()')
     variants = getattr(module, 'VARIANTS', {})
     if not isinstance(variants, dict):
         raise UserError(f'--config: VARIANTS of {path} is {type(variants).__name__}, not a dict')
@@ -59,20 +41,42 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
         if name not in variants:
             raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
     with user_code.errors_of(path, '--config'):
-        config = module.get_config(arg) if arg else module.get_config()
+        takes_variants = bool(inspect.signature(module.get_config).parameters)
+        config = module.get_config(arg) if arg and takes_variants else module.get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
     with user_code.errors_of(path, '--config'):
         json.dumps(config.to_dict())  # raises unless all values are plain, and none contains itself
-    if arg:
+    from aigc_jax.runs import fields  # imports all tasks, which a mistake in a flag need not wait for
+
+    config = _copy(config)
+    fields.fill(config)
+    for name in filter(None, () if takes_variants else arg.split(',')):
         with user_code.errors_of(path, '--config'):
-            known = flatten(module.get_config())
-        for name in flatten(config):
-            if name not in known and not name.startswith(CHECKED_ELSEWHERE):
-                raise UserError(f'--config: {path}:{arg} sets {name}, which is no field{near(name, known)}')
+            config.update_from_flattened_dict(variants[name])
+        fields.fill(config)
+    try:
+        fields.check_names(config)
+    except UserError as error:
+        raise UserError(f'--config: {path}{f":{arg}" if arg else ""}: {error}') from None
+    return resolved(config, overrides)
+
+
+def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
+    """A checked copy of `config` with the defaults of what it leaves out, and `overrides`. Raises UserError."""
+    from aigc_jax.runs import fields
+
+    config = _copy(config)
+    fields.fill(config)
     override(config, overrides)
+    fields.fill(config)  # other data or another kind of network have other fields
     check(config)
     return config
+
+
+def _copy(config: ConfigDict) -> ConfigDict:
+    """Groups that a file makes of one and the same dict, which a ConfigDict would change together, become two."""
+    return ConfigDict({name: _copy(v) if isinstance(v, ConfigDict) else v for name, v in config.items()})
 
 
 def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[str, ...] = ()) -> None:
@@ -130,33 +134,21 @@ def _read(name: str, text: str, present: Any) -> Any:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for a field that is missing or that does not fit the others."""
+    """Raises UserError for a field that is missing, unknown or out of its range, or that does not fit the others."""
+    from aigc_jax.runs import fields
+
     flat = flatten(config)
     if len(flat) > _MOST_FIELDS:
         raise UserError(f'config: {len(flat)} fields; at most {_MOST_FIELDS} are read')
-    for name, kind in FIELDS.items():
-        group = any(key.startswith(name + '.') for key in flat)
-        if name not in flat and not group:
-            raise UserError(f'config: the field {name} is missing; every config has it')
-        check_type(name, {} if group else flat[name], kind)
+    fields.check(config)
     for name, value in flat.items():
         if name != 'seed':
             _check_value(name, value)
-        sizes = value if name.endswith(SIZES) and isinstance(value, tuple) else (value,)
-        if (name in POSITIVE or name.endswith(SIZES)) and any(type(size) is not int or size < 1 for size in sizes):
-            raise UserError(f'{name}: {value!r} is not a whole number of 1 or more')
-    for name, (least, most) in RANGES.items():
-        value = flat.get(name, least)
-        if isinstance(value, (int, float)) and not (least <= value <= most and math.isfinite(value)):
-            wanted = f'{least} or more' if most == math.inf else f'{least} to {most}'
-            raise UserError(f'{name}: {value}; it is {wanted}')
     if not -(2**31) <= config.seed <= 2**31 - config.num_seeds:
         raise UserError(f'seed: {config.seed}; seeds lie between −2**31 and 2**31 − 1')
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):
         if flat[name] % config.steps_per_call:
             raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {config.steps_per_call}')
-    if config.eval.best_mode not in ('min', 'max'):
-        raise UserError(f'eval.best_mode: {config.eval.best_mode!r}; it is min or max')
     if config.eval.patience and not config.eval.best_metric:
         raise UserError('eval.patience: early stopping needs eval.best_metric')
 
@@ -196,13 +188,15 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(path: pathlib.Path) -> ConfigDict:
-    """The config of a run's folder. Raises UserError."""
+    """The config of a run's folder, brought to the fields of today. Raises UserError."""
     try:
-        return ConfigDict(_tuples(records.read(path)))
+        config = ConfigDict(_tuples(records.read(path)))
     except FileNotFoundError:
         raise UserError(f'{path.parent}: no run is there (config.json is missing); train one with --config=…') from None
     except (ValueError, OSError) as error:
         raise UserError(f'{path}: cannot be read as a config: {getattr(error, "strerror", None) or error}') from None
+    migrations.migrate(config, str(path))
+    return config
 
 
 def _tuples(value: Any) -> Any:
@@ -216,7 +210,6 @@ def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """'a.b: 1 now, 2 there' for each differing field, except total_steps where it grew, and parallel.*; the fields that
     both have come first."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
-    a, b = LATER_FIELDS | a, LATER_FIELDS | b
     names = sorted(a.keys() | b.keys(), key=lambda name: (name not in a or name not in b, name))
     names = [name for name in names if a.get(name) != b.get(name)]
     names = [name for name in names if not name.startswith('parallel.')]  # a run may go on with another layout

@@ -19,6 +19,7 @@ from aigc_jax.core.step import abstract_params, create_state, draw, first_state,
 from aigc_jax.core.types import Extra, TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching
 from aigc_jax.metrics.images import NEIGHBOURS
+from aigc_jax.runs import config as config_lib
 
 
 class Experiment:
@@ -28,10 +29,10 @@ class Experiment:
     """
 
     def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
+        config_lib.check(config)
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
-        data.check(config.data)
         self.dataset = data.load(config.data, tokenizer)
         self.config = config = _fitted(config, self.dataset)
         for split in (config.eval.split, config.eval.final_split):
@@ -223,7 +224,7 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
 
 
 def _no_split(split: str, cfg: ConfigDict, splits) -> str:
-    if split == 'valid' and cfg.get('valid_examples', 1) == 0:
+    if split == 'valid' and cfg.get('valid_examples') == 0:
         return (
             f"eval: there is no split 'valid' with data.valid_examples=0, only {', '.join(splits)}; set eval.split and "
             f'eval.final_split to one of them, or data.valid_examples to -1'

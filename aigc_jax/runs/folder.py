@@ -89,8 +89,6 @@ class Run:
         """
         config = self.config
         config_lib.check(config)
-        if 'tokenizer' not in config.data and 'extractor' not in config.eval:  # of before there were metrics of images
-            config.eval.extractor = config_lib.LATER_FIELDS['eval.extractor']
         config_lib.override(config, list(overrides), only=config_lib.FREE)
         config_lib.check(config)
         devices = jax.devices()

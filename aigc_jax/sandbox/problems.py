@@ -10,8 +10,21 @@ from typing import Any, NamedTuple
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import read_text
+from aigc_jax.core.schema import Field
 from aigc_jax.sandbox.sandbox import Program
 
+# Of `eval`, of text.
+FIELDS = {
+    'problems': Field(
+        str, '',
+        doc='solved in the final evaluation: `programs`, `humaneval:FILE`, `mbpp:FILE`; empty: none',
+    ),
+    'problem_samples': Field(int, 10, least=1, doc='programs written for each problem, and executed'),
+    'pass_k': Field(tuple, (1, 10), items=Field(int, least=1), doc='pass@k of these k, at most problem_samples'),
+    'problem_tokens': Field(int, 128, least=1, doc='the most of each program'),
+    'problem_temperature': Field(float, 0.8, least=0, doc='that the programs are drawn with; 0: the likeliest tokens'),
+    'problem_beam': Field(int, 8, least=1, doc='of solved@beam; 1: there is none'),
+}  # fmt: skip
 _HUMANEVAL_STOPS = ('\nclass', '\ndef', '\n#', '\nif', '\nprint')  # Chen et al. 2021, section 2.2
 _MBPP_STOPS = ('\nassert', '\n"""', '\nif __name__', '\nprint')
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.data import Dataset, Images, Scaling
 
@@ -132,6 +133,11 @@ class Likelihood:
 
 
 NAMES = ('bernoulli', 'gaussian', 'optimal_gaussian', 'discretized_logistic', 'categorical')
+FIELD = Field(
+    str, choices=NAMES,
+    doc='p(x given z): `gaussian` has a learned scale, `optimal_gaussian` that of σ-VAE (Rybkin et al. 2021), '
+    '`discretized_logistic` a learned one; `categorical` has a logit for each level of a pixel',
+)  # fmt: skip
 _OF_LEVELS = ('discretized_logistic', 'categorical')
 
 
@@ -140,8 +146,7 @@ def make(name: str, dataset: Dataset, data) -> Likelihood:
 
     optimal_gaussian: σ² is the mean squared error of the batch (Rybkin et al. 2021).
     """
-    if name not in NAMES:
-        raise UserError(f'task.likelihood: {name!r}{near(name, NAMES)}')
+    FIELD.check('task.likelihood', name)
     spec, scaling = dataset.spec, dataset.scaling(data)
     levels = spec.levels if isinstance(spec, Images) else 0
     if name == 'bernoulli' and not (isinstance(spec, Images) and data.scale == 'unit'):

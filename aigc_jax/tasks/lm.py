@@ -7,25 +7,43 @@ back-propagation through time, Mikolov et al. 2010), in TrainState.carry.
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core import rng
+from aigc_jax.core import rng, schema
 from aigc_jax.core.capabilities import CausalText, Samples
-from aigc_jax.core.errors import UserError, check_fields, check_type, near
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Batch, Extra, Task, Turn
 from aigc_jax.data import Dataset, Tokens
 from aigc_jax.decoding import Sampling, sample
 from aigc_jax.nn import recurrent, transformer
-from aigc_jax.nn.build import build, compute_dtype
+from aigc_jax.nn.build import build, compute_dtype, fields
 
 MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurrent}
+KIND = Field(str, choices=tuple(MODELS), doc='the network, which has the other fields of the group')
+
+
+def _of_kind(model, around=None) -> Group:
+    return {'kind': KIND, **fields(MODELS[schema.chosen(model, 'kind', KIND, 'model')])}
+
+
+FIELDS = {
+    'task': {
+        'z_loss': Field(float, 0.0, least=0, doc='weight of log² Z (Chowdhery et al. 2022, section 5)'),
+        'separate_documents': Field(
+            bool, True, doc='whether attention stops, or the state begins anew, where a document begins'
+        ),
+    },
+    'model': _of_kind,
+    'eval': {
+        'sample_tokens': Field(
+            int, -1, doc='of each sample; -1: 200, or as many as the model and the held-out text allow'
+        )
+    },
+}  # fmt: skip
 
 
 def make(config, dataset: Dataset) -> Task:
-    """The task of a config whose `task` holds z_loss, separate_documents; `model` kind and the fields of that module.
-    Raises UserError for a field that fits neither these nor the data."""
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     options, spec = config.task, dataset.spec
-    check_fields(options, dict(name=str, z_loss=float, separate_documents=bool), 'task')
-    if not options.z_loss >= 0:
-        raise UserError(f'task.z_loss: {options.z_loss}; 0 (none) or more')
     if not isinstance(spec, Tokens):
         raise UserError(f'task.name: lm reads text; {config.data.name} holds {spec.words}')
     tokenizer = spec.tokenizer
@@ -37,12 +55,6 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(
             f'data.eval_block: {config.data.eval_block}; a transformer sees no more than data.block, {block}'
         )
-    for name in ('sample_tokens', 'ngram_order'):
-        if name not in config.eval:
-            raise UserError(f'eval.{name}: this field is missing; a language model needs it')
-        check_type(f'eval.{name}', config.eval[name], int)
-    if config.eval.ngram_order < 0:
-        raise UserError(f'eval.ngram_order: {config.eval.ngram_order}; 1 or more, or 0 for no baselines')
     if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
         raise UserError(
             f'eval.sample_tokens: {config.eval.sample_tokens}; 1 or more, and less than the data.block of a '
@@ -126,9 +138,7 @@ def make(config, dataset: Dataset) -> Task:
 
 def _build(config, tokenizer):
     model = config.model.copy_and_resolve_references()
-    kind = model.get('kind')
-    if kind not in MODELS:
-        raise UserError(f'model.kind: {kind!r}{near(str(kind), MODELS)}')
+    kind = model.kind
     del model['kind']
     end = tokenizer.end if config.task.separate_documents else None
     dtype = compute_dtype(config.precision)
@@ -138,11 +148,6 @@ def _build(config, tokenizer):
     if kind == 'transformer':
         transformer.check(module, 'model')
         return module
-    for name in ('layers', 'features'):
-        if model[name] < 1:
-            raise UserError(f'model.{name}: {model[name]}; 1 or more')
-    if not 0 <= model.dropout < 1:
-        raise UserError(f'model.dropout: {model.dropout}; it lies in [0, 1)')
     return module
 
 

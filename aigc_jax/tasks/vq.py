@@ -13,14 +13,34 @@ import jax.numpy as jnp
 
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Codebook, Measures, Reconstructs, Samples
-from aigc_jax.core.errors import UserError, check_fields, check_type
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.decoding import Generated, Sampling
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import convnets, quantizers, transformer
-from aigc_jax.nn.build import build, compute_dtype
+from aigc_jax.nn.build import build, compute_dtype, fields
 from aigc_jax.tasks import likelihoods
+
+FIELDS = {
+    'task': {'likelihood': likelihoods.FIELD},
+    'model': {
+        'quantizer': Field(dict, fields=quantizers.quantizer_fields),
+        'conditional': Field(bool, False, doc='whether the prior is told the class'),
+        'encoder': Field(
+            dict, fields=fields(quantizers.GridEncoder),
+            doc='halves the sides once for each of `features`; the grid that is left has a code at each place',
+        ),
+        'decoder': Field(dict, fields=fields(quantizers.GridDecoder)),
+        'prior': Field(dict, fields=fields(transformer.Transformer), doc='over the codes in raster order'),
+    },
+    'eval': {
+        'temperature': Field(
+            float, 1.0, least=0, doc='of the codes that the prior draws for samples; 0: the likeliest ones'
+        ),
+    },
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +80,8 @@ class Prior:
 
 
 def make(config, dataset: Dataset) -> Task:
-    """The task of a config whose `task` holds likelihood; `model` quantizer, encoder, decoder, prior, conditional.
-    Raises UserError for a field that fits neither these nor the data."""
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, shape = config.model, config.task, dataset.spec.shape
-    check_fields(options, dict(name=str, likelihood=str), 'task')
-    check_fields(model, dict(quantizer=dict, encoder=dict, decoder=dict, prior=dict, conditional=bool), 'model')
     if not isinstance(dataset.spec, Images):
         raise UserError(f'task.name: vq is for images; {config.data.name} holds {dataset.spec.words}')
     likelihood = likelihoods.make(options.likelihood, dataset, config.data)
@@ -90,10 +107,7 @@ def make(config, dataset: Dataset) -> Task:
     )  # fmt: skip
     transformer.check(network, 'model.prior')
     prior = Prior(network, K, places, num_classes)
-    temperature = config.eval.get('temperature', 1.0)  # runs of before it lack the field
-    check_type('eval.temperature', temperature, float)
-    if not 0 <= temperature < math.inf:
-        raise UserError(f'eval.temperature: {temperature}; 0 or more')
+    temperature = config.eval.temperature
 
     def init(key: Array):
         x, z = jnp.zeros((1, *shape)), jnp.zeros((1, *grid, quantizer.dim))

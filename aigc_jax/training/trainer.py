@@ -1,7 +1,6 @@
 """Training a run from its folder's state to its end, as the command line and a notebook do."""
 
 import contextlib
-import copy
 import threading
 import time
 from collections.abc import Iterator
@@ -54,7 +53,8 @@ def train(
 ) -> Outcome:  # fmt: skip
     """Trains the run, or goes on with it from its newest checkpoint, to its end.
 
-    It runs in any thread and any number of times in a process. It changes no argument, and nothing global. Two at once
+    It runs in any thread and any number of times in a process. What `config` leaves out has its default. It
+    changes no argument, and nothing global. Two at once
     in threads want a single device, or several that the other does not use (`devices`).
 
     signals: whether SIGINT and SIGTERM end it after saving, which wants the main thread. Otherwise Ctrl-C in a notebook
@@ -65,7 +65,8 @@ def train(
 
     Raises UserError before anything is written; RunError on NaN or a full disk, with the last good checkpoint kept.
     """
-    config = copy.deepcopy(config)
+    with processes.together('config'):
+        config = config_lib.resolved(config)
     with contextlib.ExitStack() as held:
         return _Training(config, run, progress, dict(clock or {}), held).train(signals, devices)
 
@@ -163,7 +164,7 @@ class _Training:
             processes.connect(experiment.plan.mesh)
         self._lap('data')
         theirs = run.config if resumes else config
-        was, now = (c.get('parallel', ConfigDict()).to_json(sort_keys=True) for c in (theirs, config))
+        was, now = (c.parallel.to_json(sort_keys=True) for c in (theirs, config))
         if was != now:
             note(f'parallel: {now} from here on, {was} before')
         return experiment

@@ -29,6 +29,7 @@ def make(**fields) -> ConfigDict:
             options=dict(),
             schedule=dict(name='constant_schedule', value=0.1),
             clip_norm=0.0,
+            clip_weights=0.0,
             weight_decay_regex='kernel',
             learning_rate_rules=(),
             freeze='',

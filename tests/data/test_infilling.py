@@ -171,7 +171,7 @@ def test_without_infilling_nothing_changes():
     del earlier['fim_rate'], earlier['fim_identifiers']
     for cfg in (plain, earlier):
         data.check(cfg)
-        assert data.load(cfg).tokenizer.vocab_size == 256
+        assert data.load(cfg).spec.tokenizer.vocab_size == 256
     assert data.load(plain).fingerprint == data.load(earlier).fingerprint
     with_it = data.load(config())
     assert with_it.tokenizer.end == END and 'identifiers' not in with_it.splits['train'].resident

@@ -77,7 +77,7 @@ def test_without_a_run(runner, tmp_path, mode):
     (tmp_path / 'config.json').write_text('[1]')
     assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), f'{tmp_path}/config.json')
     (tmp_path / 'config.json').write_text('{}')
-    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), 'seed is missing')
+    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), 'seed: this field is missing')
 
 
 @pytest.mark.parametrize('mode', ['evaluate', 'sample'])

@@ -144,20 +144,13 @@ TOY_CONFIG = """
 from ml_collections import ConfigDict
 
 
-def get_config(arg=''):
-    player = dict(name='sgd', options={}, schedule=dict(name='constant_schedule', value=16.0), clip_norm=0.0,
-                  weight_decay_regex='', learning_rate_rules=(), freeze='', ema_decay=0.0)
+def get_config():
     return ConfigDict(dict(
-        seed=0, total_steps=40, batch_size=64, micro_batches=1, steps_per_call=5, log_every_steps=5,
-        eval_every_steps=20, checkpoint_every_steps=20, keep_checkpoints=2, num_seeds=1, replicas='vmap',
-        init_from='', precision='float32',
-        parallel=dict(mode='jit', mesh=dict(data=-1, fsdp=1, tensor=1), rules=()),
-        optim=dict(mean=player),
-        data=dict(name='digits', dir='', num_examples=0, valid_examples=100, binarize='none',
-                  scale='unit', stream=False),
-        model=dict(), task=dict(name='toy'),
-        eval=dict(split='valid', final_split='test', batch_size=100, num_samples=100, num_shown=9, best_metric='',
-                  best_mode='min', patience=0),
+        total_steps=40, batch_size=64, steps_per_call=5, log_every_steps=5, eval_every_steps=20,
+        checkpoint_every_steps=20, optim=dict(mean=dict(
+            name='sgd', schedule=dict(name='constant_schedule', value=16.0), weight_decay_regex='')),
+        data=dict(name='digits', valid_examples=100), task=dict(name='toy'),
+        eval=dict(batch_size=100, num_samples=100, num_shown=9, extractor=''),
     ))
 """
 

@@ -375,19 +375,3 @@ def test_penalties_want_a_discriminator_that_sees_examples_alone(penalty):
     with pytest.raises(UserError, match=f'task.{penalty}: .*batch norm.*group, layer or none'):
         make('dcgan,smoke', **fields)
     make('dcgan,smoke', **fields, model__discriminator__norm='group')
-
-
-def test_a_run_without_the_later_fields_is_what_it_was():
-    from aigc_jax.runs.experiment import Experiment
-    from aigc_jax.tasks import gan
-
-    now = make()
-    config = now.config.copy_and_resolve_references()
-    for name in gan.LATER_FIELDS:
-        del config.task[name]
-    del config.optim.discriminator['clip_weights']
-    earlier = Experiment(config)
-    params, batch = now.create_state().params, {'x': PIXELS}
-    assert turns(now, params, batch)['discriminator'][0] == turns(earlier, params, batch)['discriminator'][0]
-    defaults = {name: now.config.task[name] for name in gan.LATER_FIELDS}
-    assert defaults == gan.LATER_FIELDS

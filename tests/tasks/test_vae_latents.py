@@ -56,7 +56,7 @@ def test_log_det_is_the_jacobians_and_the_inverse_inverts(kind, d, context_dim):
 
 
 def test_a_flow_has_every_activation_that_a_config_may_name():
-    for activation in flows.CHOICES['activation']:
+    for activation in flows.FIELDS['activation'].choices:
         flow = Flow('realnvp', 2, 0, layers=2, features=(4,), activation=activation)
         jax.eval_shape(flow.init, jax.random.key(0), jnp.zeros((1, 2)))
 

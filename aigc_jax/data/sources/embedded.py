@@ -10,10 +10,9 @@ from aigc_jax.data.dataset import Dataset, from_arrays
 from aigc_jax.data.gaussian_mixture import MIXTURES, Mixture
 from aigc_jax.data.splits import Arrays
 
-_EVAL_EXAMPLES = 10_000  # of a mixture's valid and test splits
-_BLOCK = 1000  # examples drawn at once from a mixture
-
-_BYTES_A_POINT = 64  # while a mixture is drawn
+_EVAL_EXAMPLES = 10_000  # of the valid and test splits of points
+_BLOCK = 1000  # points drawn at once
+_BYTES_A_POINT = 64  # while they are drawn
 
 
 def digits(cfg) -> Dataset:
@@ -49,22 +48,47 @@ def mixture(cfg) -> Dataset:
     Raises:
       UserError: if data.num_examples is below 1.
     """
+    density = MIXTURES[cfg.name]()
+    classes = len(density.means) if len(density.means) > 1 else 0
+    return _drawn(cfg, density.sample, classes, density)
+
+
+def moons(cfg) -> Dataset:
+    """Two half circles of radius 3 that reach into each other, torchcfm's `sample_moons` (Tong et al. 2024):
+    data.num_examples training draws, 10,000 each for valid and test; labels are the moons.
+
+    3 m + 3 u (1, 1) − 1, m on a half circle at a uniform angle and u ~ U[0, 0.2] the same for both coordinates, which
+    is what torchdyn's `generate_moons(noise=0.2)` adds. Theirs has evenly spaced angles. A smaller training set is the
+    beginning of a larger one.
+
+    Raises:
+      UserError: if data.num_examples is below 1.
+    """
+    return _drawn(cfg, _moons, num_classes=2)
+
+
+def _moons(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    moon, angle = rng.integers(2, size=n, dtype=np.int32), np.pi * rng.random(n)
+    sign = 1 - 2 * moon
+    on = np.stack([moon + sign * np.cos(angle), 0.5 * moon + sign * np.sin(angle)], axis=-1)
+    # Rounded, so that cos and sin of another machine's library give the same bits.
+    return np.round(3 * (on + 0.2 * rng.random((n, 1))) - 1, 9).astype(np.float32), moon
+
+
+def _drawn(cfg, sample, num_classes: int, density: Mixture | None = None) -> Dataset:
+    """sample(rng, n) -> (x (n, D), label (n,)); the labels are left out where there are no classes."""
     if cfg.num_examples < 1:
         raise UserError(f'data.num_examples={cfg.num_examples}: {cfg.name} needs 1 training example or more')
     memory.want(_BYTES_A_POINT * cfg.num_examples, f'data.num_examples={cfg.num_examples}')
-    density = MIXTURES[cfg.name]()
     sizes = {'train': cfg.num_examples, 'valid': _EVAL_EXAMPLES, 'test': _EVAL_EXAMPLES}
-    splits = {split: _draw(density, f'{cfg.name}/{split}', n) for split, n in sizes.items()}
-    classes = len(density.means) if len(density.means) > 1 else 0
+    splits = {}
+    for split, n in sizes.items():
+        rng = np.random.Generator(np.random.PCG64(zlib.crc32(f'{cfg.name}/{split}'.encode())))
+        # In blocks of one size, so that the first n draws do not depend on n.
+        x, label = zip(*(sample(rng, _BLOCK) for _ in range(-(-n // _BLOCK))), strict=True)
+        labels = {'label': np.concatenate(label)[:n]} if num_classes else {}
+        splits[split] = Arrays(x=np.concatenate(x)[:n], **labels)
     return from_arrays(
-        splits, levels=0, num_classes=classes, density=density, licence='none needed: drawn at random',
+        splits, levels=0, num_classes=num_classes, density=density, licence='none needed: drawn at random',
         origin='independent draws',
     )  # fmt: skip
-
-
-def _draw(density: Mixture, stream: str, n: int) -> Arrays:
-    rng = np.random.Generator(np.random.PCG64(zlib.crc32(stream.encode())))
-    # In blocks of one size, so that the first n draws do not depend on n.
-    x, component = zip(*(density.sample(rng, _BLOCK) for _ in range(-(-n // _BLOCK))), strict=True)
-    label = {'label': np.concatenate(component)[:n]} if len(density.means) > 1 else {}
-    return Arrays(x=np.concatenate(x)[:n], **label)

@@ -3,44 +3,27 @@
 D(x) below is the logit, so that σ(D(x)) is the probability that x is real.
 """
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.capabilities import Measures, Samples, ScalarField
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.nn import networks
 from aigc_jax.tasks.gan import augmentation, regularizers
+from aigc_jax.tasks.gan.fields import FIELDS
 from aigc_jax.tasks.gan.losses import CALIBRATED, LOSSES, ZERO_SUM
 
-FIELDS = dict(
-    name=str, loss=str, r1=float, r2=float, penalty_schedule=dict, gradient_penalty=float, n_critic=int,
-    simultaneous=bool,
-)  # fmt: skip
-# Fields that runs of earlier days lack, with the values that these runs had.
-LATER_FIELDS = dict(
-    dragan=0.0, dragan_std=0.5, penalty_every=1, lecam=0.0, lecam_decay=0.99, augmentation='none',
-    transforms=('colour', 'translation', 'cutout'), ada_target=0.6, ada_examples=500_000, consistency_real=0.0,
-    consistency_fake=0.0, packing=1, unrolled_steps=0, unrolled_rate=0.01, top_k=1.0, top_k_percent=50.0, auxiliary=0.0,
-)  # fmt: skip
+__all__ = ['FIELDS', 'make']
 
 
 def make(config, dataset: Dataset) -> Task:
-    """The task of a config whose `task` holds FIELDS and perhaps LATER_FIELDS (configs/gan.py says what each is);
-    `model` generator, discriminator, latent_dim, conditional. Raises UserError for a field that does not fit."""
-    model, options, shape, d = config.model, config.task, dataset.spec.shape, config.model.get('latent_dim')
-    check_fields(options, FIELDS, 'task', later={name: type(value) for name, value in LATER_FIELDS.items()})
-    options = SimpleNamespace(**{**LATER_FIELDS, **options})
-    kinds = dict(latent_dim=int, conditional=bool, generator=dict, discriminator=dict)
-    check_fields(model, kinds, 'model', later={'kind': str})
-    if options.loss not in LOSSES:
-        raise UserError(f'task.loss: {options.loss!r}{near(options.loss, LOSSES)}')
-    if options.n_critic < 1 or (options.simultaneous and options.n_critic != 1):
-        raise UserError('task.n_critic: 1 or more, and 1 where task.simultaneous is True')
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
+    model, options, shape, d = config.model, config.task, dataset.spec.shape, config.model.latent_dim
+    if options.simultaneous and options.n_critic != 1:
+        raise UserError('task.n_critic: it is 1 where task.simultaneous is True')
     if isinstance(dataset.spec, Images) and config.data.scale != 'symmetric':
         raise UserError('data.scale: the generator ends in tanh, so images lie in [−1, 1]: set it to symmetric')
     if model.conditional and not dataset.num_classes:
@@ -238,11 +221,6 @@ def _cross_entropy(logits: Array, c: Array) -> Array:
 
 def _check(options, config, dataset: Dataset) -> None:
     """Raises UserError for fields of `task` that contradict each other or the rest of the config."""
-    if options.augmentation not in ('none', 'fixed', 'adaptive'):
-        raise UserError(f'task.augmentation: {options.augmentation!r}; it is none, fixed or adaptive')
-    for name in options.transforms:
-        if name not in augmentation.TRANSFORMS:
-            raise UserError(f'task.transforms: {name!r}{near(name, augmentation.TRANSFORMS)}')
     consistent = options.consistency_real or options.consistency_fake
     is_image = isinstance(dataset.spec, Images)
     if (consistent or options.augmentation != 'none') and not (is_image and options.transforms):
@@ -263,17 +241,6 @@ def _check(options, config, dataset: Dataset) -> None:
             f'task.augmentation: adaptive reads the sign of D(x), which says nothing under task.loss={options.loss}; '
             f'choose {", ".join(CALIBRATED)}'
         )
-    limits = dict(
-        r1=0, r2=0, gradient_penalty=0, dragan=0, dragan_std=0, lecam=0, consistency_real=0, consistency_fake=0,
-        auxiliary=0, unrolled_steps=0, unrolled_rate=0, penalty_every=1, packing=1, ada_examples=1,
-    )  # fmt: skip
-    for name, least in limits.items():
-        if not getattr(options, name) >= least:
-            raise UserError(f'task.{name}: {getattr(options, name)}; it is {least} or more')
-    if not 0 <= options.top_k_percent <= 100:
-        raise UserError(f'task.top_k_percent: {options.top_k_percent}; it lies in [0, 100], in percent of total_steps')
-    if not 0 <= options.lecam_decay < 1 or not 0 < options.top_k <= 1 or not -1 < options.ada_target < 1:
-        raise UserError('task: lecam_decay lies in [0, 1), top_k in (0, 1] (1: all), ada_target in (−1, 1)')
     penalties = [name for name in ('r1', 'r2', 'gradient_penalty', 'dragan') if getattr(options, name)]
     if penalties and config.model.discriminator.get('norm') == 'batch':
         raise UserError(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, check_fields, near
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.data import Dataset
 from aigc_jax.nn.build import build
@@ -21,11 +21,6 @@ from aigc_jax.nn.flows import Flow
 from aigc_jax.nn.mlp import Encoder
 from aigc_jax.tasks.likelihoods import gaussian_kl_terms, log_normal, log_normal_pairs, normal_terms
 
-PRIORS, POSTERIORS = ('normal', 'vamp', 'flow'), ('gaussian', 'realnvp', 'iaf')
-# Of `model`, given to it later, with what the runs that lack them were made with.
-FIELDS = dict(
-    prior='normal', posterior='gaussian', pseudo_inputs=0, flow={}, posterior_context=0, stochastic_layers=1, second={}
-)
 _NOISE = 0.01  # added to the examples that the pseudo-inputs begin as
 Posterior = tuple[Array, Array]  # what the encoder gives: two (n, dim + context / 2), mean and log-variance first
 
@@ -166,53 +161,40 @@ def _each(module: Encoder, params: Tree, z: Array) -> Posterior:
     return tuple(part.reshape(*z.shape[:-1], -1) for part in flat)
 
 
-def make(model, fields, data, dataset: Dataset, dtype) -> Latents:
-    """The latent variables of a config's `model`, of which `fields` holds FIELDS. Raises UserError.
-
-    prior: 'normal', 'vamp', 'flow' (RealNVP). posterior: 'gaussian', or that moved by a flow, 'realnvp' or 'iaf', which
-    is told posterior_context numbers of the encoder (Kingma et al. 2016, algorithm 1). flow: layers, features and
-    activation of both. stochastic_layers: 2 puts z2 above z1 with networks of the fields of `second`
-    (Burda et al. 2016, section 5).
-    """
-    for name, known in (('prior', PRIORS), ('posterior', POSTERIORS)):
-        if fields[name] not in known:
-            raise UserError(f'model.{name}: {fields[name]!r}{near(fields[name], known)}')
-    d, layers, second = model.latent_dim, fields['stochastic_layers'], fields['second']
-    if layers not in (1, 2):
-        raise UserError(f'model.stochastic_layers: {layers}; 1 or 2')
-    if layers == 2 and (fields['prior'] == 'vamp' or fields['posterior'] != 'gaussian'):
+def make(model, data, dataset: Dataset, dtype) -> Latents:
+    """The latent variables of a config's `model`, which holds those of vae/fields.py. Raises UserError."""
+    d, layers, second = model.latent_dim, model.stochastic_layers, model.second
+    if layers == 2 and (model.prior == 'vamp' or model.posterior != 'gaussian'):
         raise UserError('model.stochastic_layers: 2 wants model.prior normal or flow and model.posterior gaussian')
-    if fields['prior'] == 'vamp' and (fields['posterior'] != 'gaussian' or model.conditional):
+    if model.prior == 'vamp' and (model.posterior != 'gaussian' or model.conditional):
         raise UserError(
             "model.prior: vamp wants model.posterior gaussian and model.conditional False: it is made of q's"
         )
-    if fields['posterior_context'] % 2 or fields['posterior_context'] < 0:
-        raise UserError(f'model.posterior_context: {fields["posterior_context"]}; an even number')
-    if fields['posterior_context'] and fields['posterior'] == 'gaussian':
+    if model.posterior_context % 2:
+        raise UserError(f'model.posterior_context: {model.posterior_context}; an even number')
+    if model.posterior_context and model.posterior == 'gaussian':
         raise UserError('model.posterior_context: it is for a model.posterior that is a flow; set it to 0')
     upward = downward = pseudo_inputs = None
     if layers == 2:
-        kinds = dict(latent_dim=int, features=tuple, activation=str, bias_init=str)
-        check_fields(second, kinds, 'model.second')
-        top, network = second.latent_dim, {name: second[name] for name in kinds if name != 'latent_dim'}
+        top, network = second.latent_dim, {name: value for name, value in second.items() if name != 'latent_dim'}
         upward = build(Encoder, 'model.second', network, latent_dim=top, dtype=dtype)
         downward = build(Encoder, 'model.second', network, latent_dim=d, dtype=dtype)
-    if fields['prior'] == 'vamp':
-        source, count = dataset.splits['train'], fields['pseudo_inputs']
+    if model.prior == 'vamp':
+        source, count = dataset.splits['train'], model.pseudo_inputs
         if not 1 <= count <= len(source):
             raise UserError(f'model.pseudo_inputs: {count}; 1 to the {len(source)} training examples')
         stored = jnp.asarray(source[np.arange(count) * (len(source) // count)]['x'])
         pseudo_inputs = dataset.scaling(data).to_model(dataset.spec.to_data(stored))
     top = d if layers == 1 else second.latent_dim
     flow = lambda kind, dim, context: build(
-        Flow, 'model.flow', fields['flow'], kind=kind, latent_dim=dim, context_dim=context
+        Flow, 'model.flow', model.flow, kind=kind, latent_dim=dim, context_dim=context
     )
     return Latents(
         dim=d,
         total=d if layers == 1 else d + top,
-        prior_flow=flow('realnvp', top, 0) if fields['prior'] == 'flow' else None,
+        prior_flow=flow('realnvp', top, 0) if model.prior == 'flow' else None,
         posterior_flow=(
-            flow(fields['posterior'], d, fields['posterior_context']) if fields['posterior'] != 'gaussian' else None
+            flow(model.posterior, d, model.posterior_context) if model.posterior != 'gaussian' else None
         ),
         upward=upward,
         downward=downward,

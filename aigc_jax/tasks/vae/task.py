@@ -13,7 +13,7 @@ import numpy as np
 
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Reconstructs, Samples, SplitStatistic
-from aigc_jax.core.errors import UserError, check_fields, check_type, near
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Points
 from aigc_jax.metrics import latent_codes as codes
@@ -22,48 +22,29 @@ from aigc_jax.nn import networks
 from aigc_jax.nn.build import compute_dtype
 from aigc_jax.tasks import likelihoods
 from aigc_jax.tasks.vae import bounds, latents
+from aigc_jax.tasks.vae.fields import FIELDS
 
-# Fields given later, with what the runs that lack them were made with.
-TASK_FIELDS = dict(estimator='standard', free_bits=0.0, tc_weight=0.0)
-EVAL_FIELDS = dict(
-    k_curve=False, temperature=1.0, ais_temperatures=0, ais_chains=16, ais_examples=100, interpolation='spherical'
-)
+__all__ = ['FIELDS', 'make']
+
 _MSE_DECAY = 0.99  # of the moving average of the mean squared error, which σ-VAE is evaluated with
 _MEAN_DRAWS = 32  # that each of two means of a code is taken over where it has no closed form
 
 
 def make(config, dataset: Dataset) -> Task:
-    """The task of a config whose `task` holds likelihood, k, beta, kl_warmup_steps and TASK_FIELDS; `model` encoder,
-    decoder, latent_dim, conditional and latents.FIELDS. Raises UserError for a field that fits neither these nor the
-    data."""
-    model, shape, d = config.model, dataset.spec.shape, config.model.get('latent_dim')
-    options = _filled(
-        config.task, dict(name=str, likelihood=str, k=int, beta=float, kl_warmup_steps=int), TASK_FIELDS, 'task'
-    )
-    fields = _filled(
-        model,
-        dict(latent_dim=int, conditional=bool, encoder=dict, decoder=dict),
-        {'kind': 'mlp', **latents.FIELDS},
-        'model',
-    )
-    evaluation = {name: config.eval.get(name, value) for name, value in EVAL_FIELDS.items()}
-    for name, value in EVAL_FIELDS.items():
-        check_type(f'eval.{name}', evaluation[name], type(value))
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
+    model, options, evaluation = config.model, config.task, config.eval
+    shape, d = dataset.spec.shape, model.latent_dim
     likelihood = likelihoods.make(options['likelihood'], dataset, config.data)
     if model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
-    eval_k, chunk = config.eval.get('k', 0), config.eval.get('k_chunk', 0)
-    for name, value in (('task.k', options['k']), ('eval.k', eval_k), ('eval.k_chunk', chunk)):
-        check_type(name, value, int)
-        if value < 1:
-            raise UserError(f'{name}: {value}; it counts importance samples, 1 or more')
+    eval_k, chunk = evaluation.k, evaluation.k_chunk
     for role in ('encoder', 'decoder'):  # every bound here calls them with k samples, so no statistics are renewed
         if model[role].get('norm') == 'batch' or model[role].get('spectral'):
             raise UserError(f"model.{role}: of a VAE it has norm='group', 'layer' or 'none', and spectral=False")
-    latent = latents.make(model, fields, config.data, dataset, compute_dtype(config.precision))
-    _check(options, evaluation, config, latent)
+    latent = latents.make(model, config.data, dataset, compute_dtype(config.precision))
+    _check(options, config, latent)
     outputs = (*shape[:-1], shape[-1] * likelihood.channels)
-    latent_dim = d + fields['posterior_context'] // 2
+    latent_dim = d + model.posterior_context // 2
     encoder = networks.make(config, 'Encoder', model.encoder, shape, latent_dim=latent_dim)
     decoder = networks.make(config, 'Decoder', model.decoder, shape, shape=outputs)
     num_classes, num_dims = dataset.num_classes if model.conditional else 0, math.prod(shape)
@@ -279,33 +260,16 @@ def make(config, dataset: Dataset) -> Task:
     )
 
 
-def _filled(config, first: dict[str, type], later: dict, what: str) -> dict:
-    """The fields of a group, each checked; those of `later` have the default that stands there. Raises UserError."""
-    check_fields(config, first, what, later={name: type(value) for name, value in later.items()})
-    return later | dict(config)
-
-
-def _check(options: dict, evaluation: dict, config, latent: latents.Latents) -> None:
+def _check(options, config, latent: latents.Latents) -> None:
     """Raises UserError for fields that do not fit each other."""
-    for name in ('beta', 'kl_warmup_steps'):
-        if not 0 <= options[name] < math.inf:
-            raise UserError(f'task.{name}: {options[name]}; 0 or more')
     whole = dict(
         free_bits=options['free_bits'], tc_weight=options['tc_weight'],
         likelihood=options['likelihood'] == 'optimal_gaussian',
     )  # fmt: skip
     for name in filter(whole.get, whole):
         parallel.want_whole_batch(config, f'task.{name}: {options[name]} is of a whole batch')
-    if options['estimator'] not in bounds.ESTIMATORS:
-        raise UserError(f'task.estimator: {options["estimator"]!r}{near(options["estimator"], bounds.ESTIMATORS)}')
     for name in ('free_bits', 'tc_weight'):
-        if not 0 <= options[name] < math.inf or (options[name] and options['k'] > 1):
-            raise UserError(f'task.{name}: {options[name]}; 0 or more, and 0 where task.k is more than 1')
+        if options[name] and options['k'] > 1:
+            raise UserError(f'task.{name}: {options[name]}; it is 0 where task.k is more than 1')
     if options['tc_weight'] and not (latent.gaussian and latent.total == latent.dim):
         raise UserError('task.tc_weight: wants model.posterior gaussian and one stochastic layer')
-    if evaluation['interpolation'] not in codes.INTERPOLATIONS:
-        known = near(evaluation['interpolation'], codes.INTERPOLATIONS)
-        raise UserError(f'eval.interpolation: {evaluation["interpolation"]!r}{known}')
-    for name, least in (('temperature', 0), ('ais_temperatures', 0), ('ais_chains', 1), ('ais_examples', 0)):
-        if not least <= evaluation[name] < math.inf:
-            raise UserError(f'eval.{name}: {evaluation[name]}; {least} or more')

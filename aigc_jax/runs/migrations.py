@@ -1,0 +1,87 @@
+"""The configs of older runs, brought to the fields of today: each function adds to a run's config.json what the runs
+of its version lack, with the value that they were made with.
+
+A field that is given to configs later takes a number more for SCHEMA and a function here. What stands in such a
+function is never changed afterwards, for the runs that it is for are not either.
+"""
+
+from ml_collections import ConfigDict
+
+from aigc_jax.core.errors import UserError
+
+SCHEMA = 1  # of the configs of today
+
+
+def migrate(config: ConfigDict, where: str) -> None:
+    """Brings `config`, as a run's folder holds it, to SCHEMA. where: the file, for messages. Raises UserError."""
+    found = config.get('schema', 0)  # the runs of before there was a number have none
+    if type(found) is not int or not 0 <= found <= SCHEMA:
+        raise UserError(
+            f'{where}: schema is {found!r}; this version of aigc_jax reads 0 to {SCHEMA}, so open it with the version '
+            'that made the run (manifest.json has its commit)'
+        )
+    for version in range(found, SCHEMA):
+        _MIGRATIONS[version](config)
+        config.schema = version + 1
+
+
+def _from_0(config: ConfigDict) -> None:
+    """Of the runs of before 2026-11-27. Their oldest lack all of these fields."""
+    groups = [config.get(name) for name in ('data', 'task', 'model', 'eval', 'optim')]
+    if not all(isinstance(group, ConfigDict) for group in groups):
+        return  # no config at all, which the check of its fields says
+    data, task, model, evaluation, optim = groups
+    for player in optim.values():
+        _add(player, clip_weights=0.0)
+    _add(evaluation, also_each=())
+    if 'tokenizer' in data:
+        _add(data, dir='', code=False, fim_rate=0.0, fim_identifiers=0.0)
+        _add(evaluation, num_samples=0)  # the metrics of samples of text came with this field
+        _add(
+            evaluation, problems='', problem_samples=10, pass_k=(1, 10), problem_tokens=128, problem_temperature=0.8,
+            problem_beam=8,
+        )  # fmt: skip
+    else:
+        _add(data, shape=(), augment=dict(flip=False, shift=0, rotation=0.0, scale=0.0, cutout=0, mixup=0.0))
+        _add(evaluation, extractor='', num_samples=10_000)  # there were no metrics of images
+    if task.get('name') in ('vae', 'gan'):
+        _add(model, kind='mlp')
+    if task.get('name') == 'vae':
+        _add(task, estimator='standard', free_bits=0.0, tc_weight=0.0)
+        _add(
+            model, prior='normal', pseudo_inputs=100, posterior='gaussian', posterior_context=0, stochastic_layers=1,
+            flow=dict(layers=6, features=(64, 64), activation='relu'),
+            second=dict(latent_dim=8, features=(64, 64), activation='relu', bias_init='zeros'),
+        )  # fmt: skip
+        _add(
+            evaluation, k_curve=False, temperature=1.0, ais_temperatures=0, ais_chains=16, ais_examples=100,
+            interpolation='spherical',
+        )  # fmt: skip
+    if task.get('name') == 'vq':
+        _add(evaluation, temperature=1.0)
+        _add(model.get('prior'), scan_layers=False)
+    elif model.get('kind') == 'transformer':
+        _add(model, scan_layers=False)
+    for role, network in model.items():
+        if isinstance(network, ConfigDict) and 'block' in network:  # a convolutional one
+            _add(network, attention=0, depth=1)
+            _add(network if task.get('name') in ('vae', 'gan') else None, spectral=False)
+            _add(network if role == 'discriminator' else None, deviation=0)
+    if task.get('name') == 'gan':
+        _add(
+            task, dragan=0.0, dragan_std=0.5, penalty_every=1, lecam=0.0, lecam_decay=0.99, augmentation='none',
+            transforms=('colour', 'translation', 'cutout'), ada_target=0.6, ada_examples=500_000, consistency_real=0.0,
+            consistency_fake=0.0, packing=1, unrolled_steps=0, unrolled_rate=0.01, top_k=1.0, top_k_percent=50.0,
+            auxiliary=0.0,
+        )  # fmt: skip
+
+
+_MIGRATIONS = {0: _from_0}
+
+
+def _add(group: ConfigDict | None, **fields) -> None:
+    """Gives `group` those of `fields` that it lacks."""
+    if isinstance(group, ConfigDict):
+        for name, value in fields.items():
+            if name not in group:
+                group[name] = ConfigDict(value) if isinstance(value, dict) else value
