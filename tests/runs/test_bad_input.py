@@ -117,7 +117,7 @@ CONFIGS = {
                     ['eval.best_metric', "'model/nil'", 'model/nll']),
     'best_metric, of samples': ([VAE, '--config.eval.best_metric=samples/coverage'],
                                 ['eval.best_metric', 'model/nll']),
-    'init_from': ([VAE, '--config.init_from=nowhere'], ['init_from', 'nowhere']),
+    'init_from': ([VAE, '--config.init.run=nowhere'], ['init.run', 'nowhere']),
     'TFDS not prepared': ([VAE, '--config.data.name=tfds:mnist', '--config.data.dir={tmp}'],
                           ['data.name=tfds:mnist', 'not prepared', 'tfds build mnist', '{tmp}']),
     'idx folder': ([VAE, '--config.data.name=idx:{tmp}/nowhere'], ['nowhere', 'idx:DIR']),
