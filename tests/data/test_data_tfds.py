@@ -221,7 +221,6 @@ def test_documents_of_a_set_with_splits_of_its_own(tmp_path):
     splits = {'train': ['to be, or not', 'être ☕', ''], 'validation': ['that is it', 'a'], 'test': ['the question']}
     build_texts(tmp_path, splits, 'said')
     config = text_config('tfds:said', tmp_path)
-    data.check(config)
     dataset = data.load(config)
     assert dataset.spec.tokenizer.end == 256
     assert documents(dataset) == {'train': splits['train'], 'valid': splits['validation'], 'test': splits['test']}
