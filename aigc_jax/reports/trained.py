@@ -92,7 +92,7 @@ class Trained:
         how: 'linear' or 'spherical' (metrics.latent_codes.interpolations); '': eval.interpolation of the config.
         labels: of both, and of what lies between.
         """
-        how = how or self.config.eval.get('interpolation', 'spherical')
+        how = how or self.config.eval.interpolation
         if how not in latent_codes.INTERPOLATIONS:
             raise UserError(f'how: {how!r}; it is {" or ".join(latent_codes.INTERPOLATIONS)}')
         if len(a) != len(b) or steps < 2:

@@ -14,7 +14,6 @@ import time
 
 import jax
 
-import aigc_jax
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
@@ -139,7 +138,7 @@ def _version(package: str) -> str | None:
 def code() -> dict[str, object]:
     """The sha256 of the package's own files as they run, and of a clone also its commit, what differs from that, and
     the sha256 of the Python files that the commit lacks."""
-    package = pathlib.Path(aigc_jax.__file__).resolve().parent
+    package = pathlib.Path(__file__).resolve().parents[1]
     root, source = package.parent, hashlib.sha256()
     for path in sorted(package.rglob('*.py')):
         with contextlib.suppress(FileNotFoundError):  # an editor's lock is a link to nothing

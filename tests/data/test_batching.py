@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax import data
 from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import batching
 from aigc_jax.data.specs import binarize_static
@@ -153,6 +154,7 @@ def test_held_out_images_are_binarized_alike_whatever_the_seed():
 
     def make(**more):
         fields = {'data.binarize': 'dynamic', 'task.likelihood': 'bernoulli', 'eval.batch_size': 50, **more}
+        fields['eval.best_metric'] = ''  # of which `project` has none
         return Experiment(config_lib.load(f'{path}:smoke', [(name, str(value)) for name, value in fields.items()]))
 
     def seen(seed, **more):
@@ -160,7 +162,8 @@ def test_held_out_images_are_binarized_alike_whatever_the_seed():
         experiment, found = make(seed=seed, **more), []
         weights = np.random.default_rng(0).normal(size=experiment.dataset.spec.shape)
         project = lambda params, extra, batch, ctx: {'x': (batch['x'] * weights).sum((1, 2, 3))}
-        experiment.task = dataclasses.replace(experiment.task, evaluate=project)
+        others = [one for one in experiment.task.capabilities if not isinstance(one, Measures)]
+        experiment.task = dataclasses.replace(experiment.task, capabilities=(Measures(project), *others))
         evaluator, state = Evaluator(experiment), experiment.create_state()
         for k, own in enumerate(experiment.seeds):
             replica = experiment.replica(state, k)
@@ -193,6 +196,6 @@ def test_threshold(digits):
 
 
 @pytest.mark.parametrize('fields, message', [({'binarize': 'dynamics'}, 'dynamic'), ({'scale': 'units'}, 'unit')])
-def test_unknown_names_list_the_near_ones(digits, fields, message):
+def test_unknown_names_list_the_near_ones(fields, message):
     with pytest.raises(UserError, match=f'did you mean.*{message}'):
-        preprocess(digits, digits.splits['train'].arrays['x'][:1], **fields)
+        data.load(ConfigDict({'name': 'digits', **fields}))

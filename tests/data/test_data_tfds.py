@@ -57,7 +57,7 @@ def prepared(tmp_path_factory):
 
 def test_prepared_files_come_back_equal(prepared):
     given, read = load(f'idx:{prepared}'), load('tfds:mine', f'{prepared}/sets')
-    for field in ('kind', 'shape', 'levels', 'num_classes', 'licence'):
+    for field in ('spec', 'num_classes', 'licence'):
         assert getattr(given, field) == getattr(read, field)
     assert sizes(given) == sizes(read)
     for split in given.splits:
@@ -229,10 +229,10 @@ def test_documents_of_a_set_with_splits_of_its_own(tmp_path):
     assert dataset.spec.tokenizer.end == 256
     assert documents(dataset) == {'train': splits['train'], 'valid': splits['validation'], 'test': splits['test']}
     config.tokenizer = 'word'
-    words = data.load(config).tokenizer
+    words = data.load(config).spec.tokenizer
     assert 'be,' in words.pieces and 'question' not in words.pieces  # learned from what is trained on
     config.tokenizer = 'char'
-    assert 'q' in data.load(config).tokenizer.pieces
+    assert 'q' in data.load(config).spec.tokenizer.pieces
     assert data.load(text_config('tfds:said', tmp_path), dataset.spec.tokenizer).fingerprint == dataset.fingerprint
 
 

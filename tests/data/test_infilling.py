@@ -171,9 +171,9 @@ def test_special_tokens_of_each_tokenizer(kind):
 def test_without_infilling_nothing_changes():
     plain = config(fim_rate=0.0)
     data.check(plain)
-    assert data.load(plain).tokenizer.vocab_size == 256
+    assert data.load(plain).spec.tokenizer.vocab_size == 256
     with_it = data.load(config())
-    assert with_it.tokenizer.end == END and 'identifiers' not in with_it.splits['train'].resident
+    assert with_it.spec.tokenizer.end == END and 'identifiers' not in with_it.splits['train'].resident
     named = data.load(config(fim_identifiers=0.5))
     assert named.splits['train'].resident['identifiers'].dtype == np.uint8
     assert set(named.splits['valid'].resident) == {'tokens'}

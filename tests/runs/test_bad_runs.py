@@ -162,7 +162,7 @@ def test_a_folder_that_another_process_began_and_ended_while_this_one_compiled(s
     run, others = tmp_path / 'run', []
     config = config_lib.from_json(smoke('vae') / 'config.json')
     begin = lambda _: others.append(snapshot(shutil.copytree(smoke('vae'), run)))
-    monkeypatch.setattr(trainer.problems, 'check', begin)
+    monkeypatch.setattr(trainer.reports, 'check', begin)
     with pytest.raises(UserError, match=f'another process began {run} meanwhile'):
         trainer.train(config, Run(run))
     assert [snapshot(run)] == others

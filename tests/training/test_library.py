@@ -28,8 +28,8 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
 
-def resident():
-    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmRSS')) / 1024
+def resident():  # in MB, without the pages of files, which come and go with the load of the machine
+    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon')) / 1024
 
 config = config_lib.load(sys.argv[1], [pair.split('=') for pair in sys.argv[4:]])
 for k in range(int(sys.argv[3])):
@@ -149,3 +149,18 @@ def test_what_orbax_is_kept_from_saying_is_as_before_once_no_thread_saves():
     assert sys.unraisablehook != hook
     second.__exit__(None, None, None)
     assert sys.unraisablehook == hook
+
+
+def test_the_installed_command_is_the_command_line(command_line):
+    start = 'import sys, aigc_jax; sys.argv = ["aigc-jax", *sys.argv[1:]]; aigc_jax.command()'
+    done = command_line.python('-c', start, '--help')
+    assert done.returncode == 0 and '--workdir' in done.stdout
+    done = command_line.python('-c', start, '--mode=evaluate')
+    assert done.returncode == 2 and done.stderr.startswith('error: --workdir: missing')
+
+
+def test_the_package_itself_imports_nothing(command_line):
+    done = command_line.python('-c', 'import sys, aigc_jax; print(*sys.modules)')
+    assert not {'jax', 'numpy', 'absl'} & set(done.stdout.split())
+    done = command_line.python('-c', 'import aigc_jax; aigc_jax.trian')
+    assert "module 'aigc_jax' has no attribute 'trian'" in done.stderr

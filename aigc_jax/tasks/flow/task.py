@@ -15,16 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import parallel, rng
-from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Samples, SplitStatistic
+from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Samples, ScalarField, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images, Tokens
 from aigc_jax.nn import unet
 from aigc_jax.nn.build import build, compute_dtype
 from aigc_jax.tasks.flow import couplings, paths, solvers
-from aigc_jax.tasks.flow.fields import EVAL, FIELDS
+from aigc_jax.tasks.flow.fields import FIELDS
 
 __all__ = ['FIELDS', 'make']
+_DRAWN_TOLERANCE = 1e-2  # of a log-likelihood that is drawn, far from the data too, where a field is stiff
 _WEIGHT_FLOOR = 0.01  # added to the squared error that a weight is taken from, as the code of Geng et al. 2025 has it
 
 
@@ -201,14 +202,14 @@ class Flow:
     def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         return self._levels(self.transport(params['model'], self.source.draw(ctx), labels)[0])
 
-    def log_likelihood(self, theta: Tree, x: Array, labels: Array | None, ctx: rng.Context):
+    def log_likelihood(self, theta: Tree, x: Array, labels: Array | None, ctx: rng.Context, tolerance: float):
         """(log density of x (n, D) in data units, x at the source, evaluations); without guidance."""
         probes = None
         if self.sampler.probes:  # Rademacher's, each example's own
             probes = jnp.sign(ctx.uniform('probes', (self.sampler.probes, self.dim)) - 0.5)
             probes = jnp.moveaxis(jnp.where(probes == 0, 1.0, probes), 1, 0)
         field = self.velocity(theta, self._one_hot(labels))
-        log_p, x0, count = solvers.log_likelihood(field, self.source.log_prob, x, probes, self.sampler.tolerance)
+        log_p, x0, count = solvers.log_likelihood(field, self.source.log_prob, x, probes, tolerance)
         return log_p - self.dim * self.log_factor, x0, count
 
     def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
@@ -219,14 +220,21 @@ class Flow:
         found = self.velocity(params['model'], self._one_hot(batch.get('label')))(t, paths.interpolate(x0, x1, t))
         return {'model/velocity_error': jnp.mean((found - (x1 - x0)) ** 2, axis=-1)}
 
-    def integrate(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        """nll: −log p(x), given the class where the field is told it; of integer data −log p(x̃) − D log Δ of one
-        dequantized x̃ with bins of width Δ, whose mean is a bound on −log P(x) (Theis et al. 2016, eq. 4)."""
-        theta, labels = params['model'], batch.get('label')
-        x = self._dequantized(batch['x'], ctx, True).reshape(-1, self.dim)
-        log_p, _, count = self.log_likelihood(theta, x, labels, ctx)
+    def log_prob(self, theta: Tree, x: Array, labels: Array | None, ctx: rng.Context, tolerance: float):
+        """(log p(x) of examples (n, *shape) in data units, given the class where the field is told it, evaluations).
+
+        Of integer data it is log p(x̃) + D log Δ of one dequantized x̃ with bins of width Δ, whose mean is a lower bound
+        of log P(x) (Theis et al. 2016, eq. 4).
+        """
+        x = self._dequantized(x, ctx, True).reshape(-1, self.dim)
+        log_p, _, count = self.log_likelihood(theta, x, labels, ctx, tolerance)
         if self.grid is not None:
             log_p = log_p + self.dim * (math.log(self.grid[2]) + self.log_factor)
+        return log_p, count
+
+    def integrate(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        theta, labels = params['model'], batch.get('label')
+        log_p, count = self.log_prob(theta, batch['x'], labels, ctx, self.sampler.tolerance)
         _, evaluations = self.transport(theta, self.source.draw(ctx), labels)
         return {
             'model/nll': -log_p,
@@ -244,8 +252,11 @@ class Flow:
         field = self.velocity(params['model'], self._one_hot(labels))
         return self._levels(solvers.dopri5(field, codes, self.sampler.tolerance)[0])
 
-    def log_density(self, params, extra: Extra, x: Array, ctx: rng.Context) -> Array:
-        return self.log_likelihood(params['model'], x, None, ctx)[0]
+    def density(self, params, extra: Extra, x: Array, ctx: rng.Context) -> Array:
+        return self.log_prob(params['model'], x, None, ctx, self.sampler.tolerance)[0]
+
+    def drawn_density(self, params, extra: Extra, x: Array, ctx: rng.Context) -> Array:
+        return self.log_prob(params['model'], x, None, ctx, _DRAWN_TOLERANCE)[0]
 
     def task(self) -> Task:
         capabilities = [
@@ -257,15 +268,17 @@ class Flow:
             capabilities.append(Measures(self.measure))
         if len(self.source.means) == 1:
             capabilities.append(LatentSpace(self.encode, self.decode))
-        if self.shape == (2,) and not self.num_classes:
-            capabilities.append(LogDensity('log p(x)', self.log_density))
+        if not self.num_classes:
+            if self.shape == (2,):
+                capabilities.append(ScalarField('log p(x)', self.drawn_density))
+            capabilities.append(LogDensity('log p(x), nats', self.density))
         return Task(self.init, ((Turn('model', self.loss),),), tuple(capabilities))
 
 
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, spec = config.model, config.task, dataset.spec
-    own = {name: config.eval[name] for name in EVAL}
+    own = {field.name: config.eval[field.name] for field in dataclasses.fields(Sampler)}
     if isinstance(spec, Tokens):
         raise UserError(f'task.name: flow is for images and points; {config.data.name} is text')
     _check(options, own, config, dataset)

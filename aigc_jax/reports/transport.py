@@ -1,0 +1,45 @@
+"""How far samples of points are from held-out points, where no density is known."""
+
+import math
+
+import numpy as np
+
+from aigc_jax.core.capabilities import Samples
+from aigc_jax.core.types import TrainState
+from aigc_jax.data import Points
+from aigc_jax.metrics import transport
+from aigc_jax.reports.base import Report
+from aigc_jax.reports.tables import Results
+from aigc_jax.runs.experiment import Experiment
+
+_MOST = 2000  # points, since the time of an exact assignment grows with their cube
+
+
+class PointTransport(Report):
+    """The squared 2-Wasserstein distance of n samples to the first n points of a split, beside that of as many real
+    points: n is eval.num_samples, or half of the split, or 2000, whichever is least."""
+
+    name = 'point_transport'
+
+    @classmethod
+    def applies(cls, experiment: Experiment) -> bool:
+        spec = experiment.dataset.spec
+        return isinstance(spec, Points) and spec.density is None and experiment.task.get(Samples) is not None
+
+    @classmethod
+    def names(cls, experiment: Experiment) -> list[str]:
+        return ['samples/squared_wasserstein']
+
+    def title(self, split: str) -> str:
+        return f'distance of samples to the {split} split'
+
+    def measure(self, state: TrainState, seed: int, split: str) -> Results:
+        count = len(self.experiment.dataset.splits[split])
+        n = min(self.config.num_samples, count // 2, _MOST)
+        if n < 1:
+            return {}
+        real = self.experiment.examples(split, np.arange(count))['x']
+        samples, value = self.evaluator.sample(state, seed, n), math.nan
+        if np.isfinite(samples).all():
+            value = transport.squared_wasserstein(samples, real[:n])
+        return {'samples/squared_wasserstein': {'value': value, 'perfect': transport.floor(real, n), 'n': n}}
