@@ -149,8 +149,8 @@ class Trained:
         return self.run.rows()
 
     def evaluations(self) -> dict[str, dict]:
-        """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}; every other
-        evaluation has {'step', 'split', 'data', 'eval', …, 'metrics': {metric: {'value', …}}}."""
+        """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}. Every
+        other evaluation has {'step', 'split', 'data', 'eval', …, 'metrics': {metric: {'value', …}}}."""
         return self.run.evaluations()
 
     def writer(self, **how) -> Generator:
