@@ -50,6 +50,9 @@ class Field:
             raise UserError(f'{name}: {value!r}{near(value, self.choices)}')
         if self.type in (int, float) and not self._holds(value):
             raise UserError(f'{name}: {value}; it is {self.range()}')
+        if self.items and self.items.choices:
+            for item in value:
+                self.items.check(name, item)
         if self.items and any(not self.items.fits(item) for item in value):
             raise UserError(f'{name}: {value!r}; each of its items is {self.items.words()}')
 

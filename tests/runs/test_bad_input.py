@@ -220,7 +220,7 @@ FIELDS = {
     'eval, misspelt': ('vae', 'best_metric=', 'best_metrc=', ['eval.best_metrc', 'did you mean best_metric']),
     'eval of another task': ('gan', 'eval=dict()', 'eval=dict(k=3)', ['eval.k', 'no such field']),
     'task, a text for a number': ('gan', 'r1=1.0,', "r1='x',", ["task.r1: 'x'", 'a number']),
-    'task, no number': ('gan', 'r1=1.0,', "r1=float('nan'),", ['task.r1: nan', '0 or more']),
+    'task, no number': ('gan', 'r1=1.0,', "r1=float('nan'),", ['task.r1: nan is no finite number']),
     'model, a number for a text': ('gan', "activation='leaky_relu', bias_init='zeros'),\n                disc",
                                    "activation=3, bias_init='zeros'),\n                disc",
                                    ['model.generator.activation: 3', 'a text']),

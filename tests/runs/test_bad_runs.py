@@ -347,7 +347,7 @@ def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):
     assert_refused((code, out, '\n'.join(from_error(err))), 'Read-only file system', str(run), code=1)
     # A finished run that cannot be written is still evaluated, up to the writing.
     code, out, err = runner(f'--workdir={run}', '--mode=evaluate')
-    assert_refused((code, out, '\n'.join(from_error(err))), 'evaluation.json', 'Read-only file system', code=1)
+    assert_refused((code, out, '\n'.join(from_error(err))), f'{run}/evaluations/', 'Read-only file system', code=1)
     code, out, err = runner(VAE, f'--workdir={small_disk}/other')
     assert_refused((code, out, '\n'.join(from_error(err))), 'Read-only file system', code=1)
 
