@@ -15,7 +15,7 @@ def get_config(arg=''):
     config = ConfigDict(
         dict(
             seed=0,
-            total_steps=6000,  # optimizer steps
+            total_steps=4000,  # optimizer steps
             batch_size=128,  # examples, over all devices
             micro_batches=1,  # parts that a batch is cut into, to save memory
             steps_per_call=100,  # steps fused into one compiled call
