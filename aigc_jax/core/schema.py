@@ -64,7 +64,8 @@ class Field:
         return True
 
     def _holds(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below and math.isfinite(value)
+        finite = isinstance(value, int) or math.isfinite(value)  # a whole number may be too large for a float
+        return finite and self.least <= value <= self.most and self.above < value < self.below
 
     def range(self) -> str:
         """The bounds of a number in words; '' where it has none."""
