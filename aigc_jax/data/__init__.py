@@ -84,17 +84,17 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """The data set that `cfg`, the config's `data`, names.
 
     Args:
-      cfg: has `name` (a key of SOURCES or TEXTS, with its place after the colon, or FILE.py[:function]: see own.load).
-        Of images and points besides: `dir`
-        (of TFDS sets, '' for TFDS's own default), `num_examples` (training examples of mixtures and stacks),
-        `valid_examples` (how many training examples to hold out where a set has no valid split: `dataset.divide`; 0:
-        the valid split of any set is trained on, and there is none) and perhaps `shape` (of local files' images that
-        are stored flat; (): they are square). Of text: see `text.load`.
+      cfg: has `name`, a key of SOURCES or TEXTS with its place after the colon, or FILE.py[:function], see own.load.
+        The other fields are those of declarations.IMAGES_AND_POINTS or TEXT, and have their defaults where they are
+        left out. TFDS sets and own functions are read as text where `tokenizer` is there.
       tokenizer: of the run that is gone on with; None: of the data.
 
     Raises:
-      UserError: if the name is unknown, or what it names cannot be read.
+      UserError: if the name is unknown, what it names cannot be read, or another field does not fit.
     """
+    cfg = copy.deepcopy(cfg)
+    schema.fill(cfg, fields(cfg))
+    check(cfg)
     key, where = _parts(cfg.name)
     loader = KNOWN.get(key)
     if key == STACKED:
@@ -111,12 +111,12 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     places = reading.places(cfg.name, where) if where else {}
     if key in TEXTS:
         return loader(cfg, *[places] * bool(where), tokenizer)
-    if cfg.get('shape', ()) and key not in FLAT:
+    if cfg.shape and key not in FLAT:
         raise UserError(f'data.shape={cfg.shape}: is of {", ".join(FLAT)} alone; leave it () for data.name={cfg.name}')
     if 'train' in places and key not in PARTS:
         raise UserError(f'data.name={cfg.name}: train=…,valid=…,test=… is of {", ".join(PARTS)} and text')
     if 'train' in places:
-        read = functools.partial(PARTS[key], mapped=cfg.get('stream', False)) if key in MAPPED else PARTS[key]
+        read = functools.partial(PARTS[key], mapped=cfg.stream) if key in MAPPED else PARTS[key]
         dataset = files.joined(cfg, read, places, grouped=key == IMAGES)
     else:
         dataset = loader(cfg, *places.values())

@@ -32,22 +32,10 @@ _WORDS = re.compile(rb'\d[\w.]*|(' + _NAME + rb')')
 _KEYWORDS = frozenset(word.encode() for word in keyword.kwlist)
 
 
-def rate(cfg) -> float:
-    """data.fim_rate; 0 where a run of earlier days has no such field."""
-    return cfg.get('fim_rate', 0.0)
-
-
-def identifiers_rate(cfg) -> float:
-    return rate(cfg) and cfg.get('fim_identifiers', 0.0)
-
-
 def check(cfg) -> None:
-    """Raises UserError for rates that are none, or that do not fit the windows of `cfg`, the config's `data`."""
-    for name in ('fim_rate', 'fim_identifiers'):
-        if not 0 <= cfg.get(name, 0.0) <= 1:
-            raise UserError(f'data.{name}: {cfg[name]}; it is a share, 0 to 1')
-    if not rate(cfg):
-        if cfg.get('fim_identifiers', 0.0):
+    """Raises UserError for rates that do not fit the windows of `cfg`, the config's `data`."""
+    if not cfg.fim_rate:
+        if cfg.fim_identifiers:
             raise UserError('data.fim_identifiers: a share of the windows that are infilled; set data.fim_rate too')
         return
     if cfg.order == 'contiguous':
@@ -90,7 +78,7 @@ def make_transform(cfg, tokenizer: Tokenizer):
     Of the windows, `data.fim_rate` are infilled, inside the document in which a token drawn from the window lies; what
     is before and after it in the window stays. The last three or four tokens of the window are lost.
     """
-    fim_rate, by_name, special, end = rate(cfg), identifiers_rate(cfg), tokenizer.fim, tokenizer.end
+    fim_rate, by_name, special, end = cfg.fim_rate, cfg.fim_identifiers, tokenizer.fim, tokenizer.end
 
     def one(tokens: Array, mark: Array, u: Array) -> Array:
         length = tokens.shape[0]

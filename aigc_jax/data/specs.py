@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import rng
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import augment, infilling
 from aigc_jax.data.gaussian_mixture import Mixture
@@ -43,14 +43,17 @@ class Scaling(NamedTuple):
 
 
 class Spec:
-    """What every kind of data has; `cfg` is the config's `data`. Here is what holds of data that are read as stored."""
+    """What every kind of data has; here is what holds of data that are read as stored.
+
+    cfg, everywhere: the config's `data`, which has all its fields and was checked (declarations.py).
+    """
 
     words: ClassVar[str]  # for messages
     shape: tuple[int, ...]  # of one example
     contiguous = False  # each row of a batch reads on where the row of the batch before ended
 
     def scaling(self, cfg, train: Source) -> Scaling:
-        """Between data units and model units; train: the training split. Raises UserError for another data.scale."""
+        """Between data units and model units, by data.scale; train: the training split. Raises UserError."""
         return Scaling()
 
     def draws_splits(self, cfg) -> bool:
@@ -106,7 +109,6 @@ class Images(Spec):
 
     def scaling(self, cfg, train: Source) -> Scaling:
         """data.scale: 'unit', as they are; 'symmetric', in [−1, 1]."""
-        _check_scale(cfg)
         if cfg.scale == 'standard':
             raise UserError('data.scale: standard is for points; images have unit and symmetric')
         return Scaling(0.5, 0.5) if cfg.scale == 'symmetric' else Scaling()
@@ -131,7 +133,6 @@ class Images(Spec):
         """data.binarize: 'none'; 'threshold': x > ½; 'static': each pixel drawn once for the whole run and every seed,
         a function of its split and place (see `in_memory`); 'dynamic': drawn anew for each `ctx`, in training whenever
         it is seen (Salakhutdinov & Murray 2008; Burda et al. 2016, section 5)."""
-        _check_binarize(cfg)
         how, levels = cfg.binarize, 1 if cfg.binarize == 'static' else self.levels  # static has left 0 and 1
         stored = dataclasses.replace(self, levels=levels)
 
@@ -150,10 +151,8 @@ class Images(Spec):
 
     def train_preprocess(self, cfg, scaling: Scaling, rows: int) -> Preprocess:
         """With data.augment."""
-        transform = None
-        if 'augment' in cfg:
-            augment.check(cfg, self.shape, self.levels == 1, rows)
-            transform = augment.make_transform(cfg, self.shape) if augment.is_on(cfg) else None
+        augment.check(cfg, self.shape, self.levels == 1, rows)
+        transform = augment.make_transform(cfg, self.shape) if augment.is_on(cfg) else None
         return self.preprocess(cfg, scaling, transform)
 
     def from_raw(self, cfg, scaling: Scaling) -> Preprocess:
@@ -194,7 +193,6 @@ class Points(Spec):
     def scaling(self, cfg, train: Source) -> Scaling:
         """data.scale: 'unit' and 'symmetric', as they are; 'standard', zero mean and, over all coordinates together so
         that shapes stay, unit variance of the training split."""
-        _check_scale(cfg)
         if cfg.scale != 'standard':
             return Scaling()
         x = materialize(train).arrays['x'].astype(np.float64)
@@ -207,14 +205,12 @@ class Points(Spec):
         return x.astype(jnp.float32)
 
     def preprocess(self, cfg, scaling: Scaling, transform: Preprocess | None = None) -> Preprocess:
-        _check_binarize(cfg)
         if cfg.binarize != 'none':
             raise UserError(f'data.binarize: {cfg.binarize} is for images; {cfg.name} holds points: set it to none')
         return lambda batch, ctx: {**batch, 'x': scaling.to_model(self.to_data(batch['x']))}
 
     def train_preprocess(self, cfg, scaling: Scaling, rows: int) -> Preprocess:
-        if 'augment' in cfg:
-            augment.check(cfg, None, False, rows)
+        augment.check(cfg, None, False, rows)
         return self.preprocess(cfg, scaling)
 
     def from_raw(self, cfg, scaling: Scaling) -> Preprocess:
@@ -244,17 +240,7 @@ class Tokens(Spec):
 
     def train_preprocess(self, cfg, scaling: Scaling, rows: int) -> Preprocess:
         """With infilling, data.fim_rate."""
-        return infilling.make_transform(cfg, self.tokenizer) if infilling.rate(cfg) else self.preprocess(cfg, scaling)
-
-
-def _check_scale(cfg) -> None:
-    if cfg.scale not in SCALES:
-        raise UserError(f'data.scale: {cfg.scale!r}{near(cfg.scale, SCALES)}')
-
-
-def _check_binarize(cfg) -> None:
-    if cfg.binarize not in BINARIZE:
-        raise UserError(f'data.binarize: {cfg.binarize!r}{near(cfg.binarize, BINARIZE)}')
+        return infilling.make_transform(cfg, self.tokenizer) if cfg.fim_rate else self.preprocess(cfg, scaling)
 
 
 class RawReader:

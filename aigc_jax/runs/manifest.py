@@ -14,7 +14,6 @@ import time
 
 import jax
 
-import aigc_jax
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
@@ -71,12 +70,12 @@ def _unreadable(path: pathlib.Path, why: str) -> UserError:
 
 def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
     """Writes the manifest of this start. A resumed run appends its start to `starts`. The start before it gets
-    `made_with`: the fields that had other values then. init_step: of the parameters that `init_from` gave it."""
+    `made_with`: the fields that had other values then. init_step: of the parameters that init.run gave it."""
     before = read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
-    start |= {} if init_step is None else {'init_from_step': init_step}
+    start |= {} if init_step is None else {'init_step': init_step}
     manifest = {
         **code(),
         'packages': {name: _version(name) for name in PACKAGES},
@@ -139,7 +138,7 @@ def _version(package: str) -> str | None:
 def code() -> dict[str, object]:
     """The sha256 of the package's own files as they run, and of a clone also its commit, what differs from that, and
     the sha256 of the Python files that the commit lacks."""
-    package = pathlib.Path(aigc_jax.__file__).resolve().parent
+    package = pathlib.Path(__file__).resolve().parents[1]
     root, source = package.parent, hashlib.sha256()
     for path in sorted(package.rglob('*.py')):
         with contextlib.suppress(FileNotFoundError):  # an editor's lock is a link to nothing

@@ -149,11 +149,3 @@ def test_what_comes_in_from_outside_is_black_and_bits_stay_bits():
 def test_refusals(fields, message):
     with pytest.raises(UserError, match=message):
         make(**fields)
-
-
-def test_a_run_without_the_fields_still_opens():
-    from aigc_jax.runs.experiment import Experiment
-
-    config = make().config
-    del config.data['augment']
-    assert Experiment(config).train_preprocess

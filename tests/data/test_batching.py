@@ -154,6 +154,7 @@ def test_held_out_images_are_binarized_alike_whatever_the_seed():
 
     def make(**more):
         fields = {'data.binarize': 'dynamic', 'task.likelihood': 'bernoulli', 'eval.batch_size': 50, **more}
+        fields['eval.best_metric'] = ''  # of which `project` has none
         return Experiment(config_lib.load(f'{path}:smoke', [(name, str(value)) for name, value in fields.items()]))
 
     def seen(seed, **more):
@@ -195,6 +196,6 @@ def test_threshold(digits):
 
 
 @pytest.mark.parametrize('fields, message', [({'binarize': 'dynamics'}, 'dynamic'), ({'scale': 'units'}, 'unit')])
-def test_unknown_names_list_the_near_ones(digits, fields, message):
+def test_unknown_names_list_the_near_ones(fields, message):
     with pytest.raises(UserError, match=f'did you mean.*{message}'):
-        preprocess(digits, digits.splits['train'].arrays['x'][:1], **fields)
+        data.load(ConfigDict({'name': 'digits', **fields}))

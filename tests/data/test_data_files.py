@@ -223,7 +223,7 @@ def test_two_amat_triples_in_a_folder_are_refused(tmp_path):
     user_error(f'amat:{tmp_path}', 'my_train.amat, your_train.amat')
 
 
-@pytest.mark.parametrize('valid_examples', [-2, 20, 21])
+@pytest.mark.parametrize('valid_examples', [20, 21])
 def test_held_out_examples_leave_some_to_train_on(tmp_path, valid_examples):
     write_idx(tmp_path)
     user_error(f'idx:{tmp_path}', f'data.valid_examples={valid_examples}', '0..19', valid_examples=valid_examples)
@@ -291,7 +291,7 @@ def test_streamed_files_are_mapped_and_hold_the_same(tmp_path, save):
     held = sum(array.nbytes for split in whole.splits for array in arrays(whole, split).values())
     assert most < 0.5 * held, (most, held)
     assert mapped.fingerprint == whole.fingerprint and sizes(mapped) == sizes(whole)
-    assert (mapped.spec.shape, mapped.spec.levels, mapped.num_classes) == (whole.shape, whole.levels, whole.num_classes)
+    assert (mapped.spec, mapped.num_classes) == (whole.spec, whole.num_classes)
     index = np.array([[3, 0], [2, 3]])
     for split in whole.splits:
         assert not hasattr(mapped.splits[split], 'gather')

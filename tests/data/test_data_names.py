@@ -185,7 +185,7 @@ def test_compressed_files_are_read_as_if_they_were_not(tmp_path, suffix, compres
     scipy.io.savemat(tmp_path / 'a.mat', dict(images=IMAGES, labels=LABELS))
     for kind in ('npz', 'npy', 'mat'):
         plain = load(f'{kind}:{tmp_path}/a.{kind}')
-        assert plain.shape == (6, 5, 1) and plain.num_classes == (0 if kind == 'npy' else 7)
+        assert plain.spec.shape == (6, 5, 1) and plain.num_classes == (0 if kind == 'npy' else 7)
         content = compress((tmp_path / f'a.{kind}').read_bytes())
         (tmp_path / f'b.{kind}{suffix}').write_bytes(content)
         assert load(f'{kind}:{tmp_path}/b.{kind}{suffix}').fingerprint == plain.fingerprint

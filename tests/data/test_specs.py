@@ -15,6 +15,7 @@ from aigc_jax.data.splits import Mapped, materialize, of_rows
 from aigc_jax.data.tokenizers import Tokenizer
 
 X = IMAGES[..., None]
+OFF = dict(flip=False, shift=0, rotation=0.0, scale=0.0, cutout=0, mixup=0.0)
 FLOATS = POINTS.astype(np.float32)
 
 
@@ -23,7 +24,7 @@ def context(n):
 
 
 def cfg(binarize='none', scale='unit', **fields):
-    return ConfigDict({'name': 'mine', 'binarize': binarize, 'scale': scale, **fields})
+    return ConfigDict({'name': 'mine', 'binarize': binarize, 'scale': scale, 'augment': OFF, **fields})
 
 
 def seen(spec, how, x, scaling=None):
@@ -42,6 +43,13 @@ def test_a_source_gives_the_spec_of_its_data():
     assert text.scaling(ConfigDict()) == Scaling()
     windows = text.splits['test'][np.arange(3)]
     np.testing.assert_array_equal(text.spec.preprocess(None, Scaling())(windows, None)['tokens'], windows['tokens'])
+
+
+def test_a_name_is_enough_and_a_field_that_does_not_fit_is_named():
+    assert sizes(data.load(ConfigDict({'name': 'digits'}))) == [1437, 180, 180]
+    for fields, words in (({'scale': 'units'}, 'data.scale: .*unit'), ({'sclae': 'unit'}, 'data.sclae: .*scale')):
+        with pytest.raises(UserError, match=words):
+            data.load(ConfigDict({'name': 'digits', **fields}))
 
 
 def test_data_units_are_0_to_1_and_model_units_those_of_the_scale():
@@ -117,8 +125,8 @@ def test_named_arrays_reach_the_compiled_step_with_their_examples():
     dataset = from_arrays({'train': source}, levels=255, licence='')
     run = dataset.spec.train_preprocess(cfg(), dataset.scaling(cfg()), 2)
     np.testing.assert_array_equal(run(source[np.array([4, 5])], context(2))['weight'], [4, 5])
-    off = dict(flip=False, shift=0, rotation=0.0, scale=0.0, cutout=0, mixup=0.5)
-    mixed = dataset.spec.train_preprocess(cfg(augment=off), Scaling(), 2)(source[np.array([4, 5])], context(2))
+    run = dataset.spec.train_preprocess(cfg(augment=OFF | {'mixup': 0.5}), Scaling(), 2)
+    mixed = run(source[np.array([4, 5])], context(2))
     assert set(mixed) == {'x'}  # the fields of an example are not those of a mixture of two
     other = from_arrays({'train': Arrays(x=X, label=LABELS, weight=weight + 1, pair=pair)}, levels=255, licence='')
     assert dataset.fingerprint != other.fingerprint

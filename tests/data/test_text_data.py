@@ -198,7 +198,7 @@ def test_data_code_says_that_documents_are_code(tmp_path):
     assert np.count_nonzero(marks(code=False) & 1) == 4 + 0 + 1 and np.count_nonzero(marks(code=True) & 1) == 2
     np.testing.assert_array_equal(marks(), marks(code=False))
     assert data.is_code(make('jsonl:a', code=True)) and data.is_code(make('code:a', code=False))
-    assert not data.is_code(make('jsonl:a'))
+    assert not data.is_code(make('jsonl:a', code=False))
 
 
 def test_lines_of_json_hold_any_character(tmp_path):
@@ -222,7 +222,7 @@ def test_a_tokenizer_without_an_end_reads_documents_as_one_and_says_so(tmp_path,
         (tmp_path / name).write_text(f'the text of {name}\n' * 200)
     one = data.load(make(f'text:{tmp_path}/a'))
     capsys.readouterr()
-    data.load(make(f'text:{tmp_path}/*'), one.tokenizer)
+    data.load(make(f'text:{tmp_path}/*'), one.spec.tokenizer)
     assert 'read as one text, for the tokenizer of the run has no end' in capsys.readouterr().err
     data.load(make(f'text:{tmp_path}/*'))
     assert 'read as one text' not in capsys.readouterr().err
@@ -253,7 +253,7 @@ def test_one_document_is_cut_by_place_and_several_by_what_they_hold(tmp_path):
         path = tmp_path / 'documents.jsonl'
         path.write_text(''.join(json.dumps({'text': t}) + '\n' for t in texts))
         loaded = data.load(make(f'jsonl:{path}'))
-        return set(loaded.tokenizer.decode(loaded.splits[split].tokens).split(tokenizers.END))
+        return set(loaded.spec.tokenizer.decode(loaded.splits[split].tokens).split(tokenizers.END))
 
     all_of_them = {split: held_by(split, documents) for split in ('train', 'valid', 'test')}
     assert 5 < len(all_of_them['valid']) < 40

@@ -105,6 +105,8 @@ def test_the_loss_reads_the_coupling():
         x0 = np.asarray(couplings.couple(name, x0, batch['x'], batch['label']))
         losses[name] = float(loss)
         assert losses[name] == pytest.approx(np.square(batch['x'] - x0).mean(), rel=1e-5)
+        # An error over independent pairs says nothing of a field that was learned on others.
+        assert (experiment.task.evaluate is not None) == (name == 'independent')
     assert losses['optimal'] < losses['class_optimal'] < losses['independent']
 
 

@@ -99,7 +99,7 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: 
       UserError: if an array is neither, or does not fit the others.
     """
     _check_arrays(parts, where)
-    shape = tuple(cfg.get('shape', ()))
+    shape = tuple(cfg.shape)
     parts = _examples_first(parts, shape, where)
     x = _examples({split: x for split, (x, _) in parts.items()}, shape, where, flat_images)
     return _divided(cfg, x, {split: y for split, (_, y) in parts.items() if y is not None}, {}, where, grouped)

@@ -43,17 +43,17 @@ def idx(cfg, where: str) -> Dataset:
     Labels may be absent, then from all parts; a part alone is a set that is divided. Raises UserError if a file is
     missing, damaged, or does not fit the others.
     """
-    return assemble(cfg, read_idx(where, cfg.get('stream', False)), where)
+    return assemble(cfg, read_idx(where, cfg.stream), where)
 
 
 def npz(cfg, where: str) -> Dataset:
     """An .npz file of arrays with names that `arrays.by_role` understands. Raises UserError, as all here."""
-    return assemble(cfg, read_npz(where, cfg.get('stream', False)), where)
+    return assemble(cfg, read_npz(where, cfg.stream), where)
 
 
 def npy(cfg, where: str) -> Dataset:
     """An .npy file: one array of examples, without labels."""
-    return assemble(cfg, read_npy(where, cfg.get('stream', False)), where)
+    return assemble(cfg, read_npy(where, cfg.stream), where)
 
 
 def mat(cfg, where: str) -> Dataset:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import infilling, tokenizers
@@ -96,8 +96,8 @@ def load(
 
 
 def check_percents(cfg) -> None:
-    if cfg.valid_percent < 0 or cfg.test_percent < 0 or cfg.valid_percent + cfg.test_percent >= 100:
-        raise UserError('data.valid_percent, data.test_percent: 0 or more, and together less than 100')
+    if cfg.valid_percent + cfg.test_percent >= 100:
+        raise UserError('data.valid_percent, data.test_percent: together less than 100')
 
 
 def from_splits(
@@ -108,10 +108,8 @@ def from_splits(
 
     has_end: whether a token stands before each document. origin: of the splits, in words. Raises UserError.
     """
-    if cfg.order not in ORDERS:
-        raise UserError(f'data.order: {cfg.order!r}{near(cfg.order, ORDERS)}')
     infilling.check(cfg)
-    has_fim = infilling.rate(cfg) > 0
+    has_fim = cfg.fim_rate > 0
     if not len(by_split['train']):
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
     if not tokenizer:
@@ -126,13 +124,11 @@ def from_splits(
     if has_end and tokenizer.end is None:
         if tokenizer.may_grow:
             tokenizer = dataclasses.replace(tokenizer, has_end=True)
-            note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init_from lacks')
+            note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init.run lacks')
         else:
             note(f'data.name={cfg.name}: read as one text, for the tokenizer of the run has no end of a document')
     if has_fim and not tokenizer.fim:
         raise UserError(f'data.fim_rate: {cfg.fim_rate}, but the tokenizer of the run has no tokens for infilling')
-    if cfg.block < 1 or cfg.eval_block < 0:
-        raise UserError(f'data.block: {cfg.block}, data.eval_block: {cfg.eval_block}; they count tokens, 1 or more')
     eval_block = cfg.eval_block or cfg.block
     if cfg.eval_stride != -1 and not 1 <= cfg.eval_stride <= eval_block:
         raise UserError(
@@ -158,7 +154,7 @@ def from_splits(
             )
         eval_stride = max(1, block // 2) if cfg.eval_stride == -1 else min(cfg.eval_stride, block)
         stride = (1 if cfg.order == 'shuffled' else block) if training else eval_stride
-        names = _marks(tokenizer, texts, is_code(cfg)) if training and infilling.identifiers_rate(cfg) else None
+        names = _marks(tokenizer, texts, is_code(cfg)) if training and cfg.fim_identifiers else None
         splits[split] = Windows(tokens, block, stride, not training, names)
     digest = hashlib.sha256(tokenizer.to_json().encode())
     for split, windows in splits.items():
@@ -218,7 +214,7 @@ def _marks(tokenizer: Tokenizer, documents: Iterable[str], code: bool) -> np.nda
 
 def is_code(cfg) -> bool:
     """Whether the data are Python source: as `data.code` or their name says."""
-    return cfg.get('code', False) or cfg.name.partition(':')[0] in CODE
+    return cfg.code or cfg.name.partition(':')[0] in CODE
 
 
 def pydoc(cfg, tokenizer) -> Dataset:

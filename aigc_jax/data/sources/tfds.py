@@ -128,7 +128,7 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
       UserError: as `tfds`, and if there is no text in it.
     """
     text.check_percents(cfg)
-    folder = cfg.get('dir', '') or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
     builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
     info, name = builder.info, f'tfds:{where}'
     key = _text_feature(info, name)
