@@ -49,6 +49,25 @@ app.run(main.main, flags_parser=main.parse)
 """
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 300  # that any process of a test may take
+# `pytest -m quick`: the tests of these folders and files, but those of SLOW and those that start processes. What takes
+# more than a few seconds of a core is none of them.
+QUICK = ('core', 'data', 'metrics', 'plots', 'runs/test_config.py', 'test_floors.py')
+SLOW = (
+    'core/test_parallel.py', 'core/test_processes.py', 'data/test_data_tfds.py', 'data/test_infilling.py',
+    'data/test_own_source.py', 'data/test_programs.py', 'data/test_text_data.py', 'plots/test_text_plots.py',
+    'core/test_step.py::test_golden_values', 'core/test_step.py::test_one_call_of_many_steps_is_the_loop_over_steps',
+    'data/test_batching.py::test_held_out_images_are_binarized_alike_whatever_the_seed',
+    'metrics/test_text_metrics.py::test_the_final_evaluation_scores_samples_beside_held_out_text',
+)  # fmt: skip
+PROCESSES = {'command_line', 'runner', 'runner8', 'exact_runner', 'smoke'}  # the fixtures
+
+
+def pytest_collection_modifyitems(items):
+    inside = lambda name, places: any(name == place or name.startswith((f'{place}/', f'{place}::')) for place in places)
+    for item in items:
+        function = f'{item.path.relative_to(ROOT / "tests").as_posix()}::{item.originalname}'
+        if inside(function, QUICK) and not inside(function, SLOW) and not PROCESSES & set(item.fixturenames):
+            item.add_marker('quick')
 
 
 class CommandLine:
