@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 def get_config():
     return ConfigDict(
         dict(
-            total_steps=6000,
+            total_steps=4000,
             steps_per_call=100,
             log_every_steps=100,
             eval_every_steps=2000,

@@ -163,7 +163,7 @@ def fields() -> set[str]:
     found = set()
     for path in CONFIGS:
         for variant in ('', *module(path).VARIANTS):
-            for name in config_lib.flatten(module(path).get_config(variant)):
+            for name in config_lib.flatten(config_lib.load(f'{path}:{variant}' if variant else str(path), [])):
                 parts = name.split('.')
                 found |= {'.'.join(parts[: i + 1]) for i in range(len(parts))}
     return found

@@ -50,6 +50,9 @@ class Field:
             raise UserError(f'{name}: {value!r}{near(value, self.choices)}')
         if self.type in (int, float) and not self._holds(value):
             raise UserError(f'{name}: {value}; it is {self.range()}')
+        if self.items and self.items.choices:
+            for item in value:
+                self.items.check(name, item)
         if self.items and any(not self.items.fits(item) for item in value):
             raise UserError(f'{name}: {value!r}; each of its items is {self.items.words()}')
 
@@ -61,7 +64,8 @@ class Field:
         return True
 
     def _holds(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below and math.isfinite(value)
+        finite = isinstance(value, int) or math.isfinite(value)  # a whole number may be too large for a float
+        return finite and self.least <= value <= self.most and self.above < value < self.below
 
     def range(self) -> str:
         """The bounds of a number in words; '' where it has none."""

@@ -37,11 +37,11 @@ TEXT = {
     'name': _NAME,
     'dir': _DIR,
     'tokenizer': Field(
-        str, 'auto', choices=('auto', *tokenizers.KINDS), doc='of text; `auto`: that of init_from, or bytes'
+        str, 'auto', choices=('auto', *tokenizers.KINDS), doc='of text; `auto`: that of init.run, or bytes'
     ),
     'vocab_size': Field(
         int, -1, least=-1,
-        doc='most tokens of `word` and `bpe`, special ones included; -1: as many as init_from has, or 1024',
+        doc='most tokens of `word` and `bpe`, special ones included; -1: as many as init.run has, or 1024',
     ),
     'code': Field(
         bool, False, doc='whether the text is Python source; that of code:, python-stdlib and programs always is'

@@ -27,7 +27,7 @@ class Tokenizer:
     pieces: the text of each token (for 'bpe' in the alphabet of byte-level BPE, Radford et al. 2019, one letter a
     byte). model: of BPE, the JSON of the `tokenizers` library. Behind the pieces come the special tokens that there
     are: the three of infilling (has_fim), and as the last one the end of a document (has_end). may_grow: it is of the
-    run that `init_from` names, to which documents may add their end; not saved.
+    run that init.run names, to which documents may add their end; not saved.
     """
 
     kind: str

@@ -86,6 +86,7 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
     evaluation has the same file.
     """
     config = experiment.config.to_dict()
+    manifest_bytes = paths.manifest.read_bytes() if paths.manifest.exists() else None
     made_with = {
         'step': step,
         'split': experiment.config.eval.final_split,
@@ -93,11 +94,10 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
         'eval': config['eval'],
         'sample': config.get('sample', {}),
         'fingerprint': experiment.dataset.fingerprint,
-        'manifest': hashlib.sha256(paths.manifest.read_bytes()).hexdigest(),
+        'manifest': manifest_bytes and hashlib.sha256(manifest_bytes).hexdigest(),
     }
     settings = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:8]
     path = paths.evaluations / f'{step:08d}-{settings}.json'
-    path.parent.mkdir(exist_ok=True)
     atomic_write(path, json.dumps({**made_with, 'metrics': finite(across(by_seed))}, indent=2) + '\n')
     return path
 

@@ -149,7 +149,8 @@ class Trained:
         return self.run.rows()
 
     def evaluations(self) -> dict[str, dict]:
-        """{name: {'step', metric: {'value', …}}}; 'evaluation' is that of the finished run."""
+        """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}. Every
+        other evaluation has {'step', 'split', 'data', 'eval', …, 'metrics': {metric: {'value', …}}}."""
         return self.run.evaluations()
 
     def writer(self, **how) -> Generator:

@@ -72,18 +72,18 @@ class Checkpoints:
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def resolve(self, step: str | int | None) -> int:
-        """The step that 'best', a number or None (the newest) names. Raises UserError."""
+    def resolve(self, step: str | int | None, what: str = '--step') -> int:
+        """The step that 'best', a number or None (the newest) names; `what`: the field or flag. Raises UserError."""
         if step is None:
             return self.latest()
         if step == 'best':
             best = self._best()
             if best is None:
-                raise UserError(f'--step=best: no checkpoint has a value of {self._best_metric!r}; '
+                raise UserError(f'{what}=best: no checkpoint has a value of {self._best_metric!r}; '
                                 f'name a step: {self.steps()}')  # fmt: skip
             return best
         if not str(step).isdecimal():
-            raise UserError(f"--step={step}: a number or 'best'")
+            raise UserError(f"{what}={step}: a number or 'best'")
         return int(step)
 
     def save(self, step: int, state: Tree, metrics: dict[str, float] | None = None) -> None:
@@ -135,19 +135,22 @@ class Checkpoints:
         """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
         return record.sha256(json.dumps(self._record(step)['leaves']).encode())
 
-    def restore_model(self, step: int, params: Tree, stats: dict[str, Tree]) -> tuple[Tree, dict[str, Tree]]:
-        """(parameters, statistics) of `step`, whatever else it holds, on the shardings of these: for `init_from`.
+    def restore_model(
+        self, step: int, params: Tree, stats: dict[str, Tree], opt: Tree
+    ) -> tuple[Tree, dict[str, Tree], Tree]:
+        """(parameters, statistics, optimizers' states) of `step`, on the shardings of these: for `init.run`.
 
-        `params` must fit. Of `stats`, those that the checkpoint has in the same shape are restored: another loss may
-        keep others.
+        `params` must fit, and `opt`, which is {} where it is not wanted. Of `stats`, those that the checkpoint has in
+        the same shape are restored: another loss may keep others.
         """
         leaves = self._checked_record(step)['leaves']
-        own = {name: leaf for name, leaf in leaves.items() if name.startswith('params/')}
-        self._compare(step, own, {'params': params})
+        wanted = {'params': params, 'opt': opt} if opt else {'params': params}
+        own = {name: leaf for name, leaf in leaves.items() if name.partition('/')[0] in wanted}
+        self._compare(step, own, wanted)
         fits = lambda part: all(leaves.get(name, [])[:2] == kind for name, kind in _kinds({'stats': part}).items())
-        template = {'params': params, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}
+        template = {**wanted, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}
         found = self._read(step, {name: part for name, part in template.items() if part}, leaves)
-        return found['params'], found.get('stats', {})
+        return found['params'], found.get('stats', {}), found.get('opt', {})
 
     def close(self) -> None:
         self._links.close()

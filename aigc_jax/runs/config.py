@@ -140,10 +140,10 @@ def check(config: ConfigDict) -> None:
     flat = flatten(config)
     if len(flat) > _MOST_FIELDS:
         raise UserError(f'config: {len(flat)} fields; at most {_MOST_FIELDS} are read')
-    fields.check(config)
     for name, value in flat.items():
         if name != 'seed':
             _check_value(name, value)
+    fields.check(config)
     if not -(2**31) <= config.seed <= 2**31 - config.num_seeds:
         raise UserError(f'seed: {config.seed}; seeds lie between −2**31 and 2**31 − 1')
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):

@@ -84,7 +84,7 @@ class Experiment:
         return jax.tree.map(placed, state, self.plan.state_sharding(state))
 
     def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
-        """The state at step 0; `params` and `stats` (of `init_from`) take the place of the drawn ones.
+        """The state at step 0; `params` and `stats` (of init.run) take the place of the drawn ones.
 
         Each device makes its own part. The arrays that are given are of one replica, and are used up.
         """

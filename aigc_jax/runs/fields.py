@@ -32,6 +32,13 @@ EVAL = {
     'best_mode': Field(str, 'min', choices=('min', 'max'), doc='whether the least or the greatest value is the best'),
     'patience': Field(int, 0, least=0, doc='evaluations without a better value before the run stops; 0: it does not'),
 }  # fmt: skip
+INIT = {
+    'run': Field(str, '', doc="a run's folder whose parameters, statistics and tokenizer to start from; empty: none"),
+    'step': Field(str, '', doc='of which checkpoint, a number or `best`; empty: the newest'),
+    'average': Field(
+        bool, True, doc='whether to take the average of the parameters, where that run keeps and evaluates one'
+    ),
+}  # fmt: skip
 # What the reports of samples read.
 EVAL_OF_TEXT = {**text.FIELDS, **ngram.FIELDS, **problems.FIELDS}
 EVAL_OF_IMAGES_AND_POINTS = images.FIELDS
@@ -68,7 +75,7 @@ FIELDS = {
     'keep_checkpoints': Field(int, 3, least=1, doc='the newest ones; the best one is kept beside them'),
     'num_seeds': Field(int, 1, least=1, doc='replicas, of seeds seed, seed + 1, …, trained as one program'),
     'replicas': parallel.EXECUTION,
-    'init_from': Field(str, '', doc="a run's folder whose newest parameters and statistics to start from; empty: none"),
+    'init': Field(dict, fields=INIT, doc='the model that training starts from'),
     'precision': Field(
         str, 'float32', choices=tuple(build.PRECISIONS), doc='of the products; the parameters are float32'
     ),

@@ -62,7 +62,7 @@ class Run:
         return read_rows(self.paths.metrics) if self.paths.metrics.exists() else []
 
     def evaluations(self) -> dict[str, dict]:
-        """{'evaluation', or the name in evaluations/: what the file holds, {'step', metric: {'value', …}}}."""
+        """{'evaluation', or the name in evaluations/: what the file holds (reports/evaluation.py)}."""
         files = [self.paths.evaluation, *sorted(self.paths.evaluations.glob('*.json'))]
         try:
             return {path.stem: records.read(path) for path in files if path.exists()}

@@ -1,4 +1,4 @@
-"""What a run takes from the run that its `init_from` names: the tokenizer and the model."""
+"""What a run takes from the run that its init.run names: the tokenizer and the model."""
 
 import contextlib
 import dataclasses
@@ -7,59 +7,64 @@ import jax
 from ml_collections import ConfigDict
 
 from aigc_jax import tasks
-from aigc_jax.core import rng
+from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params
-from aigc_jax.core.types import Tree
+from aigc_jax.core.step import abstract_params, create_state, make_optimizers
+from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Tokenizer, Tokens
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
-    """The tokenizer of the run that `init_from` names, because its parameters stand for its tokens; or None."""
-    found = Run(config.init_from).tokenizer if config.init_from else None
+    """The tokenizer of the run that init.run names, because its parameters stand for its tokens; or None."""
+    found = Run(config.init.run).tokenizer if config.init.run else None
     if found is None or 'vocab_size' not in config.data:
         return found
     if found.kind in ('word', 'bpe') and config.data.vocab_size not in (-1, found.vocab_size):
         raise UserError(
-            f'data.vocab_size: {config.data.vocab_size}, but the tokenizer of init_from has {found.vocab_size} '
+            f'data.vocab_size: {config.data.vocab_size}, but the tokenizer of init.run has {found.vocab_size} '
             'tokens; set it to -1'
         )
-    note(f'data.tokenizer: {found.kind}, of {found.vocab_size} tokens, from init_from')
+    note(f'data.tokenizer: {found.kind}, of {found.vocab_size} tokens, from init.run')
     return dataclasses.replace(found, may_grow=True)
 
 
 def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
-    """(parameters, statistics), the newest of the run that `init_from` names, and their step; () where it names none.
+    """(parameters, statistics) of the run that init.run names, and their step; () where it names none.
 
-    Raises UserError.
+    init.step: of which checkpoint; init.average: whether it is the average of the parameters, where their run keeps
+    one, which is what their run was evaluated and sampled with. Raises UserError.
     """
-    if not experiment.config.init_from:
+    wanted = experiment.config.init
+    if not wanted.run:
         return (), None
-    run = Run(experiment.config.init_from)
+    run = Run(wanted.run)
     if not run.folder.is_dir():
-        raise UserError(f'init_from: there is no folder {run.folder}; name the folder of a run')
+        raise UserError(f'init.run: there is no folder {run.folder}; name the folder of a run')
     theirs = run.config
     if theirs.num_seeds > 1:
-        raise UserError(f'init_from: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
+        raise UserError(f'init.run: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
     with contextlib.closing(run.checkpoints(theirs)) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f'init_from: {run.folder} has no checkpoint')
+        if checkpoints.latest() is None:
+            raise UserError(f'init.run: {run.folder} has no checkpoint')
+        step = checkpoints.resolve(wanted.step or None, 'init.step')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
         spec, task = experiment.dataset.spec, experiment.task
         own = run.tokenizer if isinstance(spec, Tokens) else None
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
-            theirs = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
-            task = tasks.make(experiment.config, theirs)
+            dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
+            task = tasks.make(experiment.config, dataset)
         plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))
         stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
-        params, stats = checkpoints.restore_model(step, params, stats)
+        opt = _averaging(task, theirs, plan) if wanted.average else {}
+        params, stats, opt = checkpoints.restore_model(step, params, stats, opt)
+        if opt:
+            params = jax.jit(optim.averaged, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, opt)
         if grown:  # the token that their model lacks is as it was drawn
             shardings = plan.param_shardings(abstract_params(experiment.task))
             drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
@@ -67,9 +72,20 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         return (params, stats), step
 
 
+def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
+    """The optimizers' states of a run, abstract, on the shardings of `plan`; {} where it keeps no average."""
+    optimizers = make_optimizers(task, theirs.optim, theirs.total_steps)
+    state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
+    if not any(optim.without_moments(state.opt).values()):
+        return {}
+    shardings = jax.tree.map(lambda _: plan.replicated, state) if plan.replicas else plan.state_sharding(state)
+    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(placed, state.opt, shardings.opt)
+
+
 def digest(config: ConfigDict, step: int) -> str:
-    """The digest of the checkpoint of `step` in the run that `init_from` names."""
-    with contextlib.closing(Run(config.init_from).checkpoints()) as found:
+    """The digest of the checkpoint of `step` in the run that init.run names."""
+    with contextlib.closing(Run(config.init.run).checkpoints()) as found:
         return found.digest(step)
 
 

@@ -70,12 +70,12 @@ def _unreadable(path: pathlib.Path, why: str) -> UserError:
 
 def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
     """Writes the manifest of this start. A resumed run appends its start to `starts`. The start before it gets
-    `made_with`: the fields that had other values then. init_step: of the parameters that `init_from` gave it."""
+    `made_with`: the fields that had other values then. init_step: of the parameters that init.run gave it."""
     before = read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
     start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
-    start |= {} if init_step is None else {'init_from_step': init_step}
+    start |= {} if init_step is None else {'init_step': init_step}
     manifest = {
         **code(),
         'packages': {name: _version(name) for name in PACKAGES},

@@ -31,6 +31,10 @@ def _from_0(config: ConfigDict) -> None:
     if not all(isinstance(group, ConfigDict) for group in groups):
         return  # no config at all, which the check of its fields says
     data, task, model, evaluation, optim = groups
+    # What they started from were the newest parameters themselves.
+    _add(config, init=dict(run=config.get('init_from', ''), step='', average=False))
+    if 'init_from' in config:
+        del config['init_from']
     for player in optim.values():
         _add(player, clip_weights=0.0)
     _add(evaluation, also_each=())

@@ -184,13 +184,13 @@ class _Training:
         return Outcome(step, results, tuple(sorted({row['seed'] for row in run.rows() if 'diverged' in row})))
 
     def _state(self, experiment: Experiment, checkpoints, newest: int | None) -> tuple[TrainState, int | None]:
-        """(the state to go on from, the step of the model that `init_from` gave it or None)."""
+        """(the state to go on from, the step of the model that init.run gave it or None)."""
         if newest is not None:
             return checkpoints.restore(newest, experiment.abstract_state), None
         model, taken = initial.model(experiment)
         if taken is not None and processes.several():
             digest = initial.digest(self._config, taken)
-            processes.alike('init_from', {'checkpoint': digest}, 'Give all the same run.')
+            processes.alike('init.run', {'checkpoint': digest}, 'Give all the same run.')
         return experiment.create_state(*model), taken
 
     def _write(self, experiment: Experiment, start: int, taken: int | None) -> None:

@@ -28,6 +28,7 @@ from datafiles import (
 from ml_collections import config_dict
 
 from aigc_jax import data
+from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError
 from aigc_jax.data.sources import tfds
 from aigc_jax.data.tokenizers import END
@@ -202,7 +203,9 @@ def text_config(name, folder, **more):
         name=name, dir=str(folder), tokenizer='byte', vocab_size=300, order='shuffled', valid_percent=20.0,
         test_percent=30.0, block=2, eval_block=0, eval_stride=2, stream=False,
     )  # fmt: skip
-    return config_dict.ConfigDict({**fields, **more})
+    config = config_dict.ConfigDict({**fields, **more})
+    schema.fill(config, data.fields(config))
+    return config
 
 
 def build_texts(folder, splits, name, features=('text',)):
@@ -221,7 +224,6 @@ def test_documents_of_a_set_with_splits_of_its_own(tmp_path):
     splits = {'train': ['to be, or not', 'être ☕', ''], 'validation': ['that is it', 'a'], 'test': ['the question']}
     build_texts(tmp_path, splits, 'said')
     config = text_config('tfds:said', tmp_path)
-    data.check(config)
     dataset = data.load(config)
     assert dataset.spec.tokenizer.end == 256
     assert documents(dataset) == {'train': splits['train'], 'valid': splits['validation'], 'test': splits['test']}

@@ -219,7 +219,7 @@ def test_a_run_is_finished_gone_on_with_evaluated_and_sampled(run, runner, tmp_p
     assert (folder / 'run/evaluation.json').read_text() == before
     code, out, err = runner('--mode=sample', f'--workdir={folder}/run', '--num_samples=3')
     assert code == 0 and np.load(ROOT / out.strip().splitlines()[0])['samples'].shape == (3, 8, 8, 1), err
-    init = [*flags, f'--config.init_from={folder}/run']
+    init = [*flags, f'--config.init.run={folder}/run']
     assert runner(*init, '--config.data.stream=True', f'--workdir={tmp_path}/streamed')[0] == 0
     assert runner(*init, f'--workdir={tmp_path}/resident')[0] == 0
     read = lambda name: map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())

@@ -45,6 +45,13 @@ def test_a_source_gives_the_spec_of_its_data():
     np.testing.assert_array_equal(text.spec.preprocess(None, Scaling())(windows, None)['tokens'], windows['tokens'])
 
 
+def test_a_name_is_enough_and_a_field_that_does_not_fit_is_named():
+    assert sizes(data.load(ConfigDict({'name': 'digits'}))) == [1437, 180, 180]
+    for fields, words in (({'scale': 'units'}, 'data.scale: .*unit'), ({'sclae': 'unit'}, 'data.sclae: .*scale')):
+        with pytest.raises(UserError, match=words):
+            data.load(ConfigDict({'name': 'digits', **fields}))
+
+
 def test_data_units_are_0_to_1_and_model_units_those_of_the_scale():
     dataset = from_arrays({'train': Arrays(x=X)}, levels=255, licence='')
     np.testing.assert_array_equal(dataset.spec.to_data(X), X / np.float32(255))

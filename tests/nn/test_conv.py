@@ -221,12 +221,12 @@ def test_statistics_resume(sngan, assert_same_bits, tmp_path):
     ([('model.generator.features', '(8, 8, 8, 8)')], 'model.generator.features'),
     ([('model.generator.block', 'dense')], 'model.generator.block'),
     ([('model.kind', 'convolution')], 'model.kind'),
-    ([('model.generator.depth', '0')], 'model.generator: depth is 1 or more'),
+    ([('model.generator.depth', '0')], 'model.generator.depth: 0; it is 1 or more'),
     ([('model.discriminator.attention', '3')], 'model.discriminator.attention: 3; its sides are 4, and'),
     ([('model.generator.attention', '3')], 'model.generator.attention: 3; its sides are 8, 4, and'),
     ([('model.discriminator.block', 'modern')], 'model.discriminator.spectral: a modern block'),
     ([('model.generator.block', 'modern')], 'model.generator.norm: a modern block has none'),
-    ([('model.discriminator.deviation', '1')], 'deviation 0 or 2 or more'),
+    ([('model.discriminator.deviation', '1')], 'deviation: 1; a deviation is of 2 examples or more'),
     ([('data.name', 'ring8'), ('data.scale', 'unit')], 'model.kind'),
 ])  # fmt: skip
 def test_bad_fields(fields, message):

@@ -175,7 +175,7 @@ def test_parameters_come_with_their_tokenizer(runner, tmp_path):
     second.write_text('all lazy dogs are asleep here by now\n' * 500)
     own = ['--config=configs/gpt.py:smoke', '--config.data.tokenizer=bpe', '--config.data.vocab_size=270']
     assert runner(*own, f'--config.data.name=text:{first}', f'--workdir={tmp_path}/one')[0] == 0
-    more = [f'--config.data.name=text:{second}', f'--config.init_from={tmp_path}/one']
+    more = [f'--config.data.name=text:{second}', f'--config.init.run={tmp_path}/one']
     assert runner(*own, *more, f'--workdir={tmp_path}/two')[0] == 0
     one, two = (tmp_path / name / 'tokenizer.json' for name in ('one', 'two'))
     assert one.read_text() == two.read_text()
@@ -192,11 +192,11 @@ def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
     own = ['--config=configs/gpt.py:smoke']
     first = ['--config.data.tokenizer=bpe', '--config.data.vocab_size=270']
     assert runner(*own, *first, f'--config.data.name=text:{one}', f'--workdir={tmp_path}/one')[0] == 0
-    second = [f'--config.data.name=jsonl:{many}', f'--config.init_from={tmp_path}/one', f'--workdir={tmp_path}/two']
+    second = [f'--config.data.name=jsonl:{many}', f'--config.init.run={tmp_path}/one', f'--workdir={tmp_path}/two']
     second += ["--config.optim.model.schedule={'name': 'constant_schedule', 'value': 0.0}"]
     code, _, err = runner(*own, *second)
     assert code == 0, err
-    assert 'data.tokenizer: bpe, of 270 tokens, from init_from' in err and 'the end of a document is a new token' in err
+    assert 'data.tokenizer: bpe, of 270 tokens, from init.run' in err and 'the end of a document is a new token' in err
     config, task, _ = aigc_jax.load(tmp_path / 'two')
     assert (config.data.tokenizer, task.get(CausalText).vocab_size, task.get(CausalText).eos) == ('auto', 271, 270)
     before, after = leaves(tmp_path / 'one'), leaves(tmp_path / 'two')
@@ -208,7 +208,7 @@ def test_fine_tuning_on_documents_adds_their_end(runner, tmp_path, leaves):
     experiment, _ = Run(tmp_path / 'one').open(overrides=[('data.name', f'jsonl:{many}')])
     assert experiment.dataset.spec.tokenizer.end is None
     refused = runner(*own, *second[:2], '--config.data.vocab_size=300', f'--workdir={tmp_path}/three')
-    assert_refused(refused, 'data.vocab_size: 300', 'init_from has 270', '-1')
+    assert_refused(refused, 'data.vocab_size: 300', 'init.run has 270', '-1')
 
 
 # On a finished run of configs/vae.py:smoke.
@@ -347,7 +347,7 @@ def test_full_disk(command_line, runner, leaves, assert_same_bits, small_disk):
     assert_refused((code, out, '\n'.join(from_error(err))), 'Read-only file system', str(run), code=1)
     # A finished run that cannot be written is still evaluated, up to the writing.
     code, out, err = runner(f'--workdir={run}', '--mode=evaluate')
-    assert_refused((code, out, '\n'.join(from_error(err))), 'evaluation.json', 'Read-only file system', code=1)
+    assert_refused((code, out, '\n'.join(from_error(err))), f'{run}/evaluations/', 'Read-only file system', code=1)
     code, out, err = runner(VAE, f'--workdir={small_disk}/other')
     assert_refused((code, out, '\n'.join(from_error(err))), 'Read-only file system', code=1)
 

@@ -175,17 +175,17 @@ def test_what_does_not_fit_is_named(folder):
 
 
 def test_a_model_without_its_optimizer(folder):
-    """`init_from` takes the parameters, and what fits of the statistics, whatever the optimizer was."""
+    """init.run takes the parameters, and what fits of the statistics, whatever the optimizer was."""
     stats = {'norm': {'mean': jnp.arange(3.0)}, 'pair': Extra(jnp.ones(2), jnp.zeros(2)), 'book': jnp.ones((4, 2))}
     Checkpoints(folder).save(1, make_state(1)._replace(stats=stats))
     checkpoints = Checkpoints(folder, read_only=True)
     other = {'norm': {'mean': jnp.ones(3)}, 'pair': Extra(jnp.zeros(2), jnp.ones(2)), 'new': jnp.ones(1)}
     for ours in ({}, other, {'book': jnp.zeros((5, 2))}, {'norm': {'mean': jnp.ones(3), 'var': jnp.ones(3)}}):
-        params, found = checkpoints.restore_model(1, make_state(0).params, ours)
+        params, found, _ = checkpoints.restore_model(1, make_state(0).params, ours, {})
         assert_equal(params, make_state(1).params)
         assert_equal(found, {name: stats[name] for name in ('norm', 'pair') if ours is other})
     wider = make_state(1, width=5).params
-    assert 'kernel is float32[3, 4]' in message(lambda: checkpoints.restore_model(1, wider, {}))
+    assert 'kernel is float32[3, 4]' in message(lambda: checkpoints.restore_model(1, wider, {}, {}))
 
 
 def test_read_only_writes_nothing(folder):
@@ -386,7 +386,7 @@ Checkpoints(pathlib.Path({str(folder)!r})).save(1, dict(params=params, opt=put(n
     subprocess.run([sys.executable, '-c', code], cwd=root, env=env, check=True, timeout=120)
     params = {'model': {'kernel': jnp.arange(64.0).reshape(4, 16), 'bias': jnp.arange(3.0)}}
     checkpoints = Checkpoints(folder, read_only=True)
-    assert_equal(checkpoints.restore_model(1, params, {}), (params, {}))
+    assert_equal(checkpoints.restore_model(1, params, {}, {}), (params, {}, {}))
     state = {'params': params, 'opt': jnp.ones(8)}
     assert_equal(checkpoints.restore(1, template(state)), state)
 

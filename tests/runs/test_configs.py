@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from aigc_jax import tasks
-from aigc_jax.core import rng
+from aigc_jax.core import optim, rng
 from aigc_jax.core.capabilities import Measures, Samples
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra, Task, Turn
 from aigc_jax.data import Tokens
 from aigc_jax.reports.evaluation import Evaluation
@@ -107,7 +108,7 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
         texts = (tmp_path / 'samples/00000040.txt').read_text()
         assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
     # Another run begins where this one ended, with its codebook and its statistics too.
-    experiment.config.init_from = str(tmp_path)
+    experiment.config.init.run = str(tmp_path)
     model, step = initial.model(experiment)
     begun = experiment.create_state(*model)
     assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')
@@ -170,7 +171,7 @@ def test_a_new_model_is_a_task_a_line_and_a_config(tmp_path, monkeypatch):
 def test_init_from_takes_parameters_and_starts_anew(tmp_path):
     config = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', [])
     train(config, Run(tmp_path / 'first'))
-    config.init_from = str(tmp_path / 'first')
+    config.init.run = str(tmp_path / 'first')
     config.total_steps = config.eval_every_steps = config.checkpoint_every_steps = config.log_every_steps = 10
     config.optim.model.schedule = {'name': 'constant_schedule', 'value': 0.0}
     train(config, Run(tmp_path / 'second'))
@@ -179,7 +180,42 @@ def test_init_from_takes_parameters_and_starts_anew(tmp_path):
         np.testing.assert_array_equal(a, b)
     assert int(second.step) == 10
     starts = json.loads((tmp_path / 'second' / 'manifest.json').read_text())['starts']
-    assert [start['init_from_step'] for start in starts] == [int(first.step)]
+    assert [start['init_step'] for start in starts] == [int(first.step)]
+
+
+def test_init_says_which_step_and_whether_the_average(tmp_path):
+    config = config_lib.load(f'{CONFIGS / "gan.py"}:smoke', [])
+    train(config, Run(tmp_path / 'first'))
+    config.total_steps = config.eval_every_steps = config.checkpoint_every_steps = config.log_every_steps = 10
+    for player in config.optim.values():
+        player.schedule = {'name': 'constant_schedule', 'value': 0.0}
+    config.init.run = str(tmp_path / 'first')
+    began = {}
+    for step, average in (('', True), ('', False), ('20', True)):
+        config.init.step, config.init.average = step, average
+        run = Run(tmp_path / f'{step}{average}')
+        train(config, run)
+        began[step, average] = jax.device_get(run.open()[1].params['generator'])
+        assert json.loads(run.paths.manifest.read_text())['starts'][0]['init_step'] == int(step or 40)
+    for step in ('', '20'):
+        _, state = Run(tmp_path / 'first').open(step or None)
+        assert_equal(began[step, True], optim.averaged(state.params, state.opt)['generator'])
+        if not step:
+            assert_equal(began[step, False], state.params['generator'])
+    different = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, began['', True], began['', False])
+    assert any(jax.tree.leaves(different))
+    config.init.step = '30'
+    with pytest.raises(UserError, match='no checkpoint of step 30'):
+        train(config, Run(tmp_path / 'none'))
+    config.init.step = 'newest'
+    with pytest.raises(UserError, match='init.step=newest'):
+        train(config, Run(tmp_path / 'none'))
+    assert not (tmp_path / 'none').exists()
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_early_stopping(tmp_path):

@@ -167,7 +167,7 @@ def test_fields_of_the_wrong_type(tmp_path, name):
         (tmp_path / name).write_text(json.dumps(record) + '\n')
         survives(READERS[name], tmp_path / name)
         if name == 'manifest.json':
-            survives(manifest._read, tmp_path / name)
+            survives(manifest.read, tmp_path / name)
 
 
 def test_a_tokenizer_of_others(tmp_path, bpe):

@@ -287,13 +287,6 @@ def test_the_state_is_carried_from_block_to_block_and_begins_anew_with_the_rows(
     assert float(anew) == float(fresh) != float(second)
 
 
-def test_a_run_without_a_later_field_is_what_it_was():
-    config = config_lib.load('configs/gpt.py:smoke', [])
-    with config.unlocked():
-        del config.model.scan_layers
-    assert sorted(Experiment(config).create_state().params['model']) == ['block_0', 'block_1', 'embed', 'head', 'norm']
-
-
 def test_dropout_is_in_training_alone_and_the_same_for_the_same_example():
     experiment = experiment_of('gpt', ('model.dropout', '0.5'))
     state = experiment.create_state()

@@ -295,7 +295,7 @@ def test_the_codebook_is_renewed_in_the_turn_of_the_model_alone(trained):
     ('smoke', {'model.conditional': True, 'data.name': 'ring8'}, 'vq is for images'),
     ('smoke', {'data.scale': 'symmetric'}, 'task.likelihood'),
     ('smoke', {'task.likelihood': 'gausian'}, 'did you mean gaussian'),
-    ('smoke', {'eval.temperature': -1.0}, 'eval.temperature: -1.0; 0 or more'),
+    ('smoke', {'eval.temperature': -1.0}, 'eval.temperature: -1.0; it is 0 or more'),
     ('smoke', {'eval.temperature': math.nan}, 'eval.temperature: nan'),
 ])  # fmt: skip
 def test_fields_that_do_not_fit_are_named(arg, fields, words):

@@ -124,7 +124,7 @@ def from_splits(
     if has_end and tokenizer.end is None:
         if tokenizer.may_grow:
             tokenizer = dataclasses.replace(tokenizer, has_end=True)
-            note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init_from lacks')
+            note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init.run lacks')
         else:
             note(f'data.name={cfg.name}: read as one text, for the tokenizer of the run has no end of a document')
     if has_fim and not tokenizer.fim:

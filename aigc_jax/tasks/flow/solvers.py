@@ -34,6 +34,7 @@ _A = (
 )
 _C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 _E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+_ROWS = np.array([row + (0,) * (7 - len(row)) for row in _A])
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0  # of the next step, as Hairer et al. 1993, section II.4, have them
 
 
@@ -75,11 +76,15 @@ def dopri5(f: Field, x: Array, tolerance: float) -> tuple[Array, Array]:
         t, h, x, k1, tried, count = state
         active = (t < 1) & (h > LEAST_STEP)
         h = jnp.minimum(h, 1 - t)
-        k = [k1]
-        for c, row in zip(_C, _A, strict=True):
-            y = x + down(h) * sum(a * k for a, k in zip(row, k, strict=True))
-            k.append(f(t + c * h, y))
-        error = down(h) * sum(e * k for e, k in zip(_E, k, strict=True))
+
+        def stage(i, found):  # in a loop, so that f is compiled once
+            k, _ = found
+            y = x + down(h) * jnp.tensordot(jnp.asarray(_ROWS, x.dtype)[i], k, 1, precision='highest')
+            return k.at[i + 1].set(f(t + jnp.asarray(_C, x.dtype)[i] * h, y)), y
+
+        k = jnp.zeros((len(_E), *x.shape), x.dtype).at[0].set(k1)
+        k, y = jax.lax.fori_loop(0, len(_C), stage, (k, x))
+        error = down(h) * jnp.tensordot(jnp.asarray(_E, x.dtype), k, 1, precision='highest')
         size = norm(error / (tolerance * (1 + jnp.maximum(jnp.abs(x), jnp.abs(y)))))
         taken = active & (size <= 1)
         # What is not a number shrinks the step, too.
