@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import graphlib
 import importlib.metadata
 import pathlib
 import re
@@ -16,6 +17,7 @@ FLOORS = {
     'runs': 4, 'reports': 5, 'training': 6, 'studies': 7,
 }  # fmt: skip
 DOORS = 8
+FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 
 
 def floor(module: str) -> int:
@@ -84,6 +86,71 @@ def test_configs_import_only_ml_collections():
 def test_no_file_is_over_400_lines():
     long = {str(path): n for path in files() if (n := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def functions(path: pathlib.Path) -> list[ast.AST]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, FUNCTIONS)]
+
+
+def test_no_function_is_over_80_lines():
+    long = {
+        f'{path.relative_to(ROOT)}: {node.name}': n
+        for path in files()
+        for node in functions(path)
+        if (n := node.end_lineno - node.lineno + 1) > 80
+    }
+    assert not long
+
+
+def test_at_most_seven_files_lie_in_the_package_itself():
+    assert len(list(PACKAGE.glob('*.py'))) <= 7
+
+
+def folder_imports() -> dict[str, set[str]]:
+    """{folder of the package: the other folders that its files import from}."""
+    found = {name: set() for name in FLOORS}
+    for path in files():
+        own = path.relative_to(PACKAGE).parts[0]
+        if own in found:
+            found[own] |= {name.split('.')[1] for name in imports(path) if '.' in name} & FLOORS.keys() - {own}
+    return found
+
+
+def test_folders_form_no_circle():
+    list(graphlib.TopologicalSorter(folder_imports()).static_order())  # raises CycleError
+
+
+def asked_of_a_config(source: str) -> list[str]:
+    """The calls of .get with a default on a config, or on a group of it that is reached through one."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'get':
+            names = set(ast.unparse(node.func.value).split('.'))
+            if len(node.args) + len(node.keywords) > 1 and names & {'config', 'cfg'}:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_the_defaults_of_config_fields_stand_in_their_declarations():
+    """The fields that older runs lack are given by runs/migrations.py alone."""
+    asked, later = [], []
+    for path in set(files()) - {PACKAGE / 'runs' / 'migrations.py'}:
+        source = path.read_text()
+        asked += [f'{path}: {call}' for call in asked_of_a_config(source)]
+        later += [path] if 'LATER_FIELDS' in source else []
+    assert not asked and not later
+
+
+def test_a_default_that_is_asked_of_a_config_is_seen():
+    asked = "config.get('x', 0)", "experiment.config.model.get('x', default=0)", "cfg.get('x', ())"
+    assert asked_of_a_config('\n'.join(asked)) == list(asked)
+    assert not asked_of_a_config("config.get('x')\nconfig.x\nstats.get('x', {})")
+
+
+def test_the_kind_of_a_dataset_is_asked_in_data_alone():
+    """What a set holds is its spec, a class."""
+    asks = re.compile(r'\b(dataset|spec)\.kind\b')
+    assert not [path for path in files() if PACKAGE / 'data' not in path.parents and asks.search(path.read_text())]
 
 
 def test_the_top_level_holds_what_it_should():

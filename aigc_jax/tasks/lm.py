@@ -4,6 +4,9 @@ One player, 'model'. A recurrent model on contiguous data carries its state from
 back-propagation through time, Mikolov et al. 2010), in TrainState.carry.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,9 +14,10 @@ from aigc_jax.core import rng, schema
 from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field, Group
-from aigc_jax.core.types import Array, Batch, Extra, Task, Turn
+from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Tokens
-from aigc_jax.decoding import Sampling, sample
+from aigc_jax.decoding import Sampling
+from aigc_jax.decoding import sample as write
 from aigc_jax.nn import recurrent, transformer
 from aigc_jax.nn.build import build, compute_dtype, fields
 
@@ -41,9 +45,107 @@ FIELDS = {
 }  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """The functions of the task. tokens are int32; a state is what `module` has read of the texts (initial_state).
+
+    bos: the token that a text without a prompt begins with. rows_length: blocks in a row of contiguous data, after
+    which the rows begin anew; 0: the blocks are shuffled, and no state is carried. batch_size: of a training step.
+    z_loss: weight of log² Z. sample_tokens: of each sample.
+    """
+
+    module: transformer.Transformer | recurrent.Recurrent
+    tokenizer: Any
+    bos: int
+    rows_length: int
+    batch_size: int
+    z_loss: float
+    sample_tokens: int
+
+    @property
+    def is_recurrent(self) -> bool:
+        return isinstance(self.module, recurrent.Recurrent)
+
+    def init(self, key: Array):
+        # Eight tokens: no shape of the parameters depends on how many.
+        params = self.module.init(rng.named(key, 'model'), jnp.zeros((1, 8), jnp.int32))['params']
+        carry = self.module.initial_state(self.batch_size).layers if self.rows_length else {}
+        return {'model': params}, Extra({}, carry)
+
+    def forward(self, params, tokens: Array, state: Tree = None, draw=None) -> tuple[Array, Tree]:
+        """tokens (n, L) -> logits (n, L, vocabulary), and the state after them. draw: of the context, for dropout."""
+        return self.module.apply({'params': params['model']}, tokens, state, draw)
+
+    def score(self, params, tokens: Array, state: Tree = None, draw=None) -> tuple[Array, Array, Tree]:
+        """tokens (n, L + 1) -> −log p of the last L, (n, L), log Z of their logits, and the state after them."""
+        logits, state = self.forward(params, tokens[:, :-1], state, draw)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+        return log_z - chosen, log_z, state
+
+    def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        state = None
+        if self.rows_length:
+            state = self.module.initial_state(batch['tokens'].shape[0])
+            going_on = jnp.where(ctx.step % self.rows_length == 0, 0.0, 1.0)  # the rows begin anew together
+            state = state._replace(layers=jax.tree.map(lambda x: x * going_on, extra.carry))
+        draw = ctx.uniform if self.module.dropout else None
+        token_nll, log_z, state = self.score(params, batch['tokens'], state, draw)
+        value = jnp.mean(token_nll)
+        metrics = {'nats_per_token': value}
+        if self.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
+            value = value + self.z_loss * jnp.mean(log_z**2)
+        return value, (metrics, extra._replace(carry=state.layers) if self.rows_length else extra)
+
+    def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
+        return self.forward(params, tokens, cache)
+
+    def token_nll(self, params, extra: Extra, tokens: Array) -> Array:
+        return self.score(params, tokens)[0]
+
+    def attention(self, params, extra: Extra, tokens: Array) -> Array:
+        """The weights (layers, n, heads, L, L) of a Transformer."""
+        whole = self.module.clone(attention='einsum', remat=False)  # what a fused kernel never holds
+        _, found = whole.apply({'params': params['model']}, tokens, mutable='intermediates')
+        n, length = tokens.shape
+        found = found['intermediates']
+        if whole.scan_layers:
+            weights = found['blocks']['attention'][0]
+        else:
+            weights = jnp.stack([found[f'block_{i}']['attention'][0] for i in range(whole.layers)])
+        return weights.reshape(whole.layers, n, whole.heads, length, length)
+
+    def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
+        """(n, sample_tokens) tokens drawn from the model itself, 0 behind the end of a text."""
+        n, most = ctx.index.shape[0], self.sample_tokens
+        state = self.module.initial_state(n, most + 1)
+        start = jnp.full((n, 1), self.bos, jnp.int32)
+        call = lambda tokens, state: self.forward(params, tokens, state)
+        return write(call, state, start, ctx.key, ctx.index, Sampling(), most, self.tokenizer.end).tokens
+
+    def task(self) -> Task:
+        return Task(
+            init=self.init,
+            rounds=((Turn('model', self.loss),),),
+            capabilities=(
+                Samples(self.sample),
+                CausalText(
+                    decode=self.decode,
+                    token_nll=self.token_nll,
+                    init_cache=self.module.initial_state,
+                    context=0 if self.is_recurrent else self.module.context,
+                    vocab_size=self.tokenizer.vocab_size,
+                    eos=self.tokenizer.end,
+                    bos=self.bos,
+                    attention=None if self.is_recurrent else self.attention,
+                ),
+            ),
+        )
+
+
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
-    options, spec = config.task, dataset.spec
+    spec = dataset.spec
     if not isinstance(spec, Tokens):
         raise UserError(f'task.name: lm reads text; {config.data.name} holds {spec.words}')
     tokenizer = spec.tokenizer
@@ -60,80 +162,16 @@ def make(config, dataset: Dataset) -> Task:
             f'eval.sample_tokens: {config.eval.sample_tokens}; 1 or more, and less than the data.block of a '
             'transformer; -1: as many as fit, 200 at most'
         )
-    # The first token of a text that has no prompt: the end of another document, or what begins a line.
-    first = tokenizer.end if tokenizer.end is not None else _newline(tokenizer)
-    rows = len(dataset.splits['train']) // config.batch_size if spec.contiguous else 0
-
-    def init(key: Array):
-        # Eight tokens: no shape of the parameters depends on how many.
-        params = module.init(rng.named(key, 'model'), jnp.zeros((1, 8), jnp.int32))['params']
-        carry = module.initial_state(config.batch_size).layers if spec.contiguous else {}
-        return {'model': params}, Extra({}, carry)
-
-    def forward(params, tokens: Array, state=None, draw=None):
-        return module.apply({'params': params['model']}, tokens, state, draw)
-
-    def nats(params, tokens: Array, state=None, draw=None):
-        """tokens (n, L + 1) -> −log p of the last L, (n, L), log Z of their logits, and the state after them."""
-        logits, state = forward(params, tokens[:, :-1], state, draw)
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        return log_z - chosen, log_z, state
-
-    def loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        state = None
-        if spec.contiguous:
-            state = module.initial_state(batch['tokens'].shape[0])
-            going_on = jnp.where(ctx.step % rows == 0, 0.0, 1.0)  # the rows begin anew together
-            state = state._replace(layers=jax.tree.map(lambda x: x * going_on, extra.carry))
-        draw = ctx.uniform if module.dropout else None
-        per_token, log_z, state = nats(params, batch['tokens'], state, draw)
-        value = jnp.mean(per_token)
-        metrics = {'nats_per_token': value}
-        if options.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
-            value = value + options.z_loss * jnp.mean(log_z**2)
-        return value, (metrics, extra._replace(carry=state.layers) if spec.contiguous else extra)
-
-    def apply(params, extra, tokens: Array, state):
-        return forward(params, tokens, state)
-
-    def attention(params, extra, tokens: Array) -> Array:
-        whole = module.clone(attention='einsum', remat=False)  # what a fused kernel never holds
-        _, found = whole.apply({'params': params['model']}, tokens, mutable='intermediates')
-        n, length = tokens.shape
-        found = found['intermediates']
-        if module.scan_layers:
-            weights = found['blocks']['attention'][0]
-        else:
-            weights = jnp.stack([found[f'block_{i}']['attention'][0] for i in range(module.layers)])
-        return weights.reshape(module.layers, n, module.heads, length, length)
-
-    def draw_sample(params, extra, ctx: rng.Context, labels) -> Array:
-        """(n, eval.sample_tokens) tokens drawn from the model itself, 0 behind the end of a text."""
-        n = ctx.index.shape[0]
-        state = module.initial_state(n, config.eval.sample_tokens + 1)
-        start = jnp.full((n, 1), first, jnp.int32)
-        call = lambda tokens, state: forward(params, tokens, state)
-        most = config.eval.sample_tokens
-        return sample(call, state, start, ctx.key, ctx.index, Sampling(), most, tokenizer.end).tokens
-
-    return Task(
-        init=init,
-        rounds=((Turn('model', loss),),),
-        capabilities=(
-            Samples(draw_sample),
-            CausalText(
-                decode=apply,
-                token_nll=lambda params, extra, tokens: nats(params, tokens)[0],
-                init_cache=module.initial_state,
-                context=0 if is_recurrent else module.context,
-                vocab_size=tokenizer.vocab_size,
-                eos=tokenizer.end,
-                bos=first,
-                attention=None if is_recurrent else attention,
-            ),
-        ),
-    )
+    return LanguageModel(
+        module=module,
+        tokenizer=tokenizer,
+        # The first token of a text that has no prompt: the end of another document, or what begins a line.
+        bos=tokenizer.end if tokenizer.end is not None else _newline(tokenizer),
+        rows_length=len(dataset.splits['train']) // config.batch_size if spec.contiguous else 0,
+        batch_size=config.batch_size,
+        z_loss=config.task.z_loss,
+        sample_tokens=config.eval.sample_tokens,
+    ).task()
 
 
 def _build(config, tokenizer):
@@ -147,7 +185,6 @@ def _build(config, tokenizer):
     module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype, **context)
     if kind == 'transformer':
         transformer.check(module, 'model')
-        return module
     return module
 
 

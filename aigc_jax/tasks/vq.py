@@ -7,7 +7,9 @@ sees the codes and not the encoder's gradient.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prior:
     """p(z given y) = Π p(z_t given z_<t, y) over `places` codes in 0..num_codes − 1, by a Transformer.
 
@@ -64,7 +66,7 @@ class Prior:
         logits, state = self.network.apply({'params': params}, tokens, state, draw)
         return logits[..., : self.num_codes], state
 
-    def nats(self, params: Tree, index: Array, labels: Array | None, uniform=None) -> Array:
+    def code_nll(self, params: Tree, index: Array, labels: Array | None, uniform=None) -> Array:
         """−log p of each code (n, places) given those before it. uniform: of the context, for dropout; None: none."""
         tokens = jnp.concatenate([self._first(index.shape[0], labels), index[:, :-1]], axis=1)
         logits, _ = self._logits(params, tokens, None, uniform if self.network.dropout else None)
@@ -77,6 +79,117 @@ class Prior:
         call = lambda tokens, state: self._logits(params, tokens, state)
         state = self.network.initial_state(n, self.places + 1)
         return write(call, state, self._first(n, labels), ctx.key, ctx.index, how, self.places)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedAutoEncoder:
+    """The functions of the task.
+
+    shape: of an example. grid: (height, width) of the codes. to_data: from the model's units to those of the data.
+    batch_size: of a training step, on all devices. temperature: of the codes that the prior draws for samples.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    quantizer: quantizers.VQ | quantizers.FSQ
+    likelihood: likelihoods.Likelihood
+    prior: Prior
+    shape: tuple[int, ...]
+    grid: tuple[int, int]
+    to_data: Callable[[Array], Array]
+    batch_size: int
+    temperature: float
+
+    def init(self, key: Array):
+        x, z = jnp.zeros((1, *self.shape)), jnp.zeros((1, *self.grid, self.quantizer.dim))
+        params = {
+            'encoder': self.encoder.init(rng.named(key, 'encoder'), x)['params'],
+            'decoder': self.decoder.init(rng.named(key, 'decoder'), z)['params'],
+        }
+        if self.likelihood.scale:
+            params['log_scale'] = jnp.float32(self.likelihood.start)
+        codes = jnp.zeros((1, self.prior.places), jnp.int32)
+        prior = self.prior.network.init(rng.named(key, 'prior'), codes)['params']
+        return {'model': params, 'prior': prior}, Extra(self.quantizer.init(rng.named(key, 'codebook')), {})
+
+    def encode(self, params, extra: Extra, batch: Batch) -> tuple[Array, Array, Array]:
+        """z (n, h, w, d) as it leaves the encoder, as the decoder gets it, and its codes (n, h·w)."""
+        z = self.encoder.apply({'params': params['model']['encoder']}, batch['x'])
+        z_q, index = self.quantizer.quantize(extra.stats, z)
+        return z, z_q, index.reshape(-1, self.prior.places)
+
+    def decode(self, params, z_q: Array) -> Array:
+        """z_q (n, h, w, d) -> what the likelihood takes, (n, *shape) with the likelihood's channels for each one."""
+        return self.decoder.apply({'params': params['model']['decoder']}, z_q)
+
+    def reconstruction_nll(self, params, x: Array, out: Array) -> Array:
+        """−log p(x given z_q), (n,)."""
+        log_scale = params['model'].get('log_scale')
+        return -self.likelihood.log_prob(x.reshape(len(x), -1), out.reshape(len(x), -1), log_scale)
+
+    def mean(self, params, out: Array) -> Array:
+        """E[x given z_q], (n, *shape)."""
+        return self.likelihood.mean(out, params['model'].get('log_scale'))
+
+    def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        z, z_q, index = self.encode(params, extra, batch)
+        reconstruction = jnp.mean(self.reconstruction_nll(params, batch['x'], self.decode(params, z_q)))
+        penalty = jnp.mean(self.quantizer.penalty(z, z_q))
+        metrics = {'reconstruction': reconstruction}
+        if extra.stats:
+            dead = jnp.sum(self.quantizer.dead(extra.stats))
+            metrics |= {'commitment': penalty, 'dead_codes': dead.astype(jnp.float32)}
+        flat = z.reshape(-1, self.prior.places, self.quantizer.dim)
+        stats = self.quantizer.renew(extra.stats, flat, index, ctx, self.batch_size)
+        return reconstruction + penalty, (metrics, extra._replace(stats=stats))
+
+    def prior_loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        index = self.encode(params, extra, batch)[2]
+        code_nll = self.prior.code_nll(params['prior'], index, batch.get('label'), ctx.uniform)
+        return jnp.mean(code_nll), ({}, extra)
+
+    def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        """nll_bound: −log p(x given z_q) − log p(z_q). It is an upper bound of −log p(x), as p(x) is the sum of
+        p(x given z) p(z) over all z, of which the encoder's own is one. Densities (tasks.likelihoods) and the squared
+        error are in the data's own units."""
+        z, z_q, index = self.encode(params, extra, batch)
+        out = self.decode(params, z_q)
+        reconstruction = self.reconstruction_nll(params, batch['x'], out)
+        prior_nll = jnp.sum(self.prior.code_nll(params['prior'], index, batch.get('label')), axis=1)
+        bound = reconstruction + prior_nll
+        square = (self.to_data(self.mean(params, out)) - self.to_data(batch['x'])) ** 2
+        return {
+            'model/reconstruction': reconstruction,
+            'model/mse': jnp.mean(square, axis=(1, 2, 3)),
+            'prior/nats_per_code': prior_nll / self.prior.places,
+            'prior/nats': prior_nll,
+            'model/nll_bound': bound,
+            'model/bits_per_dim': bound / (math.prod(self.shape) * math.log(2)),
+        }
+
+    def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
+        """E[x given z] of codes z that the prior draws."""
+        drawn = self.prior.draw(params['prior'], ctx, labels, Sampling(temperature=self.temperature))
+        index = drawn.tokens.reshape(-1, *self.grid)
+        return self.mean(params, self.decode(params, self.quantizer.vectors(extra.stats, index)))
+
+    def reconstruct(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
+        return self.mean(params, self.decode(params, self.encode(params, extra, batch)[1]))
+
+    def codes(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
+        return self.encode(params, extra, batch)[2]
+
+    def task(self) -> Task:
+        return Task(
+            init=self.init,
+            rounds=((Turn('model', self.loss), Turn('prior', self.prior_loss)),),
+            capabilities=(
+                Measures(self.measure),
+                Samples(self.sample, self.prior.num_classes),
+                Reconstructs(self.reconstruct),
+                Codebook(self.quantizer.codes, self.codes),
+            ),
+        )
 
 
 def make(config, dataset: Dataset) -> Task:
@@ -98,94 +211,22 @@ def make(config, dataset: Dataset) -> Task:
     if len(encoder.features) != len(decoder.features):
         raise UserError('model.decoder.features: as many levels as model.encoder.features, which halve what it doubles')
     grid = tuple(side // 2 ** len(encoder.features) for side in shape[:2])
-    places, num_dims, K = math.prod(grid), math.prod(shape), quantizer.codes
-    to_data = dataset.scaling(config.data).to_data
+    places, num_codes = math.prod(grid), quantizer.codes
     num_classes = dataset.num_classes if model.conditional else 0
     network = build(
-        transformer.Transformer, 'model.prior', model.prior, vocab_size=K + max(num_classes, 1), context=places + 1,
-        end=None, dtype=dtype,
+        transformer.Transformer, 'model.prior', model.prior, vocab_size=num_codes + max(num_classes, 1),
+        context=places + 1, end=None, dtype=dtype,
     )  # fmt: skip
     transformer.check(network, 'model.prior')
-    prior = Prior(network, K, places, num_classes)
-    temperature = config.eval.temperature
-
-    def init(key: Array):
-        x, z = jnp.zeros((1, *shape)), jnp.zeros((1, *grid, quantizer.dim))
-        params = {
-            'encoder': encoder.init(rng.named(key, 'encoder'), x)['params'],
-            'decoder': decoder.init(rng.named(key, 'decoder'), z)['params'],
-        }
-        if likelihood.scale:
-            params['log_scale'] = jnp.float32(likelihood.start)
-        own = network.init(rng.named(key, 'prior'), jnp.zeros((1, places), jnp.int32))['params']
-        return {'model': params, 'prior': own}, Extra(quantizer.init(rng.named(key, 'codebook')), {})
-
-    def encode(params, extra: Extra, batch: Batch):
-        """z (n, h, w, d) as it leaves the encoder, as the decoder gets it, and its codes (n, h·w)."""
-        z = encoder.apply({'params': params['model']['encoder']}, batch['x'])
-        z_q, index = quantizer.quantize(extra.stats, z)
-        return z, z_q, index.reshape(-1, places)
-
-    def decode(params, z_q: Array) -> Array:
-        return decoder.apply({'params': params['model']['decoder']}, z_q)
-
-    def reconstruction_nats(theta: Tree, x: Array, out: Array) -> Array:
-        """−log p(x given z_q), (n,)."""
-        return -likelihood.log_prob(x.reshape(len(x), -1), out.reshape(len(x), -1), theta.get('log_scale'))
-
-    def mean(params, out: Array) -> Array:
-        return likelihood.mean(out, params['model'].get('log_scale'))
-
-    def loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        z, z_q, index = encode(params, extra, batch)
-        reconstruction = jnp.mean(reconstruction_nats(params['model'], batch['x'], decode(params, z_q)))
-        penalty = jnp.mean(quantizer.penalty(z, z_q))
-        metrics = {'reconstruction': reconstruction}
-        if extra.stats:
-            metrics |= {'commitment': penalty, 'dead_codes': jnp.sum(quantizer.dead(extra.stats)).astype(jnp.float32)}
-        flat = z.reshape(-1, places, quantizer.dim)
-        stats = quantizer.renew(extra.stats, flat, index, ctx, config.batch_size)
-        return reconstruction + penalty, (metrics, extra._replace(stats=stats))
-
-    def prior_loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        index = encode(params, extra, batch)[2]
-        nats = prior.nats(params['prior'], index, batch.get('label'), ctx.uniform)
-        return jnp.mean(nats), ({}, extra)
-
-    def evaluate(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        """nll_bound: −log p(x given z_q) − log p(z_q). It is an upper bound of −log p(x), as p(x) is the sum of
-        p(x given z) p(z) over all z, of which the encoder's own is one. Densities (tasks.likelihoods) and the squared
-        error are in the data's own units."""
-        z, z_q, index = encode(params, extra, batch)
-        out = decode(params, z_q)
-        reconstruction = reconstruction_nats(params['model'], batch['x'], out)
-        nats = jnp.sum(prior.nats(params['prior'], index, batch.get('label')), axis=1)
-        bound = reconstruction + nats
-        return {
-            'model/reconstruction': reconstruction,
-            'model/mse': jnp.mean((to_data(mean(params, out)) - to_data(batch['x'])) ** 2, axis=(1, 2, 3)),
-            'prior/nats_per_code': nats / places,
-            'prior/nats': nats,
-            'model/nll_bound': bound,
-            'model/bits_per_dim': bound / (num_dims * math.log(2)),
-        }
-
-    def sample(params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
-        """E[x given z] of codes z that the prior draws."""
-        drawn = prior.draw(params['prior'], ctx, labels, Sampling(temperature=temperature))
-        index = drawn.tokens.reshape(-1, *grid)
-        return mean(params, decode(params, quantizer.vectors(extra.stats, index)))
-
-    def reconstruct(params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
-        return mean(params, decode(params, encode(params, extra, batch)[1]))
-
-    return Task(
-        init=init,
-        rounds=((Turn('model', loss), Turn('prior', prior_loss)),),
-        capabilities=(
-            Measures(evaluate),
-            Samples(sample, num_classes),
-            Reconstructs(reconstruct),
-            Codebook(K, lambda params, extra, batch, ctx: encode(params, extra, batch)[2]),
-        ),
-    )
+    return QuantizedAutoEncoder(
+        encoder=encoder,
+        decoder=decoder,
+        quantizer=quantizer,
+        likelihood=likelihood,
+        prior=Prior(network, num_codes, places, num_classes),
+        shape=tuple(shape),
+        grid=grid,
+        to_data=dataset.scaling(config.data).to_data,
+        batch_size=config.batch_size,
+        temperature=config.eval.temperature,
+    ).task()

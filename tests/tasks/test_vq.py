@@ -162,12 +162,12 @@ def prior():
 def test_the_prior_is_a_distribution_over_codes_given_the_class(prior):
     prior, params = prior
     every = jnp.array(list(itertools.product(range(4), repeat=3)))
-    p = [np.exp(-prior.nats(params, every, jnp.full(64, label)).sum(axis=1)) for label in (0, 1)]
+    p = [np.exp(-prior.code_nll(params, every, jnp.full(64, label)).sum(axis=1)) for label in (0, 1)]
     np.testing.assert_allclose([q.sum() for q in p], 1, rtol=1e-5)
     assert np.abs(p[0] - p[1]).max() > 0.01
     # Causality: what comes later changes nothing before.
-    changed = prior.nats(params, every.at[:, 2].set((every[:, 2] + 1) % 4), jnp.zeros(64, jnp.int32))
-    same = prior.nats(params, every, jnp.zeros(64, jnp.int32))
+    changed = prior.code_nll(params, every.at[:, 2].set((every[:, 2] + 1) % 4), jnp.zeros(64, jnp.int32))
+    same = prior.code_nll(params, every, jnp.zeros(64, jnp.int32))
     np.testing.assert_allclose(changed[:, :2], same[:, :2], atol=1e-6)
     assert np.abs(changed[:, 2] - same[:, 2]).max() > 0.1
 
@@ -178,11 +178,11 @@ def test_the_prior_draws_from_what_its_loss_measures(prior):
     ctx = rng.context(0, 'sample', 0, jnp.arange(n))
     drawn = prior.draw(params, ctx, labels, Sampling())
     assert drawn.tokens.shape == (n, 3) and drawn.tokens.min() >= 0 and drawn.tokens.max() < 4
-    nats = prior.nats(params, drawn.tokens, labels).sum(axis=1)
+    nats = prior.code_nll(params, drawn.tokens, labels).sum(axis=1)
     np.testing.assert_allclose(drawn.log_prob, -nats, atol=1e-4)
     every = jnp.array(list(itertools.product(range(4), repeat=3)))
     for label in (0, 1):
-        p = np.exp(-prior.nats(params, every, jnp.full(64, label)).sum(axis=1))
+        p = np.exp(-prior.code_nll(params, every, jnp.full(64, label)).sum(axis=1))
         mine = np.asarray(drawn.tokens)[label::2] @ np.array([16, 4, 1])
         shares = np.bincount(mine, minlength=64) / len(mine)
         assert np.abs(shares - p).sum() < 3 * np.sqrt(p * (1 - p) / len(mine)).sum()
@@ -190,7 +190,7 @@ def test_the_prior_draws_from_what_its_loss_measures(prior):
     likeliest = prior.draw(params, ctx, labels, Sampling(temperature=0)).tokens
     assert (likeliest == likeliest[labels]).all()
     other = [likeliest[0].at[2].set(code) for code in range(4)]
-    nats = prior.nats(params, jnp.stack(other), jnp.zeros(4, jnp.int32))[:, 2]
+    nats = prior.code_nll(params, jnp.stack(other), jnp.zeros(4, jnp.int32))[:, 2]
     assert likeliest[0, 2] == np.argmin(nats)
 
 
