@@ -7,7 +7,7 @@
 The first trains on scikit-learn's 8×8 digits. A finished run is sampled in other ways by eval.solver, eval.steps and
 eval.guidance.
 
-What is not set here has its default: configs/README.md holds every field, its default and what it means.
+What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
 
 from ml_collections import ConfigDict

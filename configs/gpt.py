@@ -7,7 +7,7 @@
 The first trains on the text of Python's help(), the last on the source code of its standard library; nothing is
 downloaded. configs/README.md holds what each is measured to reach, and how long it takes.
 
-What is not set here has its default: configs/README.md holds every field, its default and what it means.
+What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
 
 from ml_collections import ConfigDict

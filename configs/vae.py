@@ -5,7 +5,7 @@
 
 The first trains on scikit-learn's 8×8 digits. configs/README.md holds what each is measured to reach, and how fast.
 
-What is not set here has its default: configs/README.md holds every field, its default and what it means.
+What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
 
 from ml_collections import ConfigDict

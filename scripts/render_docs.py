@@ -33,7 +33,17 @@ def flags_table() -> str:
     return table(('flag', 'default', 'meaning'), [(f'`--{flag.name}`', default(flag), flag.help) for flag in own])
 
 
-TABLES = {('aigc_jax/runs/README.md', 'flags'): flags_table}  # (file, name between the marks) -> what renders it
+def fields_tables() -> str:
+    """The fields of all groups of a config, a table each."""
+    from aigc_jax.runs import fields
+
+    return fields.markdown()
+
+
+TABLES = {  # (file, name between the marks) -> what renders it
+    ('aigc_jax/runs/README.md', 'flags'): flags_table,
+    ('configs/fields.md', 'fields'): fields_tables,
+}
 
 
 def rendered(file: str, text: str) -> str:

@@ -81,8 +81,7 @@ def grid(extent: float, points: int):
 def latents_of(experiment):
     """The latent variables of an experiment, made as its task makes them."""
     config = experiment.config
-    fields = latents.FIELDS | dict(config.model)
-    return latents.make(config.model, fields, config.data, experiment.dataset, jnp.float32)
+    return latents.make(config.model, config.data, experiment.dataset, jnp.float32)
 
 
 def components(experiment, params):

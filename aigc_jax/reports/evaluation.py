@@ -92,7 +92,6 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
         'split': experiment.config.eval.final_split,
         'data': config['data'],
         'eval': config['eval'],
-        'sample': config.get('sample', {}),
         'fingerprint': experiment.dataset.fingerprint,
         'manifest': manifest_bytes and hashlib.sha256(manifest_bytes).hexdigest(),
     }

@@ -108,7 +108,7 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
         texts = (tmp_path / 'samples/00000040.txt').read_text()
         assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
     # Another run begins where this one ended, with its codebook and its statistics too.
-    experiment.config.init.run = str(tmp_path)
+    experiment.config.init.run, experiment.config.init.average = str(tmp_path), False
     model, step = initial.model(experiment)
     begun = experiment.create_state(*model)
     assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')

@@ -162,7 +162,7 @@ def _each(module: Encoder, params: Tree, z: Array) -> Posterior:
 
 
 def make(model, data, dataset: Dataset, dtype) -> Latents:
-    """The latent variables of a config's `model`, which holds those of vae/fields.py. Raises UserError."""
+    """The latent variables of a config's `model`, with the fields of aigc_jax/tasks/vae/fields.py. Raises UserError."""
     d, layers, second = model.latent_dim, model.stochastic_layers, model.second
     if layers == 2 and (model.prior == 'vamp' or model.posterior != 'gaussian'):
         raise UserError('model.stochastic_layers: 2 wants model.prior normal or flow and model.posterior gaussian')

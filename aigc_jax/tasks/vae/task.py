@@ -5,6 +5,7 @@ evaluation, kl is the rate and reconstruction the distortion, in nats: runs of s
 Where p(x given z) is a density, all of log p(x) is one in the data's own units, whatever data.scale (likelihoods).
 """
 
+import dataclasses
 import math
 
 import jax
@@ -15,11 +16,12 @@ from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Reconstructs, Samples, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
-from aigc_jax.data import Dataset, Points
-from aigc_jax.metrics import latent_codes as codes
+from aigc_jax.data import Dataset, Points, Spec
+from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.ais import ais
 from aigc_jax.nn import networks
 from aigc_jax.nn.build import compute_dtype
+from aigc_jax.nn.convnets import ImageNetwork
 from aigc_jax.tasks import likelihoods
 from aigc_jax.tasks.vae import bounds, latents
 from aigc_jax.tasks.vae.fields import FIELDS
@@ -28,104 +30,102 @@ __all__ = ['FIELDS', 'make']
 
 _MSE_DECAY = 0.99  # of the moving average of the mean squared error, which σ-VAE is evaluated with
 _MEAN_DRAWS = 32  # that each of two means of a code is taken over where it has no closed form
+_DENSITY_DRAWS = 64  # of z, from which log_density estimates log p(x)
 
 
-def make(config, dataset: Dataset) -> Task:
-    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
-    model, options, evaluation = config.model, config.task, config.eval
-    shape, d = dataset.spec.shape, model.latent_dim
-    likelihood = likelihoods.make(options['likelihood'], dataset, config.data)
-    if model.conditional and not dataset.num_classes:
-        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
-    eval_k, chunk = evaluation.k, evaluation.k_chunk
-    for role in ('encoder', 'decoder'):  # every bound here calls them with k samples, so no statistics are renewed
-        if model[role].get('norm') == 'batch' or model[role].get('spectral'):
-            raise UserError(f"model.{role}: of a VAE it has norm='group', 'layer' or 'none', and spectral=False")
-    latent = latents.make(model, config.data, dataset, compute_dtype(config.precision))
-    _check(options, config, latent)
-    outputs = (*shape[:-1], shape[-1] * likelihood.channels)
-    latent_dim = d + model.posterior_context // 2
-    encoder = networks.make(config, 'Encoder', model.encoder, shape, latent_dim=latent_dim)
-    decoder = networks.make(config, 'Decoder', model.decoder, shape, shape=outputs)
-    num_classes, num_dims = dataset.num_classes if model.conditional else 0, math.prod(shape)
-    estimator = options['estimator']
+@dataclasses.dataclass(frozen=True, eq=False)
+class VAE:
+    """The functions of the task. z is (n, k, latent.total), k draws for each of n examples.
 
-    def init(key: Array):
-        x, z = jnp.zeros((1, *shape)), jnp.zeros((1, d))
-        c = one_hot(jnp.zeros((1,), jnp.int32))
+    spec: of the data. num_classes: that encoder and decoder are told; 0: none. options, evaluation: of FIELDS, 'task'
+    and 'eval'.
+    """
+
+    encoder: networks.Network
+    decoder: networks.Network
+    latent: latents.Latents
+    likelihood: likelihoods.Likelihood
+    spec: Spec
+    num_classes: int
+    options: dict
+    evaluation: dict
+
+    @property
+    def dim(self) -> int:
+        return math.prod(self.spec.shape)
+
+    def init(self, key: Array):
+        x, z = jnp.zeros((1, *self.spec.shape)), jnp.zeros((1, self.latent.dim))
+        c = self._one_hot(jnp.zeros((1,), jnp.int32))
         params = {
-            'encoder': encoder.init(rng.named(key, 'encoder'), x, c)[0],
-            'decoder': decoder.init(rng.named(key, 'decoder'), z, c)[0],
-            **latent.init(key),
+            'encoder': self.encoder.init(rng.named(key, 'encoder'), x, c)[0],
+            'decoder': self.decoder.init(rng.named(key, 'decoder'), z, c)[0],
+            **self.latent.init(key),
         }
-        if likelihood.scale == 'learned':
-            params['log_scale'] = jnp.float32(likelihood.start)
-        mse = jnp.float32(math.exp(2 * likelihood.start))
-        return {'model': params}, Extra({'mse': mse} if likelihood.scale == 'optimal' else {}, {})
+        if self.likelihood.scale == 'learned':
+            params['log_scale'] = jnp.float32(self.likelihood.start)
+        mse = jnp.float32(math.exp(2 * self.likelihood.start))
+        return {'model': params}, Extra({'mse': mse} if self.likelihood.scale == 'optimal' else {}, {})
 
-    def one_hot(labels: Array | None) -> Array | None:
-        return jax.nn.one_hot(labels, num_classes) if num_classes else None
+    def _one_hot(self, labels: Array | None) -> Array | None:
+        return jax.nn.one_hot(labels, self.num_classes) if self.num_classes else None
 
-    def encode(theta: Tree, batch: Batch):
-        return encoder(theta['encoder'], {}, batch['x'], one_hot(batch.get('label')))
+    def posterior(self, theta: Tree, batch: Batch) -> latents.Posterior:
+        return self.encoder(theta['encoder'], {}, batch['x'], self._one_hot(batch.get('label')))
 
-    def decode(theta: Tree, z: Array, labels: Array | None) -> Array:
-        return decoder(theta['decoder'], {}, z, one_hot(labels))
+    def prior(self, theta: Tree) -> latents.Posterior | None:
+        """The components of a VampPrior, else None."""
+        return self.latent.components(theta, self.posterior)
 
-    def log_scale(theta: Tree, extra: Extra) -> Array | None:
+    def log_scale(self, theta: Tree, extra: Extra) -> Array | None:
         """Of p(x given z) outside of training."""
-        optimal = likelihood.scale == 'optimal'
-        return likelihoods.optimal_log_scale(extra.stats['mse']) if optimal else theta.get('log_scale')
+        if self.likelihood.scale == 'optimal':
+            return likelihoods.optimal_log_scale(extra.stats['mse'])
+        return theta['log_scale'] if self.likelihood.scale == 'learned' else None
 
-    def decode_draws(theta: Tree, batch: Batch, z: Array) -> tuple[Array, Array]:
+    def _decode_z1(self, theta: Tree, z1: Array, labels: Array | None) -> Array:
+        """The decoder's output (n, *shape, with the likelihood's channels) for z1 (n, d)."""
+        return self.decoder(theta['decoder'], {}, z1, self._one_hot(labels))
+
+    def _decode_draws(self, theta: Tree, batch: Batch, z: Array) -> tuple[Array, Array]:
         """x and the decoder's output for each z (n, k, d), (n · k, D) and (n · k, D · channels)."""
-        n, k = z.shape[:2]
-        labels = jnp.repeat(batch['label'], k) if num_classes else None
-        out = decode(theta, z[..., :d].reshape(n * k, d), labels).reshape(n * k, num_dims * likelihood.channels)
-        return jnp.repeat(batch['x'].reshape(n, num_dims), k, axis=0), out
+        (n, k), d = z.shape[:2], self.latent.dim
+        labels = jnp.repeat(batch['label'], k) if self.num_classes else None
+        out = self._decode_z1(theta, z[..., :d].reshape(n * k, d), labels)
+        out = out.reshape(n * k, self.dim * self.likelihood.channels)
+        return jnp.repeat(batch['x'].reshape(n, self.dim), k, axis=0), out
 
-    def log_p_x_given_z(theta: Tree, batch: Batch, z: Array, scale: Array | None) -> Array:
+    def log_p_x_given_z(self, theta: Tree, batch: Batch, z: Array, scale: Array | None) -> Array:
         """z (n, k, d) -> log p(x given z), (n, k)."""
-        return likelihood.log_prob(*decode_draws(theta, batch, z), scale).reshape(z.shape[:2])
+        return self.likelihood.log_prob(*self._decode_draws(theta, batch, z), scale).reshape(z.shape[:2])
 
-    def log_weights(theta: Tree, extra: Extra, batch: Batch, ctx: rng.Context, k: int) -> Array:
-        """log w = log p(x given z) + log p(z) − log q(z given x), (n, k)."""
-        q, components = encode(theta, batch), latent.components(theta, encode)
-        z, log_q = latent.draw(theta, q, ctx, k)
-        log_ratio = jnp.sum(latent.log_p(theta, components, z) - log_q, axis=-1)
-        return log_p_x_given_z(theta, batch, z, log_scale(theta, extra)) + log_ratio
+    def mean_of_x(self, theta: Tree, extra: Extra, z: Array, labels: Array | None) -> Array:
+        """E[x given z], z (n, d) -> (n, *shape)."""
+        out = self._decode_z1(theta, z[:, : self.latent.dim], labels)
+        return self.likelihood.mean(out, self.log_scale(theta, extra))
 
-    def loss(params, extra: Extra, batch: Batch, ctx: rng.Context):
-        theta, k = params['model'], options['k']
-        warm = jnp.minimum(1.0, (ctx.step + 1) / options['kl_warmup_steps']) if options['kl_warmup_steps'] else 1.0
+    # Training
+
+    def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        theta, options = params['model'], self.options
+        k, warmup = options['k'], options['kl_warmup_steps']
+        warm = jnp.minimum(1.0, (ctx.step + 1) / warmup) if warmup else 1.0
         beta = options['beta'] * warm  # Higgins et al. 2017, eq. 4; warm-up: Bowman et al. 2016
-        q, components = encode(theta, batch), latent.components(theta, encode)
-        z, log_q = latent.draw(theta, q, ctx, k)
-
-        def terms(theta: Tree, components, z: Array, log_q: Array):
-            """(log p(x given z) (n, k), log q − log p of z by groups (n, k, G), the new Extra)."""
-            (x, out), scale, new = decode_draws(theta, batch, z), theta.get('log_scale'), extra
-            if likelihood.scale == 'optimal':  # no gradient: at its optimum the ELBO's is 0 (of k = 1)
-                mse = jax.lax.stop_gradient(jnp.mean((x - out) ** 2))
-                decay = jnp.minimum(_MSE_DECAY, (1.0 + ctx.step) / (10.0 + ctx.step))  # as optim.average_params
-                scale = likelihoods.optimal_log_scale(mse)
-                new = Extra({**extra.stats, 'mse': decay * extra.stats['mse'] + (1 - decay) * mse}, extra.carry)
-            log_likelihood = likelihood.log_prob(x, out, scale).reshape(z.shape[:2])
-            return log_likelihood, log_q - latent.log_p(theta, components, z), new
-
-        if estimator != 'standard':
-            fixed = jax.lax.stop_gradient((theta, components, q, z, log_q))
-            if estimator == 'dreg' and k > 1:
-                likely, ratio, _ = terms(fixed[0], fixed[1], *fixed[3:])
-                z = bounds.doubly_reparameterized(z, likely - beta * jnp.sum(ratio, axis=-1), beta)
-            log_q = latent.log_q(fixed[0], fixed[2], z)
-        likely, ratio, new = terms(theta, components, z, log_q)
+        q, components = self.posterior(theta, batch), self.prior(theta)
+        z, log_q = self.latent.draw(theta, q, ctx, k)
+        if options['estimator'] != 'standard':
+            z, log_q = self._reparameterized(theta, components, batch, q, z, log_q, beta)
+        likely, ratio, mse = self._terms(theta, components, batch, z, log_q)
+        if mse is not None:
+            decay = jnp.minimum(_MSE_DECAY, (1.0 + ctx.step) / (10.0 + ctx.step))  # as optim.average_params
+            extra = Extra({**extra.stats, 'mse': decay * extra.stats['mse'] + (1 - decay) * mse}, extra.carry)
         # The KL in closed form where there is one (Kingma & Welling 2013, eq. 7), unless an estimator wants the drawn.
-        closed = latent.factorized and (estimator == 'standard' or k > 1)
-        by_group = latent.kl(q) if closed else jnp.mean(ratio, axis=1)
+        closed = self.latent.factorized and (options['estimator'] == 'standard' or k > 1)
+        by_group = self.latent.kl(q) if closed else jnp.mean(ratio, axis=1)
         kl = jnp.mean(jnp.sum(by_group, axis=-1))
         if k > 1:
-            return -jnp.mean(bounds.importance_weighted(likely - beta * jnp.sum(ratio, axis=-1))), ({'kl': kl}, new)
+            log_w = likely - beta * jnp.sum(ratio, axis=-1)
+            return -jnp.mean(bounds.importance_weighted(log_w)), ({'kl': kl}, extra)
         reconstruction = -jnp.mean(likely)
         metrics = {'reconstruction': reconstruction, 'kl': kl}
         value = bounds.free_bits(by_group, options['free_bits']) if options['free_bits'] else kl
@@ -133,66 +133,100 @@ def make(config, dataset: Dataset) -> Task:
         if options['tc_weight']:  # β-TCVAE with α = γ = 1, β = 1 + tc_weight, Chen et al. 2018
             metrics['total_correlation'] = bounds.total_correlation(z[:, 0], *q)
             value = value + options['tc_weight'] * metrics['total_correlation']
-        return value, (metrics, new)
+        return value, (metrics, extra)
 
-    def all_log_weights(theta: Tree, extra: Extra, batch: Batch, ctx: rng.Context, k: int, chunk: int) -> Array:
-        """log w of k draws, (n, k), in chunks, so that memory does not grow with k; the last is cut where they do not
-        divide k."""
+    def _terms(self, theta: Tree, components, batch: Batch, z: Array, log_q: Array):
+        """(log p(x given z) (n, k), log q − log p of z by groups (n, k, G), the mean squared error that an optimal
+        scale is taken from, or None)."""
+        x, out = self._decode_draws(theta, batch, z)
+        scale, mse = None, None
+        if self.likelihood.scale == 'optimal':  # no gradient: at its optimum the ELBO's is 0 (of k = 1)
+            mse = jax.lax.stop_gradient(jnp.mean((x - out) ** 2))
+            scale = likelihoods.optimal_log_scale(mse)
+        elif self.likelihood.scale == 'learned':
+            scale = theta['log_scale']
+        log_likelihood = self.likelihood.log_prob(x, out, scale).reshape(z.shape[:2])
+        return log_likelihood, log_q - self.latent.log_p(theta, components, z), mse
+
+    def _reparameterized(self, theta: Tree, components, batch: Batch, q, z: Array, log_q: Array, beta):
+        """(z, log q(z given x)) of the same values, with the gradient of task.estimator by the posterior's
+        parameters."""
+        theta, components, q, fixed, log_q = jax.lax.stop_gradient((theta, components, q, z, log_q))
+        if self.options['estimator'] == 'dreg' and self.options['k'] > 1:
+            likely, ratio, _ = self._terms(theta, components, batch, fixed, log_q)
+            z = bounds.doubly_reparameterized(z, likely - beta * jnp.sum(ratio, axis=-1), beta)
+        return z, self.latent.log_q(theta, q, z)
+
+    # Evaluation
+
+    def log_weights(self, theta: Tree, extra: Extra, batch: Batch, ctx: rng.Context, k: int, chunk: int) -> Array:
+        """log w = log p(x given z) + log p(z) − log q(z given x) of k draws, (n, k), in chunks, so that memory does not
+        grow with k; the last is cut where they do not divide k."""
         chunk = min(chunk, k)
 
         def part(_, j):
             here = rng.Context(rng.fold_in(ctx.key, j), ctx.index, ctx.step)
-            return None, log_weights(theta, extra, batch, here, chunk)
+            q, components = self.posterior(theta, batch), self.prior(theta)
+            z, log_q = self.latent.draw(theta, q, here, chunk)
+            log_ratio = jnp.sum(self.latent.log_p(theta, components, z) - log_q, axis=-1)
+            return None, self.log_p_x_given_z(theta, batch, z, self.log_scale(theta, extra)) + log_ratio
 
         _, found = jax.lax.scan(part, None, jnp.arange(-(-k // chunk)))
         return jnp.moveaxis(found, 0, 1).reshape(batch['x'].shape[0], -1)[:, :k]
 
-    def evaluate(params, extra, batch: Batch, ctx: rng.Context):
-        theta = params['model']
-        q, components = encode(theta, batch), latent.components(theta, encode)
+    def _evaluation_weights(self, theta: Tree, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
+        return self.log_weights(theta, extra, batch, ctx, self.evaluation['k'], self.evaluation['k_chunk'])
+
+    def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        theta, latent = params['model'], self.latent
+        q, components = self.posterior(theta, batch), self.prior(theta)
         z, log_q = latent.draw(theta, q, ctx, 1)
-        reconstruction = -log_p_x_given_z(theta, batch, z, log_scale(theta, extra))[:, 0]
+        reconstruction = -self.log_p_x_given_z(theta, batch, z, self.log_scale(theta, extra))[:, 0]
         by_group = latent.kl(q) if latent.factorized else (log_q - latent.log_p(theta, components, z))[:, 0]
         kl = jnp.sum(by_group, axis=-1)
-        log_w = all_log_weights(theta, extra, batch, ctx, eval_k, chunk)
+        log_w = self._evaluation_weights(theta, extra, batch, ctx)
         # A lower bound of log p(x) that tightens with k.
         nll = -bounds.importance_weighted(log_w)
-        curve = bounds.k_curve(log_w) if evaluation['k_curve'] else {}
+        curve = bounds.k_curve(log_w) if self.evaluation['k_curve'] else {}
         return {
             'model/elbo': -(reconstruction + kl),
             'model/reconstruction': reconstruction,
             'model/kl': kl,
             'model/nll': nll,
-            'model/bits_per_dim': nll / (num_dims * math.log(2)),
+            'model/bits_per_dim': nll / (self.dim * math.log(2)),
             **{f'model/bound_k{k}': bound for k, bound in curve.items()},
         }
 
-    def mean_of_x(theta: Tree, extra: Extra, z: Array, labels: Array | None) -> Array:
-        """E[x given z], z (n, d) -> (n, *shape)."""
-        return likelihood.mean(decode(theta, z[:, :d], labels), log_scale(theta, extra))
-
-    def sample(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
+    def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         """Decodes z ~ p(z): E[x given z] for images, a draw from p(x given z) for points."""
         theta = params['model']
-        z = latent.sample(theta, latent.components(theta, encode), ctx, 1, evaluation['temperature'])
-        mean = mean_of_x(theta, extra, z[:, 0], labels)
-        if isinstance(dataset.spec, Points):
-            mean = mean + jnp.exp(log_scale(theta, extra)) * ctx.normal('x', shape)
+        z = self.latent.sample(theta, self.prior(theta), ctx, 1, self.evaluation['temperature'])
+        mean = self.mean_of_x(theta, extra, z[:, 0], labels)
+        if isinstance(self.spec, Points):
+            mean = mean + jnp.exp(self.log_scale(theta, extra)) * ctx.normal('x', self.spec.shape)
         return mean
 
-    def reconstruct(params, extra, batch: Batch, ctx: rng.Context) -> Array:
+    def reconstruct(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
         """Decodes z ~ q(z given x), which decoding the prior is not."""
         theta = params['model']
-        z, _ = latent.draw(theta, encode(theta, batch), ctx, 1)
-        return mean_of_x(theta, extra, z[:, 0], batch.get('label'))
+        z, _ = self.latent.draw(theta, self.posterior(theta, batch), ctx, 1)
+        return self.mean_of_x(theta, extra, z[:, 0], batch.get('label'))
 
-    def score(params, extra, x: Array, ctx: rng.Context) -> Array:
-        return bounds.importance_weighted(all_log_weights(params['model'], extra, {'x': x}, ctx, 64, 64))
-
-    def collect(params, extra, batch: Batch, ctx: rng.Context):
-        """Of each example: a draw z with log p(z), the posterior's moments, and the mean of each layer's code."""
+    def encode(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
         theta = params['model']
-        q, components = encode(theta, batch), latent.components(theta, encode)
+        return self.latent.code(theta, self.posterior(theta, batch))
+
+    def decode(self, params, extra: Extra, codes: Array, labels: Array | None) -> Array:
+        return self.mean_of_x(params['model'], extra, codes, labels)
+
+    def log_density(self, params, extra: Extra, x: Array, ctx: rng.Context) -> Array:
+        log_w = self.log_weights(params['model'], extra, {'x': x}, ctx, _DENSITY_DRAWS, _DENSITY_DRAWS)
+        return bounds.importance_weighted(log_w)
+
+    def collect(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        """Of each example: a draw z with log p(z), the posterior's moments, and the mean of each layer's code."""
+        theta, latent, d = params['model'], self.latent, self.latent.dim
+        q, components = self.posterior(theta, batch), self.prior(theta)
         z, _ = latent.draw(theta, q, ctx, 1)
         draws, _ = latent.draw(theta, q, ctx, 2 * _MEAN_DRAWS)
         means, again = (jnp.mean(half, axis=1) for half in jnp.split(draws, 2, axis=1))
@@ -205,27 +239,28 @@ def make(config, dataset: Dataset) -> Task:
                 found['log_p'] = jnp.sum(latent.log_p(theta, components, z), axis=-1)[:, 0]
         return found
 
-    def summarize(found: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
+    def summarize(self, found: dict[str, np.ndarray]) -> dict[str, float | np.ndarray]:
         """active_units of each layer; for Gaussian q the mutual information and KL(q(z) ‖ p(z)), which make up the
         KL (Hoffman & Johnson 2016)."""
-        results = {'model/active_units': codes.active_units(found['means1'], found.get('again1'))}
-        if 'means2' in found:
-            results['model/active_units2'] = codes.active_units(found['means2'], found['again2'])
-        if 'z' in found:
+        again = None if self.latent.gaussian else found['again1']
+        results = {'model/active_units': latent_codes.active_units(found['means1'], again)}
+        if self.latent.total > self.latent.dim:
+            results['model/active_units2'] = latent_codes.active_units(found['means2'], found['again2'])
+        if self.latent.gaussian:
             posterior = found['z'], found['mu'], found['log_var']
-            results['model/mutual_information'] = codes.information(*posterior)
-        if 'log_p' in found:
-            results['model/marginal_kl'] = codes.log_aggregate(*posterior) - found['log_p']
+            results['model/mutual_information'] = latent_codes.information(*posterior)
+            if self.latent.total == self.latent.dim:
+                results['model/marginal_kl'] = latent_codes.log_aggregate(*posterior) - found['log_p']
         return results
 
-    def anneal(params, extra, batch: Batch, ctx: rng.Context):
+    def anneal(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         """log p(x) by AIS and, where it is not done for all, the NLL of importance sampling on the same examples."""
-        theta = params['model']
-        components, scale = latent.components(theta, encode), log_scale(theta, extra)
+        theta, latent, evaluation = params['model'], self.latent, self.evaluation
+        components, scale = self.prior(theta), self.log_scale(theta, extra)
         found = ais(
             latent.sample(theta, components, ctx, evaluation['ais_chains']),
             lambda z: jnp.sum(latent.log_p(theta, components, z), axis=-1),
-            lambda z: log_p_x_given_z(theta, batch, z, scale),
+            lambda z: self.log_p_x_given_z(theta, batch, z, scale),
             ctx,
             evaluation['ais_temperatures'],
         )
@@ -235,29 +270,56 @@ def make(config, dataset: Dataset) -> Task:
             for name, values in zip(('rate', 'distortion'), pair, strict=True)
         }
         beside = {}
-        if evaluation['ais_examples']:  # the draws of `evaluate`
-            log_w = all_log_weights(theta, extra, batch, ctx, eval_k, chunk)
+        if evaluation['ais_examples']:  # the draws of `measure`
+            log_w = self._evaluation_weights(theta, extra, batch, ctx)
             beside = {'model/nll_ais_examples': -bounds.importance_weighted(log_w)}
         return {'model/ais_nll': -found.log_p, **beside, 'model/ais_acceptance': found.acceptance, **curve}
 
-    statistics = [SplitStatistic(collect, summarize)]
-    if evaluation['ais_temperatures']:
-        statistics.append(SplitStatistic(anneal, lambda found: found, evaluation['ais_examples']))
-    return Task(
-        init=init,
-        rounds=((Turn('model', loss),),),
-        capabilities=(
-            Measures(evaluate),
-            Samples(sample, num_classes),
-            Reconstructs(reconstruct),
-            LatentSpace(
-                encode=lambda params, extra, batch, ctx: latent.code(params['model'], encode(params['model'], batch)),
-                decode=lambda params, extra, z, labels: mean_of_x(params['model'], extra, z, labels),
-            ),
-            *([] if num_classes else [LogDensity('log p(x), nats', score)]),
-            *statistics,
-        ),
-    )
+    def task(self) -> Task:
+        capabilities = [
+            Measures(self.measure),
+            Samples(self.sample, self.num_classes),
+            Reconstructs(self.reconstruct),
+            LatentSpace(self.encode, self.decode),
+        ]
+        if not self.num_classes:
+            capabilities.append(LogDensity('log p(x), nats', self.log_density))
+        capabilities.append(SplitStatistic(self.collect, self.summarize))
+        if self.evaluation['ais_temperatures']:
+            capabilities.append(SplitStatistic(self.anneal, lambda found: found, self.evaluation['ais_examples']))
+        return Task(self.init, ((Turn('model', self.loss),),), tuple(capabilities))
+
+
+def make(config, dataset: Dataset) -> Task:
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
+    model, shape = config.model, dataset.spec.shape
+    likelihood = likelihoods.make(config.task.likelihood, dataset, config.data)
+    if model.conditional and not dataset.num_classes:
+        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
+    latent = latents.make(model, config.data, dataset, compute_dtype(config.precision))
+    _check(config.task, config, latent)
+    outputs = (*shape[:-1], shape[-1] * likelihood.channels)
+    latent_dim = latent.dim + model.posterior_context // 2
+    return VAE(
+        encoder=_network(config, 'Encoder', shape, latent_dim=latent_dim),
+        decoder=_network(config, 'Decoder', shape, shape=outputs),
+        latent=latent,
+        likelihood=likelihood,
+        spec=dataset.spec,
+        num_classes=dataset.num_classes if model.conditional else 0,
+        options=dict(config.task),
+        evaluation=dict(config.eval),
+    ).task()
+
+
+def _network(config, role: str, image_shape: tuple[int, ...], **given) -> networks.Network:
+    """Raises UserError for one with statistics: every bound here calls it with k samples, and none renews them."""
+    name = role.lower()
+    network = networks.make(config, role, config.model[name], image_shape, **given)
+    module = network.module
+    if isinstance(module, ImageNetwork) and (module.norm == 'batch' or module.spectral):
+        raise UserError(f"model.{name}: of a VAE it has norm='group', 'layer' or 'none', and spectral=False")
+    return network
 
 
 def _check(options, config, latent: latents.Latents) -> None:
