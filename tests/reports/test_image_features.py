@@ -17,7 +17,8 @@ from aigc_jax.data.dataset import from_arrays
 from aigc_jax.metrics import features
 from aigc_jax.plots import images as plots_images
 from aigc_jax.reports import image_samples, pictures
-from aigc_jax.reports.evaluator import Evaluator, table
+from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.tables import table
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run

@@ -10,7 +10,7 @@ import sys
 import pytest
 from test_configs import FILES, needs_files, variants
 
-from aigc_jax import config as config_lib
+from aigc_jax.runs import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = ROOT / 'scripts' / 'compare_commits.py'
