@@ -96,7 +96,7 @@ def test_log_prob_of_known_points():
     'name, words',
     [
         ('digit', ['did you mean digits']),
-        ('mnist', ['known: amat:', 'tfds:']),
+        ('imagenet', ['known: amat:', 'tfds:']),
         ('idx', ['did you mean idx:']),
         ('idx:', ['missing']),
         ('ring8:x', ['ring8']),

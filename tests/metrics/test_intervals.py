@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap, t
 
+from aigc_jax import reports
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
@@ -220,7 +221,7 @@ def test_words_have_no_bits_a_byte(text_experiment):
     with config.unlocked():
         config.eval.best_metric = 'model/bits_per_byte'
     with pytest.raises(UserError, match='no .model/bits_per_byte'):
-        Experiment(config)
+        reports.check(Experiment(config))
 
 
 def replicas(*values, **more):

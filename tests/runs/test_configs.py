@@ -1,6 +1,5 @@
 """Every config trains, evaluates and samples in its smoke variant; a model is one task file, one line, one config."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from configfiles import CONFIGS, FILES, needs_files, variants
 
 from aigc_jax import tasks
 from aigc_jax.core import optim, rng
@@ -22,20 +22,6 @@ from aigc_jax.runs import initial
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
-
-CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
-FILES = sorted(path for path in CONFIGS.glob('*.py'))
-
-
-def variants(path):
-    spec = importlib.util.spec_from_file_location('config', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return list(module.VARIANTS)
-
-
-def needs_files(config):
-    return config.data.name.removeprefix('stacked:').partition(':')[0] in ('idx', 'npz', 'amat', 'tfds', 'text')
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from test_configs import FILES, needs_files, variants
+from configfiles import FILES, needs_files, variants
 
 from aigc_jax.runs import config as config_lib
 
