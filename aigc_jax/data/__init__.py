@@ -130,7 +130,8 @@ def _parts(name: str) -> tuple[str, str]:
         if own.is_own(name):
             return OWN, name
         mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in KNOWN else near(prefix + colon, KNOWN)
-        raise UserError(f'data.name={name}: no such data{mend}')
+        of_tfds = '' if colon or not name else f' Of TensorFlow Datasets it is tfds:{name}.'
+        raise UserError(f'data.name={name}: no such data{mend}{of_tfds}')
     if colon and not where:
         raise UserError(f'data.name={name}: what comes after the colon is missing')
     return prefix + colon, where

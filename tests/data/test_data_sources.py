@@ -96,7 +96,8 @@ def test_log_prob_of_known_points():
     'name, words',
     [
         ('digit', ['did you mean digits']),
-        ('imagenet', ['known: amat:', 'tfds:']),
+        ('mnist', ['tfds:mnist']),
+        ('imagenet', ['known: amat:', 'tfds:imagenet']),
         ('idx', ['did you mean idx:']),
         ('idx:', ['missing']),
         ('ring8:x', ['ring8']),
