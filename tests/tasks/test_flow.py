@@ -15,7 +15,7 @@ from scipy.integrate import RK45
 from scipy.optimize import linear_sum_assignment
 from vaes import context, disturbed, start
 
-from aigc_jax.core.capabilities import LatentSpace, SplitStatistic
+from aigc_jax.core.capabilities import LatentSpace, Measures, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.metrics.transport import floor, squared_wasserstein
 from aigc_jax.nn import unet
@@ -106,7 +106,7 @@ def test_the_loss_reads_the_coupling():
         losses[name] = float(loss)
         assert losses[name] == pytest.approx(np.square(batch['x'] - x0).mean(), rel=1e-5)
         # An error over independent pairs says nothing of a field that was learned on others.
-        assert (experiment.task.evaluate is not None) == (name == 'independent')
+        assert (experiment.task.get(Measures) is not None) == (name == 'independent')
     assert losses['optimal'] < losses['class_optimal'] < losses['independent']
 
 
