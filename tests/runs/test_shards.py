@@ -64,7 +64,7 @@ def test_nothing_is_fetched_whole(life, phase):
 def test_a_program_reads_its_share_and_gathers_few_parameters_at_once(life):
     found, _ = life
     programs = found['programs']
-    assert programs.keys() >= {'evaluate', 'sample', 'originals', 'reconstruct', 'decode'}
+    assert programs.keys() >= {'measure', 'sample', 'originals', 'reconstruct', 'encode', 'decode'}
     for name, (arguments, temporary) in programs.items():
         assert arguments <= found['parameters'] / DEVICES + SMALL, name
         assert temporary <= 2 * LARGEST + SMALL, name
