@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Extra
-from aigc_jax.data import Tokenizer
+from aigc_jax.data import Tokenizer, Tokens
 from aigc_jax.plots import text as plots_text
 from aigc_jax.plots.figure import ORANGE
 from aigc_jax.reports import pictures
@@ -106,7 +106,7 @@ def test_the_maps_are_the_weights_by_which_values_are_mixed():
 def test_a_sample_ends_with_its_text(tmp_path):
     class Run:
         class dataset:  # noqa: N801
-            kind, tokenizer = 'text', Tokenizer('byte', (), has_end=True)
+            spec = Tokens(4, Tokenizer('byte', (), has_end=True))
 
     samples = np.array([[104, 105, 256, 0, 0], [104, 105, 33, 33, 33]])
     pictures.save_samples(tmp_path / 'x', Run, samples, None)
