@@ -65,14 +65,15 @@ def test_two_processes_evaluate_and_sample_a_run_in_shards_as_one(command_line, 
     command_line.run(None, workdir, *flags)
     (path,) = (workdir / 'samples').glob('*_sample1.npz')
     evaluation, samples = json.loads(known.read_text()), dict(np.load(path))
-    known.unlink(), path.unlink()
+    path.unlink()
     for name in (('--mode=evaluate',), flags):
         pair = Pair(command_line, tmp_path, None, flags=name)
         assert pair.end() == [0, 0], pair.errors()
         assert not [name for name in (tmp_path / 'opened1').read_text().splitlines() if 'samples' in name]
-    found = json.loads(known.read_text())
-    assert found.keys() == evaluation.keys()
-    ours, theirs = ([row['value'] for row in rows.values() if row is not rows['step']] for rows in (found, evaluation))
+    (again,) = (workdir / 'evaluations').iterdir()
+    found = json.loads(again.read_text())
+    assert (found['step'], found['metrics'].keys()) == (evaluation.pop('step'), evaluation.keys())
+    ours, theirs = ([row['value'] for row in rows.values()] for rows in (found['metrics'], evaluation))
     np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), rtol=1e-4)
     for name, value in dict(np.load(path)).items():
         np.testing.assert_allclose(value, samples[name], rtol=1e-4)
