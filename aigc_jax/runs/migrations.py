@@ -32,7 +32,8 @@ def _from_0(config: ConfigDict) -> None:
         return  # no config at all, which the check of its fields says
     data, task, model, evaluation, optim = groups
     # What they started from were the newest parameters themselves.
-    _add(config, init=dict(run=config.get('init_from', ''), step='', average=False))
+    run = config.get('init_from', '')
+    _add(config, init=dict(run=run, step='', average=not run))
     if 'init_from' in config:
         del config['init_from']
     for player in optim.values():

@@ -208,7 +208,7 @@ def test_a_run_of_before_opens_and_is_measured(run, tmp_path, runner):
     shutil.copytree(run, old)
     (old / 'extractor.npz').unlink()
     config = json.loads((old / 'config.json').read_text())
-    del config['eval']['extractor']
+    del config['eval']['extractor'], config['schema'], config['init']
     (old / 'config.json').write_text(json.dumps(config))
     code, out, err = runner('--mode=evaluate', f'--workdir={old}')
     assert code == 0 and 'frechet' not in out, err
@@ -248,7 +248,7 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
         x, label = np.moveaxis(one['x'].reshape(n, 3, 8, 8), 1, -1), one['label'].reshape(n, 3) @ [100, 10, 1]
         splits[split] = Arrays(x=x, label=label)
     stacked = from_arrays(splits, levels=16, num_classes=1000, licence='')
-    experiment.dataset = dataclasses.replace(stacked, stacked=True)
+    experiment.dataset = dataclasses.replace(stacked, spec=dataclasses.replace(stacked.spec, stacked=True))
     vars(experiment).pop('__split_results', None)  # what cached_method keeps
     evaluator = Evaluator(experiment)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: splits['train'].arrays['x'][:n] / 16.0)

@@ -46,7 +46,7 @@ def test_an_old_config_keeps_its_values_and_gets_those_it_lacked(path, tmp_path)
     config_lib.check(config)
     after = config_lib.flatten(config)
     assert config.schema == SCHEMA
-    assert after['init.run'] == before.pop('init_from') == '' and not after['init.average']
+    assert after['init.run'] == before.pop('init_from') == '' and after['init.average']
     assert {name: after[name] for name in before} == before
     for name, value in LATER[path.stem].items():
         assert name not in before and after[name] == value, name
@@ -54,6 +54,13 @@ def test_an_old_config_keeps_its_values_and_gets_those_it_lacked(path, tmp_path)
     # Brought up once, it is a config of today.
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))
     assert config_lib.flatten(config_lib.from_json(tmp_path / 'config.json')) == after
+
+
+def test_a_run_that_began_from_another_took_its_parameters_themselves(tmp_path):
+    fields = json.loads((OLD[0].parent / 'vae.json').read_text()) | {'init_from': 'runs/first'}
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    init = config_lib.from_json(tmp_path / 'config.json').init
+    assert init.to_dict() == {'run': 'runs/first', 'step': '', 'average': False}
 
 
 def test_text_of_before_its_samples_were_measured_has_no_such_metrics(tmp_path):
