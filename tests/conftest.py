@@ -62,7 +62,18 @@ SLOW = (
 PROCESSES = {'command_line', 'runner', 'runner8', 'exact_runner', 'smoke'}  # the fixtures
 
 
+# Files of more than half a minute, the longest first: what begins late leaves a core idle at the end.
+LONG = (
+    'core/test_parallel.py', 'core/test_processes.py', 'runs/test_configs.py', 'decoding/test_decoding.py',
+    'tasks/test_flow.py', 'tasks/test_language_models.py', 'training/test_multiprocess.py', 'training/test_resume.py',
+    'training/test_library.py', 'tasks/test_vae_family.py', 'tasks/test_gan_family.py', 'runs/test_state.py',
+    'training/test_replicas.py', 'runs/test_shards.py', 'scripts/test_bench.py', 'runs/test_bad_runs.py',
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
+    place = lambda item: item.path.relative_to(ROOT / 'tests').as_posix()
+    items.sort(key=lambda item: LONG.index(place(item)) if place(item) in LONG else len(LONG))
     inside = lambda name, places: any(name == place or name.startswith((f'{place}/', f'{place}::')) for place in places)
     for item in items:
         function = f'{item.path.relative_to(ROOT / "tests").as_posix()}::{item.originalname}'
