@@ -79,3 +79,8 @@ class Task:
 
     def all(self, kind: type[C]) -> list[C]:
         return [one for one in self.capabilities if isinstance(one, kind)]
+
+    def on_data(self, read: Callable, write: Callable) -> 'Task':
+        """The same task, whose capabilities read and give raw data; see core.capabilities."""
+        capabilities = tuple(one.on_data(read, write) for one in self.capabilities)
+        return dataclasses.replace(self, capabilities=capabilities)

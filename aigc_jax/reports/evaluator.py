@@ -7,7 +7,6 @@ import numpy as np
 
 from aigc_jax.core import parallel
 from aigc_jax.core.capabilities import (
-    Capability,
     CausalText,
     Codebook,
     LatentSpace,
@@ -28,21 +27,16 @@ _SURFACE_POINTS = 100  # along each axis
 class Evaluator:
     """The compiled functions of one experiment; each sees the averaged parameters where an average is kept.
 
-    capabilities: the task's, on raw data.
+    task: its capabilities read and give raw data.
     """
 
     def __init__(self, experiment: Experiment):
         self.experiment, self._calls = experiment, Calls(experiment)
-        read, write = experiment.preprocess, experiment.scaling.to_data
-        self.capabilities = [one.on_data(read, write) for one in experiment.task.capabilities]
+        self.task = experiment.task.on_data(experiment.preprocess, experiment.scaling.to_data)
 
     @functools.cached_property
     def text_splits(self) -> TextSplits:
         return TextSplits(self.experiment)
-
-    def get(self, kind: type[Capability]):
-        """The first capability of this class, on raw data; None where the model has none."""
-        return next((one for one in self.capabilities if isinstance(one, kind)), None)
 
     def compiled(self, function: Callable, stream: str) -> Callable:
         """call(state, seed, index, *args) of function(params, extra, *args, ctx). The draws of `stream` are the same at
@@ -56,7 +50,7 @@ class Evaluator:
     @cached_method
     def _call(self, name: str) -> Callable | None:
         """The compiled function of this name; None where the model lacks the capability."""
-        text, samples, space = self.get(CausalText), self.get(Samples), self.get(LatentSpace)
+        text, samples, space = self.task.get(CausalText), self.task.get(Samples), self.task.get(LatentSpace)
         read, write = self.experiment.preprocess, self.experiment.scaling.to_data
 
         def attention(params, extra, batch, ctx):
@@ -71,7 +65,7 @@ class Evaluator:
         def originals(params, extra, batch, ctx):
             return write(read(batch, ctx)['x'])
 
-        field, codebook, reconstructs = self.get(ScalarField), self.get(Codebook), self.get(Reconstructs)
+        field, codebook, reconstructs = self.task.get(ScalarField), self.task.get(Codebook), self.task.get(Reconstructs)
         function, stream = {
             'originals': (originals, 'eval'),
             'sample': (samples and sample, 'sample'),
@@ -119,7 +113,7 @@ class Evaluator:
         if not self._call('codes'):
             return None
         found = self.over_split(self._call('codes'), state, seed, split, len(self.experiment.dataset.splits[split]))
-        return np.bincount(found.ravel(), minlength=self.get(Codebook).size)
+        return np.bincount(found.ravel(), minlength=self.task.get(Codebook).size)
 
     def attention(self, state: TrainState, tokens: np.ndarray) -> np.ndarray | None:
         """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last; None where the model has none."""
@@ -137,7 +131,7 @@ class Evaluator:
         points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
         one = lambda index: self._call('field')(state, np.int32(seed), index, points[index])
         values = self._calls.joined(one, len(points)).reshape(len(ys), len(xs))
-        return xs, ys, values, self.get(ScalarField).label
+        return xs, ys, values, self.task.get(ScalarField).label
 
     def over_split(self, function, state, seed, split, where):
         """`function` of the examples at these places of a split, (n,); an int: the first so many."""

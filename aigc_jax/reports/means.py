@@ -35,7 +35,7 @@ class Means(Report):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self._measure = self.evaluator.compiled(self.evaluator.get(Measures).per_example, 'eval')
+        self._measure = self.evaluator.compiled(self.evaluator.task.get(Measures).per_example, 'eval')
 
     def title(self, split: str) -> str:
         return f'means over the {split} split'
@@ -57,7 +57,7 @@ class SplitStatistics(Report):
 
     def __init__(self, *args):
         super().__init__(*args)
-        statistics = [one for one in self.evaluator.capabilities if isinstance(one, SplitStatistic)]
+        statistics = self.evaluator.task.all(SplitStatistic)
         self._statistics = [(one, self.evaluator.compiled(one.collect, 'eval')) for one in statistics]
 
     def title(self, split: str) -> str:

@@ -14,7 +14,7 @@ from aigc_jax.runs.experiment import Experiment
 class _OfTokens(Report):
     def __init__(self, *args):
         super().__init__(*args)
-        text, preprocess = self.evaluator.get(CausalText), self.experiment.preprocess
+        text, preprocess = self.evaluator.task.get(CausalText), self.experiment.preprocess
 
         def nll(params, extra, batch, ctx):
             return text.token_nll(params, extra, preprocess(batch, ctx)['tokens']), batch['counted']

@@ -45,9 +45,9 @@ def task_of(experiment: Experiment) -> Task:
             return dataclasses.replace(one, decode=decode)
         return one
 
-    capabilities = tuple(checked(one.on_data(read, experiment.scaling.to_data)) for one in task.capabilities)
+    on_data = task.on_data(read, experiment.scaling.to_data)
     rounds = tuple(tuple(map(turn, turns)) for turns in task.rounds)
-    return dataclasses.replace(task, rounds=rounds, capabilities=capabilities)
+    return dataclasses.replace(on_data, rounds=rounds, capabilities=tuple(map(checked, on_data.capabilities)))
 
 
 class Reader:
