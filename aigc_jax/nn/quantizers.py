@@ -33,11 +33,10 @@ FIELDS = convnets.FIELDS | {'norm': dataclasses.replace(convnets.FIELDS['norm'],
 _MOST = 2**20  # codes; the prior has a row of parameters for each
 
 
-class GridEncoder(nn.Module):
-    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, dim) float32."""
+class _Grid(nn.Module, kw_only=True):
+    """The fields of a network between an image and a grid."""
 
     features: Sequence[int]
-    dim: int
     block: str
     norm: str
     activation: str
@@ -45,7 +44,13 @@ class GridEncoder(nn.Module):
     depth: int = 1
     dtype: Any = jnp.float32
 
-    spectral, axis_name = False, None  # no fields: images.fall asks for them
+    spectral, axis_name = False, None  # no fields: convnets.fall and convnets.rise ask for them
+
+
+class GridEncoder(_Grid, kw_only=True):
+    """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, dim) float32."""
+
+    dim: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -53,19 +58,10 @@ class GridEncoder(nn.Module):
         return Conv(self.dim, 1, dtype=self.dtype, name='head')(x).astype(jnp.float32)
 
 
-class GridDecoder(nn.Module):
+class GridDecoder(_Grid, kw_only=True):
     """z (n, H / 2ᴸ, W / 2ᴸ, d) -> the natural parameters of p(x given z), (n, *shape)."""
 
-    features: Sequence[int]
     shape: Sequence[int]
-    block: str
-    norm: str
-    activation: str
-    attention: int = 0
-    depth: int = 1
-    dtype: Any = jnp.float32
-
-    spectral, axis_name = False, None  # no fields: images.rise asks for them
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
