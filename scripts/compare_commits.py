@@ -39,7 +39,7 @@ OVER_SMOKE = ('vq:fsq',)
 _OURS = ('JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
 # Run with the folder of a commit: {'gan:dcgan': ['dcgan,smoke', data.name]}.
 _LIST = """
-import importlib, json, pathlib, sys
+import importlib, inspect, json, pathlib, sys
 sys.path.insert(0, 'configs')
 found = {}
 for path in sorted(pathlib.Path('configs').glob('*.py')):
@@ -47,9 +47,9 @@ for path in sorted(pathlib.Path('configs').glob('*.py')):
     for variant in getattr(module, 'VARIANTS', ()):
         name = f'{path.stem}:{variant}'
         argument = ','.join(dict.fromkeys(['smoke', variant] if name in sys.argv else [variant, 'smoke']))
-        try:
+        if inspect.signature(module.get_config).parameters:
             config = module.get_config(argument)
-        except TypeError:  # VARIANTS are laid over get_config() by who loads it
+        else:  # VARIANTS are laid over get_config() by who loads it
             config = module.get_config()
             for one in argument.split(','):
                 config.data.name = module.VARIANTS[one].get('data.name', config.data.name)
