@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from ml_collections import ConfigDict
 
+from aigc_jax import reports
 from aigc_jax.core import processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
@@ -90,6 +91,7 @@ def evaluate(
     run.paths.check()
     with progress_lib.shown_on(progress):
         experiment, state = run.open(step, _texts(overrides))
+        reports.check(experiment)
         number = int(experiment.replica(state, 0).step)
         with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
             digest = checkpoints.digest(number)

@@ -38,9 +38,10 @@ def check(experiment: Experiment) -> None:
         if name not in final:
             what = f'no report {name!r}{near(name, final)}' if final else 'nothing besides'
             raise UserError(f'eval.also_each: the final evaluation of this model makes {what}')
+    if not (best := config.best_metric):
+        return
     known = [name for report in applying if is_each(report, experiment) for name in report.names(experiment)]
-    if config.best_metric and named(config.best_metric, known) is None:
-        best = config.best_metric
+    if named(best, known) is None:
         raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
 
 

@@ -13,6 +13,7 @@ class Report:
     """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
 
     name: in eval.also_each and in files.
+    needs: the capabilities without which it is not made.
     when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
       the final evaluation that are made at each one, too.
     paths: of the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
@@ -20,6 +21,7 @@ class Report:
 
     name = ''
     when = 'each'
+    needs: tuple[type, ...] = ()
 
     def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
         self.evaluator, self.experiment, self.paths = evaluator, evaluator.experiment, paths
@@ -27,8 +29,8 @@ class Report:
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        """Whether the model's capabilities, the data and the config have what it needs."""
-        raise NotImplementedError
+        """Whether it is made: the model has the capabilities, and the data and the config what else there has to be."""
+        return all(experiment.task.get(kind) is not None for kind in cls.needs)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

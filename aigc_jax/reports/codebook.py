@@ -11,11 +11,7 @@ _METRICS = (perplexity, used_share)
 
 
 class CodebookUse(Report):
-    name = 'codebook'
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return experiment.task.get(Codebook) is not None
+    name, needs = 'codebook', (Codebook,)
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:

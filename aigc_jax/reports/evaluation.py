@@ -24,11 +24,13 @@ from aigc_jax.runs.paths import Paths
 
 
 class Evaluation:
-    """The reports that apply to an experiment. paths: of the run's folder; None: nothing is kept."""
+    """The reports that apply to an experiment that `reports.check` has passed.
+
+    paths: of the run's folder; None: nothing is kept.
+    """
 
     def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
         self.evaluator, self.experiment, self._paths = evaluator, evaluator.experiment, paths
-        reports.check(self.experiment)
         self.reports = [report(evaluator, paths) for report in reports.of(self.experiment)]
 
     @functools.cached_property

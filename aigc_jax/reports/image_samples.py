@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from aigc_jax.core import processes, rng
+from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.types import TrainState
@@ -89,11 +90,11 @@ class ImageSamples(Report):
     and the extractor. The classifier is trained where the run's folder holds none, and kept there.
     """
 
-    name, when = 'image_samples', 'final'
+    name, when, needs = 'image_samples', 'final', (Samples,)
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        return bool(wanted(experiment))
+        return super().applies(experiment) and bool(wanted(experiment))
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -105,7 +106,6 @@ class ImageSamples(Report):
 
     def __init__(self, *args):
         super().__init__(*args)
-        check(self.experiment)
         paths, fingerprint = self.paths, self.experiment.dataset.fingerprint
         own = not paths or manifest.trained_on(paths.manifest) in (None, fingerprint)
         if wanted(self.experiment) == 'classifier' and not own and not paths.extractor.exists():

@@ -15,11 +15,7 @@ from aigc_jax.runs.experiment import Experiment
 class Means(Report):
     """What the task says of each example (core.capabilities.Measures), with 95 % intervals."""
 
-    name = 'means'
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return experiment.task.get(Measures) is not None
+    name, needs = 'means', (Measures,)
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
@@ -49,11 +45,7 @@ class Means(Report):
 class SplitStatistics(Report):
     """What the task says of a split as a whole (core.capabilities.SplitStatistic)."""
 
-    name, when = 'split_statistics', 'final'
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return bool(experiment.task.all(SplitStatistic))
+    name, when, needs = 'split_statistics', 'final', (SplitStatistic,)
 
     def __init__(self, *args):
         super().__init__(*args)

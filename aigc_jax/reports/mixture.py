@@ -16,12 +16,12 @@ from aigc_jax.runs.experiment import Experiment
 class MixtureSamples(Report):
     """Metrics of eval.num_samples samples of a Gaussian mixture, each beside what a perfect sampler reaches."""
 
-    name = 'mixture_samples'
+    name, needs = 'mixture_samples', (Samples,)
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         spec = experiment.dataset.spec
-        return isinstance(spec, Points) and spec.density is not None and experiment.task.get(Samples) is not None
+        return super().applies(experiment) and isinstance(spec, Points) and spec.density is not None
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:

@@ -88,7 +88,6 @@ class Problems(Report):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.check(self.experiment)
         self._problems_name = self.config.problems.partition(':')[0]
         self._problems = read(self.experiment)
         self._fits = [self._encoded(problem) is not None for problem in self._problems]

@@ -12,6 +12,8 @@ from aigc_jax.runs.experiment import Experiment
 
 
 class _OfTokens(Report):
+    needs = (CausalText,)
+
     def __init__(self, *args):
         super().__init__(*args)
         text, preprocess = self.evaluator.task.get(CausalText), self.experiment.preprocess
@@ -42,10 +44,6 @@ class TextLikelihood(_OfTokens):
     name = 'text_likelihood'
 
     @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return experiment.task.get(CausalText) is not None
-
-    @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
         return text_likelihood.names(experiment.dataset.spec.tokenizer.num_bytes is not None)
 
@@ -64,7 +62,7 @@ class Baselines(_OfTokens):
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        return experiment.task.get(CausalText) is not None and bool(experiment.config.eval.ngram_order)
+        return super().applies(experiment) and experiment.config.eval.ngram_order > 0
 
     def title(self, split: str) -> str:
         return 'n-gram model and compressors'

@@ -18,12 +18,11 @@ class TextSamples(Report):
     No more samples than the split has pieces of eval.sample_tokens tokens, which overlap otherwise.
     """
 
-    name, when = 'text_samples', 'final'
+    name, when, needs = 'text_samples', 'final', (CausalText, Samples)
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        can = experiment.task.get(CausalText) and experiment.task.get(Samples)
-        return bool(can) and experiment.config.eval.num_samples > 0
+        return super().applies(experiment) and experiment.config.eval.num_samples > 0
 
     def title(self, split: str) -> str:
         return 'samples of text'

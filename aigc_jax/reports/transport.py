@@ -19,12 +19,12 @@ class PointTransport(Report):
     """The squared 2-Wasserstein distance of n samples to the first n points of a split, beside that of as many real
     points: n is eval.num_samples, or half of the split, or 2000, whichever is least."""
 
-    name = 'point_transport'
+    name, needs = 'point_transport', (Samples,)
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         spec = experiment.dataset.spec
-        return isinstance(spec, Points) and spec.density is None and experiment.task.get(Samples) is not None
+        return super().applies(experiment) and isinstance(spec, Points) and spec.density is None
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:

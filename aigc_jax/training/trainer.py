@@ -53,9 +53,9 @@ def train(
 ) -> Outcome:  # fmt: skip
     """Trains the run, or goes on with it from its newest checkpoint, to its end.
 
-    It runs in any thread and any number of times in a process. What `config` leaves out has its default. It
-    changes no argument, and nothing global. Two at once
-    in threads want a single device, or several that the other does not use (`devices`).
+    It runs in any thread and any number of times in a process. It changes no argument, and nothing global. Two at once
+    in threads want a single device, or several that the other does not use (`devices`). What `config` leaves out has
+    its default.
 
     signals: whether SIGINT and SIGTERM end it after saving, which wants the main thread. Otherwise Ctrl-C in a notebook
       is a KeyboardInterrupt, after which the same call goes on from the newest checkpoint.
@@ -132,7 +132,6 @@ class _Training:
         fields = {name: repr(value) for name, value in config_lib.flatten(config).items()}
         processes.alike('config', fields, 'Give all of them the same --config and fields.')
         with processes.together('workdir'):
-            config_lib.check(config)
             resumes = run.check(config)
         seen = processes.gather('run', resumes)
         if len(set(seen)) > 1:
