@@ -78,8 +78,11 @@ class Evaluator:
         }[name]
         return self.compiled(function, stream) if function else None
 
-    def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray:
-        """(n, *shape); sample i is a function of (seed, i) alone. labels (n,); None: they run through the classes."""
+    def sample(self, state: TrainState, seed: int, n: int, labels: np.ndarray | None = None) -> np.ndarray | None:
+        """(n, *shape), or None where the task draws none; sample i is a function of (seed, i) alone. labels (n,); None:
+        they run through the classes."""
+        if not self._call('sample'):
+            return None
         classes = self.experiment.num_classes
         labels = in_turn(n, classes) if labels is None else labels
 

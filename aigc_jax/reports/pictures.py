@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aigc_jax.core import npy, processes
+from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
@@ -103,7 +104,7 @@ def _walks(experiment: Experiment, evaluator: Evaluator, state: TrainState, seed
 class _Shown(NamedTuple):
     """What the pictures show, on the host. None: the model does not give it, or only samples are wanted."""
 
-    samples: np.ndarray
+    samples: np.ndarray | None
     weights: np.ndarray | None = None  # of the attention over `tokens`
     tokens: np.ndarray | None = None
     pair: tuple[np.ndarray, np.ndarray] | None = None  # originals and reconstructions
@@ -157,8 +158,10 @@ def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: 
     from aigc_jax.plots import text as plots_text
 
     config, dataset, samples, pair = experiment.config, experiment.dataset, shown.samples, shown.pair
-    labels = labels_lib.in_turn(len(samples), experiment.num_classes)
-    save_samples(paths.samples / name, experiment, samples, labels)
+    labels = None
+    if samples is not None:
+        labels = labels_lib.in_turn(len(samples), experiment.num_classes)
+        save_samples(paths.samples / name, experiment, samples, labels)
     if rows is None:
         return
     plots_curves.curves(_of_curves(rows), paths.plots / 'curves.png')
@@ -178,15 +181,9 @@ def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: 
         own = final['model/kl'], final['model/reconstruction']
         plots_curves.rate_distortion(sorted(curve), own, paths.plots / 'rate_distortion.png')
     if isinstance(dataset.spec, Images):
-        _grid(paths.plots / 'samples.png', experiment, samples, labels)
-        earlier = _over_time(paths.samples, name)
-        path = paths.plots / 'progress.png'
-        if labels is None:
-            plots_images.image_rows(earlier, path)
-        else:
-            columns = _by_class(labels[: len(earlier[0][1])], experiment.num_classes)
-            earlier = [(step, x[columns]) for step, x in earlier]
-            plots_images.image_rows(earlier, path, len(earlier), [_classes(experiment, labels[columns])])
+        if samples is not None:
+            _grid(paths.plots / 'samples.png', experiment, samples, labels)
+            _draw_progress(paths, name, experiment, labels)
         if pair:
             classes = None
             if labels is not None:
@@ -202,9 +199,21 @@ def _draw(paths: Paths, name: str, experiment: Experiment, shown: _Shown, rows: 
                 plots_images.image_rows(list(zip(classes, images, strict=True)), path)
         if shown.use is not None:
             plots_curves.code_use(shown.use, paths.plots / 'codes.png')
-    elif dataset.spec.shape == (2,):
+    elif dataset.spec.shape == (2,) and samples is not None:
         path, reconstructed = paths.plots / 'points.png', pair[1] if pair else None
         plots_points.points(path, shown.real, samples, reconstructed, dataset.spec.density, shown.surface)
+
+
+def _draw_progress(paths: Paths, name: str, experiment: Experiment, labels: np.ndarray | None) -> None:
+    """plots/progress.png: the same samples at each evaluation, in columns by class where they have labels."""
+    from aigc_jax.plots import images as plots_images
+
+    earlier, path = _over_time(paths.samples, name), paths.plots / 'progress.png'
+    if labels is None:
+        return plots_images.image_rows(earlier, path)
+    columns = _by_class(labels[: len(earlier[0][1])], experiment.num_classes)
+    earlier = [(step, x[columns]) for step, x in earlier]
+    plots_images.image_rows(earlier, path, len(earlier), [_classes(experiment, labels[columns])])
 
 
 def draw_neighbours(paths: Paths, name: str, experiment: Experiment, metrics: ImageSamples) -> None:
@@ -214,7 +223,8 @@ def draw_neighbours(paths: Paths, name: str, experiment: Experiment, metrics: Im
     """
     from aigc_jax.plots import images as plots_images
 
-    if not isinstance(experiment.dataset.spec, Images) or (experiment.config.data.stream and not wanted(experiment)):
+    drawn = isinstance(experiment.dataset.spec, Images) and experiment.task.get(Samples) is not None
+    if not drawn or (experiment.config.data.stream and not wanted(experiment)):
         return
     samples, classes = _samples(paths.samples / f'{name}.npz')[:_NEIGHBOURS_SHOWN], None
     labels = labels_lib.in_turn(len(samples), experiment.num_classes)

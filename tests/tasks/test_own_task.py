@@ -90,6 +90,22 @@ def test_it_is_trained_evaluated_and_sampled_by_the_command_line(runner, tmp_pat
     assert samples.shape == (3, 8, 8, 1) and (samples[0] != samples[1]).any()
 
 
+@pytest.mark.parametrize('data', ['digits', 'ring8'])
+def test_a_task_that_draws_no_samples_trains_and_is_evaluated(runner, tmp_path, own, data):
+    flag, change = own
+    change('(Measures(per_example), Samples(draw))', '(Measures(per_example),)')
+    more = ['--config.data.name=ring8', '--config.data.num_examples=500', '--config.optim.mean.schedule.value=0.1']
+    if data == 'ring8':
+        path = tmp_path / 'elsewhere' / 'my_task.py'
+        path.write_text(path.read_text().replace('axis=(1, 2, 3)', 'axis=1'))
+    code, out, err = runner(flag, f'--workdir={tmp_path}/run', '--config.eval.extractor=auto', *more[: 3 * (data == 'ring8')])
+    assert code == 0 and 'error' in out and 'samples/' not in out, err
+    assert {path.name for path in (tmp_path / 'run' / 'plots').iterdir()} == {'curves.png'}
+    code, _, err = runner(f'--workdir={tmp_path}/run', '--mode=sample')
+    assert_refused((code, '', err), 'draws no samples')
+
+
+
 MISTAKES = {
     'no file': (None, ['--config.task.name=nowhere/my_task.py'], ['task.name: there is no file nowhere/my_task.py']),
     'no task': (None, ['--config.task.name=my_task'], ["task.name: 'my_task'", 'or the path of a Python file']),
