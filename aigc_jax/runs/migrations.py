@@ -49,6 +49,7 @@ def _from_0(config: ConfigDict) -> None:
     else:
         _add(data, shape=(), augment=dict(flip=False, shift=0, rotation=0.0, scale=0.0, cutout=0, mixup=0.0))
         _add(evaluation, extractor='', num_samples=10_000)  # there were no metrics of images
+        _add(evaluation, interpolation='spherical')
     if task.get('name') in ('vae', 'gan'):
         _add(model, kind='mlp')
     if task.get('name') == 'vae':
@@ -60,7 +61,6 @@ def _from_0(config: ConfigDict) -> None:
         )  # fmt: skip
         _add(
             evaluation, k_curve=False, temperature=1.0, ais_temperatures=0, ais_chains=16, ais_examples=100,
-            interpolation='spherical',
         )  # fmt: skip
     if task.get('name') == 'vq':
         _add(evaluation, temperature=1.0)

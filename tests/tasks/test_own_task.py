@@ -108,6 +108,21 @@ def test_a_task_that_draws_no_samples_trains_and_is_evaluated(runner, tmp_path, 
 
 
 
+def test_an_own_latent_space_is_drawn(runner, tmp_path, own):
+    """Without a field of its own: what pictures read belongs to every model of images."""
+    own[1](
+        '(Measures(per_example), Samples(draw))',
+        '(LatentSpace(lambda p, e, b, c: b["x"][:, :2, 0, 0], '
+        'lambda p, e, z, labels: jnp.tile(z[:, :1, None, None], (1, *shape))),)',
+    )
+    path = tmp_path / 'elsewhere' / 'my_task.py'
+    path.write_text(path.read_text().replace('import Measures, Samples', 'import LatentSpace'))
+    code, _, err = runner(own[0], f'--workdir={tmp_path}/run', '--config.eval.interpolation=linear')
+    assert code == 0, err
+    plots = {path.name for path in (tmp_path / 'run' / 'plots').iterdir()}
+    assert {'traversals.png', 'interpolations.png'} <= plots
+
+
 MISTAKES = {
     'no file': (None, ['--config.task.name=nowhere/my_task.py'], ['task.name: there is no file nowhere/my_task.py']),
     'no task': (None, ['--config.task.name=my_task'], ["task.name: 'my_task'", 'or the path of a Python file']),

@@ -2,7 +2,6 @@
 
 from aigc_jax.core import schema
 from aigc_jax.core.schema import Field, Group
-from aigc_jax.metrics import latent_codes
 from aigc_jax.nn import unet
 from aigc_jax.nn.build import fields
 from aigc_jax.tasks.flow import couplings, solvers
@@ -49,7 +48,6 @@ MODEL = {
     'network': Field(dict, fields=_network, doc='of this kind'),
 }
 EVAL = {
-    **latent_codes.FIELDS,
     'solver': Field(
         str, 'dopri5', choices=SOLVERS,
         doc='how samples are drawn: `euler`, `midpoint`, `heun` in `steps` steps, `dopri5` in steps adapted to '

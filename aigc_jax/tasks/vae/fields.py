@@ -3,7 +3,7 @@
 import dataclasses
 
 from aigc_jax.core.schema import Field
-from aigc_jax.metrics import ais, latent_codes
+from aigc_jax.metrics import ais
 from aigc_jax.nn import build, flows, mlp, networks
 from aigc_jax.tasks import likelihoods
 from aigc_jax.tasks.vae import bounds
@@ -74,6 +74,5 @@ FIELDS = {
         'k_curve': Field(bool, False, doc='whether the bound of 1, 2, 5, 10, … samples is told, too'),
         **ais.FIELDS,
         'temperature': Field(float, 1.0, least=0, doc='of the prior in samples: a factor of its standard deviation'),
-        **latent_codes.FIELDS,
     },
 }  # fmt: skip
