@@ -9,7 +9,7 @@ import numpy as np
 
 from aigc_jax.core import npy, processes
 from aigc_jax.core.capabilities import Samples
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
@@ -63,7 +63,7 @@ def _classes(experiment: Experiment, labels: np.ndarray) -> list[str]:
     digit of each channel."""
     dataset = experiment.dataset
     digits = dataset.spec.shape[2] if dataset.spec.stacked else 1
-    return [dataset.class_names[label] if dataset.class_names else f'{label:0{digits}}' for label in labels]
+    return [printable(dataset.class_names[label]) if dataset.class_names else f'{label:0{digits}}' for label in labels]
 
 
 def join_texts(texts: list[str]) -> str:
