@@ -39,6 +39,8 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
     """
     wanted = experiment.config.init
     if not wanted.run:
+        if wanted.step:
+            raise UserError(f'init.step: {wanted.step}, but init.run names no run; name its folder')
         return (), None
     run = Run(wanted.run)
     if not run.folder.is_dir():
@@ -61,6 +63,11 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))
         stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
+        if set(theirs.optim) != set(task.players):
+            raise UserError(
+                f'init.run: {run.folder} has the players {", ".join(theirs.optim)}, this model '
+                f'{", ".join(task.players)}; name a run of the same kind of model'
+            )
         opt = _averaging(task, theirs, plan) if wanted.average else {}
         params, stats, opt = checkpoints.restore_model(step, params, stats, opt)
         if opt:

@@ -190,6 +190,9 @@ def test_init_says_which_step_and_whether_the_average(tmp_path):
             assert_equal(began[step, False], state.params['generator'])
     different = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, began['', True], began['', False])
     assert any(jax.tree.leaves(different))
+    other = config_lib.load(f'{CONFIGS / "vae.py"}:smoke', [('init.run', config.init.run)])
+    with pytest.raises(UserError, match='init.run: .* has the players .*generator.*, this model model'):
+        train(other, Run(tmp_path / 'none'))
     config.init.step = '30'
     with pytest.raises(UserError, match='no checkpoint of step 30'):
         train(config, Run(tmp_path / 'none'))
