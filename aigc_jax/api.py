@@ -150,11 +150,16 @@ def generate(
 
 
 def _opened(run, step, overrides) -> Trained:
-    return run if isinstance(run, Trained) else open(run, step, overrides)
+    if not isinstance(run, Trained):
+        return open(run, step, overrides)
+    if step is not None or overrides:
+        raise UserError('step, overrides: the run is open already; give them to aigc_jax.open')
+    return run
 
 
 def _texts(overrides: Overrides) -> list[tuple[str, str]]:
     """As the command line gives them."""
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [(name, value if isinstance(value, str) else repr(value)) for name, value in overrides.items()]
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in overrides.items()}
+    return [(name, value if isinstance(value, str) else repr(value)) for name, value in plain.items()]

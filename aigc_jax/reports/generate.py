@@ -106,6 +106,8 @@ class Generator:
 
         stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
         """
+        if not prompts or num_samples < 1:
+            raise UserError(f'generate: {len(prompts)} prompts, {num_samples} texts for each; 1 or more of both')
         context, encoded = self._model.context, [self._prompt(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if context and len(tokens) >= context:

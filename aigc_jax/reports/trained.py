@@ -1,5 +1,6 @@
 """A trained model on raw arrays and text, in the data's own units, for a notebook."""
 
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -8,10 +9,10 @@ import jax
 import numpy as np
 
 from aigc_jax import tasks
-from aigc_jax.core import parallel
+from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import CausalText, LatentSpace, LogDensity, Reconstructs, Samples
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import TrainState
+from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data.labels import in_turn
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics import latent_codes
@@ -36,8 +37,9 @@ class Trained:
     """One replica of a run at one checkpoint: config, step, and what the model can do.
 
     x, in and out, is (n, *shape) in the data's own units. Images go in as whole numbers 0..levels, as the set stores
-    them, or as floats in [0, 1], and come out as floats in [0, 1]; points are floats. labels (n,): whole numbers below
-    num_classes, which a conditional model wants. All else raises UserError, and so does what the model cannot do.
+    them, or as floats in [0, 1], and come out as floats, in [0, 1] where the model bounds them; points are floats.
+    labels (n,): whole numbers below num_classes, which a conditional model wants. All else raises UserError, and so
+    does what the model cannot do.
 
     n is any number; the arrays are computed in chunks of eval.batch_size. Example i is a function of (seed, i) alone:
     neither the other examples nor the size of a chunk change its draws. Numbers may differ in the last bits where the
@@ -77,9 +79,21 @@ class Trained:
         space, codes = self._get(LatentSpace, 'decode'), np.asarray(codes, np.float32)
         if codes.ndim != 2 or not len(codes):
             raise UserError(f'codes: of shape {codes.shape}; decode wants (n, d), as encode gives them')
+        if codes.shape[1] != (d := self._code_width):
+            raise UserError(f'codes: of shape {codes.shape}; decode wants (n, {d}), as encode gives them')
         raw.check_labels(labels, len(codes), self.num_classes)
         decode = lambda params, extra, codes, labels, ctx: space.decode(params, extra, codes, labels)
         return self._over('decode', decode, 'sample', 0, len(codes), codes, self._own(labels))
+
+    @functools.cached_property
+    def _code_width(self) -> int:
+        """d of the codes (n, d); nothing is computed."""
+        encode, index = self.experiment.task.get(LatentSpace).encode, np.zeros(1, np.int32)
+        batch = {'x': np.zeros((1, *self.experiment.dataset.spec.shape), np.float32)}
+        batch |= {'label': index} if self.num_classes else {}
+        extra = Extra(self.state.stats, self.state.carry)
+        of_batch = lambda params, extra: encode(params, extra, batch, rng.context(0, 'eval', 0, index))
+        return jax.eval_shape(of_batch, self.state.params, extra).shape[1]
 
     def reconstruct(self, x, labels=None, seed: int = 0) -> np.ndarray:
         """(n, *shape): what the model keeps of each example."""
@@ -92,6 +106,7 @@ class Trained:
         how: 'linear' or 'spherical' (metrics.latent_codes.interpolations); '': eval.interpolation of the config.
         labels: of both, and of what lies between.
         """
+        self._get(LatentSpace, 'interpolate')
         how = how or self.config.eval.interpolation
         if how not in latent_codes.INTERPOLATIONS:
             raise UserError(f'how: {how!r}; it is {" or ".join(latent_codes.INTERPOLATIONS)}')
@@ -140,8 +155,6 @@ class Trained:
         stream: is called with a single text while it grows.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts or n < 1:
-            raise UserError(f'generate: {len(prompts)} prompts, n={n}; 1 or more of each')
         return self.writer(**how).generate(self.state, prompts, n, seed, stream)
 
     def metrics(self) -> list[dict]:

@@ -34,6 +34,8 @@ class Run:
     """
 
     def __init__(self, folder):
+        if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+            raise UserError(f'workdir: {folder!r} names no folder')
         self.folder = pathlib.Path(folder).expanduser()
         self.paths = Paths(self.folder)
 

@@ -38,6 +38,30 @@ def test_an_array_of_any_length_goes_through_a_latent_space_and_back(vae):
     np.testing.assert_allclose(walk[:, -1], vae.decode(z[4:8]), atol=1e-5)
 
 
+@pytest.mark.parametrize('width', [1, 3, 9])
+def test_codes_of_another_width_are_refused(vae, width):
+    with pytest.raises(UserError, match=rf'codes: of shape \(4, {width}\); decode wants \(n, 2\)'):
+        vae.decode(np.zeros((4, width)))
+
+
+def test_a_model_without_a_latent_space_says_so(smoke):
+    gan = aigc_jax.open(smoke('gan'))
+    x = gan.sample(2)
+    with pytest.raises(UserError, match='interpolate: gan, as it is configured here, has no latent space'):
+        gan.interpolate(x, x)
+
+
+def test_what_was_given_to_open_is_given_once(vae, text, smoke):
+    for more in (dict(step=20), dict(overrides={'eval.batch_size': np.int64(7)})):
+        with pytest.raises(UserError, match='open already'):
+            aigc_jax.sample(vae, 2, **more)
+        with pytest.raises(UserError, match='open already'):
+            aigc_jax.generate(text, 'The', **more)
+    assert aigc_jax.open(smoke('vae'), overrides={'eval.batch_size': np.int64(7)}).config.eval.batch_size == 7
+    with pytest.raises(UserError, match='0 prompts'):
+        aigc_jax.generate(text, [])
+
+
 def test_sample_i_is_a_function_of_the_seed_and_i(vae, smoke):
     samples = vae.sample(6, seed=3)
     np.testing.assert_array_equal(vae.sample(6, seed=3), samples)

@@ -13,6 +13,12 @@ from aigc_jax.runs.folder import Run
 from aigc_jax.runs.paths import Paths
 
 
+@pytest.mark.parametrize('folder', ['', None, 3])
+def test_what_names_no_folder_is_refused(folder):
+    with pytest.raises(UserError, match='names no folder'):
+        Run(folder)
+
+
 def test_a_run_says_what_lies_in_its_folder(smoke):
     run = Run(smoke('vae'))
     assert run.config.task.name == 'vae' and run.tokenizer is None
