@@ -57,7 +57,7 @@ VARIANTS = {
     # Eight Gaussians to two moons (Tong et al. 2024), in the network and schedule of Cheng & Schwing 2025.
     'moons': {
         **_POINTS, 'data.name': 'moons', 'task.source': 'eight_gaussians', 'optim.model.schedule.init_value': 3e-4,
-        'optim.model.schedule.alpha': 1.0, 'optim.model.clip_norm': 0.0,
+        'optim.model.schedule.alpha': 1.0, 'optim.model.clip_norm': 0.0, 'eval.num_samples': 2000,
     },
     # The default.
     'digits': {},

@@ -12,12 +12,12 @@ from aigc_jax.reports.base import Report
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 
-_MOST = 2000  # points, since the time of an exact assignment grows with their cube
-
 
 class PointTransport(Report):
     """The squared 2-Wasserstein distance of n samples to the first n points of a split, beside that of as many real
-    points: n is eval.num_samples, or half of the split, or 2000, whichever is least."""
+    points: n is eval.num_samples, or half of the split where that is less.
+
+    The assignment is exact. On one core 2000 points take 1 s, 5000 take 8 s, and 10,000 take 25 s."""
 
     name, needs = 'point_transport', (Samples,)
 
@@ -35,7 +35,7 @@ class PointTransport(Report):
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         count = len(self.experiment.dataset.splits[split])
-        n = min(self.config.num_samples, count // 2, _MOST)
+        n = min(self.config.num_samples, count // 2)
         if n < 1:
             return {}
         real = self.experiment.examples(split, np.arange(count))['x']

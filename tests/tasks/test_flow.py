@@ -415,7 +415,7 @@ def test_moons_are_two_half_circles_and_noise_along_the_diagonal():
     train = dataset.splits['train'].arrays
     more = make('moons,smoke', data__num_examples=5000).dataset.splits['train'].arrays
     np.testing.assert_array_equal(more['x'][:3000], train['x'])
-    assert dataset.num_classes == 2 and dataset.spec.shape == (2,) and len(dataset.splits['test']) == 10_000
+    assert dataset.num_classes == 2 and dataset.spec.shape == (2,) and len(dataset.splits['test']) == 20_000
     x, moon = (train['x'].astype(np.float64) + 1) / 3, train['label'][:, None]
     x = np.where(moon, [1.0, 0.5] - x, x)  # both are the upper half circle now, the noise turned around for moon 1
     x, sign = x, np.where(moon[:, 0], -1, 1)
