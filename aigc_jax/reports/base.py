@@ -1,4 +1,4 @@
-"""What an evaluation is made of: reports, each of which needs some capabilities and data, and gives rows of a table."""
+"""What evaluations and pictures are made of: parts, each of which needs some capabilities and data."""
 
 import pathlib
 
@@ -6,31 +6,35 @@ from aigc_jax.core.types import TrainState
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
-from aigc_jax.runs.paths import Paths
 
 
-class Report:
-    """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
+class Part:
+    """needs: the capabilities (core.capabilities) and the class of the data's spec without which it is not made.
 
-    name: in eval.also_each and in files.
-    needs: the capabilities without which it is not made.
-    when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
-      the final evaluation that are made at each one, too.
-    paths: of the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
+    when: 'each' evaluation while training and the final one, or the 'final' one alone.
     """
 
-    name = ''
     when = 'each'
     needs: tuple[type, ...] = ()
 
-    def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
-        self.evaluator, self.experiment, self.paths = evaluator, evaluator.experiment, paths
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, self.experiment = evaluator, evaluator.experiment
         self.config = self.experiment.config.eval
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        """Whether it is made: the model has the capabilities, and the data and the config what else there has to be."""
-        return all(experiment.task.get(kind) is not None for kind in cls.needs)
+        """Whether it is made: what it needs is there, and so is what else the data and the config have to have."""
+        spec, task = experiment.dataset.spec, experiment.task
+        return all(isinstance(spec, kind) or task.get(kind) is not None for kind in cls.needs)
+
+
+class Report(Part):
+    """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
+
+    name: in eval.also_each, which names reports of the final evaluation that are made at each one, too; and in files.
+    """
+
+    name = ''
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -16,12 +16,11 @@ from aigc_jax.runs.experiment import Experiment
 class MixtureSamples(Report):
     """Metrics of eval.num_samples samples of a Gaussian mixture, each beside what a perfect sampler reaches."""
 
-    name, needs = 'mixture_samples', (Samples,)
+    name, needs = 'mixture_samples', (Samples, Points)
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        spec = experiment.dataset.spec
-        return super().applies(experiment) and isinstance(spec, Points) and spec.density is not None
+        return super().applies(experiment) and experiment.dataset.spec.density is not None
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:

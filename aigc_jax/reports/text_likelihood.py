@@ -14,14 +14,9 @@ from aigc_jax.runs.experiment import Experiment
 class _OfTokens(Report):
     needs = (CausalText,)
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        text, preprocess = self.evaluator.task.get(CausalText), self.experiment.preprocess
-
-        def nll(params, extra, batch, ctx):
-            return text.token_nll(params, extra, preprocess(batch, ctx)['tokens']), batch['counted']
-
-        self._nll = self.evaluator.compiled(nll, 'eval')
+    def _nll(self, params, extra, batch, ctx):
+        tokens = self.experiment.preprocess(batch, ctx)['tokens']
+        return self.evaluator.task.get(CausalText).token_nll(params, extra, tokens), batch['counted']
 
     def _of_split(self, state: TrainState, seed: int, split: str) -> text_likelihood.Nats:
         """Of each token of a split but the first, which is given."""

@@ -75,7 +75,7 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
     def evaluated(digest, between=lambda: None, **fields):
         config.eval.update(fields)
         experiment = Experiment(config)
-        whole, computed = Evaluation(Evaluator(experiment), Paths(tmp_path)), []
+        whole, computed = Evaluation(Evaluator(experiment, Paths(tmp_path))), []
         for report in whole.reports:
             part, name = report.measure, report.name
             report.measure = lambda *a, part=part, name=name: (computed.append(name), part(*a))[1]
@@ -102,8 +102,8 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
 def test_experiments_are_freed(tmp_path):
     def used(name):
         experiment = Experiment(config_lib.load(f'configs/{name}.py:smoke', []))
-        evaluator = Evaluator(experiment)
-        Evaluation(evaluator, Paths(tmp_path)).final(experiment.create_state(), name)
+        evaluator = Evaluator(experiment, Paths(tmp_path))
+        Evaluation(evaluator).final(experiment.create_state(), name)
         return [weakref.ref(thing) for thing in (experiment, evaluator)]
 
     things = used('rnn_lm') + used('vae')
