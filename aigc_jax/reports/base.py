@@ -32,9 +32,10 @@ class Report(Part):
     """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
 
     name: in eval.also_each, which names reports of the final evaluation that are made at each one, too; and in files.
+    title: what is measured, in words, for a line on stderr; {split} stands for the split's name.
     """
 
-    name = ''
+    name = title = ''
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -49,10 +50,6 @@ class Report(Part):
     def files(cls, experiment: Experiment) -> list[pathlib.Path]:
         """The user's files that it reads, besides the data."""
         return []
-
-    def title(self, split: str) -> str:
-        """What is measured, in words, for a line on stderr."""
-        raise NotImplementedError
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         """Rows of one replica's state. Every process calls it; a row may be missing but on the first one."""

@@ -14,7 +14,7 @@ from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.tables import Results, across, finite, table
+from aigc_jax.reports.tables import Results, across, checked, finite, table
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import Experiment
@@ -33,7 +33,7 @@ class Evaluation:
         results = {}
         for report in self.reports:
             if reports.is_each(type(report), self.experiment):
-                results |= report.measure(state, seed, split)
+                results |= checked(report.measure(state, seed, split), report.name)
         return results
 
     def final(
@@ -57,8 +57,9 @@ class Evaluation:
         for n, ((k, seed, report), is_done) in enumerate(zip(wanted, done, strict=True), 1):
             if not is_done:
                 of_seed = f', seed {seed}' if len(by_seed) > 1 else ''
-                with progress.work(f'evaluation {n}/{len(wanted)}: {report.title(split)}{of_seed}'):
-                    kept.add(seed, report.name, report.measure(experiment.replica(state, k), seed, split))
+                with progress.work(f'evaluation {n}/{len(wanted)}: {report.title.format(split=split)}{of_seed}'):
+                    found = checked(report.measure(experiment.replica(state, k), seed, split), report.name)
+                    kept.add(seed, report.name, found)
                 processes.gather('part', None)  # only the first one measures, for longer than Gloo would wait
             by_seed[seed] |= kept.get(seed, report.name)
             between()

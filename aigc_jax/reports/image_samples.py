@@ -37,6 +37,7 @@ class ImageSamples(Report):
     """
 
     name, when, needs = 'image_samples', 'final', (Samples, Images)
+    title = 'metrics of samples'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
@@ -86,9 +87,6 @@ class ImageSamples(Report):
             )
         self._data = self.evaluator.image_splits
         self._n = min(self.config.num_samples, len(self.experiment.dataset.splits['train']))
-
-    def title(self, split: str) -> str:
-        return 'metrics of samples'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         n, labels = self._n, None

@@ -16,6 +16,7 @@ class Means(Report):
     """What the task says of each example (core.capabilities.Measures), with 95 % intervals."""
 
     name, needs = 'means', (Measures,)
+    title = 'means over the {split} split'
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
@@ -29,9 +30,6 @@ class Means(Report):
 
         return list(jax.eval_shape(measured))
 
-    def title(self, split: str) -> str:
-        return f'means over the {split} split'
-
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         measure, n = self.evaluator.task.get(Measures).per_example, len(self.experiment.dataset.splits[split])
         found = self.evaluator.over_split(measure, state, seed, split, n)
@@ -42,9 +40,7 @@ class SplitStatistics(Report):
     """What the task says of a split as a whole (core.capabilities.SplitStatistic)."""
 
     name, when, needs = 'split_statistics', 'final', (SplitStatistic,)
-
-    def title(self, split: str) -> str:
-        return 'diagnostics'
+    title = 'diagnostics'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         results, size = {}, len(self.experiment.dataset.splits[split])

@@ -17,6 +17,7 @@ class MixtureSamples(Report):
     """Metrics of eval.num_samples samples of a Gaussian mixture, each beside what a perfect sampler reaches."""
 
     name, needs = 'mixture_samples', (Samples, Points)
+    title = 'samples of the mixture'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
@@ -25,9 +26,6 @@ class MixtureSamples(Report):
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
         return [f'samples/{name}' for name in perfect_sampler(experiment.dataset.spec.density, 1)]
-
-    def title(self, split: str) -> str:
-        return 'samples of the mixture'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         results, density, n = {}, self.experiment.dataset.spec.density, self.config.num_samples

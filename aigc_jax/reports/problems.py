@@ -51,6 +51,7 @@ class Problems(Report):
     """
 
     name, when, needs = 'problems', 'final', (CausalText,)
+    title = 'programming problems'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
@@ -89,9 +90,6 @@ class Problems(Report):
     @classmethod
     def files(cls, experiment: Experiment) -> list[pathlib.Path]:
         return [pathlib.Path(experiment.config.eval.problems.partition(':')[2]).expanduser()]
-
-    def title(self, split: str) -> str:
-        return 'programming problems'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         config, name = self.config, self._problems_name
