@@ -1,4 +1,4 @@
-"""What evaluations and pictures are made of: parts, each of which needs some capabilities and data."""
+"""What an evaluation is made of: reports, each of which needs some capabilities and data, and gives rows of a table."""
 
 import pathlib
 
@@ -8,12 +8,23 @@ from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 
 
-class Part:
-    """needs: the capabilities (core.capabilities) and the class of the data's spec without which it is not made.
+def able(experiment: Experiment, needs: tuple[type, ...]) -> bool:
+    """Whether the model has these capabilities (core.capabilities), and the data a spec of these classes."""
+    spec, task = experiment.dataset.spec, experiment.task
+    return all(isinstance(spec, kind) or task.get(kind) is not None for kind in needs)
 
-    when: 'each' evaluation while training and the final one, or the 'final' one alone.
+
+class Report:
+    """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
+
+    name: in eval.also_each and in files. title: what is measured, in words, for a line on stderr; {split} stands for
+    the split's name.
+    needs: what `able` asks for; else it is not made.
+    when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
+      the final evaluation that are made at each one, too.
     """
 
+    name = title = ''
     when = 'each'
     needs: tuple[type, ...] = ()
 
@@ -24,18 +35,7 @@ class Part:
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         """Whether it is made: what it needs is there, and so is what else the data and the config have to have."""
-        spec, task = experiment.dataset.spec, experiment.task
-        return all(isinstance(spec, kind) or task.get(kind) is not None for kind in cls.needs)
-
-
-class Report(Part):
-    """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
-
-    name: in eval.also_each, which names reports of the final evaluation that are made at each one, too; and in files.
-    title: what is measured, in words, for a line on stderr; {split} stands for the split's name.
-    """
-
-    name = title = ''
+        return able(experiment, cls.needs)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -4,6 +4,7 @@ import functools
 import io
 import pathlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from aigc_jax.plots import curves as plots_curves
 from aigc_jax.plots import images as plots_images
 from aigc_jax.plots import points as plots_points
 from aigc_jax.plots import text as plots_text
-from aigc_jax.reports.base import Part
+from aigc_jax.reports.base import able
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.image_splits import extractor_of
 from aigc_jax.runs.experiment import Experiment
@@ -42,244 +43,196 @@ _NEIGHBOURS_SHOWN = 32
 _WALKS, _WALK_STEPS = 10, 11  # rows and columns of a picture of ways through a latent space
 
 
-class Picture(Part):
-    """A file or more of plots/. A new one is a class and a line in PICTURES.
+class Look:
+    """What a picture is made of: one evaluation of one replica's state.
 
-    name: of the evaluation in samples/, STEP or STEP_seedSEED. rows: of metrics.jsonl, up to now.
+    name: of the evaluation in samples/, STEP or STEP_seedSEED. rows: of metrics.jsonl, up to now. final: whether it is
+    the final evaluation.
     """
 
-    def __init__(self, evaluator: Evaluator, name: str, rows: list[dict[str, Any]]):
-        super().__init__(evaluator)
-        self.name, self.rows, self.plots = name, rows, evaluator.paths.plots
-
-    def compute(self, state: TrainState, seed: int) -> Any:
-        """What is shown of one replica's state, on the host. Every process calls it."""
-
-    def draw(self, shown: Any) -> None:
-        """Draws what `compute` gave. The first process alone calls it, once samples/NAME.npz is written."""
-        raise NotImplementedError
+    def __init__(
+        self, evaluator: Evaluator, name: str, state: TrainState, seed: int, rows: list[dict[str, Any]], final: bool
+    ):
+        self.evaluator, self.name, self.state, self.seed, self.rows = evaluator, name, state, seed, rows
+        self.final, self.experiment, self.plots = final, evaluator.experiment, evaluator.paths.plots
+        self.config = self.experiment.config.eval
 
     @functools.cached_property
     def samples(self) -> np.ndarray:
-        """(n, *shape): those of samples/NAME.npz, of a model that draws some."""
+        """Those of samples/NAME.npz, (n, *shape), of a model that draws some: for the first process, which wrote it."""
         return _samples(self.evaluator.paths.samples / f'{self.name}.npz')
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Of `samples` (n,)."""
+        """Of `samples` (n,); None of an unconditional model."""
         return in_turn(len(self.samples), self.experiment.num_classes)
 
 
-class Curves(Picture):
-    """curves.png: every metric over training. What the final evaluation alone measures is left out: one point is no
+Picture = Iterator[None]
+
+
+def curves(look: Look) -> Picture:
+    """curves.png: each metric over training. What the final evaluation alone measures is left out: one point is no
     curve."""
+    yield
+    known = {'step', 'split', 'seed'}.union(*(row for row in look.rows if row['split'] != 'final'))
+    rows = [{name: value for name, value in row.items() if name in known} for row in look.rows]
+    plots_curves.curves(rows, look.plots / 'curves.png')
 
-    def draw(self, shown: None) -> None:
-        known = {'step', 'split', 'seed'}.union(*(row for row in self.rows if row['split'] != 'final'))
-        rows = [{name: value for name, value in row.items() if name in known} for row in self.rows]
-        plots_curves.curves(rows, self.plots / 'curves.png')
 
-
-class Loss(Picture):
+def loss(look: Look) -> Picture:
     """loss.png: nats a token over the tokens read, beside the baselines."""
-
-    needs = (CausalText,)
-
-    def draw(self, shown: None) -> None:
-        config, dataset = self.experiment.config, self.experiment.dataset
-        read, epoch = config.batch_size * dataset.spec.block, len(dataset.splits['train'].tokens)
-        splits = {'eval': self.config.split, 'final': self.config.final_split}
-        plots_text.loss_against_tokens(self.rows, self.plots / 'loss.png', read, epoch, splits)
+    yield
+    dataset = look.experiment.dataset
+    read, epoch = look.experiment.config.batch_size * dataset.spec.block, len(dataset.splits['train'].tokens)
+    splits = {'eval': look.config.split, 'final': look.config.final_split}
+    plots_text.loss_against_tokens(look.rows, look.plots / 'loss.png', read, epoch, splits)
 
 
-class Attention(Picture):
-    """attention.png: where each head looks, of the first tokens of the split."""
-
-    needs = (CausalText,)
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and experiment.task.get(CausalText).attention is not None
-
-    def compute(self, state: TrainState, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        dataset = self.experiment.dataset
-        tokens = dataset.splits[self.config.split][np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.spec.block)]
-        return tokens, self.evaluator.attention(state, tokens)
-
-    def draw(self, shown: tuple[np.ndarray, np.ndarray]) -> None:
-        tokens, weights = shown
-        labels = [self.experiment.dataset.spec.tokenizer.decode([token]) for token in tokens]
-        plots_text.attention(weights, labels, self.plots / 'attention.png')
+def attention(look: Look) -> Picture:
+    """attention.png: where each head looks, over the first tokens of the split."""
+    dataset = look.experiment.dataset
+    if look.experiment.task.get(CausalText).attention is None:
+        return
+    tokens = dataset.splits[look.config.split][np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.spec.block)]
+    weights = look.evaluator.attention(look.state, tokens)
+    yield
+    labels = [dataset.spec.tokenizer.decode([token]) for token in tokens]
+    plots_text.attention(weights, labels, look.plots / 'attention.png')
 
 
-class RateDistortion(Picture):
-    """rate_distortion.png: the decoder's curve by annealing, and where the model lies."""
-
-    needs, when = (SplitStatistic,), 'final'
-
-    def draw(self, shown: None) -> None:
-        row = next((row for row in reversed(self.rows) if row['split'] == 'final'), {})
-        rates = [name for name in row if 'ais_rate_b' in name]
-        curve = [(row[name], row[name.replace('rate', 'distortion')]) for name in rates]
-        if curve and None not in np.ravel(curve):
-            own = row['model/kl'], row['model/reconstruction']
-            plots_curves.rate_distortion(sorted(curve), own, self.plots / 'rate_distortion.png')
+def rate_distortion(look: Look) -> Picture:
+    """rate_distortion.png: the decoder's curve by annealing, where it was measured, and the model's own place."""
+    yield
+    row = next((row for row in reversed(look.rows) if row['split'] == 'final'), {})
+    rates = [name for name in row if 'ais_rate_b' in name]
+    curve = [(row[name], row[name.replace('rate', 'distortion')]) for name in rates]
+    if curve and None not in np.ravel(curve):
+        own = row['model/kl'], row['model/reconstruction']
+        plots_curves.rate_distortion(sorted(curve), own, look.plots / 'rate_distortion.png')
 
 
-class SampledImages(Picture):
-    """samples.png: the images of samples/NAME. progress.png: the first of them at each evaluation. By class where the
+def sampled_images(look: Look) -> Picture:
+    """samples.png: the images of samples/NAME. progress.png: the first of them, at each evaluation. By class where the
     model is conditional."""
-
-    needs = Samples, Images
-
-    def draw(self, shown: None) -> None:
-        _grid(self.plots / 'samples.png', self.experiment, self.samples, self.labels)
-        earlier, path = _over_time(self.evaluator.paths.samples, self.name), self.plots / 'progress.png'
-        if (labels := self.labels) is None:
-            return plots_images.image_rows(earlier, path)
-        columns = _by_class(labels[: len(earlier[0][1])], self.experiment.num_classes)
-        earlier = [(step, x[columns]) for step, x in earlier]
-        plots_images.image_rows(earlier, path, len(earlier), [_names(self.experiment, labels[columns])])
+    yield
+    labels, path = look.labels, look.plots / 'progress.png'
+    _grid(look.plots / 'samples.png', look.experiment, look.samples, labels)
+    earlier = _over_time(look.evaluator.paths.samples, look.name)
+    if labels is None:
+        return plots_images.image_rows(earlier, path)
+    columns = _by_class(labels[: len(earlier[0][1])], look.experiment.num_classes)
+    earlier = [(step, x[columns]) for step, x in earlier]
+    plots_images.image_rows(earlier, path, len(earlier), [_names(look.experiment, labels[columns])])
 
 
-class Reconstructions(Picture):
-    """reconstructions.png: held-out images, each above what the model keeps of it."""
-
-    needs = Reconstructs, Images
-
-    def compute(self, state: TrainState, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.evaluator.reconstruct(state, seed, self.config.split, self.config.num_shown)
-
-    def draw(self, shown: tuple[np.ndarray, np.ndarray]) -> None:
-        labels = _labels(self.experiment, self.config.split, len(shown[0]))
-        classes, *pair = _in_order(self.experiment, labels, *shown)
-        plots_images.reconstructions(*pair, self.plots / 'reconstructions.png', classes)
+def reconstructions(look: Look) -> Picture:
+    """reconstructions.png: images of the split, each above what the model keeps of it."""
+    pair = look.evaluator.reconstruct(look.state, look.seed, look.config.split, look.config.num_shown)
+    yield
+    classes, *pair = _in_order(look.experiment, _labels(look.experiment, len(pair[0])), *pair)
+    plots_images.reconstructions(*pair, look.plots / 'reconstructions.png', classes)
 
 
-class LatentWalks(Picture):
-    """traversals.png: the first held-out example, a row for each of the dimensions of its code that vary most, over
-    ± 3 standard deviations. interpolations.png: a row from each of some held-out examples to the next, with the label
-    of the first. Rows of a conditional model are in order of the classes, and name them."""
-
-    needs = LatentSpace, Images
-
-    def compute(self, state: TrainState, seed: int) -> dict[str, tuple[list[str] | None, np.ndarray]]:
-        """{name of a file: (class of each row, images (rows, columns, H, W, C))}."""
-        z = self.evaluator.encode(state, seed, self.config.split, self.config.batch_size)
-        if not (pairs := min(_WALKS, len(z) // 2)):
-            return {}
-        labels = _labels(self.experiment, self.config.split, 2 * pairs)
-        around = latent_codes.traversals(z, _WALKS, _WALK_STEPS)
-        between = latent_codes.interpolations(
-            z[: 2 * pairs : 2], z[1 : 2 * pairs : 2], _WALK_STEPS, self.config.interpolation
-        )
-        first, each = (None, None) if labels is None else (labels[:1].repeat(len(around)), labels[::2])
-        return {
-            'traversals': self._decoded(state, around, first), 'interpolations': self._decoded(state, between, each),
-        }  # fmt: skip
-
-    def _decoded(self, state: TrainState, codes: np.ndarray, labels: np.ndarray | None) -> tuple:
-        """Of codes (rows, columns, d) with labels (rows,)."""
-        classes, codes, labels = _in_order(self.experiment, labels, codes, labels)
-        each = None if labels is None else labels.repeat(codes.shape[1])
-        images = self.evaluator.decode(state, codes.reshape(-1, codes.shape[2]), each)
-        return classes, images.reshape(*codes.shape[:2], *images.shape[1:])
-
-    def draw(self, shown: dict[str, tuple[list[str] | None, np.ndarray]]) -> None:
-        for name, (classes, images) in shown.items():
-            path = self.plots / f'{name}.png'
-            if classes is None:
-                plots_images.image_grid(images.reshape(-1, *images.shape[2:]), path, _WALK_STEPS)
-            else:
-                rows = [(f'class {one}', row) for one, row in zip(classes, images, strict=True)]
-                plots_images.image_rows(rows, path)
+def latent_walks(look: Look) -> Picture:
+    """traversals.png: the first example of the split, a row for each of the dimensions of its code that vary most, over
+    ± 3 standard deviations. interpolations.png: a row from each of some examples to the next, with the label of the
+    first. Rows of a conditional model are in order of the classes, and name them."""
+    z = look.evaluator.encode(look.state, look.seed, look.config.split, look.config.batch_size)
+    if not (pairs := min(_WALKS, len(z) // 2)):
+        return
+    ends, labels = (z[: 2 * pairs : 2], z[1 : 2 * pairs : 2]), _labels(look.experiment, 2 * pairs)
+    around = latent_codes.traversals(z, _WALKS, _WALK_STEPS)
+    between = latent_codes.interpolations(*ends, _WALK_STEPS, look.config.interpolation)
+    first, each = (None, None) if labels is None else (labels[:1].repeat(len(around)), labels[::2])
+    shown = []
+    for name, codes, own in (('traversals', around, first), ('interpolations', between, each)):
+        classes, codes, own = _in_order(look.experiment, own, codes, own)
+        own = None if own is None else own.repeat(_WALK_STEPS)
+        images = look.evaluator.decode(look.state, codes.reshape(-1, z.shape[1]), own)
+        shown.append((look.plots / f'{name}.png', classes, images.reshape(*codes.shape[:2], *images.shape[1:])))
+    yield
+    for path, classes, images in shown:
+        if classes is None:
+            plots_images.image_grid(images.reshape(-1, *images.shape[2:]), path, _WALK_STEPS)
+        else:
+            plots_images.image_rows([(f'class {one}', row) for one, row in zip(classes, images, strict=True)], path)
 
 
-class CodeUse(Picture):
+def code_use(look: Look) -> Picture:
     """codes.png: how often each code of a codebook is used."""
-
-    needs = (Codebook,)
-
-    def compute(self, state: TrainState, seed: int) -> np.ndarray:
-        return self.evaluator.code_use(state, seed, self.config.split)
-
-    def draw(self, shown: np.ndarray) -> None:
-        plots_curves.code_use(shown, self.plots / 'codes.png')
+    use = look.evaluator.code_use(look.state, look.seed, look.config.split)
+    yield
+    plots_curves.code_use(use, look.plots / 'codes.png')
 
 
-class Plane(Picture):
-    """points.png: samples of 2-D points beside held-out ones, over the model's score where it has one."""
-
-    needs = Samples, Points
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and experiment.dataset.spec.dim == 2
-
-    def compute(self, state: TrainState, seed: int) -> tuple:
-        """(held-out points, reconstructions or None, surface or None)."""
-        evaluator, split, pair, surface = self.evaluator, self.config.split, (None, None), None
-        real = _held_out_points(self.experiment)
-        if evaluator.task.get(Reconstructs):
-            pair = evaluator.reconstruct(state, seed, split, _POINTS_SHOWN)
-        if evaluator.task.get(ScalarField):
-            low, high = real.min(axis=0), real.max(axis=0)
-            pad = 0.15 * (high - low)
-            around = low[0] - pad[0], high[0] + pad[0], low[1] - pad[1], high[1] + pad[1]
-            surface = evaluator.surface(state, seed, around)
-        return real, pair[1], surface
-
-    def draw(self, shown: tuple) -> None:
-        real, reconstructed, surface = shown
-        density = self.experiment.dataset.spec.density
-        plots_points.points(self.plots / 'points.png', real, self.samples, reconstructed, density, surface)
+def plane(look: Look) -> Picture:
+    """points.png: samples of 2-D points beside real ones, over the model's score where it has one."""
+    evaluator, spec, reconstructed, surface = look.evaluator, look.experiment.dataset.spec, None, None
+    if spec.dim != 2:
+        return
+    real = _real_points(look.experiment)
+    if evaluator.task.get(Reconstructs):
+        _, reconstructed = evaluator.reconstruct(look.state, look.seed, look.config.split, _POINTS_SHOWN)
+    if evaluator.task.get(ScalarField):
+        low, high = real.min(axis=0), real.max(axis=0)
+        pad = 0.15 * (high - low)
+        around = low[0] - pad[0], high[0] + pad[0], low[1] - pad[1], high[1] + pad[1]
+        surface = evaluator.surface(look.state, look.seed, around)
+    yield
+    plots_points.points(look.plots / 'points.png', real, look.samples, reconstructed, spec.density, surface)
 
 
-class Neighbours(Picture):
-    """neighbours.png: the first images of samples/NAME, each above the training image nearest to it.
-
-    None of streamed data without metrics of images, which need not be read once more for a picture.
-    """
-
-    needs, when = (Samples, Images), 'final'
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and not (experiment.config.data.stream and not extractor_of(experiment))
-
-    def draw(self, shown: None) -> None:
-        labels = None if self.labels is None else self.labels[:_NEIGHBOURS_SHOWN]
-        classes, samples = _in_order(self.experiment, labels, self.samples[:_NEIGHBOURS_SHOWN])
-        nearest, path = self.evaluator.image_splits.neighbours(samples), self.plots / 'neighbours.png'
-        plots_images.image_pairs(samples, nearest, path, ('sample', 'nearest trained'), classes)
+def neighbours(look: Look) -> Picture:
+    """neighbours.png, of the final evaluation: the first images of samples/NAME, each above the training image nearest
+    to it. None of streamed data without metrics of images, which need not be read once more for a picture."""
+    if not look.final or (look.experiment.config.data.stream and not extractor_of(look.experiment)):
+        return
+    yield
+    labels = None if look.labels is None else look.labels[:_NEIGHBOURS_SHOWN]
+    classes, samples = _in_order(look.experiment, labels, look.samples[:_NEIGHBOURS_SHOWN])
+    nearest, path = look.evaluator.image_splits.neighbours(samples), look.plots / 'neighbours.png'
+    plots_images.image_pairs(samples, nearest, path, ('sample', 'nearest trained'), classes)
 
 
-PICTURES: tuple[type[Picture], ...] = (
-    Curves, Loss, Attention, RateDistortion, SampledImages, Reconstructions, LatentWalks, CodeUse, Plane, Neighbours,
-)  # fmt: skip
+# A new picture is a function and a line here: (function, what it needs as reports.base.able has it). Every process runs
+# the function to its `yield`, and so computes what is shown; the first process alone runs the rest, which draws it. A
+# function that returns before has nothing to show.
+PICTURES: tuple[tuple[Callable[[Look], Picture], tuple[type, ...]], ...] = (
+    (curves, ()),
+    (loss, (CausalText,)),
+    (attention, (CausalText,)),
+    (rate_distortion, (SplitStatistic,)),
+    (sampled_images, (Samples, Images)),
+    (reconstructions, (Reconstructs, Images)),
+    (latent_walks, (LatentSpace, Images)),
+    (code_use, (Codebook,)),
+    (plane, (Samples, Points)),
+    (neighbours, (Samples, Images)),
+)
 
 
 def draw(
     evaluator: Evaluator, name: str, state: TrainState, seed: int, rows: list | None, final: bool = False
 ) -> None:
-    """samples/NAME.{npz,png} and, in plots/, those of PICTURES that apply.
-
-    rows: of metrics.jsonl; None for the samples alone. Every process computes what is shown, and the first one draws.
-    """
-    experiment, samples = evaluator.experiment, None
+    """samples/NAME.npz with its picture or text and, in plots/, those of PICTURES that the model can give; of `Look`'s
+    arguments. rows: None for the samples alone. Every process calls it."""
+    experiment, samples, drawn = evaluator.experiment, None, []
     if experiment.task.get(Samples):
         is_points = isinstance(experiment.dataset.spec, Points)
         samples = evaluator.sample(state, seed, _POINTS_SHOWN if is_points else experiment.config.eval.num_shown)
-    wanted = [one for one in PICTURES if one.applies(experiment) and (final or one.when == 'each')]
-    pictures = [picture(evaluator, name, rows) for picture in wanted if rows is not None]
-    shown = [picture.compute(state, seed) for picture in pictures]
+    if rows is not None:
+        look = Look(evaluator, name, state, seed, rows, final)
+        drawn = [picture(look) for picture, needs in PICTURES if able(experiment, needs)]
+    for picture in drawn:
+        next(picture, None)
     with processes.together('pictures'):
         if processes.first():
             if samples is not None:
                 labels = in_turn(len(samples), experiment.num_classes)
                 save_samples(evaluator.paths.samples / name, experiment, samples, labels)
-            for picture, own in zip(pictures, shown, strict=True):
-                picture.draw(own)
+            for picture in drawn:
+                next(picture, None)
 
 
 def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray, labels: np.ndarray | None) -> None:
@@ -294,7 +247,7 @@ def save_samples(path: pathlib.Path, experiment: Experiment, samples: np.ndarray
     elif isinstance(spec, Images):
         _grid(path.with_suffix('.png'), experiment, samples, labels)
     elif spec.shape == (2,):
-        plots_points.points(path.with_suffix('.png'), _held_out_points(experiment), samples, density=spec.density)
+        plots_points.points(path.with_suffix('.png'), _real_points(experiment), samples, density=spec.density)
 
 
 def join_texts(texts: list[str]) -> str:
@@ -326,12 +279,13 @@ def _names(experiment: Experiment, labels: np.ndarray) -> list[str]:
     return [printable(dataset.class_names[label]) if dataset.class_names else f'{label:0{digits}}' for label in labels]
 
 
-def _labels(experiment: Experiment, split: str, n: int) -> np.ndarray | None:
-    """Of the first n examples of a split; None of an unconditional model."""
+def _labels(experiment: Experiment, n: int) -> np.ndarray | None:
+    """Of the first n examples of eval.split; None of an unconditional model."""
+    split = experiment.config.eval.split
     return experiment.examples(split, np.arange(n))['label'] if experiment.num_classes else None
 
 
-def _held_out_points(experiment: Experiment) -> np.ndarray:
+def _real_points(experiment: Experiment) -> np.ndarray:
     split = experiment.config.eval.split
     return experiment.examples(split, np.arange(min(_POINTS_SHOWN, len(experiment.dataset.splits[split]))))['x']
 
