@@ -97,51 +97,51 @@ class ImageSamples(Report):
         samples = self.evaluator.sample(state, seed, n, labels)
         if not processes.first():  # every process samples, one measures
             return {}
-        real, found, results = self._of_real(split), {}, {}
+        real, found, error, results = self._of_real(split), {}, math.nan, {}
         if np.isfinite(samples).all():
-            found = self._scores(np.clip(samples, 0, 1), split, True, labels)
+            found, error = self._scores(np.clip(samples, 0, 1), split, True, labels)
         perfect = images.perfect_modes(self._data.shares, n) if self._data.knows_classes else {}
-        for name, (mark, _) in real.items():
-            value, error = found.get(name, (math.nan, None))
+        for name, mark in real.items():
             label = 'pixels' if name == 'ms_ssim' else self._data.extractor.name
-            row = results[f'samples/{name}_{n}_{label}'] = {'value': value, 'real': mark, 'n': n}
-            if error is not None:
+            row = {'value': found.get(name, math.nan), 'real': mark, 'n': n}
+            if name == 'kernel' and found:
                 row |= {'ci': NORMAL_95 * error, 'over': 'samples'}
             if name == 'label_accuracy' and found:
-                row |= wilson(value * n, n, 'samples')
+                row |= wilson(row['value'] * n, n, 'samples')
             if name in perfect:
                 row['perfect'] = perfect[name]
+            results[f'samples/{name}_{n}_{label}'] = row
         return results
 
     def _scores(
         self, x: np.ndarray, split: str, generated: bool, labels: np.ndarray | None = None
-    ) -> dict[str, tuple]:
-        """{metric: (value, standard error or None)} of images (n, H, W, C); labels: those asked for."""
+    ) -> tuple[dict[str, float], float]:
+        """({metric: value}, the kernel distance's standard error) of images (n, H, W, C); labels: those asked for."""
         data, (feature, classes) = self._data, self._data.extractor.extract(x)
-        held_out, alone = data.some(split, self._n)[0], lambda found: {name: (v, None) for name, v in found.items()}
+        held_out = data.some(split, self._n)[0]
+        kernel, error = images.kernel_distance(feature, held_out)
         found = {
-            'frechet': (images.frechet_distance(feature, held_out), None),
-            'kernel': images.kernel_distance(feature, held_out),
-            **alone(images.prdc(held_out, feature, K)),
-            'sliced_wasserstein': (images.sliced_wasserstein(feature, held_out), None),
-            'ms_ssim': (images.ms_ssim_diversity(x), None),
-        }
-        ratio = 1.0  # of held-out images, which stand for real ones: those trained on are their own nearest
+            'frechet': images.frechet_distance(feature, held_out), 'kernel': kernel,
+            **images.prdc(held_out, feature, K),
+            'sliced_wasserstein': images.sliced_wasserstein(feature, held_out),
+            'ms_ssim': images.ms_ssim_diversity(x),
+            'memorization': 1.0,  # of held-out images, which stand for real ones: training images are their own nearest
+        }  # fmt: skip
         if generated:
-            ratio = images.memorization_ratio(data.nearest(feature)[0], data.some_nearest(split, self._n))
-        found['memorization'] = ratio, None
+            nearest = data.nearest(feature)[0], data.some_nearest(split, self._n)
+            found['memorization'] = images.memorization_ratio(*nearest)
         if data.knows_classes:
-            found |= alone(images.mode_metrics(classes, data.shares))
+            found |= images.mode_metrics(classes, data.shares)
             if labels is not None:
-                found['label_accuracy'] = float(np.mean(classes == labels)), None
-        return found
+                found['label_accuracy'] = float(np.mean(classes == labels))
+        return found, error
 
     @cached_method
-    def _of_real(self, split: str) -> dict[str, tuple]:
+    def _of_real(self, split: str) -> dict[str, float]:
         """The same of training images, and the classifier's accuracy on held-out ones."""
         splits, data = self.experiment.dataset.splits, self._data
-        found = self._scores(data.images('train', rng.fixed_choice(len(splits['train']), self._n)), split, False)
+        found, _ = self._scores(data.images('train', rng.fixed_choice(len(splits['train']), self._n)), split, False)
         if data.knows_classes and self.experiment.num_classes:
             right = data.some(split, self._n)[1] == data.labels(split)[rng.fixed_choice(len(splits[split]), self._n)]
-            found['label_accuracy'] = float(np.mean(right)), None
+            found['label_accuracy'] = float(np.mean(right))
         return found
