@@ -95,7 +95,7 @@ def evaluate(
         number = int(experiment.replica(state, 0).step)
         with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
             digest = checkpoints.digest(number)
-        by_seed = evaluation.Evaluation(Evaluator(experiment), run.paths).final(state, digest)
+        by_seed = evaluation.Evaluation(Evaluator(experiment, run.paths)).final(state, digest)
     with processes.together('evaluation'):
         if processes.first():
             evaluation.save(run.paths, experiment, number, by_seed)

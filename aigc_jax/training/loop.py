@@ -35,7 +35,7 @@ class Loop:
         self.progress = Progress(self.config.total_steps, start, stream) if watched else NullProgress()
         between = {'evaluation': self.config.eval_every_steps, 'checkpoint': self.config.checkpoint_every_steps}
         self.pace = Pace(self.config.total_steps, start, between)
-        self.evaluation = evaluation.Evaluation(Evaluator(experiment), run.paths)
+        self.evaluation = evaluation.Evaluation(Evaluator(experiment, run.paths))
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
         rows = self.log.rows()
@@ -91,10 +91,8 @@ class Loop:
             for seed, results in by_seed.items():
                 self._row('final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
-                self._draw(state, k, seed)
+                self._draw(state, k, seed, final=True)
             if processes.first():
-                name, images = self._name(self.seeds[0]), self.evaluation.images
-                pictures.draw_neighbours(self.run.paths, name, self.experiment, images)
                 self.log.flush()
                 tables.write(self.run.paths.evaluation, self.step, found)
         evaluation.forget(self.run.paths)
@@ -169,10 +167,10 @@ class Loop:
     def _name(self, seed: int | None) -> str:
         return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')
 
-    def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
+    def _draw(self, state: TrainState, k: int, seed: int | None, final: bool = False) -> None:
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
         evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
-        pictures.draw(self.run.paths, self._name(seed), self.experiment, evaluator, own, of_draws, rows)
+        pictures.draw(evaluator, self._name(seed), own, of_draws, rows, final)
 
     def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
         self.log.metrics(self.step if step is None else step, split, values, seed)
