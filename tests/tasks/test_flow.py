@@ -371,8 +371,8 @@ def test_guidance_goes_from_the_field_without_the_class_through_that_with_it():
 
 def test_evaluations_of_the_network_are_counted():
     for fields, expected in (
-        (dict(eval__solver='euler', eval__steps=7), 7),
-        (dict(eval__solver='heun', eval__steps=3, model__conditional=True, eval__guidance=2.0), 12),
+        (dict(eval__solver='euler', sample__steps=7), 7),
+        (dict(eval__solver='heun', sample__steps=3, model__conditional=True, eval__guidance=2.0), 12),
     ):
         experiment = make(**fields)
         params, extra = start(experiment)
@@ -456,8 +456,8 @@ def test_squared_wasserstein_distance():
         ('smoke', dict(eval__solver='mean_flow'), 'mean_velocity'),
         ('smoke', dict(eval__guidance=2.0), 'model.conditional=True'),
         ('smoke', dict(model__conditional=True, task__class_dropout=0.0, eval__guidance=2.0), 'class_dropout above 0'),
-        ('smoke', dict(eval__tolerance=1e-9), 'eval.tolerance'),
-        ('smoke', dict(eval__steps=0), 'eval.steps'),
+        ('smoke', dict(sample__tolerance=1e-9), 'sample.tolerance'),
+        ('smoke', dict(sample__steps=0), 'sample.steps'),
         ('smoke', dict(model__network__width=15), 'even number'),
         ('smoke', dict(task__class_dropout=1.5), 'task.class_dropout: 1.5'),
         ('digits', dict(data__name='ring8', data__scale='unit'), 'set it to mlp'),
@@ -484,7 +484,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(command_line, leaves, assert_same_bit
     written = json.loads((whole / 'evaluation.json').read_text())
     assert written['model/evaluations']['value'] == 1 and written['model/nll']['n'] == 180
     command_line.run(None, whole, '--mode=sample', '--num_samples=12')
-    again = command_line.run(None, whole, '--mode=evaluate', eval__solver='midpoint', eval__steps=4)
+    again = command_line.run(None, whole, '--mode=evaluate', eval__solver='midpoint', sample__steps=4)
     assert '8 ' in next(line for line in again.stdout.splitlines() if line.startswith('model/evaluations'))
 
 
@@ -509,7 +509,7 @@ def test_a_field_that_is_learned_carries_the_source_to_the_data(tmp_path):
     trainer.train(config_lib.load(f'{CONFIG}:ring8,smoke', fields), Run(tmp_path))
     distance = {}
     for solver in ('dopri5', 'euler'):
-        experiment, state = Run(tmp_path).open(overrides=[('eval.solver', solver), ('eval.steps', '1')])
+        experiment, state = Run(tmp_path).open(overrides=[('sample.solver', solver), ('sample.steps', '1')])
         samples = Evaluator(experiment).sample(state, 0, 500)
         distance[solver] = squared_wasserstein(samples, experiment.examples('test', np.arange(500))['x'])
     real = make('ring8,smoke', data__name='ring8').dataset.splits['test'].arrays['x']
