@@ -23,12 +23,12 @@ _BEAMS = 1000  # the most of a search, each with a cache of its own
 # Of `sample`, where what is drawn are tokens or codes. A beam search draws none, so its settings are those of one call.
 FIELDS = {
     'repetition_penalty': Field(
-        float, least=0.01, most=100, doc='of tokens that were read or written; 1: none (Keskar et al. 2019)'
+        float, least=0.01, most=100, doc='of what was read or written already; 1: none (Keskar et al. 2019)'
     ),
-    'temperature': Field(float, least=0, most=1e4, doc='of the logits; 0 takes the likeliest token each time'),
-    'top_k': Field(int, least=0, doc='draw from so many of the likeliest tokens; 0: from all'),
-    'top_p': Field(float, above=0, most=1, doc='draw from the fewest tokens whose probability reaches this; 1: all'),
-    'min_p': Field(float, least=0, most=1, doc="least probability, as a share of the likeliest token's; 0: none"),
+    'temperature': Field(float, least=0, most=1e4, doc='of the logits; 0 takes the likeliest token or code each time'),
+    'top_k': Field(int, least=0, doc='draw from so many of the likeliest; 0: from all'),
+    'top_p': Field(float, above=0, most=1, doc='draw from the fewest whose probability reaches this; 1: from all'),
+    'min_p': Field(float, least=0, most=1, doc="least probability, as a share of the likeliest one's; 0: none"),
 }  # fmt: skip
 
 

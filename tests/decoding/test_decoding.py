@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from refusals import assert_refused
 
+import aigc_jax
 from aigc_jax import decoding
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import CausalText
@@ -209,8 +211,8 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
     how = Sampling(temperature=0.8)
     texts = texts_lib.writer(experiment, how, 15).generate(state, prompts, 3, seed=5)
     assert [text.prompt for text in texts] == [p for p in prompts for _ in range(3)]
-    experiment.config.eval.batch_size = 2
-    again = texts_lib.writer(experiment, how, 15).generate(state, prompts, 3, seed=5)
+    model, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
+    again = generate.Generator(model, tokenizer, how, 15, chunk=2).generate(state, prompts, 3, seed=5)
     assert [text.text for text in texts] == [text.text for text in again]
     assert [text.nats for text in texts] == pytest.approx([text.nats for text in again], rel=1e-4)
     language, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
@@ -428,6 +430,45 @@ def test_an_output_that_cannot_take_the_results(smoke, tmp_path, rest, expected,
         assert expected or '?' in done.stdout
     else:
         assert '\u00e9' in (folder / 'samples/00000040_sample0.txt').read_text(encoding='utf-8')
+
+
+def test_the_flags_stand_for_fields_of_sample(runner, smoke, tmp_path):
+    folder = shutil.copytree(smoke('gpt'), tmp_path / 'run')
+    sample = lambda *more: runner(
+        '--mode=sample', f'--workdir={folder}', '--num_samples=2', '--max_new_tokens=20', *more
+    )
+    flags, fields = ('--temperature=0.5', '--top_k=5'), ('--config.sample.temperature=0.5', '--config.sample.top_k=5')
+    (code, plain, err), by_flag, by_field = sample(), sample(*flags), sample(*fields)
+    assert code == 0, err
+    assert by_flag == by_field and by_flag[0] == 0 and by_flag[1] != plain
+    assert sample(*fields, '--temperature=1', '--top_k=0')[1] == plain
+    names = sorted(path.name for path in (folder / 'samples').glob('*_sample0*.txt'))
+    assert len(names) == 2 and '00000040_sample0.txt' in names  # of other settings, beside it
+    assert (folder / 'samples' / '00000040_sample0.txt').read_text() == plain
+    # Greedy by the config, and a search, draw nothing: one text, where no flag says how many.
+    greedy = '--max_new_tokens=9', '--config.sample.temperature=0'
+    code, _, err = runner('--mode=sample', f'--workdir={folder}', *greedy)
+    assert code == 0 and err.startswith('1 text '), err
+    assert_refused(sample(*fields, '--beam_size=2'), '--beam_size: a beam search draws nothing; with it temperature is')
+
+
+@pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
+def test_samples_of_a_language_model_are_drawn_as_its_config_says(smoke, model):
+    greedy = aigc_jax.open(smoke(model), overrides={'sample.temperature': 0})
+    (one, two), (text,) = greedy.sample(2, seed=1), greedy.generate(max_new_tokens=10, temperature=0.0)
+    assert one == two and str(text).startswith(one[:5]) and one
+    assert len(set(aigc_jax.open(smoke(model)).sample(4, seed=1))) == 4
+
+
+@pytest.mark.parametrize('fields, words', [
+    ([('sample.temperature', '0'), ('sample.top_p', '0.5')], 'sample.temperature=0 takes the likeliest token'),
+    ([('sample.temperature', '1e-5')], 'sample.temperature=1e-05: it is 0, or 0.0001 to 10000'),
+    ([('sample.top_p', '0')], 'sample.top_p: 0.0; it is more than 0 and 1 or less'),
+])  # fmt: skip
+@pytest.mark.parametrize('name', ['gpt', 'vq'])
+def test_fields_of_sample_that_do_not_fit_are_refused(name, fields, words):
+    with pytest.raises(UserError, match=f'^{re.escape(words)}'):
+        Experiment(config_lib.load(f'{CONFIGS / name}.py:smoke', fields))
 
 
 def test_top_k_above_the_vocabulary_means_all():
