@@ -84,6 +84,7 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
         'step': step,
         'split': experiment.config.eval.final_split,
         'data': config['data'],
+        'sample': config['sample'],
         'eval': config['eval'],
         'fingerprint': experiment.dataset.fingerprint,
         'manifest': manifest_bytes and hashlib.sha256(manifest_bytes).hexdigest(),

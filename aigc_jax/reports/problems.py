@@ -17,8 +17,8 @@ from aigc_jax.data.sources import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics import python_code
 from aigc_jax.metrics.intervals import mean_of_shares
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.base import Report
-from aigc_jax.reports.generate import Generator
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.sandbox import problems
@@ -116,7 +116,7 @@ class Problems(Report):
         prompts = [problem.prompt for problem, fits in zip(self._problems, self._fits, strict=True) if fits]
         if not prompts:
             return [[] for _ in self._problems]
-        writer = Generator(self.experiment, how, self.config.problem_tokens, stop)
+        writer = texts_lib.writer(self.experiment, how, self.config.problem_tokens, stop=stop)
         texts = iter(writer.generate(state, prompts, n, seed))
         return [
             [problem.cut(next(texts).text) for _ in range(n * fits)]

@@ -15,12 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aigc_jax.core import records, user_code
+from aigc_jax.core import records, schema, user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.runs import migrations
 
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
-FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may override on a finished run
+FREE = ('data.', 'eval.', 'parallel.', 'sample.')  # what `evaluate` and `sample` may override on a finished run
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
@@ -91,7 +91,8 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
             if not isinstance(node, ConfigDict):
                 raise UserError(f'--config.{name}: {where} is no group; it holds {node!r}, set by --config.{where}=…')
             if part not in node:
-                raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, node)}')
+                also = () if depth < len(parents) else schema.namesakes(config, last)
+                raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, node, also)}')
             parent, node = node, node[part]
         if isinstance(node, ConfigDict):
             # The arguments of a function of optax, which others of its kind do not share.

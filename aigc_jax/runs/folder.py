@@ -85,7 +85,7 @@ class Run:
     def open(self, step: str | int | None = None, overrides=()) -> tuple[Experiment, TrainState]:
         """step: a number, 'best', or None for the newest checkpoint.
 
-        overrides: [('data.x', 'eval.x' or 'parallel.x', text), …]. A run whose parameters are in shards, by
+        overrides: [('data.x', 'eval.x', 'parallel.x' or 'sample.x', text), …]. A run whose parameters are in shards, by
         parallel.rules, is opened in shards over the devices that are here, any other on one; a parallel.x says where.
         Raises UserError.
         """
