@@ -14,9 +14,8 @@ from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.records import regular
-from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.sources import arrays
-from aigc_jax.data.sources.arrays import Parts, assemble
+from aigc_jax.data.sources.arrays import Parts
 
 _FORMATS = {
     '.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.bmp': 'BMP', '.pgm': 'PPM', '.ppm': 'PPM',
@@ -33,7 +32,7 @@ _RESIZE = (
 )
 
 
-def images(cfg, where: str) -> Dataset:
+def read_images(where: str) -> Parts:
     """A folder of images of one size. Its folders train, valid and test are splits; any others are a class each.
 
     Grey images have one channel, others three; a grey image among coloured ones gets three.
@@ -41,10 +40,6 @@ def images(cfg, where: str) -> Dataset:
     Raises:
       UserError: if there are none, one is damaged, or they are of different sizes (with a command that resizes them).
     """
-    return assemble(cfg, read_images(where), where, grouped=True)
-
-
-def read_images(where: str) -> Parts:
     root = pathlib.Path(where)
     if not root.is_dir():
         raise UserError(f'{where}: there is no such folder; data.name=images:DIR reads the images in a folder')
