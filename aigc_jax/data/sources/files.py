@@ -111,7 +111,6 @@ def read_npy(where: str, mapped: bool = False) -> Parts:
 def read_mat(where: str) -> Parts:
     """A .mat file of MATLAB's version 7 or before, with variables named as the arrays of an .npz."""
     import scipy.io
-    import scipy.sparse
 
     try:
         with open_compressed(where) as file:
@@ -130,9 +129,8 @@ def read_mat(where: str) -> Parts:
         ) from None
     except (*npy_lib.BROKEN, TypeError, IndexError, scipy.io.matlab.MatReadError) as e:
         raise _unreadable(where, e, "a .mat of MATLAB's version 5 to 7") from e
-    held = {name: value for name, value in held.items() if not name.startswith('__')}
-    plain = {name: value for name, value in held.items() if getattr(value, 'dtype', np.dtype('O')).kind in 'biufU'}
-    plain = {name: value for name, value in plain.items() if not scipy.sparse.issparse(value)}
+    # Others are scipy's '__header__', sparse matrices and objects.
+    plain = {name: x for name, x in held.items() if isinstance(x, np.ndarray) and x.dtype.kind in 'biufU'}
     if rest := sorted(kinds.keys() - plain.keys()):
         note(f'{where}: left out, for they are no plain arrays: {", ".join(rest)}')
     names = arrays.by_role({name: value.shape for name, value in plain.items()}, where)
