@@ -58,8 +58,7 @@ def tfds(cfg, where: str) -> Dataset:
       UserError: if the set is not there as array_record (with the command that prepares it), is damaged, or
         lacks one of these.
     """
-    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    builder = _builder(cfg, where)
     info = builder.info
     key, shape, dtype, classes = _features(info, where)
     splits, origin = _splits(cfg, info, where)
@@ -76,12 +75,11 @@ def tfds(cfg, where: str) -> Dataset:
             levels = int((info.metadata or {}).get('levels') or (1 if head.max() <= 1 else 255))
     except RunError as e:
         raise UserError(f'{e}; {builder.data_dir} is damaged: prepare it again') from e
-    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
     return Dataset(
         splits=streams,
         spec=Images(shape, levels) if len(shape) == 3 else Points(*shape),
         num_classes=classes,
-        licence=licence,
+        licence=_licence(info),
         fingerprint=_fingerprint(info, streams),
         class_names=tuple(info.features['label'].names) if classes else (),
         origin=origin,
@@ -128,8 +126,7 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
       UserError: as `tfds`, and if there is no text in it.
     """
     text.check_percents(cfg)
-    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    builder = _builder(cfg, where)
     info, name = builder.info, f'tfds:{where}'
     key = _text_feature(info, name)
     if 'train' not in info.splits:
@@ -145,8 +142,7 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
         parts = _cut(by_split.pop('train'), *percents)
         by_split = {split: by_split.get(split, parts[split]) for split in text.SPLITS}
     has_end = any(len(documents) > 1 for documents in by_split.values())
-    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
-    return text.from_splits(cfg, by_split, has_end, licence, tokenizer)
+    return text.from_splits(cfg, by_split, has_end, _licence(info), tokenizer)
 
 
 def _cut(documents: _Documents, valid_percent: float, test_percent: float) -> dict[str, Collection[str]]:
@@ -165,8 +161,9 @@ def _text_feature(info, name: str) -> str:
     raise UserError(f'data.name={name}: has no text, nor one text alone, only {", ".join(sorted(info.features))}')
 
 
-def _builder(name: str, folder: str):
-    """TFDS's builder of a set that lies in `folder` as array_record."""
+def _builder(cfg, name: str):
+    """TFDS's builder of a set that lies in data.dir as array_record."""
+    folder = os.path.abspath(os.path.expanduser(cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
     match = _NAME.fullmatch(name)
     if not match:  # also TFDS's namespaces (huggingface:NAME), which would go to the network
         raise UserError(
@@ -194,16 +191,13 @@ def _builder(name: str, folder: str):
             f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
             f'version, or prepare it again:\n  {_first_line(e)}'
         ) from e
-    place = shlex.quote(folder)
-    overwrite = ' --overwrite' if prepared_as else ''
+    place, overwrite = shlex.quote(folder), ' --overwrite' if prepared_as else ''
     raise UserError(
         f'data.name=tfds:{name}: not prepared as array_record in {folder}{prepared_as}. With internet, run\n'
         f'  python -m venv tfds_env && tfds_env/bin/pip install tensorflow-datasets tensorflow array_record '
         f'importlib_resources && tfds_env/bin/tfds build {name} --file_format=array_record --data_dir={place}'
-        f'{overwrite}\n'
-        f'and copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
-        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME '
-        f'--data_dir={place}'
+        f'{overwrite}\nand copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
+        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME --data_dir={place}'
     )
 
 
@@ -273,6 +267,10 @@ def _fingerprint(info, streams: dict[str, Stream]) -> str:
             with open(path, 'rb') as file:
                 digest.update(hashlib.file_digest(file, 'sha256').digest())
     return digest.hexdigest()
+
+
+def _licence(info) -> str:
+    return info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
 
 
 def _first_line(error: Exception) -> str:
