@@ -63,9 +63,9 @@ def fields(cfg) -> schema.Group:
     if schema.named(cfg, 'name') is None:
         return declarations.IMAGES_AND_POINTS
     is_text = reads_text(cfg)
-    for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
-        if wanted and mark in cfg:
-            raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
+    mark, kind = ('scale', 'of images') if is_text else ('tokenizer', 'of text')
+    if mark in cfg:
+        raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
     return declarations.TEXT if is_text else declarations.IMAGES_AND_POINTS
 
 
@@ -92,11 +92,10 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     check(cfg)
     key, where = _parts(cfg.name)
     if key == STACKED:
-        base = copy.deepcopy(cfg)
-        base.name = where
         if _parts(where)[0] in TEXTS:
             raise UserError(f'data.name={cfg.name}: only labelled images of one channel can be stacked')
-        return stacked(load(base), cfg.num_examples, where)
+        cfg.name = where
+        return stacked(load(cfg), cfg.num_examples, where)
     if key == TFDS:
         return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else tfds.tfds(cfg, where)
     if key == OWN:

@@ -134,14 +134,14 @@ def draw_input(kind: str, random: Random) -> Any:
 
 
 def probes(random: Random) -> dict[str, list[Any]]:
-    """{kind: the inputs that tell its programs apart}; those of the benchmark are the first draws of Random(seed)."""
+    """{kind: the inputs that tell its programs apart}; those of the benchmark are the first draws of Random(_SEED)."""
     return {kind: [draw_input(kind, random) for _ in range(_PROBES)] for kind in 'LS'}
 
 
 @functools.cache
-def generate(seed: int = _SEED) -> tuple[Program, ...]:
-    """All programs, in order of size; those of one size in a random order. A function of the seed."""
-    random = Random(seed)
+def generate() -> tuple[Program, ...]:
+    """All programs, in order of size; those of one size in a random order, always the same."""
+    random = Random(_SEED)
     inputs_of = probes(random)
     seen = {(kind, *map(show, inputs)) for kind, inputs in inputs_of.items()}  # the identity
     layer, kept = [(Program(kind, ()), kind, inputs) for kind, inputs in inputs_of.items()], []
@@ -166,10 +166,10 @@ def generate(seed: int = _SEED) -> tuple[Program, ...]:
 
 
 @functools.cache
-def split(valid_percent: float, test_percent: float, seed: int = _SEED) -> dict[str, tuple[Program, ...]]:
+def split(valid_percent: float, test_percent: float) -> dict[str, tuple[Program, ...]]:
     """{'train', 'valid', 'test': programs}; the percentages are of the chains of two operators or more."""
     by_split = {'train': [], 'valid': [], 'test': []}
-    for program in generate(seed):
+    for program in generate():
         by_hash = text.split_of(_name(program), valid_percent, test_percent)
         by_split['train' if len(program.chain) == 1 else by_hash].append(program)
     held_out = {program.chain for name in ('valid', 'test') for program in by_split[name]}

@@ -71,12 +71,8 @@ class Windows:
 
 
 def load(
-    cfg,
-    documents: list[str],
-    licence: str,
-    tokenizer: Tokenizer | None,
-    held_out: Mapping[str, list[str]] | None = None,
-) -> Dataset:
+    cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None, held_out: Mapping[str, list[str]] = {},
+) -> Dataset:  # fmt: skip
     """Documents, cut into splits and tokens as `cfg`, the config's `data`, says.
 
     One document is cut by place: its first part is trained on, the last valid_percent and test_percent are held out.
@@ -86,7 +82,6 @@ def load(
     test that are given, and so not cut from `documents`. Raises UserError.
     """
     check_percents(cfg)
-    held_out = held_out or {}
     by_split = cut(documents, *(0.0 if split in held_out else cfg[f'{split}_percent'] for split in ('valid', 'test')))
     has_end = any(len(texts) > 1 for texts in (documents, *held_out.values()))
     own = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in ('valid', 'test') if split not in held_out]
