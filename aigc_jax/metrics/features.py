@@ -173,9 +173,8 @@ def onnx(path: pathlib.Path) -> Extractor:
 
 def _in_chunks(function: Callable, x: np.ndarray, size: int):
     """`function` of chunks of one size (the last is filled up, and cut), joined."""
-    parts = []
-    for start in range(0, len(x), size):
-        parts.append(function(x[np.minimum(np.arange(start, start + size), len(x) - 1)]))
+    starts = range(0, len(x), size)
+    parts = [function(x[np.minimum(np.arange(start, start + size), len(x) - 1)]) for start in starts]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *parts)
 
 
