@@ -59,7 +59,7 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
         found = function(copy.deepcopy(cfg))
     dataset = found if isinstance(found, Dataset) else _of_dict(cfg, found, tokenizer, what)
     _check(cfg, dataset, what)
-    if all(isinstance(source, (Arrays, Mapped)) for source in dataset.splits.values()):
+    if dataset is found and all(isinstance(source, (Arrays, Mapped)) for source in dataset.splits.values()):
         dataset = dataclasses.replace(dataset, fingerprint=fingerprint(dataset.splits))
     return dataclasses.replace(dataset, loader=hashlib.sha256(path.read_bytes()).hexdigest())
 

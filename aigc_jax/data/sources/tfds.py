@@ -24,18 +24,16 @@ _PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself d
 class Stream:
     """A split of a TFDS set, read from disk at every access; see splits.Source. It can be pickled."""
 
-    def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray | None = None):
-        """rows: of the source, that the split consists of; None: all."""
-        self._source, self._rows = source, range(len(source)) if rows is None else rows.tolist()
-        self._name = name
+    def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray):
+        """rows: of the source, that the split consists of."""
+        self._source, self._rows, self._name = source, rows, name
         self._keys = {'x': key} | ({'label': 'label'} if labelled else {})
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        # Through a range or a list, for IndexError: array_record's own ValueError would end no iteration.
-        rows = [self._rows[i] for i in np.atleast_1d(index)]
+        rows = self._rows[np.atleast_1d(index)].tolist()
         try:
             # Threads read many examples five times faster, and one three times slower.
             examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
@@ -228,8 +226,8 @@ def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
     return key, shape, dtype, classes or 0
 
 
-def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray | None]], str]:
-    """TFDS's name (or slice) for train, valid and test, and the rows of it (None: all); the origin of the splits."""
+def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
+    """TFDS's name for train, valid and test, and the rows of it; the origin of the splits."""
     if 'train' not in info.splits:
         raise UserError(
             f'data.name=tfds:{name}: has no train split, only {", ".join(info.splits)}; '
@@ -237,20 +235,13 @@ def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray | Non
         )
     valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
     own = {split: theirs for split, theirs in (('valid', valid), ('test', 'test')) if theirs in info.splits}
-    count = info.splits['train'].num_examples
-    splits = {split: (theirs, None) for split, theirs in own.items()}
-    parts, origin = divide(cfg.valid_examples, count, own, f'tfds:{name}')
-    for split, part in parts.items():
-        if isinstance(part, slice):
-            whole = part == slice(0, count)
-            splits[split] = 'train' if whole else f'train[{part.start}:{part.stop}]', None
-        else:
-            splits[split] = 'train', part
-    if valid and not cfg.valid_examples:  # the valid split is trained on
-        rows = splits['train'][1]
-        if rows is not None:
-            rows = np.concatenate([rows, count + np.arange(info.splits[valid].num_examples)])
-        splits['train'] = f'train+{valid}', rows
+    rows = {theirs: np.arange(info.splits[theirs].num_examples) for theirs in ('train', *own.values())}
+    parts, origin = divide(cfg.valid_examples, len(rows['train']), own, f'tfds:{name}')
+    splits = {split: (theirs, rows[theirs]) for split, theirs in own.items()}
+    splits |= {split: ('train', rows['train'][part]) for split, part in parts.items()}
+    if valid and not cfg.valid_examples:
+        behind = len(rows['train']) + rows[valid]
+        splits['train'] = f'train+{valid}', np.concatenate([splits['train'][1], behind])
         del splits['valid']
         origin += '; valid is trained on'
     return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}, origin
