@@ -137,7 +137,7 @@ def _open(path: pathlib.Path, then):
 
 def _kind(image: Image.Image) -> tuple[tuple[int, int], str]:
     """((width, height) as it is shown, mode)."""
-    turned = image.format in _TURNED and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # on its side
+    turned = image.format in _TURNED and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # on its side
     return (image.size[::-1] if turned else image.size), image.mode
 
 
