@@ -148,10 +148,10 @@ def onnx(path: pathlib.Path) -> Extractor:
     except Exception as error:  # of the library's own kinds, which have no base of their own
         raise UserError(f'eval.extractor: {path} is no ONNX network: {str(error).splitlines()[0]}') from None
     given = session.get_inputs()
-    shape, kind = given[0].shape, given[0].type
+    shape, kind = (given[0].shape, given[0].type) if len(given) == 1 else ((), '')
     channel = next((axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in (1, 3)), 0)
-    if len(given) != 1 or not channel or kind not in ('tensor(float)', 'tensor(uint8)'):
-        what = ', '.join(f'{one.name} {one.type} {one.shape}' for one in given)
+    if not channel or kind not in ('tensor(float)', 'tensor(uint8)'):
+        what = ', '.join(f'{one.name} {one.type} {one.shape}' for one in given) or 'nothing'
         raise UserError(f'eval.extractor: {path}: one input of images is wanted, float or uint8; it has {what}')
     sides, channels = (shape[2:] if channel == 1 else shape[1:3]), shape[channel]
     size = shape[0] if isinstance(shape[0], int) else _ONNX_CHUNK

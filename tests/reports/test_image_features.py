@@ -36,6 +36,7 @@ BYTES = (
     'CAg6YQoXCgF4EgFjIgRDYXN0KgkKAnRvGAGgAQIKDwoBYxIBeSIHRmxhdHRlbhIBZ1ocCgF4EhcKFQgCEhEKAxIBbgoCCAQKAggECgIIA2IUCgF5'
     'Eg8KDQgBEgkKAxIBbgoCCAxCBAoAEA0='
 )
+CONSTANT = 'CAg6NgokEgF5IghDb25zdGFudCoVCgt2YWx1ZV9mbG9hdBUAAIA/oAEBEgFnYgsKAXkSBgoECAESAEIECgAQDQ=='  # no inputs
 
 
 def bars(n, seed, side=8):
@@ -142,6 +143,9 @@ def test_an_onnx_network(tmp_path, graph, layout):
     (tmp_path / 'bad.onnx').write_bytes(b'no network')
     with pytest.raises(UserError, match='bad.onnx is no ONNX network'):
         features.onnx(tmp_path / 'bad.onnx')
+    path.write_bytes(base64.b64decode(CONSTANT))
+    with pytest.raises(UserError, match='network.onnx: one input of images is wanted, float or uint8; it has nothing'):
+        features.onnx(path)
 
 
 def metrics(results) -> dict[str, dict]:
