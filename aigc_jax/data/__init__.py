@@ -7,6 +7,7 @@ from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
+from aigc_jax.data.gaussian_mixture import MIXTURES
 from aigc_jax.data.sources import arrays, embedded, files, folders, own, programs, reading, text, tfds
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
@@ -25,13 +26,7 @@ AMAT = 'amat:'  # is a set of its own, with all its splits
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
 # A name that ends in a colon is followed by a place; any other stands alone.
-DRAWN = {  # loader(cfg)
-    'digits': embedded.digits,
-    'gaussian2d': embedded.mixture,
-    'ring8': embedded.mixture,
-    'grid25': embedded.mixture,
-    'moons': embedded.moons,
-}
+DRAWN = {'digits': embedded.digits, 'moons': embedded.moons, **dict.fromkeys(MIXTURES, embedded.mixture)}  # loader(cfg)
 READERS = {  # of the arrays that lie at a place
     'idx:': files.read_idx,
     'npz:': files.read_npz,

@@ -68,11 +68,10 @@ def read_idx(where: str, mapped: bool = False) -> Parts:
         if labelled and (split, 'labels') not in found:
             name = found[split, 'images'].replace('images', 'labels').replace('idx3', 'idx1')
             raise UserError(f'{where}: {name} is missing, but other images have labels; give all labels, or none')
-        x, y = (
+        parts[split] = tuple(
             _read_ubyte(os.path.join(where, found[split, what]), mapped) if (split, what) in found else None
             for what in ('images', 'labels')
         )
-        parts[split] = x, y
     return parts
 
 

@@ -220,13 +220,8 @@ def pydoc(cfg, tokenizer) -> Dataset:
     """
     from pydoc_data.topics import topics
 
-    seen, kept = set(), []
-    for _, topic in sorted(topics.items()):
-        for paragraph in topic.strip().split('\n\n'):
-            if paragraph not in seen:
-                seen.add(paragraph)
-                kept.append(paragraph)
-    return load(cfg, ['\n\n'.join(kept) + '\n'], _PSF, tokenizer)
+    paragraphs = (paragraph for _, topic in sorted(topics.items()) for paragraph in topic.strip().split('\n\n'))
+    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], _PSF, tokenizer)
 
 
 def python_stdlib(cfg, tokenizer) -> Dataset:
