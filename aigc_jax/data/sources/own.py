@@ -45,10 +45,9 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
       UserError: where the file has a mistake, with its line, or what it returns does not fit.
     """
     match, what = _NAME.fullmatch(cfg.name), f'data.name={cfg.name}'
-    path, name = pathlib.Path(match['path']).expanduser(), match['function']
-    name = 'load' if name is None else name
-    if not name:
+    if match['function'] == '':
         raise UserError(f'{what}: what comes after the colon is missing')
+    path, name = pathlib.Path(match['path']).expanduser(), match['function'] or 'load'
     module = user_code.load(path, 'data.name')
     function = getattr(module, name, None)
     if not callable(function):

@@ -84,10 +84,15 @@ def load(
     check_percents(cfg)
     by_split = cut(documents, *(0.0 if split in held_out else cfg[f'{split}_percent'] for split in ('valid', 'test')))
     has_end = any(len(texts) > 1 for texts in (documents, *held_out.values()))
-    own = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in ('valid', 'test') if split not in held_out]
-    how = 'of the documents, by their hash' if len(documents) > 1 else 'at the end of the text'
-    origin = f'{", ".join(own)} {how}' if own else 'as given'
+    origin = origin_of_splits(cfg, held_out, len(documents) > 1)
     return from_splits(cfg, by_split | held_out, has_end, licence, tokenizer, origin)
+
+
+def origin_of_splits(cfg, given: Collection[str], several: bool) -> str:
+    """Which splits were cut from the documents, several or one, and how; in words."""
+    cut_off = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in ('valid', 'test') if split not in given]
+    how = 'of the documents, by their hash' if several else 'at the end of the text'
+    return f'{", ".join(cut_off)} {how}' if cut_off else 'as given'
 
 
 def check_percents(cfg) -> None:

@@ -135,12 +135,13 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
         if own[split] in info.splits:
             source = builder.as_data_source(own[split])
             by_split[split] = _Documents(source, name, key, np.arange(len(source)), text.is_kept(cfg, tokenizer))
+    origin = text.origin_of_splits(cfg, by_split, len(by_split['train']) > 1)
     percents = [0.0 if split in by_split else cfg[f'{split}_percent'] for split in ('valid', 'test')]
     if any(percents):
         parts = _cut(by_split.pop('train'), *percents)
         by_split = {split: by_split.get(split, parts[split]) for split in text.SPLITS}
     has_end = any(len(documents) > 1 for documents in by_split.values())
-    return text.from_splits(cfg, by_split, has_end, _licence(info), tokenizer)
+    return text.from_splits(cfg, by_split, has_end, _licence(info), tokenizer, origin)
 
 
 def _cut(documents: _Documents, valid_percent: float, test_percent: float) -> dict[str, Collection[str]]:
