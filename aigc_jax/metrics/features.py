@@ -159,12 +159,17 @@ def onnx(path: pathlib.Path) -> Extractor:
     def run(x):
         if channels != x.shape[3] and x.shape[3] != 1:
             raise UserError(f'eval.extractor: {path} takes {channels} channels; these images have {x.shape[3]}')
+        image_shape = x.shape[1:]
         wanted = [side if isinstance(side, int) else have for side, have in zip(sides, x.shape[1:3], strict=True)]
         x = np.asarray(jax.image.resize(x, (len(x), *wanted, x.shape[3]), 'linear'))
         x = np.broadcast_to(x, (*x.shape[:3], channels))
         x = np.moveaxis(x, -1, 1) if channel == 1 else x
         x = np.rint(255 * x).astype(np.uint8) if kind == 'tensor(uint8)' else x
-        found = session.run([session.get_outputs()[0].name], {given[0].name: np.ascontiguousarray(x)})[0]
+        try:
+            found = session.run([session.get_outputs()[0].name], {given[0].name: np.ascontiguousarray(x)})[0]
+        except Exception as error:  # as above
+            why = str(error).splitlines()[0]
+            raise UserError(f'eval.extractor: {path}: fails for images of {image_shape}: {why}') from None
         return np.asarray(found, np.float32).reshape(len(x), -1)
 
     name = f'onnx-{hashlib.sha256(data).hexdigest()[:8]}'
