@@ -37,6 +37,11 @@ BYTES = (
     'CAg6YQoXCgF4EgFjIgRDYXN0KgkKAnRvGAGgAQIKDwoBYxIBeSIHRmxhdHRlbhIBZ1ocCgF4EhcKFQgCEhEKAxIBbgoCCAQKAggECgIIA2IUCgF5'
     'Eg8KDQgBEgkKAxIBbgoCCAxCBAoAEA0='
 )
+SQUARE = (  # x · x, float (n, 1, h, w) of any h and w
+    'CAg6VgoRCgF4CgF4EgF5IgZNYXRNdWwSAWdaHgoBeBIZChcIARITCgMSAW4KAggBCgMSAWgKAxIBd2IeCgF5EhkKFwgBEhMKAxIB'
+    'bgoCCAEKAxIBaAoDEgF3QgQKABAN'
+)
+CONSTANT = 'CAg6NgokEgF5IghDb25zdGFudCoVCgt2YWx1ZV9mbG9hdBUAAIA/oAEBEgFnYgsKAXkSBgoECAESAEIECgAQDQ=='  # no inputs
 
 
 def bars(n, seed, side=8):
@@ -143,6 +148,13 @@ def test_an_onnx_network(tmp_path, graph, layout):
     (tmp_path / 'bad.onnx').write_bytes(b'no network')
     with pytest.raises(UserError, match='bad.onnx is no ONNX network'):
         features.onnx(tmp_path / 'bad.onnx')
+    path.write_bytes(base64.b64decode(SQUARE))
+    assert features.onnx(path).extract(np.zeros((3, 4, 4, 1), np.float32))[0].shape == (3, 16)
+    with pytest.raises(UserError, match='network.onnx: fails for images of \\(4, 5, 1\\): '):
+        features.onnx(path).extract(np.zeros((3, 4, 5, 1), np.float32))
+    path.write_bytes(base64.b64decode(CONSTANT))
+    with pytest.raises(UserError, match='network.onnx: one input of images is wanted, float or uint8; it has nothing'):
+        features.onnx(path)
 
 
 def metrics(results) -> dict[str, dict]:
