@@ -1,0 +1,71 @@
+"""Runs beside each other: python -m aigc_jax.compare RUN RUN … [--metric=M] [--better=min|max] [--html=FILE]"""
+
+import argparse
+import io
+import pathlib
+import sys
+
+from aigc_jax.core.errors import RunError, UserError, printable
+from aigc_jax.core.output import Closed, drop, show
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f'{message} (see --help)')
+
+
+def parser() -> argparse.ArgumentParser:
+    made = _Parser(
+        prog='python -m aigc_jax.compare', allow_abbrev=False,
+        description='Compares runs: those that differ only in their seeds are one arm, and the first arm is what the '
+        'others are compared with.',
+    )  # fmt: skip
+    made.add_argument('runs', nargs='+', metavar='RUN', help='the folder of a run, a folder that holds runs, a pattern')
+    made.add_argument(
+        '--metric', action='append', default=[], metavar='M',
+        help="a metric of the final evaluation or a pattern, 'samples/*'; train:M and eval:M are those of "
+        'metrics.jsonl; it may be given again (default: all of the final evaluation)',
+    )  # fmt: skip
+    made.add_argument(
+        '--better', default='', metavar='min|max',
+        help="which values are the best, so that diverged seeds count as the worst (default: the runs' eval.best_mode "
+        'for their eval.best_metric)',
+    )  # fmt: skip
+    made.add_argument('--html', metavar='FILE', help='write a page with the tables, the curves and each seed, too')
+    return made
+
+
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?
+    try:
+        _run(parser().parse_intermixed_args(argv))
+    except (Closed, BrokenPipeError):
+        drop()
+        return Closed.exit_code
+    except (UserError, RunError) as error:
+        print(printable(f'error: {error}'), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    from aigc_jax.studies import comparison, comparison_page
+
+    compared = comparison.Comparison(given.runs, given.metric, given.better)
+    if given.html:
+        path = pathlib.Path(given.html).expanduser()
+        comparison_page.check(path, compared)
+    show(printable(comparison.text(compared)))
+    if given.html:
+        comparison_page.write(path, compared)
+        print(printable(f'page: {path}'), file=sys.stderr)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
