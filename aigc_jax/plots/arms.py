@@ -55,8 +55,9 @@ def dots(panels: dict[str, list[tuple[Sequence[float], float, tuple[float, float
 def curves(panels: dict[str, dict[str, list[dict[int, dict[int, float]]]]], names) -> bytes:
     """A PNG with a panel for each metric: {metric: {'train' or 'eval': [{seed: {step: value}} of each arm]}}.
 
-    A thin line is a seed, of up to 16. The thick line is the median over an arm's seeds, and the band reaches from their
-    lowest to their highest, of those that have come to a step. train is solid, eval dashed. A seed's curve ends where its value is not finite.
+    A thin line is a seed, of up to 16. The thick line is the median over an arm's seeds, and the band reaches from
+    their lowest to their highest, of those that have come to a step. train is solid, eval dashed. A seed's curve ends
+    where its value is not finite.
     """
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, MaxNLocator

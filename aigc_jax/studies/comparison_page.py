@@ -63,8 +63,8 @@ def page(comparison: Comparison) -> str:
         parts.append(_picture(_dots(comparison), 'the value of each seed, by metric and arm'))
         parts += [_metric(measured, comparison, mark) for measured in comparison.metrics]
     if panels := _curves(comparison):
-        parts.append('<h2>Curves</h2><p>A thin line is a seed. The thick line is the median over the seeds of an arm '
-                     'and the band reaches from the lowest to the highest, of those that have come to a step.</p>')  # fmt: skip
+        said = 'A thin line is a seed. The thick line is the median over an arm. The band reaches from the '
+        parts.append(f'<h2>Curves</h2><p>{said}lowest to the highest of the seeds that have come to a step.</p>')
         parts.append(_picture(plots.curves(panels, names), 'metrics over the steps, by arm'))
     body = '\n'.join(parts)
     return (
