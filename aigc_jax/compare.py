@@ -1,12 +1,12 @@
 """Runs beside each other: python -m aigc_jax.compare RUN RUN … [--metric=M] [--better=min|max] [--html=FILE]"""
 
 import argparse
-import io
 import pathlib
 import sys
 
-from aigc_jax.core.errors import RunError, UserError, printable
-from aigc_jax.core.output import Closed, drop, show
+from aigc_jax.core import command
+from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.output import show
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,23 +35,10 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(argv: list[str]) -> int:
-    """The exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?
-    try:
-        _run(parser().parse_intermixed_args(argv))
-    except (Closed, BrokenPipeError):
-        drop()
-        return Closed.exit_code
-    except (UserError, RunError) as error:
-        print(printable(f'error: {error}'), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
-    return 0
+def main(argv: list[str]) -> None:
+    with command.mistakes():
+        given = parser().parse_intermixed_args(argv)
+    command.run(lambda: _run(given))
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -68,4 +55,4 @@ def _run(given: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

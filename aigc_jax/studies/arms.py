@@ -129,8 +129,9 @@ def find(places: Sequence[str]) -> list[Trained]:
         raise UserError('no run is named; name the folders of runs, or a folder that holds them')
     found: dict[tuple[int, int], Trained] = {}
     for place in places:
-        matched = sorted(glob.glob(os.path.expanduser(place)), key=tables.by_numbers)
-        if os.path.lexists(expanded := os.path.expanduser(place)):
+        expanded = os.path.expanduser(place)
+        matched = sorted(filter(os.path.isdir, glob.glob(expanded)), key=tables.by_numbers)
+        if os.path.lexists(expanded):
             matched = [expanded]
         folders = [folder for path in matched for folder in _runs_below(path)]
         if not folders:

@@ -193,7 +193,7 @@ def _count(n: float) -> str:
 
 
 def mean_words(row: Row) -> str:
-    """'46.1 ± 0.4 (over 180 examples), 1 of 3 seeds diverged'."""
+    """'46.1 ± 0.4 (over 180 examples), without the 1 not finite'."""
     if not row:
         return arms_lib.ABSENT
     words = f'{row["value"]:.6g}' if math.isfinite(row['value']) else 'not finite'
@@ -201,7 +201,7 @@ def mean_words(row: Row) -> str:
         words += f' ± {row["ci"]:.3g}' if 'ci' in row else f' ({found[0]:.4g} to {found[1]:.4g})'
         words += f' (over {row["n"]} {row["over"]})' if row.get('over') != 'seeds' else ''
     lost = row.get('diverged', 0) or (len(row['values']) if 'values' in row and not row['seeds'] else 0)
-    return words + (f', without the {lost} that diverged' if lost else '')
+    return words + (f', without the {lost} not finite' if lost else '')
 
 
 def difference_words(entry: Entry, first: Arm) -> str:
@@ -262,11 +262,11 @@ def better_words(better: str) -> str:
 
 def seed_values(values: dict[int, float]) -> str:
     """Each seed's value, in order; of many their range."""
-    show = lambda value: f'{value:.5g}' if math.isfinite(value) else 'diverged'
+    show = lambda value: f'{value:.5g}' if math.isfinite(value) else 'not finite'
     if len(values) <= _MOST_SHOWN:
         return ' '.join(f'{seed}: {show(value)}' for seed, value in values.items())
     finite = sorted(value for value in values.values() if math.isfinite(value))
-    return f'{finite[0]:.5g} to {finite[-1]:.5g}' if finite else 'diverged'
+    return f'{finite[0]:.5g} to {finite[-1]:.5g}' if finite else 'not finite'
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
