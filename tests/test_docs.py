@@ -15,6 +15,7 @@ import pytest
 from absl import flags
 
 import aigc_jax.main  # noqa: F401 (defines the flags)
+from aigc_jax import compare
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 
@@ -189,6 +190,8 @@ def run_command(line: str, before: dict[str, str]) -> None:
             name = word.removeprefix('--').partition('=')[0]
             assert not word.startswith('--') or name in known, f'{words[1]} has no flag {word}'
         return
+    if 'aigc_jax.compare' in words:
+        return compare.parser().parse_intermixed_args(words[words.index('aigc_jax.compare') + 1 :])
     arguments = words[1:] if words[0] == 'aigc-jax' else words[words.index('aigc_jax.main') + 1 :]
     rest, path, overrides = config_lib.split_arguments(['aigc-jax', *arguments])
     values = copy.deepcopy(flags.FLAGS)
@@ -202,7 +205,7 @@ def run_command(line: str, before: dict[str, str]) -> None:
         assert not (unknown := {name for name, _ in overrides} - fields()), unknown
 
 
-COMMAND = re.compile(r'(?:python (?:-P )?-m aigc_jax\.main|aigc-jax) --|python scripts/')
+COMMAND = re.compile(r'(?:python (?:-P )?-m aigc_jax\.main|aigc-jax) --|python -m aigc_jax\.compare |python scripts/')
 
 
 def commands(text: str) -> list[str]:
@@ -233,6 +236,8 @@ def test_there_are_commands_to_parse():
             run_command(f'python -m aigc_jax.main {line}', {})
     with pytest.raises(AssertionError):
         run_command('python scripts/bench.py --nothing', {})
+    with pytest.raises(UserError, match='--nothing'):
+        run_command('python -m aigc_jax.compare runs --nothing', {})
 
 
 @pytest.mark.parametrize('path', READMES, ids=of)
@@ -243,7 +248,8 @@ def test_every_flag_and_field_exists(path):
     for shown in spans(text) + [line for line in blocks(text) if line.startswith('--')]:
         if shown.startswith('--'):
             names = re.findall(r'(?<!\S)--([\w.]+)', shown)
-            of_scripts = set().union(*map(script_flags, (ROOT / 'scripts').glob('*.py')))
+            programs = [*(ROOT / 'scripts').glob('*.py'), *(ROOT / 'aigc_jax').glob('*.py')]
+            of_scripts = set().union(*map(script_flags, programs))
             known = fields() | of_scripts | {*flags.FLAGS, 'FIELD', 'parallel.'}
             wrong += [f'--{name}' for name in names if name.removeprefix('config.') not in known]
         elif (match := GROUPS.match(shown)) and match[0] not in fields() and not shown.endswith(('.py', '()')):

@@ -136,6 +136,7 @@ class Loop:
         offset, name = min(found)
         at, value = step + offset + 1, metrics[name][offset]
         if seed is None:
+            self._row('train', {'diverged': 1.0}, None, at)
             raise RunError(
                 f'step {at}: {name} is {value}; training stopped. The last good checkpoint is '
                 f'{self.checkpoints.latest() or "none"}; try a lower learning rate, or optim.*.clip_norm.'
