@@ -20,7 +20,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from aigc_jax.core.errors import RunError
@@ -70,13 +70,16 @@ class Relay:
         for one in (client, coordinator):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _thread(self._answer, coordinator, client)
-        _pump(client, coordinator)
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                coordinator.sendall(data)
         with contextlib.suppress(OSError):
             coordinator.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, coordinator: socket.socket, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            for frame in _frames(coordinator):
+        with contextlib.suppress(OSError), coordinator.makefile('rb') as file:
+            while len(head := file.read(_FRAME_HEAD)) == _FRAME_HEAD:  # HTTP/2: RFC 9113, section 4.1
+                frame = head + file.read(int.from_bytes(head[:3], 'big'))
                 if frame[_FRAME_TYPE] != _GOAWAY:
                     client.sendall(frame)
         time.sleep(GRACE_SECONDS)  # the system may close the listening socket of a process that has ended last
@@ -86,25 +89,13 @@ class Relay:
             self._gone()
 
 
-def _frames(source: socket.socket) -> Iterator[bytes]:
-    """The frames of HTTP/2 (RFC 9113, section 4.1) that come."""
-    with source.makefile('rb') as file:
-        while len(head := file.read(_FRAME_HEAD)) == _FRAME_HEAD:
-            yield head + file.read(int.from_bytes(head[:3], 'big'))
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-
-
 def _thread(target: Callable, *arguments) -> None:
     threading.Thread(target=target, args=arguments, name=f'star {target.__name__}', daemon=True).start()
 
 
 class Star:
-    """What both ends share: a thread that listens, and the values that have come.
+    """What both ends share: a thread that listens, and the values that have come. Each end has its own `gather`; its
+    `_join` connects it, and its `_arrived` takes a value that has come.
 
     end(text, exit code, at_once) ends this process, since another one has ended or failed; say(text) prints a line.
     """
@@ -121,9 +112,6 @@ class Star:
         self._selector = selectors.DefaultSelector()
         self._join(state.client, address)
 
-    def gather(self, name: str, value: Any) -> list:
-        raise NotImplementedError
-
     def tell(self, text: str, exit_code: int) -> None:
         """The others are to end, too, with this text and exit code."""
         self._send_all(['end', self._index, text, exit_code])
@@ -137,12 +125,6 @@ class Star:
         """From here on the end of a process is no failure."""
         self._is_over = True
         self._send_all(['bye'])
-
-    def _join(self, client, address: str) -> None:
-        raise NotImplementedError
-
-    def _arrived(self, k: int, number: int, *rest) -> None:
-        raise NotImplementedError
 
     def _listen(self) -> None:
         try:
