@@ -120,7 +120,9 @@ class Checkpoints:
     def restore(self, step: int, template: Tree) -> Tree:
         """The state of `step` on the shardings of `template` (abstract arrays). Raises UserError by name."""
         try:
-            return self._restore(step, template)
+            leaves = self._checked_record(step)['leaves']
+            self._compare(step, leaves, template)
+            return self._read(step, template, leaves)
         except _Corrupt as error:
             good = self._good_before(step)
             if good is not None:
@@ -154,11 +156,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._links.close()
-
-    def _restore(self, step: int, template: Tree) -> Tree:
-        leaves = self._checked_record(step)['leaves']
-        self._compare(step, leaves, template)
-        return self._read(step, template, leaves)
 
     def _checked_record(self, step: int) -> dict:
         """What checkpoint.json says, once every file is as it was saved. Each process reads a share of the files."""

@@ -197,17 +197,10 @@ def _cut_back(path: pathlib.Path, keep) -> None:
 class NullWriter:
     """The Writer of every process but the first: nothing is written."""
 
-    def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None:
-        pass
-
-    def timing(self, **fields) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
+    def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None: ...
+    def timing(self, **fields) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
     def rows(self) -> list[dict]:
         return []
-
-    def close(self) -> None:
-        pass
