@@ -100,31 +100,28 @@ class Loop:
         evaluation.forget(self.run.paths)
         return tables.across(found)
 
-    def close(self) -> None:
-        self.progress.close()
-
     def _drain(self) -> None:
         """Logs the pending metrics where that is due; raises RunError on NaN, or marks the replica that diverged."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
         metrics = {name: np.asarray(value) for name, value in sorted(parallel.fetch(metrics).items())}
-        for k, seed in enumerate(self.seeds):
-            self._check_finite(step, {name: self._of(value, k) for name, value in metrics.items()}, seed)
-        for k, seed in enumerate(self.seeds):  # no row of a step at which another replica ends the run
-            if step % self.config.log_every_steps == 0:
-                own = {name: self._of(value, k) for name, value in metrics.items()}
-                # The mean over the call's steps: smoother than one step, and the same after a resume.
-                self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
-        if step % self.config.log_every_steps == 0:
-            shown = {name: float(value.mean()) for name, value in metrics.items()}
-            speed = self.pace.measure(step)
-            by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
-            self.progress.log(step, dict(by_loss), self.pace.words())
-            self.log.timing(event='log', step=step, steps_per_second=speed)
-
-    def _of(self, value: np.ndarray, k: int) -> np.ndarray:
-        return value[k] if self.experiment.plan.replicas else value
+        replicas = {
+            seed: {name: value[k] if self.experiment.plan.replicas else value for name, value in metrics.items()}
+            for k, seed in enumerate(self.seeds)
+        }
+        for seed, own in replicas.items():
+            self._check_finite(step, own, seed)
+        if step % self.config.log_every_steps:
+            return
+        for seed, own in replicas.items():  # no row of a step at which another replica ends the run
+            # The mean over the call's steps: smoother than one step, and the same after a resume.
+            self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
+        shown = {name: float(value.mean()) for name, value in metrics.items()}
+        speed = self.pace.measure(step)
+        by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
+        self.progress.log(step, dict(by_loss), self.pace.words())
+        self.log.timing(event='log', step=step, steps_per_second=speed)
 
     def _check_finite(self, step: int, metrics: dict[str, np.ndarray], seed: int | None) -> None:
         if seed in self.diverged:
