@@ -45,24 +45,20 @@ def _is_shared(leaf) -> bool:
 
 def _begin(leaf):
     """Sums of the shards on this process's devices, (devices, lanes), or of the whole leaf, (lanes,)."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-        return _sums_of_shards(leaf, leaf.sharding)
     if isinstance(leaf, jax.Array):
+        if not leaf.is_fully_replicated:
+            return _sums_of_shards(leaf, leaf.sharding)
         leaf = leaf.addressable_data(0)
-    if isinstance(leaf, jax.Array) and leaf.size > _SMALL:
-        return _sum_of_whole(leaf)
+        if leaf.size > _SMALL:
+            return _sum_of_whole(leaf)
     return _sum_on_host(np.asarray(leaf))
 
 
 def _own_sum(leaf, sums) -> np.ndarray:
-    """(lanes,): the sum of the parts that no process before this one has."""
+    """(lanes,): the sum of this process's shards, each of which counts on a single device of all processes."""
     if sums.ndim == 1:
         return np.asarray(sums)
-    first = {}  # {part: the first device that holds it, in the order of processes}
-    devices = leaf.sharding.devices_indices_map(leaf.shape)
-    for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
-        first.setdefault(tuple((s.start, s.stop) for s in devices[device]), device)
-    owners = set(first.values())
+    owners = {shard.device for shard in leaf.addressable_shards if shard.replica_id == 0}
     own = [np.asarray(shard.data)[0] for shard in sums.addressable_shards if shard.device in owners]
     return np.sum(np.asarray(own, _U).reshape(-1, _LANES), axis=0, dtype=_U)
 
