@@ -213,8 +213,7 @@ class Block(_Common, kw_only=True):
 class Transformer(_Common, kw_only=True):
     """tokens (n, L) int32 -> logits of the token after each, (n, L, vocab) float32, and the state after them.
 
-    scan_layers: the blocks are one, with stacked parameters 'blocks', in a loop: compiled once, however many they are.
-    context: the most tokens that it sees; window: how many of the last ones a token looks at, 0: all of them.
+    scan_layers: the blocks are one, with stacked parameters 'blocks', in a loop. context: the most tokens that it sees.
     end: the token that begins a document, where attention stops at it; None: it does not.
     """
 
