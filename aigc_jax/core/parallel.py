@@ -309,9 +309,12 @@ def _axes(placement, name: str, shape: tuple[int, ...], mesh: Mesh) -> Sequence[
         n = mesh.shape['fsdp']
         fitting = [axis for axis, size in enumerate(shape) if size % n == 0]
         return [None] * max(fitting, key=lambda axis: shape[axis]) + ['fsdp'] if n > 1 and fitting else ()
-    if isinstance(placement, str) or len(placement) > len(shape):
+    if not isinstance(placement, (tuple, list)) or len(placement) > len(shape):
         raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: say replicated, fsdp or a tuple of axes')
     for axis, size in zip(placement, shape, strict=False):
         if axis is not None and (axis not in AXES or size % mesh.shape[axis]):
             raise UserError(f'parallel.rules: {placement!r} does not divide {name} {shape} over {dict(mesh.shape)}')
+    named = [axis for axis in placement if axis is not None]
+    if len(named) > len(set(named)):
+        raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: it names an axis twice')
     return placement
