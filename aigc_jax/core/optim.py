@@ -281,8 +281,8 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     try:
         function = factory(**arguments)
         with jax.ensure_compile_time_eval():  # a task may be made inside a trace
-            values = np.asarray(jax.vmap(function)(steps))
-    except (TypeError, ValueError, OverflowError) as error:
+            values = np.asarray(jax.vmap(lambda step: jnp.asarray(function(step)))(steps))
+    except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
         known = ', '.join(inspect.signature(factory).parameters)
         raise UserError(f'{what}: {error}; optax.{factory.__name__} has {known}') from None
     if (wrong := ~((values >= 0) & (values < np.inf))).any():
