@@ -176,12 +176,10 @@ class Star:
 
     def _wait(self, ready: Callable[[], bool], waited_for: Callable[[], str]) -> None:
         """Until ready(), which is called under the lock; the first process says who is waited for, if that is long."""
-        noted = False
-        while not ready():
-            self._news.wait(NOTED_SECONDS)
-            if not noted and not ready() and self._index == 0:
-                noted = True
+        if not self._news.wait_for(ready, NOTED_SECONDS):
+            if self._index == 0:
                 self._say(f'note: waits for {waited_for()}')
+            self._news.wait_for(ready)
 
     def _send_all(self, message: list, but: int | None = None) -> None:
         data = json.dumps(message).encode() + b'\n'
