@@ -21,6 +21,8 @@ KIND = 'sum64'  # how such a digest begins
 _LANES, _U = 2, np.uint32
 _SMALL = 1 << 16  # words up to which numpy is faster than compiling a program
 _CHUNK = 1 << 14  # words that numpy mixes at once, within a core's cache
+# The finalizer of MurmurHash3 (Appleby 2011), and one with another pair of factors (Wellons 2018).
+_MURMUR3, _WELLONS = (0x85EBCA6B, 13, 0xC2B2AE35), (0x7FEB352D, 15, 0x846CA68B)
 
 
 def digests(leaves: dict[str, Any]) -> dict[str, str]:
@@ -135,13 +137,12 @@ def _host_words(x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
 
 def _lanes(words, low, high):
     """Two lanes. At any place each is a bijection of the word, so a change of a single word always shows."""
-    place = _mixed(low ^ _mixed(high, 16, 0x85EBCA6B, 13, 0xC2B2AE35), 16, 0x85EBCA6B, 13, 0xC2B2AE35)
+    place = _mixed(low ^ _mixed(high, *_MURMUR3), *_MURMUR3)
     turned = place << _U(16) | place >> _U(16)
-    # The finalizer of MurmurHash3 (Appleby 2011), and one with another pair of factors (Wellons 2018).
-    return _mixed(words ^ place, 16, 0x85EBCA6B, 13, 0xC2B2AE35), _mixed(words + turned, 16, 0x7FEB352D, 15, 0x846CA68B)
+    return _mixed(words ^ place, *_MURMUR3), _mixed(words + turned, *_WELLONS)
 
 
-def _mixed(h, first: int, a: int, second: int, b: int):
-    h = (h ^ h >> _U(first)) * _U(a)
-    h = (h ^ h >> _U(second)) * _U(b)
+def _mixed(h, a: int, shift: int, b: int):
+    h = (h ^ h >> _U(16)) * _U(a)
+    h = (h ^ h >> _U(shift)) * _U(b)
     return h ^ h >> _U(16)
