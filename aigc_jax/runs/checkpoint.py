@@ -64,7 +64,10 @@ class Checkpoints:
         if not read_only:
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-            self._purge()
+            if processes.first():
+                for path in self._directory.glob('*'):
+                    if path.suffix in (_UNFINISHED, _DELETED):  # what a killed process left half written or deleted
+                        shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         return sorted(int(path.name) for path in self._directory.glob('*') if path.name.isdecimal())
@@ -277,13 +280,6 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 (self._directory / str(step)).rename(deleted)
                 shutil.rmtree(deleted)
-
-    def _purge(self) -> None:
-        """Removes what a killed process left half written or half deleted."""
-        if processes.first():
-            for path in self._directory.glob('*'):
-                if path.suffix in (_UNFINISHED, _DELETED):
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(folder: pathlib.Path) -> None:

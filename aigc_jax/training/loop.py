@@ -89,7 +89,7 @@ class Loop:
             found = self.evaluation.final(state, digest, between)
             by_seed = dict(zip(self.seeds, found.values(), strict=True))
             for seed, results in by_seed.items():
-                self._row('final', {name: found['value'] for name, found in results.items()}, seed)
+                self.log.metrics(self.step, 'final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
                 self._draw(state, k, seed)
             if processes.first():
@@ -116,7 +116,7 @@ class Loop:
             return
         for seed, own in replicas.items():  # no row of a step at which another replica ends the run
             # The mean over the call's steps: smoother than one step, and the same after a resume.
-            self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
+            self.log.metrics(step, 'train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed)
         shown = {name: float(value.mean()) for name, value in metrics.items()}
         speed = self.pace.measure(step)
         by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
@@ -140,7 +140,7 @@ class Loop:
                 f'{self.checkpoints.latest() or "none"}; try a lower learning rate, or optim.*.clip_norm.'
             )
         self.diverged.add(seed)
-        self._row('train', {'diverged': 1.0}, seed, at)
+        self.log.metrics(at, 'train', {'diverged': 1.0}, seed)
         if len(self.diverged) == len(self.seeds):
             raise RunError(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
 
@@ -152,7 +152,7 @@ class Loop:
             for k, seed in enumerate(self.seeds)
         }
         for seed, results in by_seed.items():
-            self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
+            self.log.metrics(self.step, 'eval', {name: found['value'] for name, found in results.items()}, seed)
         if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
             self._draw(state, 0, self.seeds[0])
         values = {name: found['value'] for name, found in tables.across(by_seed).items()}
@@ -170,6 +170,3 @@ class Loop:
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
         evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
         pictures.draw(self.run.paths, self._name(seed), self.experiment, evaluator, own, of_draws, rows)
-
-    def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
-        self.log.metrics(self.step if step is None else step, split, values, seed)
