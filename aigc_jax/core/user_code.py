@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import traceback
 import zlib
 from collections.abc import Iterator
 from types import ModuleType
@@ -42,17 +43,10 @@ def errors_of(path: str | pathlib.Path, what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         here = os.path.abspath(os.path.expanduser(path))
-        is_syntax = isinstance(error, SyntaxError) and error.filename and os.path.abspath(error.filename) == here
-        line = error.lineno if is_syntax else _line_in(here, error.__traceback__)
+        is_here = lambda name: os.path.abspath(name) == here
+        lines = [n for frame, n in traceback.walk_tb(error.__traceback__) if is_here(frame.f_code.co_filename)]
+        if isinstance(error, SyntaxError) and error.filename and is_here(error.filename):
+            lines = [error.lineno]
         message = ' '.join(str(error).split())
-        place = f'{path}, line {line}' if line else path
+        place = f'{path}, line {lines[-1]}' if lines and lines[-1] else path
         raise UserError(f'{what}: {place}: {type(error).__name__}: {message}') from None
-
-
-def _line_in(path: str, trace) -> int | None:
-    line = None
-    while trace:
-        if os.path.abspath(trace.tb_frame.f_code.co_filename) == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line

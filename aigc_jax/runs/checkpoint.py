@@ -64,7 +64,10 @@ class Checkpoints:
         if not read_only:
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-            self._purge()
+            if processes.first():
+                for path in self._directory.glob('*'):
+                    if path.suffix in (_UNFINISHED, _DELETED):  # what a killed process left half written or deleted
+                        shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         return sorted(int(path.name) for path in self._directory.glob('*') if path.name.isdecimal())
@@ -120,7 +123,9 @@ class Checkpoints:
     def restore(self, step: int, template: Tree) -> Tree:
         """The state of `step` on the shardings of `template` (abstract arrays). Raises UserError by name."""
         try:
-            return self._restore(step, template)
+            leaves = self._checked_record(step)['leaves']
+            self._compare(step, leaves, template)
+            return self._read(step, template, leaves)
         except _Corrupt as error:
             good = self._good_before(step)
             if good is not None:
@@ -154,11 +159,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._links.close()
-
-    def _restore(self, step: int, template: Tree) -> Tree:
-        leaves = self._checked_record(step)['leaves']
-        self._compare(step, leaves, template)
-        return self._read(step, template, leaves)
 
     def _checked_record(self, step: int) -> dict:
         """What checkpoint.json says, once every file is as it was saved. Each process reads a share of the files."""
@@ -280,13 +280,6 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 (self._directory / str(step)).rename(deleted)
                 shutil.rmtree(deleted)
-
-    def _purge(self) -> None:
-        """Removes what a killed process left half written or half deleted."""
-        if processes.first():
-            for path in self._directory.glob('*'):
-                if path.suffix in (_UNFINISHED, _DELETED):
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(folder: pathlib.Path) -> None:

@@ -28,12 +28,12 @@ class Writer:
     Raises RunError if the disk refuses, or if a line before the last is no row.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = True):
+    def __init__(self, workdir: pathlib.Path, step: int):
         paths = Paths(workdir)
         with disk_errors(workdir):
             paths.folder.mkdir(parents=True, exist_ok=True)
         self._path = paths.metrics
-        self._tb = _Events(paths.tensorboard, step) if tensorboard else None
+        self._tb = _Events(paths.tensorboard, step)
         _cut_back(self._path, lambda line: (row := _row(line))['step'] <= step and row['split'] != 'final')
         _cut_back(paths.timing, lambda line: records.parse(line) is not None)
         # Unbuffered: a row is in the file when `metrics` returns, and a full disk is met there, not at close.
@@ -51,10 +51,9 @@ class Writer:
         scalars = {name: float(values[name]) for name in sorted(values)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         _append(self._metrics, row | finite)
-        if self._tb is not None:
-            suffix = '' if seed is None else f'/seed{seed}'
-            shown = {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None}
-            self._tb.add(step, shown)
+        suffix = '' if seed is None else f'/seed{seed}'
+        shown = {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None}
+        self._tb.add(step, shown)
 
     def timing(self, **fields) -> None:
         """Writes one row: {"time": seconds since the epoch, **fields}."""
@@ -70,8 +69,7 @@ class Writer:
         return read_rows(self._path)
 
     def close(self) -> None:
-        if self._tb is not None:
-            self._tb.close()
+        self._tb.close()
         with disk_errors(self._path):
             self._metrics.close()
             self._timing.close()
@@ -197,17 +195,10 @@ def _cut_back(path: pathlib.Path, keep) -> None:
 class NullWriter:
     """The Writer of every process but the first: nothing is written."""
 
-    def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None:
-        pass
-
-    def timing(self, **fields) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
+    def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None: ...
+    def timing(self, **fields) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
     def rows(self) -> list[dict]:
         return []
-
-    def close(self) -> None:
-        pass

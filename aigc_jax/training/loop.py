@@ -89,7 +89,7 @@ class Loop:
             found = self.evaluation.final(state, digest, between)
             by_seed = dict(zip(self.seeds, found.values(), strict=True))
             for seed, results in by_seed.items():
-                self._row('final', {name: found['value'] for name, found in results.items()}, seed)
+                self.log.metrics(self.step, 'final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
                 self._draw(state, k, seed, final=True)
             if processes.first():
@@ -98,31 +98,28 @@ class Loop:
         evaluation.forget(self.run.paths)
         return tables.across(found)
 
-    def close(self) -> None:
-        self.progress.close()
-
     def _drain(self) -> None:
         """Logs the pending metrics where that is due; raises RunError on NaN, or marks the replica that diverged."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
         metrics = {name: np.asarray(value) for name, value in sorted(parallel.fetch(metrics).items())}
-        for k, seed in enumerate(self.seeds):
-            self._check_finite(step, {name: self._of(value, k) for name, value in metrics.items()}, seed)
-        for k, seed in enumerate(self.seeds):  # no row of a step at which another replica ends the run
-            if step % self.config.log_every_steps == 0:
-                own = {name: self._of(value, k) for name, value in metrics.items()}
-                # The mean over the call's steps: smoother than one step, and the same after a resume.
-                self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
-        if step % self.config.log_every_steps == 0:
-            shown = {name: float(value.mean()) for name, value in metrics.items()}
-            speed = self.pace.measure(step)
-            by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
-            self.progress.log(step, dict(by_loss), self.pace.words())
-            self.log.timing(event='log', step=step, steps_per_second=speed)
-
-    def _of(self, value: np.ndarray, k: int) -> np.ndarray:
-        return value[k] if self.experiment.plan.replicas else value
+        replicas = {
+            seed: {name: value[k] if self.experiment.plan.replicas else value for name, value in metrics.items()}
+            for k, seed in enumerate(self.seeds)
+        }
+        for seed, own in replicas.items():
+            self._check_finite(step, own, seed)
+        if step % self.config.log_every_steps:
+            return
+        for seed, own in replicas.items():  # no row of a step at which another replica ends the run
+            # The mean over the call's steps: smoother than one step, and the same after a resume.
+            self.log.metrics(step, 'train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed)
+        shown = {name: float(value.mean()) for name, value in metrics.items()}
+        speed = self.pace.measure(step)
+        by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
+        self.progress.log(step, dict(by_loss), self.pace.words())
+        self.log.timing(event='log', step=step, steps_per_second=speed)
 
     def _check_finite(self, step: int, metrics: dict[str, np.ndarray], seed: int | None) -> None:
         if seed in self.diverged:
@@ -142,7 +139,7 @@ class Loop:
                 f'{self.checkpoints.latest() or "none"}; try a lower learning rate, or optim.*.clip_norm.'
             )
         self.diverged.add(seed)
-        self._row('train', {'diverged': 1.0}, seed, at)
+        self.log.metrics(at, 'train', {'diverged': 1.0}, seed)
         if len(self.diverged) == len(self.seeds):
             raise RunError(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
 
@@ -154,7 +151,7 @@ class Loop:
             for k, seed in enumerate(self.seeds)
         }
         for seed, results in by_seed.items():
-            self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
+            self.log.metrics(self.step, 'eval', {name: found['value'] for name, found in results.items()}, seed)
         if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
             self._draw(state, 0, self.seeds[0])
         values = {name: found['value'] for name, found in tables.across(by_seed).items()}
@@ -172,6 +169,3 @@ class Loop:
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
         evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
         pictures.draw(evaluator, self._name(seed), own, of_draws, rows, final)
-
-    def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
-        self.log.metrics(self.step if step is None else step, split, values, seed)

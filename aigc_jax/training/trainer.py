@@ -113,7 +113,7 @@ class _Training:
             log = self._held.enter_context(contextlib.closing(run.log(start)))
             log.timing(event='start', step=start, seconds={**self._clock})
         loop = Loop(experiment, run, checkpoints, log, start, self._stream)
-        self._held.callback(loop.close)
+        self._held.callback(loop.progress.close)
         with Signals(signals) as heard:
             try:
                 while not loop.finished(state, heard):
