@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 _STARTED = time.perf_counter()
 
@@ -90,13 +91,20 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def main(_: list[str]) -> None:
+    guarded(_run)
+
+
+def guarded(work: Callable[[], int | None]) -> None:
+    """Calls `work`, which returns the exit code (None: 0). What it raises ends in one line and an exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     try:
-        _run()
+        exit_code = work() or 0
         show('')
         if processes.several():
             processes.finish()
-            _leave(0)
+            _leave(exit_code)
+        if exit_code:
+            sys.exit(exit_code)
     except (Closed, BrokenPipeError):  # the latter of stderr
         drop()
         sys.exit(Closed.exit_code)
@@ -118,13 +126,13 @@ def main(_: list[str]) -> None:
 def _run() -> None:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
-        _set_up_jax()
+        set_up_jax()
     began = time.perf_counter()
     if FLAGS.mode == 'train':
         with processes.together('config'):
             config = config_lib.load(_given['config'], _given['overrides'])
     if not several:
-        _set_up_jax()
+        set_up_jax()
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
@@ -227,7 +235,7 @@ class _Terminal:
             raise self._failed
 
 
-def _set_up_jax() -> None:
+def set_up_jax() -> None:
     """The compilation cache, on unless the user says otherwise; several processes, where a cluster started them."""
     import jax
     from absl import logging
