@@ -23,7 +23,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog='python -m aigc_jax.verify', description=about.partition(':')[0], epilog=codes,
                      allow_abbrev=False)  # fmt: skip
     parser.add_argument('--workdir', required=True, help="the run's folder; nothing is written there")
-    parser.add_argument('--from_step', type=int, default=0, help='the checkpoint to go on from (default: the beginning)')
+    parser.add_argument('--from_step', type=int, default=0, help='the checkpoint to go on from; 0: the beginning')
     return parser.parse_args(argv)
 
 
