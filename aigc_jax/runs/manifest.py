@@ -111,7 +111,7 @@ def ground(config: ConfigDict, mesh: Mesh) -> dict:
             'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
         },
     }
-    return {'numerics': numerics.key(found), **found, **_own_task(config.task.name)}
+    return {'numerics': numerics.key(found), **found, **own_code(config)}
 
 
 def made_with() -> dict[str, object]:
@@ -129,14 +129,14 @@ def made_with() -> dict[str, object]:
     }
 
 
-def _own_task(name: str) -> dict[str, str]:
-    """{'task': sha256 (hex) of the user's own file that makes the task}; {} for a task of this package."""
-    if name in tasks.TASKS:
+def own_code(config: ConfigDict) -> dict[str, str]:
+    """The sha256 of the file that task.name is the path of; {} of a task of the package. Raises UserError."""
+    if config.task.name in tasks.TASKS:
         return {}
     try:
-        return {'task': hashlib.sha256(pathlib.Path(name).expanduser().read_bytes()).hexdigest()}
+        return {'own_task': hashlib.sha256(pathlib.Path(config.task.name).expanduser().read_bytes()).hexdigest()}
     except OSError as error:
-        raise UserError(f'task.name: {name}: {error.strerror}') from None
+        raise UserError(f'task.name: {config.task.name}: {error.strerror}') from None
 
 
 def _version(package: str) -> str | None:

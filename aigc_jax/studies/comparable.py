@@ -79,7 +79,7 @@ class Ground:
             )
 
     def _compare_own_files(self, found: dict, here: dict) -> None:
-        before, now = found.get('task'), here.get('task')
+        before, now = found.get('own_task'), here.get('own_task')
         if before and now and before != now:
             self.reasons += (
                 f'task.name: {self.config.task.name} is no longer the file that the run was made with (sha256 '
