@@ -355,7 +355,7 @@ def test_differences_of_lines():
     here = b'{"step": 10, "split": "train", "seed": 3, "loss": 0.5}\n'
     assert differences.of_lines(here, here) is None
     for there, text in (
-        (here.replace(b'0.5', b'0.75'), 'step 10, train, seed 3: loss is 0.75 there, 0.5 here: 0.25 apart, relative 0.5'),
+        (here.replace(b'0.5', b'1.0'), 'step 10, train, seed 3: loss is 1.0 there, 0.5 here: 0.5 apart, relative 1'),
         (here.replace(b'10', b'15'), 'it is the row of step 15, train, seed 3 there, of step 10, train, seed 3 here'),
         (here.replace(b' ', b''), 'step 10, train, seed 3: the same values, written in other letters'),
         (b'[1]\n', 'it is no row there; here it is that of step 10, train, seed 3'),
