@@ -195,6 +195,7 @@ class _Rerun(Run):
         except _Ended:
             pass
         except Diverged as error:
+            self._row_differs()
             self.found.append(Difference(None, 'the rerun', f'it diverged where the run did not: {_first_line(error)}'))
         if processes.first() and not self.found:
             self._compare_ends()
