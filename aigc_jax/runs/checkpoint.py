@@ -24,7 +24,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -136,6 +136,24 @@ class Checkpoints:
                 mend = 'No earlier one is good either: bring the files back from a copy, or name another --workdir.'
             raise UserError(f'{error}\n{mend}') from None
 
+    def wants(self, step: int) -> bool:
+        """Whether a state is to be saved at `step`, besides those that the config says."""
+        return False
+
+    def check(self, step: int) -> None:
+        """Raises UserError by name where a file of `step` is not as it was saved."""
+        self._checked_record(step)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Those that were saved with it. Raises UserError."""
+        return self._record(step)['metrics']
+
+    def parts(self, step: int, template: Tree) -> Iterator[dict[str, Any]]:
+        """{name: array} of `step` on the shardings of `template`, some leaves at a time. Raises UserError by name."""
+        leaves = self._checked_record(step)['leaves']
+        self._compare(step, leaves, template)
+        yield from self._parts(step, template, leaves)
+
     def digest(self, step: int) -> str:
         """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
         return record.sha256(json.dumps(self._record(step)['leaves']).encode())
@@ -204,15 +222,18 @@ class Checkpoints:
 
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""
-        found, wanted = {}, tree.flatten(template)
+        found = {name: leaf for part in self._parts(step, template, leaves) for name, leaf in part.items()}
+        return tree.map_named(lambda name, _: found[name], template)
+
+    def _parts(self, step: int, template: Tree, leaves: dict[str, list]) -> Iterator[dict[str, Any]]:
+        wanted = tree.flatten(template)
         saved = _alike('structure', lambda: self._structure(str(step), leaves))
         for group in store.groups(wanted):
             here = {name: wanted[name] for name in group}
             part = _alike('read', lambda: self._load(str(step), saved, here))  # noqa: B023
             now = _described(part, leaves)
             _alike('compare', lambda: self._must_equal(str(step), now, leaves))  # noqa: B023
-            found |= part
-        return tree.map_named(lambda name, _: found[name], template)
+            yield part
 
     def _verify(self, folder: str, leaves: dict[str, list]) -> None:
         """Raises where what lies there is not these leaves. Each process reads some, on its host, and keeps none."""

@@ -21,6 +21,10 @@ from aigc_jax.training.early_stopping import Watch
 from aigc_jax.training.signals import Interrupted, Signals
 
 
+class Diverged(RunError):
+    """A loss, or another metric of the training, is not finite."""
+
+
 class Loop:
     """What happens between the calls: evaluation, checkpoints, logs, early stopping, and the end."""
 
@@ -68,7 +72,8 @@ class Loop:
             self.log.timing(event='evaluation', step=self.step, seconds=self.pace.last('evaluation'))
         over = over or self.watch.out_of_patience()
         best = results is not None and config.eval.best_metric and not self.watch.waited  # which is to be kept
-        if new and (self.step % config.checkpoint_every_steps == 0 or best or over or asked):
+        due = self.checkpoints.wants(self.step) or self.step % config.checkpoint_every_steps == 0
+        if new and (due or best or over or asked):
             self._drain()
             self.log.flush()
             with self.pace.pause('checkpoint', self.step):
@@ -133,15 +138,15 @@ class Loop:
         offset, name = min(found)
         at, value = step + offset + 1, metrics[name][offset]
         if seed is None:
-            self._row('train', {'diverged': 1.0}, None, at)
-            raise RunError(
+            self.log.metrics(at, 'train', {'diverged': 1.0})
+            raise Diverged(
                 f'step {at}: {name} is {value}; training stopped. The last good checkpoint is '
                 f'{self.checkpoints.latest() or "none"}; try a lower learning rate, or optim.*.clip_norm.'
             )
         self.diverged.add(seed)
         self.log.metrics(at, 'train', {'diverged': 1.0}, seed)
         if len(self.diverged) == len(self.seeds):
-            raise RunError(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
+            raise Diverged(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         by_seed = {
@@ -166,6 +171,8 @@ class Loop:
         return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')
 
     def _draw(self, state: TrainState, k: int, seed: int | None, final: bool = False) -> None:
+        if not self.run.draws:
+            return
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
         evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
         pictures.draw(evaluator, self._name(seed), own, of_draws, rows, final)
