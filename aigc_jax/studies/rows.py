@@ -5,7 +5,6 @@ import functools
 import json
 import operator
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -81,7 +80,7 @@ def _rows(config: str, grid: list[tuple[str, str]], seeds: int | None) -> list[d
         if not rows:
             raise UserError(f'--config: sweep() of {path} returns no row')
     elif not grid and not seeds:
-        raise UserError(f'--config: {path} defines no sweep(); write one, or give --sweep.FIELD=VALUE,VALUE or --seeds=N')
+        raise UserError(f'--config: {path} has no sweep(); write one, or give --sweep.FIELD=VALUE,VALUE or --seeds=N')
     try:
         return space.product(rows, *(space.values(field, _options(field, text)) for field, text in grid))
     except ValueError as error:
@@ -90,13 +89,19 @@ def _rows(config: str, grid: list[tuple[str, str]], seeds: int | None) -> list[d
 
 def _options(field: str, text: str) -> list[Any]:
     """The values of '1e-3,3e-4' or 'hinge,wasserstein' or '(16,),(32,32)'."""
-    try:
-        found = ast.literal_eval(f'[{text}]')
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        found = [part.strip() for part in text.split(',')]
+    found = _literal(f'[{text}]')
+    if isinstance(found, str):
+        found = [_literal(part.strip()) for part in text.split(',')]
     if not found or '' in found:
         raise UserError(f'--sweep.{field}: {text!r} lacks a value; give VALUE,VALUE')
     return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 class Resolver:

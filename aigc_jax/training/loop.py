@@ -97,6 +97,7 @@ class Loop:
                 pictures.draw_neighbours(self.run.paths, name, self.experiment, images)
                 self.log.flush()
                 tables.write(self.run.paths.evaluation, self.step, found)
+                self.log.timing(event='end', step=self.step)
         evaluation.forget(self.run.paths)
         return tables.across(found)
 
