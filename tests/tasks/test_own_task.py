@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.schema import Field
-from aigc_jax.core.types import Extra, Task, Turn
+from aigc_jax.core.types import Aux, Extra, Task, Turn
 
 FIELDS = {
     'task': {'power': Field(int, 2, choices=(1, 2), doc='of the error'), 'name_of_it': Field(str, doc='a text')},
@@ -29,7 +29,7 @@ def make(config, dataset):
         return jnp.abs(x - params['mean']['image']) ** power
 
     def loss(params, extra, batch, ctx):
-        return jnp.mean(error(params, batch['x'])), ({}, extra)
+        return jnp.mean(error(params, batch['x'])), Aux({}, extra)
 
     def draw(params, extra, ctx, labels):
         return params['mean']['image'] + config.eval.noise * ctx.normal('z', shape)
