@@ -8,11 +8,13 @@ import pathlib
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 
 from absl import flags
 
-from aigc_jax.core.errors import RunError, UserError, near, printable
-from aigc_jax.core.output import Closed, drop, show
+from aigc_jax.core import command
+from aigc_jax.core.errors import UserError, near, printable
+from aigc_jax.core.output import show
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import states, status, sweeps
 
@@ -33,25 +35,16 @@ flags.DEFINE_string(
 )  # fmt: skip
 
 
-def main(argv: list[str]) -> int:
-    """Returns the exit code."""
-    try:
-        return _run(argv)
-    except (Closed, BrokenPipeError):
-        drop()
-        return Closed.exit_code
-    except (UserError, RunError) as error:
-        print(printable(f'error: {error}'), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        return 130
+def main(argv: list[str]) -> None:
+    with command.mistakes():
+        body = _parsed(argv)
+    command.run(lambda: sys.exit(body()))
 
 
-def _run(argv: list[str]) -> int:
+def _parsed(argv: list[str]) -> Callable[[], int]:
+    """What is to be done, which returns the exit code. Raises UserError."""
     if {'--help', '-h'} & set(argv):
-        show(f'{__doc__}\n{FLAGS.get_help()}\n')
-        return 0
+        return lambda: show(f'{__doc__}\n{FLAGS.module_help(__name__)}\n')
     rest, config, overrides = config_lib.split_arguments(argv)
     grid, rest = _grid(rest)
     try:
@@ -70,10 +63,10 @@ def _run(argv: list[str]) -> int:
     if words:
         if config or overrides or grid:
             raise UserError('--config: status reads the sweep of the workdir; leave it out')
-        return _status(workdir)
+        return lambda: _status(workdir)
     if not config:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
-    return _launch(workdir, config, overrides, grid)
+    return lambda: _launch(workdir, config, overrides, grid)
 
 
 def _grid(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -147,4 +140,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(sys.argv))
+    main(sys.argv)

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
+_DRAWS = 20  # for each row that `random` is to give
 
 
 def values(field: str, options: Iterable) -> list[Row]:
@@ -88,12 +89,21 @@ class Range:
 
 
 def random(count: int, space: Mapping[str, Range | Sequence], seed: int = 0) -> list[Row]:
-    """`count` rows, each field drawn from a Range, or evenly from a list of values.
+    """`count` different rows, each field drawn from a Range, or evenly from a list of values.
 
-    Row k of a field is a function of (seed, field, k) alone: a larger count, or another field, keeps the rows' draws.
-    seed: of the search. It has nothing to do with the seeds that the rows are trained with.
+    Draw k of a field is a function of (seed, field, k) alone, so that a larger count keeps the rows of a smaller one. A
+    row that is drawn again is passed over. seed: of the search. It has nothing to do with the seeds that the rows are
+    trained with. Raises ValueError where there are not so many rows, or nearly not.
     """
-    return [{field: _drawn(found, _share(seed, field, k)) for field, found in space.items()} for k in range(count)]
+    rows: dict[str, Row] = {}
+    for k in range(_DRAWS * count):
+        row = {field: _drawn(found, _share(seed, field, k)) for field, found in space.items()}
+        rows.setdefault(repr(row), row)
+        if len(rows) == count:
+            break
+    if len(rows) < count:
+        raise ValueError(f'random: {_DRAWS * count} draws gave {len(rows)} different rows, not {count}')
+    return list(rows.values())
 
 
 def _joined(rows: Iterable[Row]) -> Row:

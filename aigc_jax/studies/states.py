@@ -74,7 +74,7 @@ def hours(trial: Trial) -> float:
     data = data[: data.rfind(b'\n') + 1]
     starts = list(_START.finditer(data))
     seconds = 0.0
-    for start, end in zip(starts, [*(later.start() for later in starts[1:]), len(data)], strict=True):
+    for start, end in zip(starts, [*(later.start() for later in starts), len(data)][1:], strict=True):
         last = data.rfind(_LINE, start.start(), end) + len(_LINE)
         seconds += max(0.0, float(data[last : data.index(b',', last)]) - float(start[1]))  # a clock may be put back
         seconds += sum(json.loads(start[0])['seconds'].values())
