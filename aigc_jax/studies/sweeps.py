@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -89,10 +90,8 @@ def read(workdir: pathlib.Path) -> Sweep | None:
 
 def others(sweep: Sweep, workdir: pathlib.Path) -> Iterator[str]:
     """The names of the folders that hold runs of rows which the sweep no longer has."""
-    known = {row.name for row in sweep.rows}
-    for path in sorted(workdir.iterdir()):
-        if path.name not in known and any(path.glob('seed-*/config.json')):
-            yield path.name
+    unknown = set(os.listdir(workdir)) - {row.name for row in sweep.rows}
+    yield from (name for name in sorted(unknown) if any((workdir / name).glob('seed-*/config.json')))
 
 
 def fingerprint(config: str) -> str:

@@ -1,5 +1,6 @@
 """Sweeps through the command line: real runs, failures, kills, two launchers at once, drift."""
 
+import copy
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ import sys
 import time
 
 import pytest
+
+from aigc_jax import sweep as door
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RATE = 'optim.generator.schedule.init_value'
@@ -170,12 +173,13 @@ def test_a_signal_saves_all_runs(tmp_path):
     assert out.count(': stopped, step ') == 2 and '4 runs: 2 stopped, 2 missing' in out
 
 
-def test_mistakes_on_the_command_line(tmp_path):
+def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     for arguments, word in (
         ((), '--config: missing'),
         (('--config=configs/gan.py',), 'has no sweep()'),
-        (('--config=configs/gan.py', '--sweep.task.r2=x'), "'x' is a text"),
-        (('--config=configs/gan.py', '--sweep.task.r3=1,2'), 'did you mean r1, r2?'),
+        (('--config=configs/gan.py', '--sweep.task.r2=x'), "task.r2: 'x' is no float"),
+        (('--config=configs/gan.py', '--sweep.task.r3=1,2'), 'did you mean r'),
         (('--config=configs/gan.py', '--sweep=1'), '--sweep: give --sweep.FIELD=VALUE,VALUE'),
         (('--config=configs/gan.py', '--launcher=kubernetes'), '--launcher'),
         (('--config=configs/gan.py', '--jobs=0'), 'jobs'),
@@ -184,7 +188,10 @@ def test_mistakes_on_the_command_line(tmp_path):
         (('status',), 'no sweep is there'),
         (('state',), 'status is the only one'),
     ):
-        code, out, err = sweep(tmp_path / 'none', *arguments)
-        assert (code, out) == (2, '') and err.startswith('error: ') and word in err, (arguments, err)
+        monkeypatch.setattr(door, 'FLAGS', copy.deepcopy(door.FLAGS))  # as they are before any command
+        with pytest.raises(SystemExit) as ended:
+            door.main(['sweep', *arguments, f'--workdir={tmp_path / "none"}'])
+        out, err = capsys.readouterr()
+        assert (ended.value.code, out) == (2, '') and err.startswith('error: ') and word in err, (arguments, err)
         assert 'Traceback' not in err and len(err.splitlines()) <= 3
     assert not (tmp_path / 'none').exists()
