@@ -175,6 +175,7 @@ def test_a_signal_saves_all_runs(tmp_path):
 
 def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
+    flags = door.FLAGS
     for arguments, word in (
         ((), '--config: missing'),
         (('--config=configs/gan.py',), 'has no sweep()'),
@@ -188,7 +189,7 @@ def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
         (('status',), 'no sweep is there'),
         (('state',), 'status is the only one'),
     ):
-        monkeypatch.setattr(door, 'FLAGS', copy.deepcopy(door.FLAGS))  # as they are before any command
+        monkeypatch.setattr(door, 'FLAGS', copy.deepcopy(flags))  # as they are before any command
         with pytest.raises(SystemExit) as ended:
             door.main(['sweep', *arguments, f'--workdir={tmp_path / "none"}'])
         out, err = capsys.readouterr()
