@@ -70,7 +70,7 @@ def look(trial: Trial, held: bool | None = None) -> State:
 
 def hours(trial: Trial) -> float:
     """That the processes of its run have lived, by timing.jsonl: of one that was killed, up to its last line."""
-    data = _bytes(trial.folder / 'timing.jsonl')
+    data = _bytes(Paths(trial.folder).timing)
     data = data[: data.rfind(b'\n') + 1]
     starts = list(_START.finditer(data))
     seconds = 0.0

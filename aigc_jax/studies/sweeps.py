@@ -1,6 +1,7 @@
 """What a sweep is: rows × seeds, a folder for each, and the record of it that `status` and later commands read."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -32,12 +33,21 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A row with one seed. folder: of its run; log: of all that its processes wrote on stdout and stderr."""
+    """A row with one seed, in the folder `workdir` of the sweep."""
 
     row: Row
     seed: int
-    folder: pathlib.Path
-    log: pathlib.Path
+    workdir: pathlib.Path
+
+    @functools.cached_property
+    def folder(self) -> pathlib.Path:
+        """Of its run."""
+        return self.workdir / self.name
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What its processes wrote on stdout and stderr."""
+        return self.workdir / f'{self.name}.log'
 
     @property
     def name(self) -> str:
@@ -56,15 +66,10 @@ class Sweep:
 
     def trials(self, workdir: pathlib.Path) -> list[Trial]:
         """All of them. The seeds of a row come last, so that every row has a result early."""
-        return [_trial(workdir, row, seed) for seed in self.seeds for row in self.rows]
+        return [Trial(row, seed, workdir) for seed in self.seeds for row in self.rows]
 
     def write(self, workdir: pathlib.Path) -> None:
         atomic_write(workdir / RECORD, json.dumps(dataclasses.asdict(self)) + '\n')
-
-
-def _trial(workdir: pathlib.Path, row: Row, seed: int) -> Trial:
-    place = f'{workdir}/{row.name}/seed-{seed}'
-    return Trial(row, seed, pathlib.Path(place), pathlib.Path(f'{place}.log'))
 
 
 def read(workdir: pathlib.Path) -> Sweep | None:
