@@ -23,7 +23,7 @@ FLAGS = flags.FlagValues()  # its own, for those of aigc_jax.main are others
 _own = {'flag_values': FLAGS}
 flags.DEFINE_string('workdir', None, 'the folder of the sweep, with a folder for each row and seed', **_own)
 flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=VALUE for all rows', **_own)
-flags.DEFINE_string('sweep', None, '--sweep.FIELD=VALUE,VALUE,…: every combination of these, with each row', **_own)
+flags.DEFINE_string('sweep.FIELD', None, 'VALUE,VALUE,…: every combination of these, with each row of sweep()', **_own)
 flags.DEFINE_integer('seeds', None, "each row so often, from the config's seed on (default: once)", 1, 10_000, **_own)
 flags.DEFINE_integer(
     'jobs', None, 'so many processes at a time (default: one for each core, or one on an accelerator)', 1, 1000, **_own
@@ -46,7 +46,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     if {'--help', '-h'} & set(argv):
         return lambda: show(f'{__doc__}\n{FLAGS.module_help(__name__)}\n')
     rest, config, overrides = config_lib.split_arguments(argv)
-    grid, rest = _grid(rest)
+    grid, rest = split_grid(rest)
     try:
         words = FLAGS(rest)[1:]
     except flags.Error as error:
@@ -69,8 +69,8 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     return lambda: _launch(workdir, config, overrides, grid)
 
 
-def _grid(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """([(field, 'value,value')] of --sweep.FIELD=…, the other arguments)."""
+def split_grid(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """([(field, 'value,value')] of --sweep.FIELD=…, the other arguments). Raises UserError."""
     grid, rest = [], []
     for argument in arguments:
         flag, equals, text = argument.partition('=')
