@@ -5,6 +5,7 @@ their ends, and the next launcher waits for them.
 """
 
 import collections
+import contextlib
 import glob
 import os
 import shlex
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import disk_errors
 from aigc_jax.runs.folder import Run
 from aigc_jax.studies import states
@@ -119,7 +120,7 @@ class _Process:
         if self.popen.poll() is None:
             return False
         if self.popen.returncode:
-            with disk_errors(self.trial.log):
+            with contextlib.suppress(OSError):  # on a full disk the reason is what the process could still write
                 self._file.write(f'{states.END}{self.popen.returncode}]\n'.encode())
         return True
 
@@ -164,19 +165,23 @@ class _Launch:
         return Outcome(self._states, self._signals.first)
 
     def _begin(self, trial: Trial) -> None:
-        with disk_errors(trial.log):
-            file = states.held(trial.log)
-        if file is None or _trained_by_hand(trial):
-            if file:
-                file.close()
-            self._elsewhere.append(trial)
-            return
-        if (state := states.look(trial, held=False)).kind in (states.DONE, states.OTHER):  # by another launcher
-            self._end(trial, state)
-            file.close()
-            return
-        slot = self._free.pop(0)
-        self._running.append(_Process(self._sweep, trial, file, self._shares[slot], slot))
+        with contextlib.ExitStack() as undone:
+            try:
+                if (file := states.held(trial.log)) is None:
+                    self._elsewhere.append(trial)
+                    return
+                undone.callback(file.close)
+                if _trained_by_hand(trial):
+                    self._elsewhere.append(trial)
+                elif (state := states.look(trial, held=False)).kind in (states.DONE, states.OTHER):
+                    self._end(trial, state)  # another launcher has finished it meanwhile
+                else:
+                    process = _Process(self._sweep, trial, file, self._shares[self._free[0]], self._free[0])
+                    self._running.append(process)
+                    self._free.pop(0)
+                    undone.pop_all()
+            except (OSError, RunError) as error:  # a full disk, no more processes: the others may still end well
+                self._end(trial, State(states.FAILED, words=f'cannot be started: {error}'))
 
     def _end(self, trial: Trial, state: State) -> None:
         self._states[trial.name] = state
@@ -188,10 +193,10 @@ class _Launch:
             return
         self._asked = time.monotonic()
         for trial in self._elsewhere[:]:
-            if states.is_held(trial.log) or _trained_by_hand(trial):
+            state = states.look(trial)
+            if state.kind == states.RUNNING or _trained_by_hand(trial):
                 continue
             self._elsewhere.remove(trial)
-            state = states.look(trial)
             if state.kind in (states.MISSING, states.STOPPED):
                 self._waiting.append(trial)
             else:
