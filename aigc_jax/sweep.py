@@ -122,6 +122,8 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
         return 128 + outcome.interrupted
     show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)))
     _say(status.summary(found))
+    for line in drift.notes(found):
+        _say(f'note: {line}')
     return 0 if all(state.kind == states.DONE for _, state in found) else 1
 
 

@@ -1,7 +1,11 @@
-"""A run that was made with another config than its row has now: it is named, and nothing is overwritten."""
+"""Runs of one sweep that are not alike: another config than the row has is refused, other code or data are noted."""
+
+import collections
+from collections.abc import Iterator
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import manifest
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import rows, states
 from aigc_jax.studies.states import State
@@ -20,3 +24,22 @@ def check(sweep: Sweep, found: list[tuple[Trial, State]]) -> None:
         f'--workdir: {len(drifted)} of {len(found)} runs were made with another config; differing in {first.folder}: '
         f'{"; ".join(differing)}\nName another folder, give the config that they were made with, or remove them.'
     )
+
+
+def notes(found: list[tuple[Trial, State]]) -> Iterator[str]:
+    """A line for each ground that the finished runs do not share, by their manifests: the code, the version of JAX, and
+    the data among the seeds of a row. Raises UserError where a manifest is damaged."""
+    made = [(trial, manifest.read(Paths(trial.folder).manifest)) for trial, state in found if state.kind == states.DONE]
+    for what, of in (
+        ('code (sha256)', lambda made_with: str(made_with.get('source'))[:8]),
+        ('jax', lambda made_with: str(made_with.get('packages', {}).get('jax'))),
+    ):
+        counts = collections.Counter(of(made_with) for _, made_with in made)
+        if len(counts) > 1:
+            shown = ', '.join(f'{count} with {value}' for value, count in counts.most_common(3))
+            yield f'the finished runs do not have the same {what}: {shown}'
+    data = collections.defaultdict(set)
+    for trial, made_with in made:
+        data[trial.row.name].add(made_with.get('data', {}).get('fingerprint'))
+    if several := [name for name, fingerprints in data.items() if len(fingerprints) > 1]:
+        yield f'the seeds of {len(several)} rows were not trained on the same data, such as those of {several[0]}'
