@@ -41,7 +41,7 @@ def sweep(workdir, *arguments) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def until(true, seconds=120):
+def until(true, seconds=SECONDS):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
