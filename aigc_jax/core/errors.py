@@ -25,8 +25,9 @@ def printable(message: str) -> str:
     terminal or reverse the order of others."""
     lines = []
     for line in message.split('\n'):
-        shown = ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in line)
-        lines.append(shown if len(shown) <= _MOST_LETTERS else shown[:_MOST_LETTERS] + '…')
+        if not line.isprintable():
+            line = ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in line)
+        lines.append(line if len(line) <= _MOST_LETTERS else line[:_MOST_LETTERS] + '…')
     return '\n'.join(lines)
 
 

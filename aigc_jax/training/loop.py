@@ -100,6 +100,7 @@ class Loop:
             if processes.first():
                 self.log.flush()
                 tables.write(self.run.paths.evaluation, self.step, found)
+                self.log.timing(event='end', step=self.step)
         evaluation.forget(self.run.paths)
         return tables.across(found)
 
