@@ -14,7 +14,7 @@ _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
-from aigc_jax.core import processes  # noqa: E402
+from aigc_jax.core import processes, user_code  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near, printable  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 from aigc_jax.runs import config as config_lib  # noqa: E402
@@ -108,6 +108,7 @@ def main(_: list[str]) -> None:
         print('interrupted', file=sys.stderr)
         _leave(130)
     except Exception as error:  # a fault of the program, or a collective with a process that has ended
+        user_code.name_file(error)
         if not processes.several():
             raise
         if not processes.is_lost(error):
@@ -260,6 +261,8 @@ def _end(error: Exception) -> None:
     with contextlib.suppress(UserError):
         if processes.expected():
             processes.fail_early(error)
+    if isinstance(error, user_code.Raised):
+        traceback.print_exception(error.__cause__)
     print(printable(f'error: {error}' if error.exit_code < 128 else str(error)), file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)

@@ -41,6 +41,11 @@ def make(config, dataset: Dataset) -> Task:
     return task
 
 
+def is_own(name: str) -> bool:
+    """Whether task.name is the path of a Python file."""
+    return name not in TASKS
+
+
 def fields(group: str, config, around) -> Group | None:
     """The fields that the task of the whole config `around` has in `group`, 'task', 'model' or 'eval', which holds
     `config`; None: any. Raises UserError for a task that there is not."""
