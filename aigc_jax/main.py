@@ -14,7 +14,7 @@ _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
-from aigc_jax.core import processes, user_code  # noqa: E402
+from aigc_jax.core import arguments, processes, user_code  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near, printable  # noqa: E402
 from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
 from aigc_jax.runs import config as config_lib  # noqa: E402
@@ -24,8 +24,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two read the config of the workdir')
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
-flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1, upper_bound=1_000_000)
-flags.DEFINE_integer('seed', 0, 'sample: of the random draws', lower_bound=-(2**31), upper_bound=2**31 - 1)
+flags.DEFINE_integer('num_samples', 64, 'sample: how many', arguments.N.least, arguments.N.most)
+flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.least, arguments.SEED.most)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
 flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
 flags.DEFINE_string(
@@ -35,8 +35,8 @@ flags.DEFINE_integer(
     'max_new_tokens',
     None,
     'sample, language models: the most tokens (default: 200; for a draft or a beam search no more than fit)',
-    lower_bound=1,
-    upper_bound=1_000_000,
+    arguments.MAX_NEW_TOKENS.least,
+    arguments.MAX_NEW_TOKENS.most,
 )
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
 flags.DEFINE_string('suffix', '', 'sample, models trained with data.fim_rate: the text behind the one to be filled in')
