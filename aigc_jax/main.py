@@ -1,22 +1,17 @@
 """The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
 
-import contextlib
 import dataclasses
-import io
-import os
 import pathlib
-import signal
 import sys
 import time
-import traceback
 
 _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
-from aigc_jax.core import arguments, processes, user_code  # noqa: E402
-from aigc_jax.core.errors import RunError, UserError, near, printable  # noqa: E402
-from aigc_jax.core.output import Closed, drop, show, show_paths  # noqa: E402
+from aigc_jax.core import arguments, command, processes  # noqa: E402
+from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
+from aigc_jax.core.output import show, show_paths  # noqa: E402
 from aigc_jax.runs import config as config_lib  # noqa: E402
 
 MODES = ('train', 'evaluate', 'sample')
@@ -62,70 +57,37 @@ _given: dict = {}
 
 
 def parse(argv: list[str]) -> list[str]:
-    """absl's flags_parser: our --config flags, then absl's; mistakes end in one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?
-    try:
+    """absl's flags_parser: our --config flags, then absl's."""
+    with command.mistakes():
         rest, _given['config'], _given['overrides'] = config_lib.split_arguments(argv)
-        try:
-            left = FLAGS(rest)
-        except flags.Error as error:
-            raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
-        except SystemExit:
-            sys.exit(0)  # absl has printed the help that was asked for, which it holds to be an error
-        if len(left) > 1:
-            raise UserError(f'{left[1]!r} is no flag; flags begin with --')
-        if FLAGS.mode not in MODES:
-            raise UserError(f'--mode: {FLAGS.mode!r}{near(FLAGS.mode, MODES)}')
-        if not FLAGS.workdir:
-            raise UserError('--workdir: missing; name the folder of the run')
-        if FLAGS.mode == 'train' and not _given['config']:
-            raise UserError('--config: missing; name a config, such as configs/gan.py')
-        if FLAGS.mode != 'train' and _given['config']:
-            raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
-    except UserError as error:
-        _end(error)
-    return left
+    return command.parse(rest, _check_flags)
+
+
+def _check_flags() -> None:
+    if FLAGS.mode not in MODES:
+        raise UserError(f'--mode: {FLAGS.mode!r}{near(FLAGS.mode, MODES)}')
+    if not FLAGS.workdir:
+        raise UserError('--workdir: missing; name the folder of the run')
+    if FLAGS.mode == 'train' and not _given['config']:
+        raise UserError('--config: missing; name a config, such as configs/gan.py')
+    if FLAGS.mode != 'train' and _given['config']:
+        raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
 
 
 def main(_: list[str]) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
-    try:
-        _run()
-        show('')
-        if processes.several():
-            processes.finish()
-            _leave(0)
-    except (Closed, BrokenPipeError):  # the latter of stderr
-        drop()
-        sys.exit(Closed.exit_code)
-    except (UserError, RunError) as error:
-        _end(error)
-    except MemoryError as error:
-        _end(RunError(f'there is no memory left: {error or "a smaller batch, model or data set takes less"}'))
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
-        _leave(130)
-    except Exception as error:  # a fault of the program, or a collective with a process that has ended
-        user_code.name_file(error)
-        if not processes.several():
-            raise
-        if not processes.is_lost(error):
-            traceback.print_exc()
-        processes.fail(error)
+    command.run(_run)
 
 
 def _run() -> None:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
-        _set_up_jax()
+        command.set_up_jax()
     began = time.perf_counter()
     if FLAGS.mode == 'train':
         with processes.together('config'):
             config = config_lib.load(_given['config'], _given['overrides'])
     if not several:
-        _set_up_jax()
+        command.set_up_jax()
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
@@ -149,7 +111,7 @@ def _train(config, workdir: pathlib.Path, began: float) -> None:
     outcome = trainer.train(config, Run(workdir), signals=True, progress=sys.stderr, clock=clock)
     if outcome.interrupted:
         processes.gather('interrupted', None)
-        _end(Interrupted(outcome.interrupted, outcome.step))
+        command.end(Interrupted(outcome.interrupted, outcome.step))
     announce.table(config, outcome.step, outcome.results)
 
 
@@ -226,54 +188,6 @@ class _Terminal:
         self._add(suffix + '\n')
         if self._failed:
             raise self._failed
-
-
-def _set_up_jax() -> None:
-    """The compilation cache, on unless the user says otherwise; several processes, where a cluster started them."""
-    import jax
-    from absl import logging
-
-    # Libraries tell of each of their steps, and of the accelerators that are not here, on the INFO level.
-    logging.set_verbosity(logging.WARNING)
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'aigc_jax' / 'xla'
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):  # JAX would warn of each program otherwise
-            jax.config.update('jax_compilation_cache_dir', str(folder))
-            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    processes.start()
-    try:
-        jax.devices()
-    except Exception as error:  # a RuntimeError, or an AssertionError without a word
-        wanted = os.environ.get('JAX_PLATFORMS')
-        why = (' '.join(str(error).split()) or 'no such device is here')[:200]
-        raise UserError(
-            f'{f"JAX_PLATFORMS={wanted}" if wanted else "JAX"}: no devices: {why}\n'
-            'Set JAX_PLATFORMS=cpu, or leave it out for what is here; a GPU needs the jaxlib and driver that fit it.'
-        ) from None
-    processes.connect()
-
-
-def _end(error: Exception) -> None:
-    if processes.several():
-        processes.fail(error)
-    with contextlib.suppress(UserError):
-        if processes.expected():
-            processes.fail_early(error)
-    if isinstance(error, user_code.Raised):
-        traceback.print_exception(error.__cause__)
-    print(printable(f'error: {error}' if error.exit_code < 128 else str(error)), file=sys.stderr)
-    if error.exit_code > 128:
-        _leave(error.exit_code)
-    sys.exit(error.exit_code)
-
-
-def _leave(exit_code: int) -> None:
-    """At once. Otherwise Python waits at its end for what XLA and its threads still compute, or other processes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
 
 
 if __name__ == '__main__':  # as `aigc_jax.command()` runs it, too

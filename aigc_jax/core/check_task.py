@@ -20,17 +20,17 @@ from aigc_jax.core.capabilities import (
     SplitStatistic,
 )
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import Batch, Extra, Task, Turn
+from aigc_jax.core.types import Aux, Batch, Extra, Task, Turn
 
 _N = 7  # examples that a capability is tried with
-_LOSS = '(scalar, (metrics, extra))'
+_LOSS = '(scalar, Aux(metrics, extra))'
 
 
-def _of_loss(returned: Any) -> tuple[Any, Any, Any] | None:
-    """(value, metrics, extra) of what a loss returns; None where it has another form."""
+def _of_loss(returned: Any) -> tuple[Any, Any, Any, Any] | None:
+    """(value, metrics, extra, weight) of what a loss returns; None where it has another form."""
     match returned:
-        case (value, (metrics, Extra() as extra)):
-            return value, metrics, extra
+        case (value, Aux(metrics, Extra() as extra, weight)):
+            return value, metrics, extra, weight
     return None
 
 
@@ -119,12 +119,13 @@ class _Checked:
         returned = self._shapes(name, loss, params, extra)
         found = _of_loss(returned)
         self._want(found is not None, name, returned, f'{_LOSS}, whose extra is an Extra')
-        value, metrics, renewed = found
+        value, metrics, renewed, weight = found
         is_scalar = lambda x: getattr(x, 'shape', None) == ()
         fits = is_scalar(value) and jnp.issubdtype(value.dtype, jnp.floating)
         self._want(fits, name, value, 'a float () first, the mean over the examples')
         fits = isinstance(metrics, dict) and all(isinstance(k, str) and is_scalar(v) for k, v in metrics.items())
         self._want(fits, name, metrics, 'metrics {name: ()}, means over the examples')
+        self._want(weight is None or is_scalar(weight), name, weight, 'a weight ()')
         self._want(_kinds(renewed) == _kinds(extra), name, renewed, f'an extra like that given, {_said(extra)}')
 
     def capability(self, one: Capability, params, extra: Extra, batch_of, shape, labels) -> None:

@@ -113,14 +113,13 @@ def _gradient(
                 own = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, own, frozen)
             return turn.loss({**state.params, turn.player: own}, extra, batch, ctx)
 
-        (value, (metrics, extra)), grads = jax.value_and_grad(loss, has_aux=True)(state.params[turn.player])
+        (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params[turn.player])
         if shardings is not None:
             # Without the barrier XLA takes a device's part anew from the whole gradient wherever it is read, the last
             # time by the optimizer, and so keeps the whole gradients of all layers until then.
             part_of = lambda g, own: jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(g, own))
             grads = jax.tree.map(part_of, grads, shardings)
-        weight = turn.weight(batch) if turn.weight else jnp.float32(ctx.index.shape[0])
-        return (grads, {'loss': value, **metrics}, extra.stats), extra.carry, weight
+        return (grads, {'loss': value, **aux.metrics}, aux.extra.stats), aux.extra.carry, aux.weight
 
     extra = Extra(state.stats, state.carry)
     if micro_batches == 1 and not axis_name:  # the common case: nothing to average
@@ -133,6 +132,10 @@ def _gradient(
     def accumulate(total, piece):
         carry, batch, index = piece
         means, carry, weight = part(Extra(state.stats, carry), batch, rng.Context(ctx.key, index, ctx.step))
+        if weight is None:
+            weight = jnp.float32(ctx.index.shape[0] // micro_batches)
+        else:  # a part without a token has no mean: 0 / 0
+            means = jax.tree.map(lambda mean: jnp.where(weight > 0, mean, 0), means)
         weighted = jax.tree.map(lambda t, mean: t + weight * mean, total[0], means)
         return (weighted, total[1] + weight), carry
 

@@ -36,22 +36,35 @@ class Extra(NamedTuple):
 
 
 Metrics = dict[str, Array]
-Loss = Callable[[dict[str, Tree], Extra, Batch, Any], tuple[Array, tuple[Metrics, Extra]]]
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value.
+
+    metrics: {name: ()}, means as the loss is one.
+    extra: the renewed statistics and recurrent state.
+    weight: (), how many examples (or tokens) the means are over, for micro-batches and devices that hold unequal
+        numbers of them, such as masked tokens; where it is 0 the means are not read. None: the examples of the batch.
+    """
+
+    metrics: Metrics
+    extra: Extra
+    weight: Array | None = None
+
+
+Loss = Callable[[dict[str, Tree], Extra, Batch, Any], tuple[Array, Aux]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """One player's update.
 
-    loss(params, extra, batch, ctx) -> (scalar, (metrics, extra)): a mean over the examples (or tokens) of
-        `batch`; differentiated with respect to params[player] alone; ctx is a `rng.Context`.
-    weight(batch) -> scalar: how many examples (or tokens) that mean is over, for micro-batches and devices
-        that hold unequal numbers of them. None: the examples of the batch.
+    loss(params, extra, batch, ctx) -> (scalar, Aux): a mean over the examples (or tokens) of `batch`;
+        differentiated with respect to params[player] alone; ctx is a `rng.Context`.
     """
 
     player: str
     loss: Loss
-    weight: Callable[[Batch], Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

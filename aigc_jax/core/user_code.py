@@ -23,7 +23,8 @@ def load(path: str | pathlib.Path, what: str) -> ModuleType:
     if not path.is_file():
         here = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
         folder = '' if path.is_absolute() else f' in {pathlib.Path.cwd()}'
-        raise UserError(f'{what}: there is no file {path}{folder}{near(str(path), here) if here else ""}')
+        mend = near(str(path), here) if here else '; name the place where it lies'
+        raise UserError(f'{what}: there is no file {path}{folder}{mend}')
     name = f'{_PREFIX}{path.stem}_{zlib.crc32(os.path.abspath(path).encode())}'
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:

@@ -16,11 +16,13 @@ class Report:
     needs: the capabilities without which it is not made.
     when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
       the final evaluation that are made at each one, too.
+    switch: the field of config.eval that leaves it out where it holds '' or 0; '': there is none.
     paths: of the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
     """
 
     name = ''
     when = 'each'
+    switch = ''
     needs: tuple[type, ...] = ()
 
     def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
@@ -31,6 +33,12 @@ class Report:
     def applies(cls, experiment: Experiment) -> bool:
         """Whether it is made: the model has the capabilities, and the data and the config what else there has to be."""
         return all(experiment.task.get(kind) is not None for kind in cls.needs)
+
+    @classmethod
+    def is_off(cls, experiment: Experiment) -> bool:
+        """Whether it would be made if `switch` were set."""
+        config = experiment.config.eval
+        return Report.applies.__func__(cls, experiment) and cls.switch in config and not config[cls.switch]
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -76,7 +76,7 @@ class Problems(Report):
     A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
     """
 
-    name, when = 'problems', 'final'
+    name, when, switch = 'problems', 'final', 'problems'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:

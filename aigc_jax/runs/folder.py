@@ -85,14 +85,20 @@ class Run:
     def open(self, step: str | int | None = None, overrides=()) -> tuple[Experiment, TrainState]:
         """step: a number, 'best', or None for the newest checkpoint.
 
-        overrides: [('data.x', 'eval.x' or 'parallel.x', text), …]. A run whose parameters are in shards, by
+        overrides: [('data.x', 'eval.x' or 'parallel.x', text), …], and ('task.name', where the file of an own task lies
+        now). A run whose parameters are in shards, by
         parallel.rules, is opened in shards over the devices that are here, any other on one; a parallel.x says where.
         Raises UserError.
         """
-        config = self.config
+        config, overrides = self.config, list(overrides)
+        if isinstance(config.get('task'), ConfigDict) and str(config.task.get('name')).endswith('.py'):
+            moved = [(name, path) for name, path in overrides if name == 'task.name' and path.endswith('.py')]
+            config_lib.override(config, moved)
+            overrides = [pair for pair in overrides if pair not in moved]
         config_lib.check(config)
-        config_lib.override(config, list(overrides), only=config_lib.FREE)
+        config_lib.override(config, overrides, only=config_lib.FREE)
         config_lib.check(config)
+        config_lib.locate(config)
         devices = jax.devices()
         if not any(name.startswith('parallel.') for name, _ in overrides):
             devices = _laid_out_again(config, devices)

@@ -13,7 +13,9 @@ import sys
 import time
 
 import jax
+from ml_collections import ConfigDict
 
+from aigc_jax import tasks
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
@@ -78,6 +80,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
     start |= {} if init_step is None else {'init_step': init_step}
     manifest = {
         **code(),
+        **own_code(config),
         'packages': {name: _version(name) for name in PACKAGES},
         'python': platform.python_version(),
         'device': {
@@ -162,6 +165,13 @@ def code() -> dict[str, object]:
     files = [path for path in (new or '').split('\0') if (root / path).is_file()]  # an editor's lock is a broken link
     untracked = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in files}
     return {'source': source, 'commit': commit and commit.strip(), 'diff': diff, 'untracked': untracked}
+
+
+def own_code(config: ConfigDict) -> dict[str, str]:
+    """The sha256 of the file that task.name is the path of; {} of a task of the package."""
+    if not tasks.is_own(config.task.name):
+        return {}
+    return {'own_task': hashlib.sha256(pathlib.Path(config.task.name).expanduser().read_bytes()).hexdigest()}
 
 
 def _instruction_set() -> str:

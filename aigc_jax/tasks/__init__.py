@@ -7,6 +7,7 @@ its fields, where they depend on what it holds.
 """
 
 import functools
+import os
 import pathlib
 import sys
 from types import ModuleType
@@ -44,6 +45,11 @@ def make(config, dataset: Dataset) -> Task:
 def is_own(name: str) -> bool:
     """Whether task.name is the path of a Python file."""
     return name not in TASKS
+
+
+def located(name: str) -> str:
+    """task.name with the whole path of an own file, so that its run opens from any folder."""
+    return os.path.abspath(os.path.expanduser(name)) if is_own(name) and name.endswith('.py') else name
 
 
 def fields(group: str, config, around) -> Group | None:

@@ -14,7 +14,7 @@ from aigc_jax.core import rng, schema
 from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field, Group
-from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Tokens
 from aigc_jax.decoding import Sampling
 from aigc_jax.decoding import sample as write
@@ -95,7 +95,7 @@ class LanguageModel:
         metrics = {'nats_per_token': value}
         if self.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
             value = value + self.z_loss * jnp.mean(log_z**2)
-        return value, (metrics, extra._replace(carry=state.layers) if self.rows_length else extra)
+        return value, Aux(metrics, extra._replace(carry=state.layers) if self.rows_length else extra)
 
     def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
         return self.forward(params, tokens, cache)

@@ -17,7 +17,7 @@ from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Codebook, Measures, Reconstructs, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
-from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.decoding import Generated, Sampling
 from aigc_jax.decoding import sample as write
@@ -141,12 +141,12 @@ class QuantizedAutoEncoder:
             metrics |= {'commitment': penalty, 'dead_codes': dead.astype(jnp.float32)}
         flat = z.reshape(-1, self.prior.places, self.quantizer.dim)
         stats = self.quantizer.renew(extra.stats, flat, index, ctx, self.batch_size)
-        return reconstruction + penalty, (metrics, extra._replace(stats=stats))
+        return reconstruction + penalty, Aux(metrics, extra._replace(stats=stats))
 
     def prior_loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         index = self.encode(params, extra, batch)[2]
         code_nll = self.prior.code_nll(params['prior'], index, batch.get('label'), ctx.uniform)
-        return jnp.mean(code_nll), ({}, extra)
+        return jnp.mean(code_nll), Aux({}, extra)
 
     def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         """nll_bound: −log p(x given z_q) − log p(z_q). It is an upper bound of −log p(x), as p(x) is the sum of

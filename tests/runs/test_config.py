@@ -108,6 +108,28 @@ def test_a_variant_sets_fields_that_are_there(tmp_path):
     assert load(path=f'{tmp_path}/own.py:smoke').optim.model.options.eps == 1e-6
 
 
+def test_a_config_that_reads_its_argument_itself(tmp_path):
+    path = tmp_path / 'a:b' / 'own.py'
+    path.parent.mkdir()
+    text = pathlib.Path(VAE).read_text().partition('VARIANTS = ')[0]
+    assert 'total_steps=10_000' in text
+    named = text.replace('total_steps=10_000', 'total_steps=int(arg or 7000)')
+    path.write_text(named.replace('get_config():', 'get_config(arg):'))
+    assert load(path=f'{path}:500').total_steps == 500 and load(path=str(path)).total_steps == 7000
+    assert "own.py, line" in message(path=f'{path}:x') and 'invalid literal' in message(path=f'{path}:x')
+    path.write_text(text)
+    assert "has no variant 'smoke'; the file defines no VARIANTS" in message(path=f'{path}:smoke')
+    assert load(path=str(path)).total_steps == 10_000
+
+
+def test_the_order_of_variants_is_named_where_it_may_be_the_mistake():
+    vq = str(ROOT / 'configs' / 'vq.py')
+    assert load(path=f'{vq}:smoke,fsq').model.quantizer.name == 'fsq'
+    said = message(path=f'{vq}:fsq,smoke')
+    assert 'model.quantizer has no such field' in said
+    assert 'a variant that replaces a group goes behind those that set its fields' in said
+
+
 def test_mistakes_in_a_file_name_its_line(tmp_path):
     path = tmp_path / 'own.py'
     path.write_text('def helper():\n    return 1 / 0\n\n\ndef get_config():\n    return helper()\n')

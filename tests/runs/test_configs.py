@@ -13,7 +13,7 @@ from aigc_jax import tasks
 from aigc_jax.core import optim, rng
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import Extra, Task, Turn
+from aigc_jax.core.types import Aux, Extra, Task, Turn
 from aigc_jax.data import Tokens
 from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
@@ -115,7 +115,7 @@ def toy_task(config, dataset) -> Task:
     """A histogram of each pixel: the mean image, by gradient descent."""
 
     def loss(params, extra, batch, ctx):
-        return jnp.mean((batch['x'] - params['mean']['image']) ** 2), ({}, extra)
+        return jnp.mean((batch['x'] - params['mean']['image']) ** 2), Aux({}, extra)
 
     def sample(params, extra, ctx, labels):
         return params['mean']['image'] + 0 * ctx.normal('z', dataset.spec.shape)

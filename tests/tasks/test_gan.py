@@ -60,7 +60,7 @@ def test_penalties_of_a_linear_discriminator():
         ),
     }  # fmt: skip
     for name, (experiment, penalty) in added.items():
-        value, (metrics, _) = losses(experiment, params, batch)['discriminator']
+        value, (metrics, *_) = losses(experiment, params, batch)['discriminator']
         assert float(value) == pytest.approx(base + penalty, rel=1e-4), name
         assert name in metrics
     assert 'r1' not in losses(plain, params, batch)['discriminator'][1][0]

@@ -1,11 +1,14 @@
 """A task of the user's own, by the path of its file: nothing in the package knows of it."""
 
+import hashlib
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from refusals import assert_refused
 
+import aigc_jax
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.schema import Field
-from aigc_jax.core.types import Extra, Task, Turn
+from aigc_jax.core.types import Aux, Extra, Task, Turn
 
 FIELDS = {
     'task': {'power': Field(int, 2, choices=(1, 2), doc='of the error'), 'name_of_it': Field(str, doc='a text')},
@@ -33,7 +36,7 @@ def make(config, dataset):
         return jnp.abs(x - params['mean']['image']) ** power
 
     def loss(params, extra, batch, ctx):
-        return jnp.mean(error(params, batch['x'])), ({}, extra)
+        return jnp.mean(error(params, batch['x'])), Aux({}, extra)
 
     def draw(params, extra, ctx, labels):
         return params['mean']['image'] + config.eval.noise * ctx.normal('z', shape)
@@ -157,10 +160,13 @@ def test_mistakes_are_one_line(runner, tmp_path, own, changed, flags, words):
 
 
 RETURNS = {  # (what is changed, words of the refusal)
-    'a bare loss': ((', ({}, extra)\n', '\n'), 'loss of player mean returns float32 (); it returns (scalar, '),
-    'no extra': ((', ({}, extra)\n', ', {}\n'), 'loss of player mean returns (float32 (), {}); it returns (scalar, '),
+    'a bare loss': ((', Aux({}, extra)\n', '\n'), 'loss of player mean returns float32 (); it returns (scalar, '),
+    'no extra': ((', Aux({}, extra)\n', ', {}\n'),
+                 'loss of player mean returns (float32 (), {}); it returns (scalar, '),
+    'no Aux': (('Aux({}, extra)', '({}, extra)'), 'returns (float32 (), ({}, Extra({}, {}))); it'),
+    'a weight of each example': (('Aux({}, extra)', "Aux({}, extra, batch['x'])"), 'returns float32 (64, 8, 8, 1)'),
     'a loss of each example': (
-        ("jnp.mean(error(params, batch['x'])), ({}", "error(params, batch['x']).mean((1, 2, 3)), ({}"),
+        ("jnp.mean(error(params, batch['x'])), Aux({}", "error(params, batch['x']).mean((1, 2, 3)), Aux({}"),
         'loss of player mean returns float32 (64,); it returns a float () first, the mean over the examples',
     ),
     'a metric of each example': (
@@ -233,7 +239,7 @@ def test_each_capability_is_checked(own, experiment_of, function):
 
 
 def test_what_a_function_raises_keeps_its_traceback_and_names_the_file_and_the_function(runner, tmp_path, own):
-    own[1]("error(params, batch['x'])), ({}", "error(params, batch['y'])), ({}")
+    own[1]("error(params, batch['x'])), Aux({}", "error(params, batch['y'])), Aux({}")
     code, out, err = runner(own[0], f'--workdir={tmp_path}/run')
     *traceback, last = err.splitlines()
     assert code == 2 and out == '' and not (tmp_path / 'run').exists()
@@ -249,3 +255,42 @@ def test_what_it_raises_behind_the_check_names_the_file_in_the_last_line(runner,
     path.write_text(path.read_text().replace('import Measures, Samples', 'import *'))
     code, _, err = runner(own[0], f'--workdir={tmp_path}/run')
     assert code == 1 and err.splitlines()[-1] == f"error: {path}, line 35: KeyError: 'n'"
+
+
+def test_a_run_opens_from_any_folder_and_its_file_is_in_the_manifest(tmp_path, monkeypatch, own):
+    """Its path is given from where the run was started. The run knows the whole path; the file may move on."""
+    path = tmp_path / 'elsewhere' / 'my_task.py'
+    monkeypatch.chdir(path.parent)
+    train = lambda **fields: aigc_jax.train('my.py', tmp_path / 'run', {'task.name': 'my_task.py', **fields})
+    train()
+    first = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    run = aigc_jax.open('run')
+    assert run.config.task.name == str(path) and run.run.manifest['own_task'] == first
+    expected = run.sample(2)
+    moved = path.parent.rename(tmp_path / 'moved') / 'my_task.py'
+    with pytest.raises(UserError, match=f'task.name: there is no file {path}'):
+        aigc_jax.open('run')
+    for place in (moved, 'moved/my_task.py'):
+        again = aigc_jax.open('run', overrides={'task.name': str(place)})
+        np.testing.assert_array_equal(again.sample(2), expected)
+    with pytest.raises(UserError, match='task.name: in this mode only'):
+        aigc_jax.open('run', overrides={'task.name': 'vae'})
+    # It goes on from its new place; that the file has changed is told as that the package has.
+    moved.write_text(moved.read_text() + '# another\n')
+    monkeypatch.chdir(moved.parent)
+    train(total_steps=30, log_every_steps=10, eval_every_steps=10, checkpoint_every_steps=10)
+    manifest = aigc_jax.open('../run').run.manifest
+    assert manifest['starts'][0]['made_with']['own_task'] == first
+    assert manifest['own_task'] == hashlib.sha256(moved.read_bytes()).hexdigest() != first
+
+
+def test_a_default_regex_of_what_to_decay_needs_no_match_where_nothing_is_decayed(own, experiment_of):
+    config = own[0].partition('=')[2]
+    text = pathlib.Path(config).read_text().replace(", weight_decay_regex=''", '')
+    pathlib.Path(config).write_text(text)
+    experiment_of()
+    with pytest.raises(UserError, match="weight_decay_regex: 'kernel' matches no parameter; there are image; '.*' m"):
+        experiment_of(('optim.mean.name', 'adamw'))
+    with pytest.raises(UserError, match="weight_decay_regex: 'kernels' matches no"):
+        experiment_of(('optim.mean.weight_decay_regex', 'kernels'))

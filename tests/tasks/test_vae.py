@@ -130,7 +130,7 @@ def test_loss_is_the_negative_elbo(linear):
     params, _ = linear_gaussian(0.8, 0.6, linear)
     x = jnp.asarray(np.random.default_rng(5).normal(size=(4, 2)), jnp.float32)
     ctx = rng.context(0, 'train', 0, jnp.arange(4))
-    value, (metrics, _) = linear.task.rounds[0][0].loss(params, Extra({}, {}), {'x': x}, ctx)
+    value, (metrics, *_) = linear.task.rounds[0][0].loss(params, Extra({}, {}), {'x': x}, ctx)
     mu, log_var = x * 0.8, np.full((4, 2), math.log(0.36))
     z = mu + np.exp(log_var / 2) * ctx.normal('epsilon', (1, 2))[:, 0]  # z = μ + σ ⊙ ε
     mu, z = np.asarray(mu), np.asarray(z)
@@ -214,7 +214,7 @@ def test_kl_warm_up_and_beta():
     params, loss = experiment.create_state().params, experiment.task.rounds[0][0].loss
     batch = {'x': jnp.ones((3, 8, 8, 1))}
     for step, beta in ((0, 0.3), (4, 1.5), (9, 3.0), (1000, 3.0)):
-        value, (metrics, _) = loss(params, Extra({}, {}), batch, rng.context(0, 'train', step, jnp.arange(3)))
+        value, (metrics, *_) = loss(params, Extra({}, {}), batch, rng.context(0, 'train', step, jnp.arange(3)))
         assert float(value) == pytest.approx(float(metrics['reconstruction'] + beta * metrics['kl']), rel=1e-5)
 
 

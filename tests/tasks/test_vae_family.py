@@ -101,7 +101,7 @@ def test_a_density_is_the_same_whatever_the_scale_of_the_data(likelihood, data, 
         score = experiment.task.get(ScalarField).value(params, extra, batch['x'], ctx)
         np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-4)
         if likelihood == 'gaussian':
-            _, (metrics, _) = experiment.task.rounds[0][0].loss(params, extra, batch, ctx)
+            _, (metrics, *_) = experiment.task.rounds[0][0].loss(params, extra, batch, ctx)
             assert float(metrics['reconstruction']) == pytest.approx(-expected.mean(), rel=1e-5)
 
 
@@ -158,7 +158,7 @@ def test_sigma_vae_has_the_batchs_error_as_its_variance():
     experiment = make(task__likelihood='optimal_gaussian', batch_size=4)
     params, extra = start(experiment)
     batch, ctx = experiment.preprocess(experiment.examples('train', np.arange(4)), context(4)), context(4)
-    _, (metrics, new) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, ctx)
+    _, (metrics, new, _) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, ctx)
     mse = (new.stats['mse'] - 0.1 * extra.stats['mse']) / 0.9  # the average's first step
     expected = 0.5 * 64 * (math.log(2 * math.pi) + math.log(mse) + 1)
     assert float(metrics['reconstruction']) == pytest.approx(expected, rel=1e-5)
@@ -217,7 +217,7 @@ def test_free_bits_is_a_floor_of_the_mean_of_each_dimension():
         experiment = make(task__free_bits=floor)
         params, extra = start(experiment)
         batch = {'x': jnp.full((4, 8, 8, 1), 0.4)}
-        value, (metrics, _) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, context(4))
+        value, (metrics, *_) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, context(4))
         loss[floor], kls[floor] = float(value), float(metrics['kl'])
     assert kls[0.0] == kls[50.0] and loss[50.0] - loss[0.0] == pytest.approx(100 - kls[0.0], rel=1e-4)
 
@@ -242,7 +242,7 @@ def test_tc_weight_adds_the_total_correlation():
         experiment = make(task__tc_weight=weight)
         params, extra = start(experiment)
         batch = experiment.preprocess(experiment.examples('train', np.arange(8)), context(8))
-        loss, (metrics, _) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, context(8))
+        loss, (metrics, *_) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, context(8))
         value[weight] = float(loss)
     assert value[300.0] - value[0.0] == pytest.approx(300 * float(metrics['total_correlation']), rel=1e-2)
     assert abs(value[300.0] - value[0.0]) > 0.1

@@ -17,7 +17,7 @@ import numpy as np
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Samples, ScalarField, SplitStatistic
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images, Tokens
 from aigc_jax.nn import unet
 from aigc_jax.nn.build import build, compute_dtype
@@ -131,9 +131,9 @@ class Flow:
         square = jnp.sum((found - target) ** 2, axis=-1)
         error = jnp.mean(square) / self.dim
         if not self.options['weight_power']:
-            return error, ({}, extra)
+            return error, Aux({}, extra)
         weight = jax.lax.stop_gradient(square + _WEIGHT_FLOOR) ** -self.options['weight_power']
-        return jnp.mean(weight * square), ({'squared_error': error}, extra)
+        return jnp.mean(weight * square), Aux({'squared_error': error}, extra)
 
     def _mean_target(self, theta: Tree, x: Array, velocity: Array, t: Array, s: Array, condition: Array | None):
         """(u, its target v + (s − t) du/dt), u the mean from t to s, with du/dt along the path at fixed s: the

@@ -14,7 +14,7 @@ import optax
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.capabilities import Measures, Samples, ScalarField
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.nn import networks
 from aigc_jax.nn.networks import Network
@@ -181,7 +181,7 @@ class GAN:
         if self.classifies:
             metrics['class_loss'] = _cross_entropy(class_logits['real'], c) + _cross_entropy(class_logits['fake'], c)
             value = value + options['auxiliary'] * metrics['class_loss']
-        return value, (metrics, extra._replace(stats=stats))
+        return value, Aux(metrics, extra._replace(stats=stats))
 
     def _unrolled(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Tree]:
         """params, with the discriminator's after unrolled_steps, each on the batch and the z of this turn."""
@@ -214,7 +214,7 @@ class GAN:
         if self.classifies:
             metrics['class_loss'] = _cross_entropy(class_logits, c)
             value = value + options['auxiliary'] * metrics['class_loss']
-        return value, (metrics, extra._replace(stats=stats))
+        return value, Aux(metrics, extra._replace(stats=stats))
 
     def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         """G(z), (n, *shape)."""

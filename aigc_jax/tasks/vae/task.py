@@ -15,7 +15,7 @@ import numpy as np
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import LatentSpace, LogDensity, Measures, Reconstructs, Samples, SplitStatistic
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import Array, Batch, Extra, Task, Tree, Turn
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Points, Spec
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.ais import ais
@@ -125,7 +125,7 @@ class VAE:
         kl = jnp.mean(jnp.sum(by_group, axis=-1))
         if k > 1:
             log_w = likely - beta * jnp.sum(ratio, axis=-1)
-            return -jnp.mean(bounds.importance_weighted(log_w)), ({'kl': kl}, extra)
+            return -jnp.mean(bounds.importance_weighted(log_w)), Aux({'kl': kl}, extra)
         reconstruction = -jnp.mean(likely)
         metrics = {'reconstruction': reconstruction, 'kl': kl}
         value = bounds.free_bits(by_group, options['free_bits']) if options['free_bits'] else kl
@@ -133,7 +133,7 @@ class VAE:
         if options['tc_weight']:  # β-TCVAE with α = γ = 1, β = 1 + tc_weight, Chen et al. 2018
             metrics['total_correlation'] = bounds.total_correlation(z[:, 0], *q)
             value = value + options['tc_weight'] * metrics['total_correlation']
-        return value, (metrics, extra)
+        return value, Aux(metrics, extra)
 
     def _terms(self, theta: Tree, components, batch: Batch, z: Array, log_q: Array):
         """(log p(x given z) (n, k), log q − log p of z by groups (n, k, G), the mean squared error that an optimal

@@ -1,0 +1,120 @@
+"""What the commands share: flags read with one line for a mistake, JAX set up, and how a command ends."""
+
+import contextlib
+import io
+import os
+import pathlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from absl import flags
+
+from aigc_jax.core import processes, user_code
+from aigc_jax.core.errors import RunError, UserError, printable
+from aigc_jax.core.output import Closed, drop, show
+
+
+def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
+    """absl's flags_parser: `argv` read by absl, then `check`, which raises UserError for flags that do not fit;
+    mistakes end in one line and exit code 2."""
+    with mistakes():
+        try:
+            left = flags.FLAGS(argv)
+        except flags.Error as error:
+            raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
+        except SystemExit:
+            sys.exit(0)  # absl has printed the help that was asked for, which it holds to be an error
+        if len(left) > 1:
+            raise UserError(f'{left[1]!r} is no flag; flags begin with --')
+        check()
+    return left
+
+
+@contextlib.contextmanager
+def mistakes():
+    """Ends the program with one line and exit code 2 where the body raises UserError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?
+    try:
+        yield
+    except UserError as error:
+        end(error)
+
+
+def run(body: Callable[[], None]) -> None:
+    """Calls `body`, and ends the program by what it raises: a mistake of the user with one line and exit code 2."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
+    try:
+        body()
+        show('')
+        if processes.several():
+            processes.finish()
+            _leave(0)
+    except (Closed, BrokenPipeError):  # the latter of stderr
+        drop()
+        sys.exit(Closed.exit_code)
+    except (UserError, RunError) as error:
+        end(error)
+    except MemoryError as error:
+        end(RunError(f'there is no memory left: {error or "a smaller batch, model or data set takes less"}'))
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        _leave(130)
+    except Exception as error:  # a fault of the program, or a collective with a process that has ended
+        user_code.name_file(error)
+        if not processes.several():
+            raise
+        if not processes.is_lost(error):
+            traceback.print_exc()
+        processes.fail(error)
+
+
+def set_up_jax() -> None:
+    """The compilation cache, on unless the user says otherwise; several processes, where a cluster started them."""
+    import jax
+    from absl import logging
+
+    # Libraries tell of each of their steps, and of the accelerators that are not here, on the INFO level.
+    logging.set_verbosity(logging.WARNING)
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        folder = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'aigc_jax' / 'xla'
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):  # JAX would warn of each program otherwise
+            jax.config.update('jax_compilation_cache_dir', str(folder))
+            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    processes.start()
+    try:
+        jax.devices()
+    except Exception as error:  # a RuntimeError, or an AssertionError without a word
+        wanted = os.environ.get('JAX_PLATFORMS')
+        why = (' '.join(str(error).split()) or 'no such device is here')[:200]
+        raise UserError(
+            f'{f"JAX_PLATFORMS={wanted}" if wanted else "JAX"}: no devices: {why}\n'
+            'Set JAX_PLATFORMS=cpu, or leave it out for what is here; a GPU needs the jaxlib and driver that fit it.'
+        ) from None
+    processes.connect()
+
+
+def end(error: Exception) -> None:
+    if processes.several():
+        processes.fail(error)
+    with contextlib.suppress(UserError):
+        if processes.expected():
+            processes.fail_early(error)
+    if isinstance(error, user_code.Raised):
+        traceback.print_exception(error.__cause__)
+    print(printable(f'error: {error}' if error.exit_code < 128 else str(error)), file=sys.stderr)
+    if error.exit_code > 128:
+        _leave(error.exit_code)
+    sys.exit(error.exit_code)
+
+
+def _leave(exit_code: int) -> None:
+    """At once. Otherwise Python waits at its end for what XLA and its threads still compute, or other processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
