@@ -15,7 +15,7 @@ _PREFIX = 'aigc_jax_user_'  # of their names as modules
 
 
 def load(path: str | pathlib.Path, what: str) -> ModuleType:
-    """The module of the file at `path`, executed anew each time. what: what names it, for messages: '--config'.
+    """The module of the file at `path`, executed anew each time. what: what names it, for messages: 'config'.
 
     Raises UserError where there is no such file, or where it raises.
     """

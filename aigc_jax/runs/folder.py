@@ -105,7 +105,7 @@ class Run:
         experiment = Experiment(config, devices, self.tokenizer)
         with contextlib.closing(self.checkpoints(config)) as checkpoints:
             if checkpoints.latest() is None:
-                raise UserError(f'{self.folder}: there is no checkpoint yet; train it first (--mode=train)')
+                raise UserError(f'{self.folder}: there is no checkpoint yet; train it first')
             return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
 
     def check(self, config: ConfigDict) -> bool:
@@ -113,20 +113,20 @@ class Run:
         for place in (self.folder, *self.folder.parents):
             if place.is_symlink() and not place.exists():
                 raise UserError(
-                    f'--workdir: {place} is a link to {place.readlink()}, which is not there; '
+                    f'workdir: {place} is a link to {place.readlink()}, which is not there; '
                     'make that folder, or name another'
                 )
             if place.exists() and not place.is_dir():
-                raise UserError(f'--workdir: {place} is a file')
+                raise UserError(f'workdir: {place} is a file')
         self.paths.check()
         if not self.paths.config.exists():
             if self.paths.checkpoints.exists():
-                raise UserError(f'--workdir: {self.folder} holds checkpoints but no config.json; name another folder')
+                raise UserError(f'workdir: {self.folder} holds checkpoints but no config.json; name another folder')
             return False
         differing = config_lib.differing(config, self.config)
         if differing:
             raise UserError(
-                f'--workdir: {self.folder} holds a run of another config; differing: {"; ".join(differing)}\n'
+                f'workdir: {self.folder} holds a run of another config; differing: {"; ".join(differing)}\n'
                 'Name another folder, or give the config that is there (total_steps may grow, parallel.* may differ).'
             )
         return True
@@ -139,7 +139,7 @@ class Run:
         """
         path = self.paths.lock
         busy = lambda who: UserError(
-            f'--workdir: another {who} trains in {self.folder}; wait for it, stop it, or name another folder'
+            f'workdir: another {who} trains in {self.folder}; wait for it, stop it, or name another folder'
         )
         with disk_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ class Run:
                     held.enter_context(self.lock())
                 if self.check(config):
                     raise UserError(
-                        f'--workdir: another process began {self.folder} meanwhile; the same command goes on from it'
+                        f'workdir: another process began {self.folder} meanwhile; the same command goes on from it'
                     )
         try:
             processes.check_shared(self.folder)

@@ -40,7 +40,7 @@ def check(path: pathlib.Path, experiment: Experiment) -> None:
     if before not in (None, now):
         raise UserError(
             f'data.name: {experiment.config.data.name} is no longer what this run was trained on (sha256 '
-            f'{before[:8]}… there, {now[:8]}… now); bring the data back, or name another --workdir'
+            f'{before[:8]}… there, {now[:8]}… now); bring the data back, or name another folder'
         )
 
 
