@@ -14,9 +14,12 @@ from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
 from aigc_jax.core.output import show, show_paths  # noqa: E402
 from aigc_jax.runs import config as config_lib  # noqa: E402
 
-MODES = ('train', 'evaluate', 'sample')
+MODES = ('train', 'evaluate', 'sample', 'fields')
 FLAGS = flags.FLAGS
-flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two read the config of the workdir')
+flags.DEFINE_string(
+    'mode', 'train', f'one of {", ".join(MODES)}; evaluate and sample read the config of the workdir, fields lists all '
+    'that --config has: what each can hold and what it means'
+)  # fmt: skip
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
 flags.DEFINE_integer('num_samples', 64, 'sample: how many', arguments.N.least, arguments.N.most)
@@ -46,7 +49,7 @@ flags.DEFINE_float('repetition_penalty', 1.0, 'sample, language models: of token
 flags.DEFINE_integer('beam_size', 1, 'sample, language models: more than 1 searches for the likeliest text')
 flags.DEFINE_float('length_penalty', 0.0, "sample, language models: a beam search's exponent of the length")
 # Documentation alone: `config_lib.split_arguments` takes these off the command line before absl reads it.
-flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=VALUE to set single fields')
+flags.DEFINE_string('config', None, 'FILE.py[:variant,…]; --config.FIELD=VALUE sets a single field (configs/fields.md)')
 
 TEXT_FLAGS = (
     'prompt', 'prompt_file', 'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft', 'stream', 'temperature', 'top_k',
@@ -66,11 +69,11 @@ def parse(argv: list[str]) -> list[str]:
 def _check_flags() -> None:
     if FLAGS.mode not in MODES:
         raise UserError(f'--mode: {FLAGS.mode!r}{near(FLAGS.mode, MODES)}')
-    if not FLAGS.workdir:
+    if not FLAGS.workdir and FLAGS.mode != 'fields':
         raise UserError('--workdir: missing; name the folder of the run')
-    if FLAGS.mode == 'train' and not _given['config']:
+    if FLAGS.mode in ('train', 'fields') and not _given['config']:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
-    if FLAGS.mode != 'train' and _given['config']:
+    if FLAGS.mode in ('evaluate', 'sample') and _given['config']:
         raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
 
 
@@ -79,6 +82,10 @@ def main(_: list[str]) -> None:
 
 
 def _run() -> None:
+    if FLAGS.mode == 'fields':
+        from aigc_jax.runs import fields
+
+        return show('\n'.join(fields.listed(config_lib.load(_given['config'], _given['overrides']))) + '\n')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
         command.set_up_jax()

@@ -9,6 +9,7 @@ from refusals import GAN, VAE, assert_refused, own_config, snapshot
 # Of the command line and the config alone: (the arguments beside --workdir, the words in the message).
 COMMAND_LINES = {
     'no config': (['--mode=train'], ['--config: missing', 'configs/gan.py']),
+    'fields of no config': (['--mode=fields'], ['--config: missing']),
     'config without value': (['--config'], ['--config: a value is missing']),
     'config not there': (['--config=configs/vea.py'],
                          ['no file configs/vea.py', 'did you mean configs/vae.py']),

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import fields
 from aigc_jax.runs.migrations import SCHEMA
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -261,6 +262,17 @@ def test_only_data_eval_and_parallel_on_a_finished_run():
     for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate'):
         with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\* can be set'):
             config_lib.override(config, [(name, '1')], only=config_lib.FREE)
+
+
+def test_the_fields_of_a_config_are_listed():
+    """Each with its value, what it can hold, its default and what it means, those of its kind of network too."""
+    config = load('model.latent_dim=3')
+    listed = list(fields.listed(config))
+    free = re.compile(r'optim\.model\.(options|schedule)')  # whose fields optax knows
+    names = {free.match(name)[0] if free.match(name) else name for name in config_lib.flatten(config)}
+    assert {one.partition('=')[0] for one in listed} == names and len(listed) == len(names)
+    entry, = (one for one in listed if one.startswith('model.latent_dim='))
+    assert re.fullmatch(r'model\.latent_dim=3  \(a whole number, 1 or more.*\)\n    \S.*', entry)
 
 
 def test_every_config_is_whole():

@@ -260,22 +260,23 @@ def test_what_it_raises_behind_the_check_names_the_file_in_the_last_line(runner,
 def test_a_run_opens_from_any_folder_and_its_file_is_in_the_manifest(tmp_path, monkeypatch, own):
     """Its path is given from where the run was started. The run knows the whole path; the file may move on."""
     path = tmp_path / 'elsewhere' / 'my_task.py'
+    path.with_name('my.py').write_text(CONFIG.format(task='my_task.py'))
     monkeypatch.chdir(path.parent)
-    train = lambda **fields: aigc_jax.train('my.py', tmp_path / 'run', {'task.name': 'my_task.py', **fields})
+    train = lambda **fields: aigc_jax.train('my.py', tmp_path / 'run', fields)
     train()
     first = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.chdir(tmp_path)
     run = aigc_jax.open('run')
     assert run.config.task.name == str(path) and run.run.manifest['own_task'] == first
     expected = run.sample(2)
+    with pytest.raises(UserError, match='task.name: in this mode only'):
+        aigc_jax.open('run', overrides={'task.name': 'vae'})
     moved = path.parent.rename(tmp_path / 'moved') / 'my_task.py'
     with pytest.raises(UserError, match=f'task.name: there is no file {path}'):
         aigc_jax.open('run')
     for place in (moved, 'moved/my_task.py'):
         again = aigc_jax.open('run', overrides={'task.name': str(place)})
         np.testing.assert_array_equal(again.sample(2), expected)
-    with pytest.raises(UserError, match='task.name: in this mode only'):
-        aigc_jax.open('run', overrides={'task.name': 'vae'})
     # It goes on from its new place; that the file has changed is told as that the package has.
     moved.write_text(moved.read_text() + '# another\n')
     monkeypatch.chdir(moved.parent)
