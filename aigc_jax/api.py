@@ -13,15 +13,17 @@ command line.
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import reports
-from aigc_jax.core import processes
+from aigc_jax.core import arguments, processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
@@ -58,8 +60,12 @@ def train(
     """
     if isinstance(config, ConfigDict):
         config = config_lib.resolved(config, _texts(overrides))
+    elif isinstance(config, (str, os.PathLike)):
+        config = config_lib.load(os.fspath(config), _texts(overrides))
     else:
-        config = config_lib.load(str(config), _texts(overrides))
+        raise UserError(f"config: is {type(config).__name__}; it is 'FILE.py[:variant,…]' or a ConfigDict")
+    if devices is not None and not (devices and all(isinstance(one, jax.Device) for one in devices)):
+        raise UserError(f'devices: {devices!r}; it is a list of some of jax.devices(), or None for all')
     return trainer.train(config, Run(workdir), signals=signals, progress=progress, devices=devices)
 
 
@@ -111,13 +117,14 @@ def sample(
 ) -> dict[pathlib.Path, np.ndarray]:  # fmt: skip
     """{samples/STEP_sampleSEED[-SETTINGS].npz: samples (n, *shape)} of each replica, with a picture beside each.
 
-    run: a folder, or what `open` gave. labels (n,): the classes of a conditional model; None: they run through all.
+    run: a folder, or what `open` gave; `replica` gives one alone. labels (n,): the classes of a conditional model;
+    None: they run through all.
     """
     run, found = _opened(run, step, overrides), {}
     if run.can(CausalText):
         raise UserError(f'sample: {run.config.task.name} writes text; call generate')
     labels = run.labels_of(n, labels)
-    for one in run.replicas():
+    for one in run.written():
         samples = one.sample(n, seed, labels)
         path = one.samples_path(seed)
         with processes.together('samples'):
@@ -134,12 +141,11 @@ def generate(
 ) -> dict[pathlib.Path, list[Text]]:  # fmt: skip
     """{samples/STEP_sampleSEED[-SETTINGS].npz: n texts for each prompt} of each replica, with a .txt beside each.
 
-    run: a folder, or what `open` gave. how, stream: as `Trained.generate` has them.
+    run: a folder, or what `open` gave; `replica` gives one alone. how, stream: as `Trained.generate` has them.
     """
     run, found = _opened(run, step, overrides), {}
     writer = run.writer(**how)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for one in run.replicas():
+    for one in run.written():
         texts = writer.generate(one.state, prompts, n, seed, stream)
         path = one.samples_path(seed, **how)
         with processes.together('samples'):
@@ -159,8 +165,10 @@ def _opened(run, step, overrides) -> Trained:
 
 
 def _texts(overrides: Overrides) -> list[tuple[str, str]]:
-    """As the command line gives them."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in overrides.items()}
-    return [(name, value if isinstance(value, str) else repr(value)) for name, value in plain.items()]
+    """As the command line gives them. Raises UserError."""
+    pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides or ())
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise UserError(f"overrides: holds {pair!r}; it is {{field: value}}, such as {{'total_steps': 2000}}")
+    plain = [(name, jax.tree.map(arguments.plain, value)) for name, value in pairs]
+    return [(name, value if isinstance(value, str) else repr(value)) for name, value in plain]

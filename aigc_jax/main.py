@@ -8,18 +8,21 @@ _STARTED = time.perf_counter()
 
 from absl import app, flags  # noqa: E402
 
-from aigc_jax.core import command, processes  # noqa: E402
+from aigc_jax.core import arguments, command, processes  # noqa: E402
 from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
 from aigc_jax.core.output import show, show_paths  # noqa: E402
 from aigc_jax.runs import config as config_lib  # noqa: E402
 
-MODES = ('train', 'evaluate', 'sample')
+MODES = ('train', 'evaluate', 'sample', 'fields')
 FLAGS = flags.FLAGS
-flags.DEFINE_string('mode', 'train', f'one of {", ".join(MODES)}; the last two read the config of the workdir')
+flags.DEFINE_string(
+    'mode', 'train', f'one of {", ".join(MODES)}; evaluate and sample read the config of the workdir, fields lists all '
+    'that --config has: what each can hold and what it means'
+)  # fmt: skip
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
-flags.DEFINE_integer('num_samples', 64, 'sample: how many', lower_bound=1, upper_bound=1_000_000)
-flags.DEFINE_integer('seed', 0, 'sample: of the random draws', lower_bound=-(2**31), upper_bound=2**31 - 1)
+flags.DEFINE_integer('num_samples', 64, 'sample: how many', arguments.N.least, arguments.N.most)
+flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.least, arguments.SEED.most)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
 flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
 flags.DEFINE_string(
@@ -29,8 +32,8 @@ flags.DEFINE_integer(
     'max_new_tokens',
     None,
     'sample, language models: the most tokens (default: 200; for a draft or a beam search no more than fit)',
-    lower_bound=1,
-    upper_bound=1_000_000,
+    arguments.MAX_NEW_TOKENS.least,
+    arguments.MAX_NEW_TOKENS.most,
 )
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
 flags.DEFINE_string('suffix', '', 'sample, models trained with data.fim_rate: the text behind the one to be filled in')
@@ -46,7 +49,7 @@ flags.DEFINE_float('repetition_penalty', None, 'sample, language models: in plac
 flags.DEFINE_integer('beam_size', None, 'sample, language models: more than 1 searches for the likeliest text')
 flags.DEFINE_float('length_penalty', None, "sample, language models: a beam search's exponent of the length")
 # Documentation alone: `config_lib.split_arguments` takes these off the command line before absl reads it.
-flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=VALUE to set single fields')
+flags.DEFINE_string('config', None, 'FILE.py[:variant,…]; --config.FIELD=VALUE sets a single field (configs/fields.md)')
 
 WRITER_FLAGS = (  # which api.generate takes
     'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft', 'temperature', 'top_k', 'top_p', 'min_p',
@@ -67,11 +70,11 @@ def parse(argv: list[str]) -> list[str]:
 def _check_flags() -> None:
     if FLAGS.mode not in MODES:
         raise UserError(f'--mode: {FLAGS.mode!r}{near(FLAGS.mode, MODES)}')
-    if not FLAGS.workdir:
+    if not FLAGS.workdir and FLAGS.mode != 'fields':
         raise UserError('--workdir: missing; name the folder of the run')
-    if FLAGS.mode == 'train' and not _given['config']:
+    if FLAGS.mode in ('train', 'fields') and not _given['config']:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
-    if FLAGS.mode != 'train' and _given['config']:
+    if FLAGS.mode in ('evaluate', 'sample') and _given['config']:
         raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
 
 
@@ -80,6 +83,10 @@ def main(_: list[str]) -> None:
 
 
 def _run() -> None:
+    if FLAGS.mode == 'fields':
+        from aigc_jax.runs import fields
+
+        return show('\n'.join(fields.listed(config_lib.load(_given['config'], _given['overrides']))) + '\n')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
         command.set_up_jax()

@@ -218,7 +218,8 @@ def run_sweep(arguments: list[str]) -> None:
 
 
 COMMAND = re.compile(
-    r'(?:python (?:-P )?-m aigc_jax\.(?:main|sweep)|aigc-jax) (?:status )?--|python -m aigc_jax\.compare |python scripts/'
+    r'(?:python (?:-P )?-m aigc_jax\.(?:main|sweep)|aigc-jax) (?:status )?--'
+    r'|python -m aigc_jax\.compare |python scripts/'
 )
 
 

@@ -8,7 +8,8 @@ _MOST_LETTERS = 4000  # of a line on stderr
 class UserError(Exception):
     """The user's mistake: a flag, a config field, a file, a checkpoint. Exit code 2.
 
-    The message is one to three lines that name the thing and the mend; it is printed without a traceback.
+    The message is one to three lines that name the thing and the mend; it is printed without a traceback. It names a
+    flag without its dashes, since Python has the same thing as an argument.
     """
 
     exit_code = 2

@@ -147,7 +147,10 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
     known = inspect.signature(factory).parameters
     _check_options(config, known, what)
-    decayed = tree.by_rule(((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex')
+    # The default is meant for an optimizer that decays; of any other, a model may have no such parameter.
+    unused = () if _decays(options, known) else (FIELDS['weight_decay_regex'].default,)
+    rule = ((config.weight_decay_regex, True),)
+    decayed = tree.by_rule(rule, params, False, f'{what}.weight_decay_regex', unused)
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
@@ -231,11 +234,16 @@ def _want_no_average(name: str, field: str) -> None:
         )
 
 
+def _decays(options: dict, known: Any) -> list[str]:
+    """The options by which an optimizer with the parameters `known` decays weights."""
+    values = {option: options.get(option, p.default) for option, p in known.items() if 'weight_decay' in option}
+    return [option for option, value in values.items() if value and option not in _MASKS]
+
+
 def _decay_mask(name: str, options: dict, known: Any, params: Tree, decayed: Tree, what: str) -> dict[str, Tree]:
     """{mask: decayed} for the weight decay of optax.NAME; {} where it has none. Raises UserError for a decay that does
     not reach just what is to be decayed."""
-    decays = {option: options.get(option, p.default) for option, p in known.items() if 'weight_decay' in option}
-    decays = [option for option, value in decays.items() if value and option not in _MASKS]
+    decays = _decays(options, known)
     masks = [mask for mask in _MASKS if mask in known] if decays else []
     reached = tree.flatten(decayed)
     if 'adam_weight_decay' in known:  # the mask of muon is of what it orthogonalizes; its Adam has none

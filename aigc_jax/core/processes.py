@@ -202,7 +202,7 @@ def check_shared(folder: pathlib.Path) -> None:
             token.unlink(missing_ok=True)
     if not all(seen):
         raise UserError(
-            f'--workdir: process {seen.index(False)} does not see what process 0 writes in {folder}; '
+            f'workdir: process {seen.index(False)} does not see what process 0 writes in {folder}; '
             'name a folder that all processes share'
         )
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TextIO
 
 from aigc_jax.core import processes
+from aigc_jax.core.errors import UserError
 
 SECONDS = 10.0  # between two plain lines
 
@@ -28,6 +29,8 @@ _own = _OfThread()
 @contextlib.contextmanager
 def shown_on(stream: TextIO | None) -> Iterator[None]:
     """Within, `work` of this thread is shown on `stream`; None: nowhere."""
+    if stream is not None and not hasattr(stream, 'write'):
+        raise UserError(f'progress: {stream!r}; it is a stream, such as sys.stderr, or None')
     before, _own.stream = _own.stream, stream
     try:
         yield

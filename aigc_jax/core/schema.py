@@ -170,6 +170,19 @@ def chosen(config: Any, name: str, field: Field, what: str) -> str:
     return config[name]
 
 
+def listed(config: ConfigDict, group: Group, what: str = '') -> Iterator[str]:
+    """Each field of a checked `config` in two lines: its value, what it can hold and its default; what it means."""
+    for name, field in group.items():
+        path, value = f'{what}.{name}' if what else name, config[name]
+        inner = field.group(value, config) if field.type is dict else None
+        if inner is not None:
+            yield from listed(value, inner, path)
+            continue
+        value = value.to_dict() if isinstance(value, ConfigDict) else value
+        default = '' if field.default is REQUIRED else f'; default {field.default!r}'
+        yield f'{path}={value!r}  ({field.words()}{default})\n    {field.doc}'
+
+
 def markdown(group: Group, what: str = '') -> str:
     """The table of a group in Markdown: a row for each field, those of a group within it by their dotted names.
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 
 from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError, near
@@ -68,6 +69,11 @@ def reads_text(cfg) -> bool:
     """Whether `cfg`, the config's `data`, names text. Raises UserError for data that there are not."""
     key, _ = _parts(cfg.name)
     return key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
+
+
+def located(name: str) -> str:
+    """data.name with the whole path of an own file, so that its run opens from any folder."""
+    return os.path.abspath(os.path.expanduser(name)) if _parts(name)[0] == OWN else name
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:

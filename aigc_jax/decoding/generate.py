@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core import optim, parallel, rng
+from aigc_jax.core import arguments, optim, parallel, rng
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
@@ -103,8 +103,13 @@ class Generator:
 
         stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
         """
-        if not prompts or num_samples < 1:
-            raise UserError(f'generate: {len(prompts)} prompts, {num_samples} texts for each; 1 or more of both')
+        prompts = arguments.texts('prompts', prompts)
+        num_samples = arguments.checked('n', num_samples, arguments.N)
+        seed = arguments.checked('seed', seed, arguments.SEED)
+        if not prompts:
+            raise UserError('generate: 0 prompts; give 1 or more')
+        if stream is not None and not (callable(stream) and len(prompts) == num_samples == 1):
+            raise UserError('stream: is a function that is called with a single text; give one prompt, and n=1')
         context, encoded = self._model.context, [self._prompt(prompt) for prompt in prompts]
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if context and len(tokens) >= context:

@@ -22,10 +22,12 @@ class Report:
     needs: what `able` asks for; else it is not made.
     when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
       the final evaluation that are made at each one, too.
+    switch: the field of config.eval that leaves it out where it holds '' or 0; '': there is none.
     """
 
     name = title = ''
     when = 'each'
+    switch = ''
     needs: tuple[type, ...] = ()
 
     def __init__(self, evaluator: Evaluator):
@@ -36,6 +38,12 @@ class Report:
     def applies(cls, experiment: Experiment) -> bool:
         """Whether it is made: what it needs is there, and so is what else the data and the config have to have."""
         return able(experiment, cls.needs)
+
+    @classmethod
+    def is_off(cls, experiment: Experiment) -> bool:
+        """Whether it would be made if `switch` were set."""
+        config = experiment.config.eval
+        return Report.applies.__func__(cls, experiment) and cls.switch in config and not config[cls.switch]
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

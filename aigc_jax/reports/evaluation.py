@@ -88,6 +88,7 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
         'eval': config['eval'],
         'fingerprint': experiment.dataset.fingerprint,
         'manifest': manifest_bytes and hashlib.sha256(manifest_bytes).hexdigest(),
+        **manifest.own_code(experiment.config),
     }
     settings = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:8]
     path = paths.evaluations / f'{step:08d}-{settings}.json'
@@ -130,7 +131,7 @@ def _identity(experiment: Experiment, digest: str) -> str:
     named = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
     device = jax.devices()[0].device_kind, jax.__version__
     everything = [
-        digest, experiment.dataset.fingerprint, config_lib.to_json(experiment.config), named, manifest.code(), device,
-        dict(experiment.plan.mesh.shape),
+        digest, experiment.dataset.fingerprint, config_lib.to_json(experiment.config), named, manifest.code(),
+        manifest.own_code(experiment.config), device, dict(experiment.plan.mesh.shape),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()

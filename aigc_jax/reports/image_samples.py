@@ -36,12 +36,16 @@ class ImageSamples(Report):
     and the extractor. The classifier is trained where the run's folder holds none, and kept there.
     """
 
-    name, when, needs = 'image_samples', 'final', (Samples, Images)
+    name, when, needs, switch = 'image_samples', 'final', (Samples, Images), 'extractor'
     title = 'metrics of samples'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         return super().applies(experiment) and bool(extractor_of(experiment))
+
+    @classmethod
+    def is_off(cls, experiment: Experiment) -> bool:
+        return super().is_off(experiment) and isinstance(experiment.dataset.spec, Images)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -50,7 +50,7 @@ class Problems(Report):
     A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
     """
 
-    name, when, needs = 'problems', 'final', (CausalText,)
+    name, when, needs, switch = 'problems', 'final', (CausalText,), 'problems'
     title = 'programming problems'
 
     @classmethod

@@ -51,7 +51,7 @@ class TextLikelihood(_OfTokens):
 class Baselines(_OfTokens):
     """What an n-gram model, its mixture with this model, and compressors reach with the training text."""
 
-    name, when = 'baselines', 'final'
+    name, when, switch = 'baselines', 'final', 'ngram_order'
     title = 'n-gram model and compressors'
 
     @classmethod

@@ -18,7 +18,7 @@ class TextSamples(Report):
     No more samples than the split has pieces of eval.sample_tokens tokens, which overlap otherwise.
     """
 
-    name, when, needs = 'text_samples', 'final', (CausalText, Samples)
+    name, when, needs, switch = 'text_samples', 'final', (CausalText, Samples), 'num_samples'
     title = 'samples of text'
 
     @classmethod

@@ -75,7 +75,7 @@ class Checkpoints:
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
 
-    def resolve(self, step: str | int | None, what: str = '--step') -> int:
+    def resolve(self, step: str | int | None, what: str = 'step') -> int:
         """The step that 'best', a number or None (the newest) names; `what`: the field or flag. Raises UserError."""
         if step is None:
             return self.latest()
@@ -133,7 +133,7 @@ class Checkpoints:
             elif self.steps() == [step]:
                 mend = 'To mend it, delete that folder to start anew.'
             else:
-                mend = 'No earlier one is good either: bring the files back from a copy, or name another --workdir.'
+                mend = 'No earlier one is good either: bring the files back from a copy, or name another folder.'
             raise UserError(f'{error}\n{mend}') from None
 
     def wants(self, step: int) -> bool:

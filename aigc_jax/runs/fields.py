@@ -108,6 +108,11 @@ def check(config: ConfigDict) -> None:
     schema.check(config, FIELDS)
 
 
+def listed(config: ConfigDict) -> Iterator[str]:
+    """Each field of a whole `config` in two lines: its value, what it can hold and its default; what it means."""
+    return schema.listed(config, FIELDS)
+
+
 def tables() -> Iterator[tuple[str, str]]:
     """(title, table in Markdown) of each group of fields, the shared ones first."""
     shared = {name: field for name, field in FIELDS.items() if not callable(field.fields)}

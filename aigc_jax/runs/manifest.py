@@ -35,7 +35,7 @@ def check(path: pathlib.Path, experiment: Experiment) -> None:
     if before not in (None, now):
         raise UserError(
             f'data.name: {experiment.config.data.name} is no longer what this run was trained on (sha256 '
-            f'{before[:8]}… there, {now[:8]}… now); bring the data back, or name another --workdir'
+            f'{before[:8]}… there, {now[:8]}… now); bring the data back, or name another folder'
         )
 
 
@@ -131,7 +131,7 @@ def made_with() -> dict[str, object]:
 
 def own_code(config: ConfigDict) -> dict[str, str]:
     """The sha256 of the file that task.name is the path of; {} of a task of the package. Raises UserError."""
-    if config.task.name in tasks.TASKS:
+    if not tasks.is_own(config.task.name):
         return {}
     try:
         return {'own_task': hashlib.sha256(pathlib.Path(config.task.name).expanduser().read_bytes()).hexdigest()}

@@ -8,6 +8,7 @@ depend on what it holds.
 """
 
 import functools
+import os
 import pathlib
 import sys
 from types import ModuleType
@@ -40,6 +41,16 @@ def make(config, dataset: Dataset) -> Task:
     if not isinstance(task, Task):
         raise UserError(f'task.name: make of {name} returns {type(task).__name__}, not a Task (aigc_jax/core/types.py)')
     return task
+
+
+def is_own(name: str) -> bool:
+    """Whether task.name is the path of a Python file."""
+    return name not in TASKS
+
+
+def located(name: str) -> str:
+    """task.name with the whole path of an own file, so that its run opens from any folder."""
+    return os.path.abspath(os.path.expanduser(name)) if is_own(name) and name.endswith('.py') else name
 
 
 def fields(group: str, config, around) -> Group | None:

@@ -131,13 +131,13 @@ class _Training:
         """(whether a run of this config is there, whether it is locked already). Raises UserError."""
         config, run = self._config, self._run
         fields = {name: repr(value) for name, value in config_lib.flatten(config).items()}
-        processes.alike('config', fields, 'Give all of them the same --config and fields.')
+        processes.alike('config', fields, 'Give all of them the same config and fields.')
         with processes.together('workdir'):
             resumes = run.check(config)
         seen = processes.gather('run', resumes)
         if len(set(seen)) > 1:
             raise UserError(
-                f'--workdir: process {seen.index(True)} sees a run in {run.folder}, process {seen.index(False)} none; '
+                f'workdir: process {seen.index(True)} sees a run in {run.folder}, process {seen.index(False)} none; '
                 'name a folder that all processes share'
             )
         locked = processes.first() and (resumes or run.paths.lock.exists())
@@ -159,7 +159,8 @@ class _Training:
             manifest.check(run.paths.manifest, experiment)
             reports.check(experiment)
         if processes.several():
-            ground = {'sha256 of the data': experiment.dataset.fingerprint} | manifest.made_with()
+            ground = {'sha256 of the data': experiment.dataset.fingerprint}
+            ground |= manifest.made_with() | manifest.own_code(config)
             processes.alike('ground', ground, 'Give all of them the same files, code, packages and variables.')
             processes.connect(experiment.plan.mesh)
         self._lap('data')

@@ -135,8 +135,8 @@ def refused(command_line, tmp_path, one, **overrides) -> list[str]:
 @pytest.mark.parametrize(
     'one, line',
     [
-        ([{}, {'batch_size': 'many'}], '--config.batch_size: '),
-        ([{'batch_sizes': '3'}, {}], '--config.batch_sizes: '),
+        ([{}, {'batch_size': 'many'}], 'batch_size: '),
+        ([{'batch_sizes': '3'}, {}], 'batch_sizes: '),
         ([{}, {'before': 'import sys; sys.argv.append("--no_flag")'}], "Unknown command line flag 'no_flag'"),
     ],
 )
@@ -181,7 +181,7 @@ def test_folders_that_are_not_shared_are_refused_and_taken_away(command_line, tm
     pair = Pair(command_line, tmp_path, 'gan:smoke', [{}, {'workdir': other}])
     assert pair.end() == [2, 2], pair.errors()
     for text, workdir in zip(pair.errors(), (pair.workdir, other), strict=True):
-        assert f'--workdir: process 1 does not see what process 0 writes in {workdir}' in text
+        assert f'workdir: process 1 does not see what process 0 writes in {workdir}' in text
     assert not pair.workdir.exists() and not other.parent.exists()
 
 
@@ -189,7 +189,7 @@ def test_a_run_that_one_alone_sees_is_refused(command_line, tmp_path, smoke):
     pair = Pair(command_line, tmp_path, 'gan:smoke', [{}, {'workdir': smoke('gan')}])
     assert pair.end() == [2, 2], pair.errors()
     for text in pair.errors():
-        assert text.startswith('error: --workdir: process 1 sees a run in ')
+        assert text.startswith('error: workdir: process 1 sees a run in ')
     assert not pair.workdir.exists()
 
 

@@ -138,10 +138,10 @@ def test_links_and_pipes_in_a_folder(runner, smoke, tmp_path, mode):
         path.parent.mkdir(exist_ok=True)
         for target in (outside if name in paths.FOLDERS else outside / 'mine', outside / 'new'):
             path.symlink_to(target)
-            assert_refused(runner(*arguments), f'--workdir: {path} is a link to {target}; ', 'plain files')
+            assert_refused(runner(*arguments), f'workdir: {path} is a link to {target}; ', 'plain files')
             path.unlink()
         os.mkfifo(path)
-        assert_refused(runner(*arguments), f'--workdir: {path} is no f')
+        assert_refused(runner(*arguments), f'workdir: {path} is no f')
         path.unlink()
         if kept.exists():
             kept.rename(path)
@@ -264,7 +264,7 @@ def test_labels(runner, tmp_path):
     before = snapshot(tmp_path)
     for text, wrong in (('10', '10'), ('-1', '-1'), ('a', 'a'), ('1,,2', '')):
         refused = runner(f'--workdir={tmp_path}', '--mode=sample', f'--labels={text}')
-        assert_refused(refused, f"--labels: there is no class '{wrong}'; there are 0, 1, 2")
+        assert_refused(refused, f"labels: there is no class '{wrong}'; there are 0, 1, 2")
     assert snapshot(tmp_path) == before
     code, out, err = runner(f'--workdir={tmp_path}', '--mode=sample', '--labels=3,1', '--num_samples=3')
     assert code == 0, err

@@ -25,7 +25,7 @@ from aigc_jax.data.specs import Spec, Tokens
 from aigc_jax.data.splits import Arrays, Mapped
 from aigc_jax.data.tokenizers import Tokenizer
 
-_NAME = re.compile(r'(?P<path>[^:]+\.py)(?::(?P<function>.*))?')
+_NAME = re.compile(r'(?P<path>.+\.py)(?::(?P<function>[^:]*))?')
 _FORM = "{'train': {'x': …, 'label': …}, 'test': {…}} with arrays, or {'train': ['a text', …], 'test': […]}"
 
 
