@@ -13,6 +13,7 @@ import argparse
 import collections
 import ctypes
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -90,7 +91,7 @@ def recorded(evaluator, programs: dict):
         return call
 
     compile = evaluator.compiled
-    evaluator.compiled = lambda function, stream: watched(function.__name__, compile(function, stream))
+    evaluator.compiled = functools.cache(lambda function, stream: watched(function.__name__, compile(function, stream)))
     return evaluator
 
 

@@ -37,13 +37,12 @@ class Report:
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         """Whether it is made: what it needs is there, and so is what else the data and the config have to have."""
-        return able(experiment, cls.needs)
+        return able(experiment, cls.needs) and not cls.is_off(experiment)
 
     @classmethod
     def is_off(cls, experiment: Experiment) -> bool:
         """Whether it would be made if `switch` were set."""
-        config = experiment.config.eval
-        return Report.applies.__func__(cls, experiment) and cls.switch in config and not config[cls.switch]
+        return able(experiment, cls.needs) and bool(cls.switch) and not experiment.config.eval[cls.switch]
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:

@@ -49,19 +49,22 @@ class Evaluation:
         paths = self.evaluator.paths
         kept = _Kept(paths and paths.partial, _identity(experiment, digest))
         by_seed: dict[int, Results] = {seed: {} for seed in experiment.seeds}
-        wanted = [(k, seed, report) for k, seed in enumerate(experiment.seeds) for report in self.reports]
+        wanted = [
+            (f'{seed}/{report.name}', k, seed, report)
+            for k, seed in enumerate(experiment.seeds) for report in self.reports
+        ]  # fmt: skip
         # The first process alone reads the file, and all must compute the same.
-        done = processes.gather('kept parts', [kept.has(seed, report.name) for _, seed, report in wanted])[0]
+        done = processes.gather('kept parts', [part in kept.parts for part, *_ in wanted])[0]
         if any(done):
             note(f'{sum(done)} of {len(wanted)} parts of this evaluation were done before it was interrupted')
-        for n, ((k, seed, report), is_done) in enumerate(zip(wanted, done, strict=True), 1):
+        for n, ((part, k, seed, report), is_done) in enumerate(zip(wanted, done, strict=True), 1):
             if not is_done:
                 of_seed = f', seed {seed}' if len(by_seed) > 1 else ''
                 with progress.work(f'evaluation {n}/{len(wanted)}: {report.title.format(split=split)}{of_seed}'):
                     found = checked(report.measure(experiment.replica(state, k), seed, split), report.name)
-                    kept.add(seed, report.name, found)
+                    kept.add(part, found)
                 processes.gather('part', None)  # only the first one measures, for longer than Gloo would wait
-            by_seed[seed] |= kept.get(seed, report.name)
+            by_seed[seed] |= kept.parts.get(part, {})
             between()
         return by_seed
 
@@ -97,30 +100,24 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
 
 
 class _Kept:
-    """The parts that are done, {seed/name: Results}, in memory and, by the first process, in the folder."""
+    """parts: those that are done, {'SEED/REPORT': Results}, in memory and, by the first process, in the folder."""
 
     def __init__(self, path: pathlib.Path | None, identity: str):
-        self._path, self._identity, self._parts = path, identity, {}
+        self._path, self._identity, self.parts = path, identity, {}
         if self._path and processes.first() and self._path.exists():
             try:
                 whole = records.read(self._path)
-                self._parts = whole['parts'] if whole['of'] == identity else {}
-                for results in self._parts.values():
+                self.parts = whole['parts'] if whole['of'] == identity else {}
+                for results in self.parts.values():
                     table(results)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):  # what cannot be read is computed again
-                self._parts = {}
+                self.parts = {}
 
-    def has(self, seed: int, name: str) -> bool:
-        return f'{seed}/{name}' in self._parts
-
-    def get(self, seed: int, name: str) -> Results:
-        return self._parts.get(f'{seed}/{name}', {})
-
-    def add(self, seed: int, name: str, results: Results) -> None:
-        self._parts[f'{seed}/{name}'] = results
+    def add(self, part: str, results: Results) -> None:
+        self.parts[part] = results
         if self._path and processes.first():
             try:
-                atomic_write(self._path, json.dumps({'of': self._identity, 'parts': self._parts}))
+                atomic_write(self._path, json.dumps({'of': self._identity, 'parts': self.parts}))
             except RunError as error:  # it serves an interruption alone
                 note(f'{error}; an interrupted evaluation would begin anew')
 

@@ -39,14 +39,11 @@ class Evaluator:
     def image_splits(self) -> ImageSplits:
         return ImageSplits(self.experiment, self.paths)
 
+    @cached_method
     def compiled(self, function: Callable, stream: str) -> Callable:
         """call(state, seed, index, *args) of function(params, extra, *args, ctx). The draws of `stream` are the same at
         every step, so that curves stay comparable."""
         return self._calls.compiled(function, stream)
-
-    @cached_method
-    def _call(self, function: Callable, stream: str) -> Callable:
-        return self.compiled(function, stream)
 
     def chunks(self, one: Callable, n: int) -> Iterator:
         """`one` of index chunks of one shape, on the host."""
@@ -59,7 +56,7 @@ class Evaluator:
 
         def one(index):
             own = np.asarray(labels)[index] if classes else None
-            return self._call(self._sample, 'sample')(state, np.int32(seed), index, own)
+            return self.compiled(self._sample, 'sample')(state, np.int32(seed), index, own)
 
         return self._calls.joined(one, n)
 
@@ -77,7 +74,7 @@ class Evaluator:
     def decode(self, state: TrainState, z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
         """(n, *shape) of codes (n, d), with labels (n,) where the model is conditional."""
         z, own = np.asarray(z, np.float32), lambda index: labels[index] if self.experiment.num_classes else None
-        one = lambda index: self._call(self._decode, 'sample')(state, np.int32(0), index, z[index], own(index))
+        one = lambda index: self.compiled(self._decode, 'sample')(state, np.int32(0), index, z[index], own(index))
         return self._calls.joined(one, len(z))
 
     def code_use(self, state: TrainState, seed: int, split: str) -> np.ndarray:
@@ -88,7 +85,7 @@ class Evaluator:
     def attention(self, state: TrainState, tokens: np.ndarray) -> np.ndarray:
         """Weights (layers, heads, L, L) over the tokens (L,), [query, key] last, of a model that has some."""
         batch, index = {'tokens': np.asarray(tokens, np.int32)[None]}, np.zeros(1, np.int32)
-        return parallel.fetch(self._call(self._attention, 'eval')(state, np.int32(0), index, batch))[:, 0]
+        return parallel.fetch(self.compiled(self._attention, 'eval')(state, np.int32(0), index, batch))[:, 0]
 
     def surface(self, state: TrainState, seed: int, extent: tuple[float, float, float, float]):
         """(xs, ys, values (len(ys), len(xs)), label) of the task's score over a rectangle of the plane."""
@@ -96,7 +93,7 @@ class Evaluator:
         xs = np.linspace(extent[0], extent[1], _SURFACE_POINTS)
         ys = np.linspace(extent[2], extent[3], _SURFACE_POINTS)
         points = np.stack(np.meshgrid(xs, ys), axis=-1).reshape(-1, 2).astype(np.float32)
-        one = lambda index: self._call(field.value, 'score')(state, np.int32(seed), index, points[index])
+        one = lambda index: self.compiled(field.value, 'score')(state, np.int32(seed), index, points[index])
         return xs, ys, self._calls.joined(one, len(points)).reshape(len(ys), len(xs)), field.label
 
     def over_split(self, function, state, seed, split, where):
@@ -108,7 +105,7 @@ class Evaluator:
 
     def of_split(self, function, state, seed, split) -> Callable:
         """one(index) of function(params, extra, batch, ctx), for `chunks`."""
-        call = self._call(function, 'eval')
+        call = self.compiled(function, 'eval')
 
         def one(index):
             examples = parallel.put(self.experiment.examples(split, index), self._calls.placement)

@@ -40,10 +40,6 @@ class ImageSamples(Report):
     title = 'metrics of samples'
 
     @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and bool(extractor_of(experiment))
-
-    @classmethod
     def is_off(cls, experiment: Experiment) -> bool:
         return super().is_off(experiment) and isinstance(experiment.dataset.spec, Images)
 

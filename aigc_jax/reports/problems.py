@@ -54,10 +54,6 @@ class Problems(Report):
     title = 'programming problems'
 
     @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and bool(experiment.config.eval.problems)
-
-    @classmethod
     def check(cls, experiment: Experiment) -> None:
         """Of fields that do not fit each other or the model, and of files of problems."""
         config, language = experiment.config.eval, experiment.task.get(CausalText)
@@ -125,13 +121,17 @@ class Problems(Report):
 
     def _encoded(self, problem: Problem) -> np.ndarray | None:
         """The prompt's tokens, where they leave room for a program."""
-        language = self.experiment.task.get(CausalText)
+        tokens, context = self._tokens(problem.prompt), self.experiment.task.get(CausalText).context
+        if tokens is None or context and len(tokens) + 1 + self.config.problem_tokens > context:
+            return None
+        return tokens
+
+    def _tokens(self, text: str) -> np.ndarray | None:
+        """None where the tokenizer lacks a character."""
         try:
-            tokens = self.experiment.dataset.spec.tokenizer.encode(problem.prompt)
+            return self.experiment.dataset.spec.tokenizer.encode(text)
         except UserError:
             return None
-        most = len(tokens) + 1 + self.config.problem_tokens
-        return tokens if not language.context or most <= language.context else None
 
     def _correct(self, completions: Sequence[Sequence[str]]) -> np.ndarray:
         """(problems, samples) bool: which pass in the sandbox; each program is executed once."""
@@ -159,8 +159,9 @@ class Problems(Report):
             tokenizer = self.experiment.dataset.spec.tokenizer
             random, completions = np.random.default_rng(0), []
             for problem in progress.each(self._problems, 'n-gram model'):
-                tokens, own = self._encoded(problem), []
-                ends = {tokenizer.end, *(self._single(stop) for stop in problem.stops)} - {None}
+                tokens, own, stops = self._encoded(problem), [], map(self._tokens, problem.stops)
+                single = (int(stop[0]) for stop in stops if stop is not None and len(stop) == 1)
+                ends = {tokenizer.end, *single} - {None}
                 for _ in range(0 if tokens is None else config.problem_samples):
                     written = ngram.sample(tokens, config.problem_tokens, ends, config.problem_temperature, random)
                     own.append(problem.cut(tokenizer.decode(written)))
@@ -171,13 +172,6 @@ class Problems(Report):
             results |= enumeration(examples, {*config.pass_k, *_ENUMERATED})
             results |= by_training_programs(examples, programs.split(data.valid_percent, data.test_percent)['train'])
         return results
-
-    def _single(self, stop: str) -> int | None:
-        try:
-            tokens = self.experiment.dataset.spec.tokenizer.encode(stop)
-        except UserError:
-            return None
-        return int(tokens[0]) if len(tokens) == 1 else None
 
 
 def enumeration(examples: Sequence[programs.Example], budgets: Iterable[int]) -> Results:

@@ -54,10 +54,6 @@ class Baselines(_OfTokens):
     name, when, switch = 'baselines', 'final', 'ngram_order'
     title = 'n-gram model and compressors'
 
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and experiment.config.eval.ngram_order > 0
-
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         data, order = self.evaluator.text_splits, self.config.ngram_order
         (clusters, num_bytes), theirs = data.clusters(split), data.ngram_nll(split)

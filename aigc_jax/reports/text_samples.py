@@ -9,7 +9,6 @@ from aigc_jax.metrics import python_code
 from aigc_jax.metrics import text as text_metrics
 from aigc_jax.reports.base import Report
 from aigc_jax.reports.tables import Results, share_limits
-from aigc_jax.runs.experiment import Experiment
 
 
 class TextSamples(Report):
@@ -20,10 +19,6 @@ class TextSamples(Report):
 
     name, when, needs, switch = 'text_samples', 'final', (CausalText, Samples), 'num_samples'
     title = 'samples of text'
-
-    @classmethod
-    def applies(cls, experiment: Experiment) -> bool:
-        return super().applies(experiment) and experiment.config.eval.num_samples > 0
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         dataset = self.experiment.dataset
