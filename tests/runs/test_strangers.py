@@ -32,7 +32,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.data import tokenizers
 from aigc_jax.data.sources import reading
 from aigc_jax.metrics.features import Classifier
-from aigc_jax.reports import evaluation, generate, pictures, tables
+from aigc_jax.reports import evaluation, pictures, tables, texts
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs, manifest
 from aigc_jax.runs.experiment import Experiment
@@ -396,9 +396,9 @@ def test_pipes_as_texts(tmp_path):
     reader, writer_ = os.pipe()
     os.write(writer_, b'one\ntwo\n')
     os.close(writer_)
-    assert generate.read_prompts('', f'/dev/fd/{reader}') == ['one', 'two']
+    assert texts.read_prompts('', f'/dev/fd/{reader}') == ['one', 'two']
     os.close(reader)
-    assert 'it is a device' in refused(generate.read_prompts, '', '/dev/zero')
+    assert 'it is a device' in refused(texts.read_prompts, '', '/dev/zero')
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_pipes_as_texts(tmp_path):
 )
 def test_prompts(tmp_path, text, words):
     (tmp_path / 'a').write_text(text)
-    assert words in refused(generate.read_prompts, '', str(tmp_path / 'a'))
+    assert words in refused(texts.read_prompts, '', str(tmp_path / 'a'))
 
 
 @pytest.mark.parametrize('content', ['[' * 100_000, '{"a":' * 100_000, '[' + '[' * 20_000 + ']' * 20_000 + ']'])
