@@ -147,7 +147,7 @@ def generate(
     writer = run.writer(**how)
     for one in run.written():
         texts = writer.generate(one.state, prompts, n, seed, stream)
-        path = one.samples_path(seed, **how)
+        path = one.samples_path(seed, writer.how)
         with processes.together('samples'):
             if processes.first():
                 texts_lib.save(path, texts)

@@ -52,8 +52,8 @@ class Text:
 class Generator:
     """Writes with one model. Raises UserError for settings that do not fit it or each other, by the names of the flags.
 
-    chunk: texts that are written at once; they do not depend on it. placement: of what all devices share, where there
-    are several.
+    how: how tokens are drawn, an attribute. chunk: texts that are written at once; they do not depend on it. placement:
+    of what all devices share, where there are several.
     max_new_tokens: the most that a text gets; None: _MOST, but no more than fit where a beam search or a draft goes no
     further.
     stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
@@ -81,7 +81,7 @@ class Generator:
             raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
         if suffix and self._tokenizer.fim is None:
             raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
-        self._how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
+        self.how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
         stop_tokens = tuple(self._encode(stop, '--stop').tolist())
         # Of words and BPE other tokens may spell it, so the text itself is looked at.
         self._read_stop = bool(stop) and self._tokenizer.kind in ('word', 'bpe')
@@ -118,7 +118,7 @@ class Generator:
                     'the model; give its last part'
                 )
         longest = max(map(len, encoded))
-        bounded = bool(context) and (self._how.beam_size > 1 or self._table is not None)
+        bounded = bool(context) and (self.how.beam_size > 1 or self._table is not None)
         most = self._most or (min(_MOST, context - longest) if bounded else _MOST)
         beyond = bool(context) and longest + most > context
         if beyond and bounded:
@@ -168,7 +168,7 @@ class Generator:
         """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
         n = len(prompt)
         arguments = params, extra, prompt, start, key, index
-        rest = self._how, most, self._stop_tokens
+        rest = self.how, most, self._stop_tokens
         if matchers or beyond or stream or self._read_stop:
             return self._in_parts(*arguments, most, stream, matchers)
         if self._table is not None:
@@ -182,7 +182,7 @@ class Generator:
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
         text, (n, length) = self._model, prompt.shape
         columns = min(text.context or length + most, length + most)
-        read = lambda prompt, start: self._decoder.prefill(params, extra, prompt, start, self._how, most, columns)
+        read = lambda prompt, start: self._decoder.prefill(params, extra, prompt, start, self.how, most, columns)
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
         ended, t = np.zeros(n, bool), 0
         kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers else []
@@ -201,7 +201,7 @@ class Generator:
             elif stream:
                 until = min(until, t + _STREAMED)
             progress = self._decoder.decode(
-                params, extra, progress, key, index, until, self._how, self._stop_tokens, allowed
+                params, extra, progress, key, index, until, self.how, self._stop_tokens, allowed
             )
             t = int(parallel.fetch(progress.t))
             if matchers:

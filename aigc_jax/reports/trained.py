@@ -215,13 +215,13 @@ class Trained:
         n = arguments.checked('n', n, arguments.N)
         return in_turn(n, self.num_classes) if labels is None else self._classes(labels, n)
 
-    def samples_path(self, seed: int, **how) -> pathlib.Path:
+    def samples_path(self, seed: int, how: Sampling | None = None) -> pathlib.Path:
         """Where samples of this replica are kept, without a suffix: STEP_sampleSEED, and -SETTINGS, a digest, where
-        they are drawn in another way than the run's own config says. how: as `generate` has it."""
+        they are drawn in another way than the run's own config says. how: of texts."""
         of_replica = f'_seed{self.experiment.seeds[self._k]}' if len(self.experiment.seeds) > 1 else ''
         now, own = self.config.sample.to_dict(), self.run.config.sample.to_dict()
-        if self.can(CausalText):
-            now |= dataclasses.asdict(self.sampling(**how))
+        if how is not None:
+            now |= dataclasses.asdict(how)
             own |= dataclasses.asdict(from_config(own))
         digest = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:8]
         return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'

@@ -287,4 +287,6 @@ def test_text_is_written_and_scored(text, smoke):
     samples = text.sample(2)
     assert len(samples) == 2 and all(isinstance(one, str) for one in samples)
     (path, texts), = aigc_jax.generate(smoke('gpt'), ['a', 'b'], seed=1, max_new_tokens=3).items()
+    (cold, _), = aigc_jax.generate(smoke('gpt'), 'a', seed=1, max_new_tokens=3, temperature=np.float32(0.5)).items()
+    assert path.name == '00000040_sample1.npz' and cold.name.startswith('00000040_sample1-')
     assert path.exists() and [one.prompt for one in texts] == ['a', 'b']

@@ -255,12 +255,13 @@ def test_split_arguments():
             split(argv)
 
 
-def test_only_data_eval_and_parallel_on_a_finished_run():
+def test_only_data_eval_parallel_and_sample_on_a_finished_run():
     config = load()
-    config_lib.override(config, [('data.name', 'x'), ('eval.k', '8')], only=config_lib.FREE)
-    assert config.data.name == 'x' and config.eval.k == 8
-    for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate'):
-        with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\* can be set'):
+    given = [('data.name', 'x'), ('eval.k', '8'), ('sample.temperature', '2')]
+    config_lib.override(config, given, only=config_lib.FREE)
+    assert config.data.name == 'x' and config.eval.k == 8 and config.sample.temperature == 2
+    for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate', 'samples.x'):
+        with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\*, sample\.\* can be set'):
             config_lib.override(config, [(name, '1')], only=config_lib.FREE)
 
 

@@ -25,7 +25,7 @@ from aigc_jax.core.types import Aux, Extra, Task, Turn
 FIELDS = {
     'task': {'power': Field(int, 2, choices=(1, 2), doc='of the error'), 'name_of_it': Field(str, doc='a text')},
     'model': {'start': Field(float, 0.5, least=0, most=1, doc='the value that each pixel begins with')},
-    'eval': {'noise': Field(float, 0.0, least=0, doc='standard deviation of the noise of samples')},
+    'sample': {'noise': Field(float, 0.0, least=0, doc='standard deviation of the noise')},
 }
 
 
@@ -39,7 +39,7 @@ def make(config, dataset):
         return jnp.mean(error(params, batch['x'])), Aux({}, extra)
 
     def draw(params, extra, ctx, labels):
-        return params['mean']['image'] + config.eval.noise * ctx.normal('z', shape)
+        return params['mean']['image'] + config.sample.noise * ctx.normal('z', shape)
 
     def per_example(params, extra, batch, ctx):
         return {'error': jnp.mean(error(params, batch['x']), axis=(1, 2, 3))}
@@ -87,12 +87,12 @@ def test_it_is_trained_evaluated_and_sampled_by_the_command_line(runner, tmp_pat
     assert code == 0, err
     config = json.loads((run / 'config.json').read_text())
     # The defaults of its own fields are there, and can be set.
-    assert (config['task']['power'], config['model'], config['eval']['noise']) == (2, {'start': 0.5}, 0.0)
+    assert (config['task']['power'], config['model'], config['sample']['noise']) == (2, {'start': 0.5}, 0.0)
     rows = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     losses = [row['mean/loss'] for row in rows if row['split'] == 'train']
     assert len(losses) == 2 and losses[1] < losses[0]
     assert json.loads((run / 'evaluation.json').read_text())['error']['value'] < 0.5
-    code, out, err = runner(f'--workdir={run}', '--mode=sample', '--num_samples=3', '--config.eval.noise=0.1')
+    code, out, err = runner(f'--workdir={run}', '--mode=sample', '--num_samples=3', '--config.sample.noise=0.1')
     assert code == 0, err
     samples = np.load(out.strip())['samples']
     assert samples.shape == (3, 8, 8, 1) and (samples[0] != samples[1]).any()
@@ -145,7 +145,8 @@ MISTAKES = {
     'an error in make': (('shape, power = dataset.spec.shape', 'shape, power = dataset.shpe'), [],
                          ['my_task.py, line 18: AttributeError']),
     'no Task': (('return Task(', 'return dict('), [], ['make of', 'my_task.py returns dict, not a Task']),
-    'fields without a group': (("'task': {'power'", "'power': {'power'"), [], ['FIELDS of', 'task, model, eval']),
+    'fields without a group': (("'task': {'power'", "'power': {'power'"), [],
+                              ['FIELDS of', 'task, model, sample, eval']),
     'fields that are none': (("'model': {'start': Field(float, 0.5, least=0, most=1, doc=", "'model': {'start': str("),
                              [], ['FIELDS of', 'my_task.py', 'model.start']),
 }  # fmt: skip

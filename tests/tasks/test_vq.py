@@ -295,8 +295,8 @@ def test_the_codebook_is_renewed_in_the_turn_of_the_model_alone(trained):
     ('smoke', {'model.conditional': True, 'data.name': 'ring8'}, 'vq is for images'),
     ('smoke', {'data.scale': 'symmetric'}, 'task.likelihood'),
     ('smoke', {'task.likelihood': 'gausian'}, 'did you mean gaussian'),
-    ('smoke', {'sample.temperature': -1.0}, 'eval.temperature: -1.0; it is 0 or more'),
-    ('smoke', {'sample.temperature': math.nan}, 'eval.temperature: nan'),
+    ('smoke', {'sample.temperature': -1.0}, 'sample.temperature: -1.0; it is 0 to 10000'),
+    ('smoke', {'sample.temperature': math.nan}, 'sample.temperature: nan'),
 ])  # fmt: skip
 def test_fields_that_do_not_fit_are_named(arg, fields, words):
     config = config_of(arg)
