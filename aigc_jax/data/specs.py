@@ -227,7 +227,7 @@ class Tokens(Spec):
     Attributes:
       block: tokens of a training window; those of the other splits may be longer.
       tokenizer: between text and tokens.
-      contiguous: each row of a batch reads on where the row of the batch before ended, instead of in shuffled order.
+      contiguous: see Spec; else the order is shuffled.
     """
 
     block: int

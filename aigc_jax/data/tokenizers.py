@@ -219,7 +219,9 @@ def train(
     if kind == 'byte':
         return Tokenizer('byte', (), has_end, has_fim=has_fim)
     if kind == 'char':
-        letters = set(itertools.chain.from_iterable(documents))
+        letters = set()
+        for text in documents:
+            letters.update(text)
         return Tokenizer('char', tuple(sorted(letters)), has_end, has_fim=has_fim)
     if kind == 'word':
         counts = collections.Counter(word for text in train_documents for word in WORD.findall(text))

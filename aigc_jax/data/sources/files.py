@@ -1,7 +1,7 @@
 """Local files of images or points: idx (MNIST's format), npz, npy, MATLAB's mat, and amat (Larochelle's text format).
 
 Any file may be compressed (gzip, xz, zstd, bzip2). Whatever is wrong with one is a UserError that names the file, the
-fault and the mend. README.md beside this file tells what each may hold.
+fault and the mend. aigc_jax/data/README.md tells what each may hold.
 """
 
 import functools
