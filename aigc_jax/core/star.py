@@ -208,11 +208,10 @@ class Center(Star):
         self._listener = socket.create_server((host, 0), family=family, dualstack_ipv6=both)
         _thread(self._accept)
         client.key_value_set(_KEY, json.dumps([self._listener.getsockname()[1], self._token]))
-        end = time.monotonic() + JOIN_SECONDS
+        missing = lambda: set(range(1, self._count)) - self._peers.keys()
         with self._news:
-            while missing := set(range(1, self._count)) - self._peers.keys():
-                if not self._news.wait(max(0, end - time.monotonic())):
-                    raise RunError(ended(min(missing)))
+            if not self._news.wait_for(lambda: not missing(), JOIN_SECONDS):
+                raise RunError(ended(min(missing())))
 
     def gather(self, name: str, value: Any) -> list:
         number = self._next()
