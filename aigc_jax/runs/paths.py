@@ -25,6 +25,7 @@ _FOLDERS = {
     'samples': 'samples',
     'tensorboard': 'tb',
 }
+_NAMES = _FILES | _FOLDERS
 FILES, FOLDERS = tuple(_FILES.values()), tuple(_FOLDERS.values())  # all that a run writes in its folder
 
 
@@ -33,8 +34,11 @@ class Paths:
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
-        for name, file in (_FILES | _FOLDERS).items():
-            setattr(self, name, self.folder / file)
+
+    def __getattr__(self, name: str) -> pathlib.Path:
+        if name not in _NAMES:
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+        return self.folder / _NAMES[name]
 
     def check(self) -> None:
         """Raises UserError if a link, a pipe or a device is in the place of what a run writes.
@@ -49,7 +53,7 @@ class Paths:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise UserError(f'--workdir: {path}: {error.strerror}') from None
+                raise UserError(f'workdir: {path}: {error.strerror}') from None
             if not (stat.S_ISDIR(mode) if name in FOLDERS else stat.S_ISREG(mode)):
                 raise _refusal(path, 'folder' if name in FOLDERS else 'file')
             for below, mode in walk(path):
@@ -64,6 +68,6 @@ class Paths:
 def _refusal(path: str, wanted: str) -> UserError:
     what = f'a link to {os.readlink(path)}' if os.path.islink(path) else f'no {wanted}'
     return UserError(
-        f'--workdir: {path} is {what}; a run writes to plain files and folders alone: '
-        f'put a plain {wanted} there, remove it, or name another --workdir'
+        f'workdir: {path} is {what}; a run writes to plain files and folders alone: '
+        f'put a plain {wanted} there, remove it, or name another folder'
     )
