@@ -11,7 +11,7 @@ import numpy as np
 from aigc_jax import reports
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.metrics import intervals
-from aigc_jax.metrics.intervals import Row
+from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports import tables
 from aigc_jax.studies import arms as arms_lib
 from aigc_jax.studies import power, statistics
@@ -33,13 +33,13 @@ class Entry(NamedTuple):
     """
 
     arm: Arm
-    row: Row
+    row: Measurement
     values: dict[int, float]
     reference: str = ''
     difference: Difference | None = None
     words: str = ''
-    effect: Row = {}
-    improvement: Row = {}
+    effect: Measurement = {}
+    improvement: Measurement = {}
 
 
 class Measured(NamedTuple):
@@ -118,7 +118,7 @@ class Comparison:
         absent = [arm.name for arm, rows in zip(self.arms, of_arms, strict=True) if not rows]
         return Measured(title, better, entries, absent)
 
-    def _at_last_step(self, split: str, name: str) -> tuple[list[dict[int, Row]], int | None]:
+    def _at_last_step(self, split: str, name: str) -> tuple[list[dict[int, Measurement]], int | None]:
         """({seed: row} of each arm, the last step that all seeds have which did not diverge)."""
         curves = [arm.curves(split, name) for arm in self.arms]
         lost = [{seed for run in arm.runs for seed in run.diverged} for arm in self.arms]
@@ -132,12 +132,12 @@ class Comparison:
         step = max(steps)
         value = lambda seed, curve, gone: math.nan if seed in gone else curve[step]
         found = [
-            {seed: {'value': value(seed, curve, gone)} for seed, curve in of_arm.items()}
+            {seed: {'value': value(seed, curve, gone), 'n': 1} for seed, curve in of_arm.items()}
             for of_arm, gone in zip(curves, lost, strict=True)
         ]
         return found, step
 
-    def _mean(self, arm: Arm, name: str, rows: dict[int, Row]) -> Row:
+    def _mean(self, arm: Arm, name: str, rows: dict[int, Measurement]) -> Measurement:
         by_seed = {seed: {name: row} for seed, row in rows.items()}
         for seed, row in rows.items():
             if 'exp_of' in row:
@@ -198,7 +198,7 @@ def _count(n: float) -> str:
     return f'{n:,.0f}' if math.isfinite(n) else 'more than 100,000'
 
 
-def mean_words(row: Row) -> str:
+def mean_words(row: Measurement) -> str:
     """'46.1 ± 0.4 (over 180 examples), without the 1 not finite'."""
     words = f'{row["value"]:.6g}' if math.isfinite(row['value']) else 'not finite'
     if found := intervals.limits(row):
