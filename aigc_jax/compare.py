@@ -5,17 +5,12 @@ import pathlib
 import sys
 
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.errors import printable
 from aigc_jax.core.output import show
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f'{message} (see --help)')
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = command.Parser(
         prog='python -m aigc_jax.compare', allow_abbrev=False,
         description='Compares runs: those that differ only in their seeds are one arm, and the first arm is what the '
         'others are compared with.',

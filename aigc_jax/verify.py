@@ -4,17 +4,12 @@ import argparse
 import sys
 
 from aigc_jax.core import command, processes
-from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.errors import printable
 from aigc_jax.core.output import show
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f'{message} (see --help)')
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    made = command.Parser(
         prog='python -m aigc_jax.verify', allow_abbrev=False,
         description='Runs a run again and compares it bit for bit.',
         epilog='Exit codes: 0 identical; 1 different, with the first step, leaf or row and by how much; 2 not '

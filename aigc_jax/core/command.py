@@ -1,5 +1,6 @@
 """What the commands share: flags read with one line for a mistake, JAX set up, and how a command ends."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -14,6 +15,13 @@ from absl import flags
 from aigc_jax.core import processes, user_code
 from aigc_jax.core.errors import RunError, UserError, printable
 from aigc_jax.core.output import Closed, drop, show
+
+
+class Parser(argparse.ArgumentParser):
+    """Of flags of a command's own; a mistake is a UserError."""
+
+    def error(self, message: str):
+        raise UserError(f'{message} (see --help)')
 
 
 def parse(argv: list[str], check: Callable[[], None]) -> list[str]:

@@ -10,19 +10,20 @@ import string
 from collections.abc import Sequence
 
 from aigc_jax.core.errors import UserError
-from aigc_jax.metrics.intervals import Row
+from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import numerics
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.early_stopping import is_over
 
 # What tells no arms apart: which seeds a run has, and what changes rounding alone (the manifests name it).
 _OF_ONE_ARM = ('seed', 'num_seeds', 'replicas', 'schema')
+# Of a manifest, beside what decides bits (runs/numerics.py): what else may change results.
 _OF_THE_MANIFEST = (
-    'packages.jax', 'packages.jaxlib', 'packages.flax', 'packages.optax', 'packages.numpy', 'python', 'source',
-    'commit', 'device.kind', 'device.count', 'device.mesh', 'device.instruction_set', 'xla_flags', 'execution.replicas',
-    'data.fingerprint', 'data.loader_sha256',
+    'source', 'commit', 'data.fingerprint', 'data.loader_sha256', 'packages.flax', 'packages.optax', 'packages.numpy',
+    'python',
 )  # fmt: skip
 _MOST_DIGITS = 12  # of a digest that is shown
 ABSENT = '–'
@@ -72,7 +73,8 @@ class Trained:
     def made_with(self) -> dict[str, str]:
         """What of the manifest may change results, {'packages.jax': '0.10.2'}."""
         manifest = self.run.manifest
-        return {name: _words(_at(manifest, name)) for name in _OF_THE_MANIFEST}
+        of_bits = {name: _words(value) for name, value in numerics.part(manifest).items()}
+        return {name: _words(_at(manifest, name)) for name in _OF_THE_MANIFEST} | of_bits
 
 
 @dataclasses.dataclass
@@ -97,14 +99,14 @@ class Arm:
                     found.setdefault(seed, run)
         return dict(sorted(found.items()))
 
-    def rows(self, metric: str) -> dict[int, Row]:
+    def rows(self, metric: str) -> dict[int, Measurement]:
         """{seed: its row of the final evaluation}; nan of a seed that diverged. A metric that the arm's evaluations
         lack has none; where every seed diverged before its evaluation it is not known which they would have."""
         found = {seed: run.results.get(seed, {}).get(metric) for seed, run in self.of_seed.items()}
         known = next((row for row in found.values() if row), None)
         if known is None and any(run.results for run in self.runs):
             return {}
-        lost = {**(known or {}), 'value': math.nan}
+        lost = {'n': 0, **(known or {}), 'value': math.nan}
         found |= {seed: lost for seed, run in self.of_seed.items() if seed in run.diverged}
         return {seed: row for seed, row in found.items() if row}
 
@@ -177,8 +179,8 @@ def group(runs: Sequence[Trained]) -> list[Arm]:
 def made_with(arms: Sequence[Arm]) -> dict[str, list[str]]:
     """{what differs between the manifests: its values in each arm}."""
     found = {}
-    for name in _OF_THE_MANIFEST:
-        values = [sorted({run.made_with[name] for run in arm.runs}) for arm in arms]
+    for name in dict.fromkeys(name for arm in arms for run in arm.runs for name in run.made_with):
+        values = [sorted({run.made_with.get(name, ABSENT) for run in arm.runs}) for arm in arms]
         if len({value for of_arm in values for value in of_arm}) > 1:
             found[name] = [', '.join(of_arm) for of_arm in values]
     return found
@@ -209,7 +211,7 @@ def seed_words(seeds: Sequence[int]) -> str:
     return f'seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
 
 
-def _of_seed(row: Row, seed: int) -> Row:
+def _of_seed(row: Measurement, seed: int) -> Measurement:
     """One seed's own row of a row that may be over replicas, of which reports/tables.py joined it."""
     if 'values' not in row:
         return row

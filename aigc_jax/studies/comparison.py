@@ -11,7 +11,7 @@ import numpy as np
 from aigc_jax import reports
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.metrics import intervals
-from aigc_jax.metrics.intervals import Row
+from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports import tables
 from aigc_jax.studies import arms as arms_lib
 from aigc_jax.studies import power, statistics
@@ -27,26 +27,28 @@ _MOST_SHOWN = 16  # seeds of which each value is printed
 class Entry(NamedTuple):
     """One arm's seeds on one metric.
 
-    row: their mean with its interval, of the seeds that are finite; {} where there is no value. values: {seed: value}.
-    difference: to the first arm; None of the first arm itself. words: what it says. effect, improvement: Hedges' g and
-    the probability of improvement; {} where they say nothing.
+    row: their mean with its interval, of the seeds that are finite. values: {seed: value}. difference: to the arm
+    `reference`, the first that has values; None of that arm itself. words: what it says. effect, improvement: Hedges' g
+    and the probability of improvement; {} where they say nothing.
     """
 
     arm: Arm
-    row: Row
+    row: Measurement
     values: dict[int, float]
+    reference: str = ''
     difference: Difference | None = None
     words: str = ''
-    effect: Row = {}
-    improvement: Row = {}
+    effect: Measurement = {}
+    improvement: Measurement = {}
 
 
 class Measured(NamedTuple):
-    """One metric of all arms. better: 'min', 'max', or '' where nobody said."""
+    """One metric of all arms. better: 'min', 'max', or '' where nobody said. absent: names of arms without a value."""
 
     title: str
     better: str
     entries: list[Entry]
+    absent: list[str]
 
 
 class Comparison:
@@ -103,6 +105,8 @@ class Comparison:
             title = name if step is None else f'{name} at step {step}'
         better, entries = self._better or self._direction(name), []
         for arm, rows in zip(self.arms, of_arms, strict=True):
+            if not rows:
+                continue
             values = {seed: row['value'] for seed, row in rows.items()}
             entry = Entry(arm, self._mean(arm, name, rows), values)
             exp_of = next((row['exp_of'] for row in rows.values() if 'exp_of' in row), None)
@@ -111,12 +115,16 @@ class Comparison:
             elif entries:
                 entry = _against(entries[0], entry, better)
             entries.append(entry)
-        return Measured(title, better, entries)
+        absent = [arm.name for arm, rows in zip(self.arms, of_arms, strict=True) if not rows]
+        return Measured(title, better, entries, absent)
 
-    def _at_last_step(self, split: str, name: str) -> tuple[list[dict[int, Row]], int | None]:
+    def _at_last_step(self, split: str, name: str) -> tuple[list[dict[int, Measurement]], int | None]:
         """({seed: row} of each arm, the last step that all seeds have which did not diverge)."""
         curves = [arm.curves(split, name) for arm in self.arms]
         lost = [{seed for run in arm.runs for seed in run.diverged} for arm in self.arms]
+        for arm, of_arm, gone in zip(self.arms, curves, lost, strict=True):
+            if of_arm or gone == {seed for run in arm.runs for seed in run.seeds}:  # it diverged before its first row
+                of_arm |= {seed: {} for seed in gone - of_arm.keys()}
         alive = [c for of_arm, gone in zip(curves, lost, strict=True) for seed, c in of_arm.items() if seed not in gone]
         steps = set.intersection(*map(set, alive)) if alive else set()
         if not steps:
@@ -124,24 +132,24 @@ class Comparison:
         step = max(steps)
         value = lambda seed, curve, gone: math.nan if seed in gone else curve[step]
         found = [
-            {seed: {'value': value(seed, curve, gone)} for seed, curve in of_arm.items()}
+            {seed: {'value': value(seed, curve, gone), 'n': 1} for seed, curve in of_arm.items()}
             for of_arm, gone in zip(curves, lost, strict=True)
         ]
         return found, step
 
-    def _mean(self, arm: Arm, name: str, rows: dict[int, Row]) -> Row:
+    def _mean(self, arm: Arm, name: str, rows: dict[int, Measurement]) -> Measurement:
         by_seed = {seed: {name: row} for seed, row in rows.items()}
         for seed, row in rows.items():
             if 'exp_of' in row:
                 by_seed[seed][row['exp_of']] = arm.rows(row['exp_of'])[seed]
-        return tables.across(by_seed)[name] if by_seed else {}
+        return tables.across(by_seed)[name]
 
     def _direction(self, name: str) -> str:
-        name = name.partition(':')[2] or name
-        modes = set()
+        names = self.final if name in self.final else [known.partition(':')[2] for known in self.curves]
+        name, modes = name if name in self.final else name.partition(':')[2], set()
         for arm in self.arms:
             best = arm.runs[0].flat.get('eval.best_metric')
-            if best and reports.named(best, [name]):
+            if best and reports.named(best, names) == name:
                 modes.add(arm.runs[0].flat.get('eval.best_mode'))
         return modes.pop() if len(modes) == 1 and modes <= {'min', 'max'} else ''
 
@@ -151,10 +159,9 @@ def _against(first: Entry, entry: Entry, better: str) -> Entry:
     seeds = sorted(entry.values) if paired else [*entry.values]
     a = np.array([entry.values[seed] for seed in seeds])
     b = np.array([first.values[seed] for seed in (seeds if paired else first.values)])
-    if not len(a) or not len(b):
-        return entry._replace(words=f'{(entry if not len(a) else first).arm.name} has no value of it')
     found, finite = statistics.difference(a, b, better, paired, ALPHA), np.isfinite(a).all() and np.isfinite(b).all()
-    entry = entry._replace(difference=found, words=_words(found, a, b, better, paired))
+    words = _words(found, a, b, better, paired)
+    entry = entry._replace(reference=first.arm.name, difference=found, words=words)
     if finite and found.test in (statistics.PAIRED, statistics.WELCH):
         entry = entry._replace(effect=statistics.effect_size(a, b, paired, ALPHA))
     if better and min(len(a), len(b)) > 1:
@@ -178,9 +185,8 @@ def _words(found: Difference, a: np.ndarray, b: np.ndarray, better: str, paired:
     if found.test not in (statistics.PAIRED, statistics.WELCH):
         return f'n too few to say: {n} seeds compared by their ranks'
     samples, sd = (1, float(np.std(a - b, ddof=1))) if paired else (2, power.pooled_sd(a, b))
-    d, df = abs(found.row['value']), samples * (n - 1)
-    few, many = (power.seeds_needed(d, s, samples, ALPHA) for s in power.sd_limits(sd, df))
-    needed, pairs = power.seeds_needed(d, sd, samples, ALPHA), 'pairs of seeds' if paired else 'seeds of each arm'
+    d, pairs = abs(found.row['value']), 'pairs of seeds' if paired else 'seeds of each arm'
+    needed, few, many = power.seeds_by_pilot(d, sd, samples * (n - 1), samples, ALPHA)
     return (
         f'n too few to say: {n} {pairs} find a difference of {power.resolvable(sd, n, samples, ALPHA):.3g} with a '
         f'probability of {power.POWER:.0%}; one of {d:.3g} needs {_count(needed)} ({_count(few)} to {_count(many)}, as '
@@ -192,10 +198,8 @@ def _count(n: float) -> str:
     return f'{n:,.0f}' if math.isfinite(n) else 'more than 100,000'
 
 
-def mean_words(row: Row) -> str:
+def mean_words(row: Measurement) -> str:
     """'46.1 ± 0.4 (over 180 examples), without the 1 not finite'."""
-    if not row:
-        return arms_lib.ABSENT
     words = f'{row["value"]:.6g}' if math.isfinite(row['value']) else 'not finite'
     if found := intervals.limits(row):
         words += f' ± {row["ci"]:.3g}' if 'ci' in row else f' ({found[0]:.4g} to {found[1]:.4g})'
@@ -204,12 +208,12 @@ def mean_words(row: Row) -> str:
     return words + (f', without the {lost} not finite' if lost else '')
 
 
-def difference_words(entry: Entry, first: Arm) -> str:
-    """'−0.9 ± 0.5, p = 0.012 (Welch's t): better'; '' of the first arm."""
+def difference_words(entry: Entry) -> str:
+    """'B − A = −0.9 ± 0.5, p = 0.012 (Welch's t): better'; '' of the reference."""
     if (found := entry.difference) is None:
         return entry.words
     value = found.row['value']
-    words = f'{entry.arm.name} − {first.name} = {value:+.3g}' if math.isfinite(value) else ''
+    words = f'{entry.arm.name} − {entry.reference} = {value:+.3g}' if math.isfinite(value) else ''
     words += f' ± {found.row["ci"]:.3g}' if words and math.isfinite(found.row.get('ci', math.nan)) else ''
     if found.test:
         words += f'{", " if words else ""}p = {found.p:.2g} ({found.test})'
@@ -241,8 +245,9 @@ def text(comparison: Comparison) -> str:
         lines += ['', measured.title + better_words(measured.better)]
         rows = [[e.arm.name, f'n={len(e.values)}', mean_words(e.row), seed_values(e.values)] for e in measured.entries]
         for line, entry in zip(_aligned(rows), measured.entries, strict=True):
-            said = [difference_words(entry, arms[0]), extra_words(entry)]
+            said = [difference_words(entry), extra_words(entry)]
             lines += [f'  {line}', *(f'     {words}' for words in said if words)]
+        lines += [f'  {absent_words(measured)}'] if measured.absent else []
     return '\n'.join(lines) + '\n'
 
 
@@ -258,6 +263,10 @@ def comparison_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
 
 def better_words(better: str) -> str:
     return {'min': ' (less is better)', 'max': ' (more is better)', '': ''}[better]
+
+
+def absent_words(measured: Measured) -> str:
+    return f'no value: {", ".join(measured.absent)}'
 
 
 def seed_values(values: dict[int, float]) -> str:

@@ -61,7 +61,7 @@ def page(comparison: Comparison) -> str:
         parts.append(f'<h2>Metrics</h2><p>A circle is a seed. The bar is the mean with its 95 % interval. Differences '
                      f'are to {mark(names[0])}.</p>')  # fmt: skip
         parts.append(_picture(_dots(comparison), 'the value of each seed, by metric and arm'))
-        parts += [_metric(measured, comparison, mark) for measured in comparison.metrics]
+        parts += [_metric(measured, mark) for measured in comparison.metrics]
     if panels := _curves(comparison):
         said = 'A thin line is a seed. The thick line is the median over an arm. The band reaches from the '
         parts.append(f'<h2>Curves</h2><p>{said}lowest to the highest of the seeds that have come to a step.</p>')
@@ -73,24 +73,27 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def _metric(measured: Measured, comparison: Comparison, mark) -> str:
+def _metric(measured: Measured, mark) -> str:
     rows = []
     for entry in measured.entries:
-        said = [comparison_lib.difference_words(entry, comparison.arms[0]), comparison_lib.extra_words(entry)]
+        said = [comparison_lib.difference_words(entry), comparison_lib.extra_words(entry)]
         cells = [comparison_lib.mean_words(entry.row), comparison_lib.seed_values(entry.values)]
         difference = '<br>'.join(_escape(words) for words in said if words)
         rows.append([mark(entry.arm.name), str(len(entry.values)), *map(_escape, cells), difference])
     head = ['arm', 'n', 'mean', 'each seed', 'difference']
-    return f'<h3>{_escape(measured.title + comparison_lib.better_words(measured.better))}</h3>{_table(head, rows)}'
+    absent = f'<p>{comparison_lib.absent_words(measured)}</p>' if measured.absent else ''
+    title = _escape(measured.title + comparison_lib.better_words(measured.better))
+    return f'<h3>{title}</h3>{_table(head, rows)}{absent}'
 
 
 def _dots(comparison: Comparison) -> bytes:
     panels = {}
     for measured in comparison.metrics[:_MOST_PANELS]:
-        panels[printable(measured.title)] = [
-            (list(e.values.values()), e.row.get('value', float('nan')), intervals.limits(e.row) if e.row else None)
-            for e in measured.entries
-        ]
+        of_arms = {
+            e.arm.name: ([*e.values.values()], e.row['value'], intervals.limits(e.row)) for e in measured.entries
+        }
+        nothing = [], float('nan'), None
+        panels[printable(measured.title)] = [of_arms.get(arm.name, nothing) for arm in comparison.arms]
     return plots.dots(panels, [arm.name for arm in comparison.arms])
 
 

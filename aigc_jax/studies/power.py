@@ -23,7 +23,7 @@ def pooled_sd(a, b) -> float:
 
 
 def sd_limits(sd: float, df: int, alpha: float = 0.05) -> tuple[float, float]:
-    """The interval of a normal standard deviation that was estimated with `df` degrees of freedom, by χ²."""
+    """The 1 − alpha interval of a normal standard deviation that was estimated with `df` degrees of freedom, by χ²."""
     from scipy.stats import chi2
 
     return tuple(float(sd * math.sqrt(df / chi2.ppf(q, df))) for q in (1 - alpha / 2, alpha / 2))
@@ -72,6 +72,15 @@ def seeds_needed(d: float, sd: float, samples: int = 2, alpha: float = 0.05, wan
     return float(enough)
 
 
+def seeds_by_pilot(
+    d: float, sd: float, df: int, samples: int = 2, alpha: float = 0.05, wanted: float = POWER
+) -> tuple[float, float, float]:
+    """(n, few, many): `seeds_needed` for the sd of a pilot study with `df` degrees of freedom, and for the ends of that
+    sd's 95 % interval. A pilot of 3 seeds knows its sd to a factor of 12, so that `many` may be 100 times `few`."""
+    low, high = sd_limits(sd, df)
+    return tuple(seeds_needed(d, spread, samples, alpha, wanted) for spread in (sd, low, high))
+
+
 def spent(fraction: float, alpha: float = 0.05, rule: str = 'obrien_fleming') -> float:
     """How much of alpha a study may have spent when it has this fraction of its most seeds (Lan & DeMets 1983).
 
@@ -94,9 +103,9 @@ def look_levels(
 
     looks: numbers of seeds, of each arm, rising; most: the largest that there may be. Where no look before has stopped,
     look k stops with probability spent(looks[k] / most) − spent(looks[k − 1] / most) if there is no difference. The
-    bounds that do this for normal variables of known variance are too low for the t tests of few seeds: with up to 8
-    seeds they give 5.9 % of false verdicts for 5 %. So the levels are those of simulated t tests of normal values, each
-    with the variances that it estimates: Student's for samples=1, Welch's for 2.
+    bounds that do this for normal variables of known variance are too low for the t tests of few seeds: Pocock's give
+    5.9 % of false verdicts for 5 % with looks at 3 to 8 seeds. So the levels are those of simulated t tests of normal
+    values, each with the variances that it estimates: Student's for samples=1, Welch's for 2.
     """
     if not looks or looks[0] < 2 or any(b <= a for a, b in zip(looks, looks[1:], strict=False)) or looks[-1] > most:
         raise UserError(f'looks at {list(looks)} seeds of at most {most}: they rise, from 2 or more')

@@ -14,7 +14,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.metrics import intervals
-from aigc_jax.metrics.intervals import Row
+from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.studies.power import noncentral_t_cdf
 
 _RESAMPLES, _MOST_HELD = 9999, 1 << 22  # of the bootstrap; numbers of resamples that are held at once
@@ -25,7 +25,7 @@ class Difference(NamedTuple):
     """a − b. row: its mean with an interval, which is missing where the values have none. p: two-sided, of no
     difference; nan where the values are too few for a test. test: its name; '' where there is none."""
 
-    row: Row
+    row: Measurement
     p: float
     test: str
 
@@ -38,7 +38,7 @@ def diverged_as_worst(values, better: str) -> np.ndarray:
     return np.where(np.isfinite(values), values, math.inf if better == 'min' else -math.inf)
 
 
-def mean(values, alpha: float = 0.05) -> Row:
+def mean(values, alpha: float = 0.05) -> Measurement:
     """The mean with Student's interval. ci is nan for n < 2, and where a value is not finite."""
     from scipy.special import stdtrit
 
@@ -62,7 +62,7 @@ def iqm(values, axis: int = -1) -> np.ndarray:
     return trim_mean(values, 0.25, axis=axis)
 
 
-def bootstrap(values, statistic: Callable = np.mean, alpha: float = 0.05) -> Row:
+def bootstrap(values, statistic: Callable = np.mean, alpha: float = 0.05) -> Measurement:
     """statistic(values, axis=-1) with the percentile bootstrap's interval, which rliable reports (Agarwal et al. 2021,
     section 4.2). Few seeds have too short an interval: of 3, 5 and 10 normal values 75, 84 and 90 % of the intervals
     of 95 % cover the mean, and those of `mean` 95 %."""
@@ -77,7 +77,7 @@ def bootstrap(values, statistic: Callable = np.mean, alpha: float = 0.05) -> Row
     return {'value': value, **_middle(drawn, alpha), 'n': n, 'over': 'seeds'}
 
 
-def probability_of_improvement(a, b, better: str, alpha: float = 0.05) -> Row:
+def probability_of_improvement(a, b, better: str, alpha: float = 0.05) -> Measurement:
     """P(a seed of a is better than one of b) + ½ P(they are equal), the Mann–Whitney statistic over n_a n_b, with the
     percentile bootstrap's interval, a and b resampled apart. Agarwal et al. (2021, section 4.3), of one task."""
     from scipy import stats
@@ -127,7 +127,7 @@ def difference(a, b, better: str = '', paired: bool = False, alpha: float = 0.05
     return Difference(row, float(test.pvalue), PAIRED if paired else WELCH)
 
 
-def _by_ranks(a: np.ndarray, b: np.ndarray, row: Row, paired: bool) -> Difference:
+def _by_ranks(a: np.ndarray, b: np.ndarray, row: Measurement, paired: bool) -> Difference:
     from scipy import stats
 
     row, method = row | {'ci': math.nan}, stats.PermutationMethod(n_resamples=_RESAMPLES, rng=_generator())
@@ -147,7 +147,7 @@ def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.where(a == b, 0.0, a - b)
 
 
-def effect_size(a, b, paired: bool = False, alpha: float = 0.05) -> Row:
+def effect_size(a, b, paired: bool = False, alpha: float = 0.05) -> Measurement:
     """Hedges' g: (mean a − mean b) over the standard deviation of one seed, pooled over both arms, without the bias of
     few seeds (Hedges 1981, eq. 6e). paired: over that of the differences.
 
@@ -203,7 +203,7 @@ def paired_bootstrap(a, b, count=None, alpha: float = 0.05) -> Difference:
     return Difference({'value': value, **_middle(drawn, alpha), 'n': n, 'over': 'examples'}, p, 'paired bootstrap')
 
 
-def almost_stochastic_order(a, b, better: str, alpha: float = 0.05) -> Row:
+def almost_stochastic_order(a, b, better: str, alpha: float = 0.05) -> Measurement:
     """How far a is from being better than b at every quantile: 0, it is; 1, b is. high < ½: a is almost stochastically
     better at level 1 − alpha.
 
@@ -253,7 +253,7 @@ def published_region(value: float, tolerance: float, sd: float = 0.0, n: int | N
     return value - tolerance - own, value + tolerance + own
 
 
-def verdict(row: Row, region: tuple[float, float], better: str) -> str:
+def verdict(row: Measurement, region: tuple[float, float], better: str) -> str:
     """'reproduced': the interval of `row` lies in `region`; 'better', 'worse': it lies beyond; else 'undecided'.
 
     So each of the three is wrong with a probability of at most alpha / 2 for a true value at an edge of the region.
@@ -292,7 +292,7 @@ def _draws(held: int) -> dict:
     return {'n_resamples': _RESAMPLES, 'batch': max(1, _MOST_HELD // held), 'rng': _generator()}
 
 
-def _middle(drawn: np.ndarray, alpha: float) -> Row:
+def _middle(drawn: np.ndarray, alpha: float) -> Measurement:
     """Quantiles without interpolation, which would make nan of ±∞."""
     low, high = np.quantile(drawn, [alpha / 2, 1 - alpha / 2], method='closest_observation')
     return {'low': float(low), 'high': float(high)}

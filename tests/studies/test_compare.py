@@ -38,8 +38,12 @@ def runs(tmp_path_factory):
     for seed in (0, 1):
         trained(root / 'slow' / f'seed{seed}', seed=seed)
     trained(root / 'fast', num_seeds=2, optim__model__schedule__init_value=0.01)
-    with pytest.raises(RunError, match='training stopped'):
-        trained(root / 'lost', seed=3, optim__model__schedule__init_value=1e30)
+    logs = []
+    for _ in range(2):  # the same command again trains from the last good checkpoint, and leaves the same log
+        with pytest.raises(RunError, match='training stopped'):
+            trained(root / 'lost', seed=3, optim__model__schedule__init_value=1e30)
+        logs.append((root / 'lost' / 'metrics.jsonl').read_bytes())
+    assert logs[0] == logs[1] and b'"diverged": 1.0' in logs[0]
     return root
 
 
@@ -76,7 +80,7 @@ def test_runs_that_differ_in_their_seeds_are_one_arm(runs):
     compared = comparison.Comparison([str(runs / 'slow'), str(runs / 'fast')])
     assert [arm.name for arm in compared.arms] == ['A', 'B'] and [len(arm.runs) for arm in compared.arms] == [2, 1]
     assert [arm.fields for arm in compared.arms] == [{RATE: '0.001'}, {RATE: '0.01'}]
-    assert compared.made_with == {'execution.replicas': ['none', 'vmap of 2']}
+    assert compared.made_with['execution.replicas'] == ['none', 'vmap of 2']
     measured = of(compared, 'model/nll')
     slow, fast = measured.entries
     own = {seed: evaluation(runs / 'slow' / f'seed{seed}')['model/nll']['value'] for seed in (0, 1)}
@@ -88,6 +92,8 @@ def test_runs_that_differ_in_their_seeds_are_one_arm(runs):
     test = stats.ttest_rel([*fast.values.values()], [*own.values()])
     assert fast.difference.test == statistics.PAIRED and fast.difference.p == pytest.approx(test.pvalue)
     assert measured.better == 'min' and of(compared, 'model/kl').better == ''  # eval.best_metric is model/nll
+    (measured,) = comparison.Comparison([str(runs / 'slow')], ['model/kl'], better='max').metrics
+    assert measured.better == 'max' and measured.absent == [] and len(measured.entries) == 1
 
 
 def test_the_text_and_the_page_show_all_of_it_and_no_run_is_changed(runs, capsys, tmp_path):
@@ -123,6 +129,9 @@ def test_a_run_that_diverged_is_the_worst_seed(runs):
     assert [*lost.values] == [3] and math.isnan(lost.values[3]) and lost.difference.row['value'] == math.inf
     assert lost.words.startswith('n too few') and comparison.mean_words(lost.row).startswith('not finite')
     assert any('diverged: seed 3; counted as the worst' in remark for remark in compared.remarks)
+    (measured,) = comparison.Comparison([str(runs)], ['eval:model/nll']).metrics
+    assert [[*e.values] for e in measured.entries] == [[0, 1], [3], [0, 1]]
+    assert math.isnan(measured.entries[1].values[3])
     # Where nobody says which side is the worst there is no test.
     (measured,) = comparison.Comparison([str(runs)], ['model/kl']).metrics
     assert measured.entries[1].difference.test == ''
@@ -222,6 +231,25 @@ def test_perplexities_are_compared_by_their_logarithms(tmp_path, runs):
     assert first.row['value'] == pytest.approx(math.exp(1.05)) and second.row['value'] == pytest.approx(math.exp(2.05))
     assert second.difference is None and second.words == 'see m/nats, of which this is the exponential'
     assert of(compared, 'm/nats').entries[1].difference.row['value'] == pytest.approx(1.0)
+
+
+def test_arms_that_lack_a_metric_are_named(copies):
+    """The first arm that has it is what the others are compared with."""
+    for name, metric in (('seed0', 'model/nll'), ('seed1', 'model/kl')):
+        folder = copies / 'slow' / name
+        config = json.loads((folder / 'config.json').read_text()) | {'batch_size': 32 if name == 'seed0' else 64}
+        (folder / 'config.json').write_text(json.dumps(config))
+        found = evaluation(folder)
+        del found[metric]
+        (folder / 'evaluation.json').write_text(json.dumps(found))
+    compared = comparison.Comparison([str(copies / 'slow'), str(copies / 'fast')])
+    nll, kl = of(compared, 'model/nll'), of(compared, 'model/kl')
+    assert (nll.absent, kl.absent) == (['A'], ['B']) and nll.entries[1].reference == 'B'
+    assert '  no value: A\n' in comparison.text(compared)
+
+
+def test_arms_are_lettered():
+    assert [arms._letters(k) for k in (0, 25, 26, 27, 701, 702)] == ['A', 'Z', 'AA', 'AB', 'ZZ', 'AAA']
 
 
 def test_places_are_folders_patterns_and_folders_of_runs(runs, monkeypatch):

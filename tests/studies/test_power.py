@@ -44,6 +44,8 @@ def test_the_spread_of_few_seeds_is_known_roughly():
     draws = np.random.default_rng(1)
     limits = np.array([power.sd_limits(draws.normal(0, 2, 5).std(ddof=1), 4) for _ in range(1000)])
     assert 0.92 <= ((limits[:, 0] <= 2) & (2 <= limits[:, 1])).mean() <= 0.98
+    n, few, many = power.seeds_by_pilot(0.5, 1.0, 4)
+    assert (n, few, many) == (64, power.seeds_needed(0.5, 0.5991, 2), power.seeds_needed(0.5, 2.8736, 2))
     assert power.pooled_sd([0, 2], [0, 4]) == pytest.approx(math.sqrt((2 + 8) / 2))
 
 
