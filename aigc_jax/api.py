@@ -8,26 +8,29 @@
     codes = run.encode(images)
 
 overrides, wherever it stands: {field: value}, such as {'optim.model.schedule.value': 1e-3}; on a finished run data.*,
-eval.* and parallel.* alone. A mistake raises aigc_jax.core.errors.UserError, whose text is that of the command line.
+eval.*, parallel.* and sample.* alone. A mistake raises aigc_jax.core.errors.UserError, whose text is that of the
+command line.
 """
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import reports
-from aigc_jax.core import processes
+from aigc_jax.core import arguments, processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
+from aigc_jax.decoding.generate import Text
 from aigc_jax.reports import evaluation, pictures, tables
-from aigc_jax.reports import generate as texts_lib
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.generate import Text
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import raw
@@ -57,8 +60,12 @@ def train(
     """
     if isinstance(config, ConfigDict):
         config = config_lib.resolved(config, _texts(overrides))
+    elif isinstance(config, (str, os.PathLike)):
+        config = config_lib.load(os.fspath(config), _texts(overrides))
     else:
-        config = config_lib.load(str(config), _texts(overrides))
+        raise UserError(f"config: is {type(config).__name__}; it is 'FILE.py[:variant,…]' or a ConfigDict")
+    if devices is not None and not (devices and all(isinstance(one, jax.Device) for one in devices)):
+        raise UserError(f'devices: {devices!r}; it is a list of some of jax.devices(), or None for all')
     return trainer.train(config, Run(workdir), signals=signals, progress=progress, devices=devices)
 
 
@@ -95,7 +102,7 @@ def evaluate(
         number = int(experiment.replica(state, 0).step)
         with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
             digest = checkpoints.digest(number)
-        by_seed = evaluation.Evaluation(Evaluator(experiment), run.paths).final(state, digest)
+        by_seed = evaluation.Evaluation(Evaluator(experiment, run.paths)).final(state, digest)
     with processes.together('evaluation'):
         if processes.first():
             evaluation.save(run.paths, experiment, number, by_seed)
@@ -108,15 +115,16 @@ def sample(
     run, n: int = 64, seed: int = 0, labels: Sequence[int] | None = None, *, step: str | int | None = None,
     overrides: Overrides = (),
 ) -> dict[pathlib.Path, np.ndarray]:  # fmt: skip
-    """{samples/STEP_sampleSEED.npz: samples (n, *shape)} of each replica, written with a picture beside each.
+    """{samples/STEP_sampleSEED[-SETTINGS].npz: samples (n, *shape)} of each replica, with a picture beside each.
 
-    run: a folder, or what `open` gave. labels (n,): the classes of a conditional model; None: they run through all.
+    run: a folder, or what `open` gave; `replica` gives one alone. labels (n,): the classes of a conditional model;
+    None: they run through all.
     """
     run, found = _opened(run, step, overrides), {}
     if run.can(CausalText):
         raise UserError(f'sample: {run.config.task.name} writes text; call generate')
     labels = run.labels_of(n, labels)
-    for one in run.replicas():
+    for one in run.written():
         samples = one.sample(n, seed, labels)
         path = one.samples_path(seed)
         with processes.together('samples'):
@@ -131,16 +139,15 @@ def generate(
     run, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, *, stream: Callable[[str], None] | None = None,
     step: str | int | None = None, overrides: Overrides = (), **how,
 ) -> dict[pathlib.Path, list[Text]]:  # fmt: skip
-    """{samples/STEP_sampleSEED.npz: n texts for each prompt} of each replica, written with a .txt beside each.
+    """{samples/STEP_sampleSEED[-SETTINGS].npz: n texts for each prompt} of each replica, with a .txt beside each.
 
-    run: a folder, or what `open` gave. how, stream: as `Trained.generate` has them.
+    run: a folder, or what `open` gave; `replica` gives one alone. how, stream: as `Trained.generate` has them.
     """
     run, found = _opened(run, step, overrides), {}
     writer = run.writer(**how)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for one in run.replicas():
+    for one in run.written():
         texts = writer.generate(one.state, prompts, n, seed, stream)
-        path = one.samples_path(seed)
+        path = one.samples_path(seed, **how)
         with processes.together('samples'):
             if processes.first():
                 texts_lib.save(path, texts)
@@ -158,8 +165,10 @@ def _opened(run, step, overrides) -> Trained:
 
 
 def _texts(overrides: Overrides) -> list[tuple[str, str]]:
-    """As the command line gives them."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in overrides.items()}
-    return [(name, value if isinstance(value, str) else repr(value)) for name, value in plain.items()]
+    """As the command line gives them. Raises UserError."""
+    pairs = list(overrides.items() if isinstance(overrides, Mapping) else overrides or ())
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise UserError(f"overrides: holds {pair!r}; it is {{field: value}}, such as {{'total_steps': 2000}}")
+    plain = [(name, jax.tree.map(arguments.plain, value)) for name, value in pairs]
+    return [(name, value if isinstance(value, str) else repr(value)) for name, value in plain]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from aigc_jax.core import processes
+from aigc_jax.core import processes, user_code
 from aigc_jax.core.errors import RunError, UserError, printable
 from aigc_jax.core.output import Closed, drop, show
 
@@ -44,15 +44,18 @@ def mistakes():
         end(error)
 
 
-def run(body: Callable[[], None]) -> None:
-    """Calls `body`, and ends the program by what it raises: a mistake of the user with one line and exit code 2."""
+def run(body: Callable[[], int | None]) -> None:
+    """Calls `body`, and ends the program with the exit code that it returns (None: 0), or by what it raises: a mistake
+    of the user with one line and exit code 2."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     try:
-        body()
+        exit_code = body() or 0
         show('')
         if processes.several():
             processes.finish()
-            _leave(0)
+            _leave(exit_code)
+        if exit_code:
+            sys.exit(exit_code)
     except (Closed, BrokenPipeError):  # the latter of stderr
         drop()
         sys.exit(Closed.exit_code)
@@ -64,6 +67,7 @@ def run(body: Callable[[], None]) -> None:
         print('interrupted', file=sys.stderr)
         _leave(130)
     except Exception as error:  # a fault of the program, or a collective with a process that has ended
+        user_code.name_file(error)
         if not processes.several():
             raise
         if not processes.is_lost(error):
@@ -104,6 +108,8 @@ def end(error: Exception) -> None:
     with contextlib.suppress(UserError):
         if processes.expected():
             processes.fail_early(error)
+    if isinstance(error, user_code.Raised):
+        traceback.print_exception(error.__cause__)
     print(printable(f'error: {error}' if error.exit_code < 128 else str(error)), file=sys.stderr)
     if error.exit_code > 128:
         _leave(error.exit_code)

@@ -8,7 +8,8 @@ _MOST_LETTERS = 4000  # of a line on stderr
 class UserError(Exception):
     """The user's mistake: a flag, a config field, a file, a checkpoint. Exit code 2.
 
-    The message is one to three lines that name the thing and the mend; it is printed without a traceback.
+    The message is one to three lines that name the thing and the mend; it is printed without a traceback. It names a
+    flag without its dashes, since Python has the same thing as an argument.
     """
 
     exit_code = 2
@@ -54,10 +55,12 @@ def _words(kind: type) -> str:
     return words.get(kind, kind.__name__)
 
 
-def near(word, known) -> str:
-    """'; did you mean a, b?' for the known names near to `word`, which may be no text, else '; known: …'."""
+def near(word, known, also=()) -> str:
+    """'; did you mean a, b?' for `also` and the known names near to `word`, which may be no text, else '; known: …'."""
     import difflib
 
     known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(word)[:100], known, n=3, cutoff=0.5)
+    close = [*also, *difflib.get_close_matches(str(word)[:100], known, n=3, cutoff=0.5)]
+    if not known and not close:
+        return '; there is none'
     return f'; did you mean {", ".join(close)}?' if close else f'; known: {", ".join(known)}'

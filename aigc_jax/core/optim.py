@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aigc_jax.core import patterns, schema, tree
+from aigc_jax.core import schema, tree
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Tree
@@ -147,15 +147,16 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     factory = _find(config.name, (optax, optax.contrib), f'{what}.name', 'learning_rate')
     known = inspect.signature(factory).parameters
     _check_options(config, known, what)
-    decayed = tree.by_rule(((config.weight_decay_regex, True),), params, False, f'{what}.weight_decay_regex')
+    # The default is meant for an optimizer that decays; of any other, a model may have no such parameter.
+    unused = () if _decays(options, known) else (FIELDS['weight_decay_regex'].default,)
+    rule = ((config.weight_decay_regex, True),)
+    decayed = tree.by_rule(rule, params, False, f'{what}.weight_decay_regex', unused)
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
-        patterns.check(options[_MATRICES], tree.flatten(params), f'{what}.options.{_MATRICES}')
-    options |= _decay_mask(config.name, options, known, params, decayed, what)
-    if _MATRICES in options:
         rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers(-2, -1)),)
         options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
+    options |= _decay_mask(config.name, config.options, known, params, decayed, what)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     of_step = schedule(config.schedule, total_steps, f'{what}.schedule')
     learning_rate = of_step if turns == 1 else lambda updates: of_step(updates // turns)
@@ -233,11 +234,16 @@ def _want_no_average(name: str, field: str) -> None:
         )
 
 
+def _decays(options: dict, known: Any) -> list[str]:
+    """The options by which an optimizer with the parameters `known` decays weights."""
+    values = {option: options.get(option, p.default) for option, p in known.items() if 'weight_decay' in option}
+    return [option for option, value in values.items() if value and option not in _MASKS]
+
+
 def _decay_mask(name: str, options: dict, known: Any, params: Tree, decayed: Tree, what: str) -> dict[str, Tree]:
     """{mask: decayed} for the weight decay of optax.NAME; {} where it has none. Raises UserError for a decay that does
     not reach just what is to be decayed."""
-    decays = {option: options.get(option, p.default) for option, p in known.items() if 'weight_decay' in option}
-    decays = [option for option, value in decays.items() if value and option not in _MASKS]
+    decays = _decays(options, known)
     masks = [mask for mask in _MASKS if mask in known] if decays else []
     reached = tree.flatten(decayed)
     if 'adam_weight_decay' in known:  # the mask of muon is of what it orthogonalizes; its Adam has none
@@ -283,8 +289,8 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     try:
         function = factory(**arguments)
         with jax.ensure_compile_time_eval():  # a task may be made inside a trace
-            values = np.asarray(jax.vmap(function)(steps))
-    except (TypeError, ValueError, OverflowError) as error:
+            values = np.asarray(jax.vmap(lambda step: jnp.asarray(function(step)))(steps))
+    except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
         known = ', '.join(inspect.signature(factory).parameters)
         raise UserError(f'{what}: {error}; optax.{factory.__name__} has {known}') from None
     if (wrong := ~((values >= 0) & (values < np.inf))).any():

@@ -41,7 +41,8 @@ def by_rule(
     for pattern, _ in rules:
         patterns.check(pattern, (*names, *sometimes), what)
         if not any(re.search(pattern, name) for name in (*names, *sometimes)):
-            raise UserError(f'{what}: {pattern!r} matches no parameter; there are {", ".join(names)}')
+            known = ', '.join(names)
+            raise UserError(f"{what}: {pattern!r} matches no parameter; there are {known}; '.*' matches all")
     return map_named(
         lambda name, _: next((value for pattern, value in rules if re.search(pattern, name)), default), tree
     )

@@ -7,13 +7,15 @@ import pathlib
 import sys
 import zlib
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, TracebackType
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, near, one_line
+
+_PREFIX = 'aigc_jax_user_'  # of their names as modules
 
 
 def load(path: str | pathlib.Path, what: str) -> ModuleType:
-    """The module of the file at `path`, executed anew each time. what: what names it, for messages: '--config'.
+    """The module of the file at `path`, executed anew each time. what: what names it, for messages: 'config'.
 
     Raises UserError where there is no such file, or where it raises.
     """
@@ -21,8 +23,9 @@ def load(path: str | pathlib.Path, what: str) -> ModuleType:
     if not path.is_file():
         here = sorted(str(p) for p in path.parent.glob('*.py')) if path.parent.is_dir() else []
         folder = '' if path.is_absolute() else f' in {pathlib.Path.cwd()}'
-        raise UserError(f'{what}: there is no file {path}{folder}{near(str(path), here) if here else ""}')
-    name = f'aigc_jax_user_{path.stem}_{zlib.crc32(os.path.abspath(path).encode())}'
+        mend = near(str(path), here) if here else '; name the place where it lies'
+        raise UserError(f'{what}: there is no file {path}{folder}{mend}')
+    name = f'{_PREFIX}{path.stem}_{zlib.crc32(os.path.abspath(path).encode())}'
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise UserError(f'{what}: {path} is not a Python file')
@@ -33,9 +36,16 @@ def load(path: str | pathlib.Path, what: str) -> ModuleType:
     return module
 
 
+class Raised(UserError):
+    """What a function of a researcher's own file raised, which is its __cause__, with the frames from that file on."""
+
+
 @contextlib.contextmanager
-def errors_of(path: str | pathlib.Path, what: str) -> Iterator[None]:
-    """Whatever a researcher's own file raises becomes a UserError with its line, for they need that, not our frames."""
+def errors_of(path: str | pathlib.Path, what: str, function: str = '') -> Iterator[None]:
+    """Whatever a researcher's own file raises becomes a UserError with its line, for they need that, not our frames.
+
+    function: the name of their function that runs, whose error is kept as the cause of a `Raised`.
+    """
     try:
         yield
     except UserError:
@@ -43,16 +53,27 @@ def errors_of(path: str | pathlib.Path, what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         here = os.path.abspath(os.path.expanduser(path))
         is_syntax = isinstance(error, SyntaxError) and error.filename and os.path.abspath(error.filename) == here
-        line = error.lineno if is_syntax else _line_in(here, error.__traceback__)
-        message = ' '.join(str(error).split())
+        own = [trace for trace in _frames(error) if os.path.abspath(trace.tb_frame.f_code.co_filename) == here]
+        line = error.lineno if is_syntax else own[-1].tb_lineno if own else None
         place = f'{path}, line {line}' if line else path
-        raise UserError(f'{what}: {place}: {type(error).__name__}: {message}') from None
+        if not function:
+            message = ' '.join(str(error).split())
+            raise UserError(f'{what}: {place}: {type(error).__name__}: {message}') from None
+        cause = error.with_traceback(own[0]) if own else error
+        message = next(iter(str(error).strip().splitlines()), '')
+        raise Raised(f'{what}: {place}, in {function}: {type(error).__name__}: {message}') from cause
 
 
-def _line_in(path: str, trace) -> int | None:
-    line = None
+def name_file(error: Exception) -> None:
+    """Adds to an error, whose traceback is to be shown, a last line that names the researcher's own file and line that
+    it passed through; nothing where there is none."""
+    is_own = lambda trace: trace.tb_frame.f_globals.get('__name__', '').startswith(_PREFIX)
+    if own := [trace for trace in _frames(error) if is_own(trace)]:
+        error.add_note(f'error: {own[-1].tb_frame.f_code.co_filename}, line {own[-1].tb_lineno}: {one_line(error)}')
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    trace = error.__traceback__
     while trace:
-        if os.path.abspath(trace.tb_frame.f_code.co_filename) == path:
-            line = trace.tb_lineno
+        yield trace
         trace = trace.tb_next
-    return line

@@ -82,7 +82,7 @@ def parse(text: str, n: int, num_classes: int, names: Sequence[str] = ()) -> np.
     if not text:
         return in_turn(n, num_classes)
     if not num_classes:
-        raise UserError('--labels: this model is unconditional (model.conditional is False)')
+        raise UserError('labels: this model is unconditional (model.conditional is False)')
     known = {name: k for k, name in enumerate(names)}
     if not any(re.fullmatch('[0-9]+', name) for name in known):
         known |= {str(k): k for k in range(num_classes)}
@@ -90,7 +90,7 @@ def parse(text: str, n: int, num_classes: int, names: Sequence[str] = ()) -> np.
         return np.resize(np.array([known[part.strip()] for part in text.split(',')], np.int32), n)
     except KeyError as error:
         some = list(names or known)
-        raise UserError(f'--labels: there is no class {error.args[0]!r}; there are {_some(np.array(some))}') from None
+        raise UserError(f'labels: there is no class {error.args[0]!r}; there are {_some(np.array(some))}') from None
 
 
 def are_grouped(label: np.ndarray) -> bool:

@@ -175,7 +175,8 @@ class Images(Spec):
         def read(batch: Batch, ctx: rng.Context) -> Batch:
             return (whole if jnp.issubdtype(batch['x'].dtype, jnp.integer) else floats)(batch, ctx)
 
-        return RawReader(read, fits, self.shape, has_whole, words, cfg.name)
+        mend = '' if binary else '; numpy.clip(x, 0, 1) cuts it to them'
+        return RawReader(read, fits, self.shape, has_whole, words, cfg.name, mend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,10 +253,10 @@ class RawReader:
 
     def __init__(
         self, read: Preprocess, fits: Callable[[Array], Array], shape: tuple[int, ...], has_whole: bool, words: str,
-        name: str,
+        name: str, mend: str = '',
     ):  # fmt: skip
-        """fits(x) tells which numbers may be there, has_whole whether whole ones may."""
-        self._read, self._fits, self._shape, self._has_whole = read, fits, shape, has_whole
+        """fits(x) tells which numbers may be there, has_whole whether whole ones may; mend: how floats get there."""
+        self._mend, self._read, self._fits, self._shape, self._has_whole = mend, read, fits, shape, has_whole
         self._wanted = f'; this run ({name}) wants (n, {", ".join(map(str, shape))}), {words}'
 
     def check(self, x: Array) -> Array:
@@ -265,7 +266,8 @@ class RawReader:
             raise UserError(f'x: {x.shape} {x.dtype}{self._wanted}')
         good = self._fits(x)
         if not isinstance(x, jax.core.Tracer) and not good.all():
-            raise UserError(f'x: {x.dtype} from {x.min()} to {x.max()}{self._wanted}')
+            mend = self._mend if floats and jnp.isfinite(x).all() else ''
+            raise UserError(f'x: {x.dtype} from {x.min()} to {x.max()}{self._wanted}{mend}')
         return good
 
     def __call__(self, batch: Batch, ctx: rng.Context) -> Batch:

@@ -35,12 +35,25 @@ def check(experiment: Experiment) -> None:
         report.check(experiment)
     config, applying = experiment.config.eval, of(experiment)
     final = [report.name for report in applying if report.when == 'final']
+    off = [report for report in REPORTS if report.is_off(experiment)]
     for name in config.also_each:
+        if switch := next((one.switch for one in off if one.name == name), ''):
+            raise UserError(
+                f'eval.also_each: {name} is left out, for eval.{switch} is {config[switch]!r}; set eval.{switch}, too'
+            )
         if name not in final:
             what = f'no report {name!r}{near(name, final)}' if final else 'nothing besides'
             raise UserError(f'eval.also_each: the final evaluation of this model makes {what}')
     if not (best := config.best_metric):
         return
     known = [name for report in applying if is_each(report, experiment) for name in report.names(experiment)]
-    if named(best, known) is None:
-        raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
+    if named(best, known) is not None:
+        return
+    for report in applying + off:
+        if named(best, report.names(experiment)) is not None:
+            also = f'eval.{report.switch}, and ' if report in off else ''
+            raise UserError(
+                f'eval.best_metric: {best} is not measured while training; set {also}eval.also_each to '
+                f"('{report.name}',)"
+            )
+    raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')

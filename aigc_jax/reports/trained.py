@@ -1,23 +1,30 @@
 """A trained model on raw arrays and text, in the data's own units, for a notebook."""
 
+import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax import tasks
-from aigc_jax.core import parallel, rng
+from aigc_jax.core import arguments, parallel, rng
 from aigc_jax.core.capabilities import CausalText, LatentSpace, LogDensity, Reconstructs, Samples
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, check_type
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Extra, TrainState
+from aigc_jax.data import Images
 from aigc_jax.data.labels import in_turn
-from aigc_jax.decoding import Sampling
+from aigc_jax.decoding import Sampling, from_config
+from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
-from aigc_jax.reports.generate import Generator, Text
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.runs import raw
 from aigc_jax.runs.calls import Calls
 from aigc_jax.runs.experiment import Experiment
@@ -30,26 +37,36 @@ _WORDS = {
     Reconstructs: 'reconstructs nothing',
     Samples: 'draws no samples',
 }
+# What `generate` takes besides prompts, with values of the types that they have.
+_HOW = {field.name: field.default for field in dataclasses.fields(Sampling)}
+_HOW |= {'max_new_tokens': None, 'stop': '', 'suffix': '', 'grammar': '', 'draft': ''}
 _COLUMNS = 64  # of tokens, to whose multiples a text is filled up, so that few programs are compiled
 
 
 class Trained:
     """One replica of a run at one checkpoint: config, step, and what the model can do.
 
+    k: of which replica; None: the first one, which stands for all where samples are written. shared: what is compiled,
+    of all replicas.
+
     x, in and out, is (n, *shape) in the data's own units. Images go in as whole numbers 0..levels, as the set stores
-    them, or as floats in [0, 1], and come out as floats, in [0, 1] where the model bounds them; points are floats.
-    labels (n,): whole numbers below num_classes, which a conditional model wants. All else raises UserError, and so
-    does what the model cannot do.
+    them, or as floats in [0, 1]. They come out as floats; samples are clipped to [0, 1], as metrics and pictures have
+    them, and all else is as the model gives it. Points are floats.
+    labels (n,): whole numbers below num_classes, which a conditional model wants and no other takes. All else raises
+    UserError, and so does what the model cannot do.
 
     n is any number; the arrays are computed in chunks of eval.batch_size. Example i is a function of (seed, i) alone:
     neither the other examples nor the size of a chunk change its draws. Numbers may differ in the last bits where the
     chunk has another shape.
     """
 
-    def __init__(self, run: Run, experiment: Experiment, state: TrainState, k: int = 0, shared: dict | None = None):
+    def __init__(
+        self, run: Run, experiment: Experiment, state: TrainState, k: int | None = None, shared: dict | None = None
+    ):
         self.run, self.experiment, self.config = run, experiment, experiment.config
         self.tokenizer, self.num_classes = getattr(experiment.dataset.spec, 'tokenizer', None), experiment.num_classes
-        self._all, self._k, self.state = state, k, experiment.replica(state, k)
+        self._all, self._is_one, self._k = state, k is not None, k or 0
+        self.state = experiment.replica(state, self._k)
         self.step = int(self.state.step)
         self._calls = Calls(experiment)
         self._compiled = {} if shared is None else shared  # {name: the compiled function}, of all replicas
@@ -58,12 +75,17 @@ class Trained:
 
     def replica(self, k: int) -> 'Trained':
         """That of seed config.seed + k."""
+        k = arguments.checked('k', k, Field(int))
         if not 0 <= k < len(self.experiment.seeds):
             raise UserError(f'replica: {k}; the run has {len(self.experiment.seeds)}, counted from 0')
         return Trained(self.run, self.experiment, self._all, k, self._compiled)
 
     def replicas(self) -> 'list[Trained]':
         return [self.replica(k) for k in range(len(self.experiment.seeds))]
+
+    def written(self) -> 'list[Trained]':
+        """Those whose samples `aigc_jax.sample` and `generate` write: all, or this one if `replica` gave it."""
+        return [self] if self._is_one else self.replicas()
 
     def can(self, kind: type) -> bool:
         """Whether the model has a capability (core.capabilities)."""
@@ -76,14 +98,19 @@ class Trained:
 
     def decode(self, codes, labels=None) -> np.ndarray:
         """x of codes (n, d): of a VAE the mean of p(x given z)."""
-        space, codes = self._get(LatentSpace, 'decode'), np.asarray(codes, np.float32)
+        space, codes = self._get(LatentSpace, 'decode'), arguments.array('codes', codes)
+        if not (jnp.issubdtype(codes.dtype, jnp.floating) or jnp.issubdtype(codes.dtype, jnp.integer)):
+            raise UserError(f'codes: {codes.dtype}; decode wants numbers')
+        codes = codes.astype(np.float32)
         if codes.ndim != 2 or not len(codes):
             raise UserError(f'codes: of shape {codes.shape}; decode wants (n, d), as encode gives them')
         if codes.shape[1] != (d := self._code_width):
             raise UserError(f'codes: of shape {codes.shape}; decode wants (n, {d}), as encode gives them')
-        raw.check_labels(labels, len(codes), self.num_classes)
+        if not np.isfinite(codes).all():
+            raise UserError('codes: some are NaN or infinite')
+        labels = self._classes(labels, len(codes))
         decode = lambda params, extra, codes, labels, ctx: space.decode(params, extra, codes, labels)
-        return self._over('decode', decode, 'sample', 0, len(codes), codes, self._own(labels))
+        return self._over('decode', decode, 'sample', 0, len(codes), codes, labels)
 
     @functools.cached_property
     def _code_width(self) -> int:
@@ -107,16 +134,14 @@ class Trained:
         labels: of both, and of what lies between.
         """
         self._get(LatentSpace, 'interpolate')
-        how = how or self.config.eval.interpolation
-        if how not in latent_codes.INTERPOLATIONS:
-            raise UserError(f'how: {how!r}; it is {" or ".join(latent_codes.INTERPOLATIONS)}')
-        if len(a) != len(b) or steps < 2:
-            raise UserError(
-                f'interpolate: {len(a)} and {len(b)} examples, {steps} steps; give as many of each, and 2 steps or more'
-            )
+        how = arguments.checked('how', how, Field(str, choices=('', *latent_codes.INTERPOLATIONS)))
+        steps = arguments.checked('steps', steps, Field(int, least=2))
+        a, b = arguments.array('a', a), arguments.array('b', b)
+        if a.shape != b.shape:
+            raise UserError(f'interpolate: a is {a.shape}, b {b.shape}; give as many of each')
         ends = [self.encode(x, labels, seed) for x in (a, b)]
-        codes = latent_codes.interpolations(*ends, steps, how)
-        each = None if self._own(labels) is None else np.repeat(labels, steps)
+        codes = latent_codes.interpolations(*ends, steps, how or self.config.eval.interpolation)
+        each = None if labels is None else np.repeat(labels, steps)
         x = self.decode(codes.reshape(-1, codes.shape[-1]), each)
         return x.reshape(len(codes), steps, *x.shape[1:])
 
@@ -136,25 +161,24 @@ class Trained:
         return self._of_examples('log_prob', function, 'score', seed, x, None)
 
     def sample(self, n: int, seed: int = 0, labels=None) -> np.ndarray | list[str]:
-        """(n, *shape) samples, or of a language model n texts; labels: None lets them run through the classes."""
-        draw = self._get(Samples, 'sample').draw
-        if n < 1:
-            raise UserError(f'n: {n}; 1 or more')
+        """(n, *shape) samples, or of a language model n texts, drawn as `sample` of the config says; labels: None lets
+        them run through the classes."""
+        draw, n = self._get(Samples, 'sample').draw, arguments.checked('n', n, arguments.N)
         labels = self.labels_of(n, labels)
         function = lambda params, extra, labels, ctx: draw(params, extra, ctx, labels)
         samples = self._over('sample', function, 'sample', seed, n, labels)
         if not self.can(CausalText):
-            return samples
+            return samples.clip(0, 1) if isinstance(self.experiment.dataset.spec, Images) else samples
         return [self.tokenizer.decode(until_end(tokens, self.tokenizer.end)) for tokens in samples]
 
     def generate(self, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, stream=None, **how) -> list[Text]:
         """n texts that go on from each prompt; str(text) is all of one. Text i of all is a function of (seed, i).
 
         how: fields of decoding.Sampling (temperature, top_k, top_p, min_p, repetition_penalty, beam_size,
-        length_penalty), and max_new_tokens, stop, suffix, grammar and draft as reports.generate.Generator has them.
+        length_penalty), for which the config's `sample` stands where they are left out, and max_new_tokens, stop,
+        suffix and grammar as decoding.generate.Generator has them; draft: 'ngram', of the training text.
         stream: is called with a single text while it grows.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         return self.writer(**how).generate(self.state, prompts, n, seed, stream)
 
     def metrics(self) -> list[dict]:
@@ -163,32 +187,44 @@ class Trained:
 
     def evaluations(self) -> dict[str, dict]:
         """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}. Every
-        other evaluation has {'step', 'split', 'data', 'eval', …, 'metrics': {metric: {'value', …}}}."""
+        other evaluation has {'step', 'split', 'data', 'sample', …, 'metrics': {metric: {'value', …}}}."""
         return self.run.evaluations()
 
     def writer(self, **how) -> Generator:
         """For many calls with the same settings; see `generate`."""
         self._get(CausalText, 'generate')
+        if unknown := [name for name in how if name not in _HOW]:
+            raise UserError(f'generate: there is no {unknown[0]}; known: {", ".join(_HOW)}')
+        for name, value in how.items():
+            how[name] = value = arguments.plain(value)
+            if name == 'max_new_tokens' and value is not None:
+                arguments.MAX_NEW_TOKENS.check(name, value)
+            if name != 'max_new_tokens':
+                check_type(name, value, type(_HOW[name]))
         names = Sampling.__dataclass_fields__
-        known = (*names, 'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft')
-        if unknown := [name for name in how if name not in known]:
-            raise UserError(f'generate: there is no {unknown[0]}; known: {", ".join(known)}')
-        sampling = Sampling(**{name: value for name, value in how.items() if name in names})
-        return Generator(self.experiment, sampling, **{name: how[name] for name in how if name not in names})
+        rest = {name: how[name] for name in how if name not in names}
+        return texts_lib.writer(self.experiment, self.sampling(**how), **rest)
+
+    def sampling(self, **how) -> Sampling:
+        """The settings of `generate`: those of its fields that `how` holds, and of the config's `sample`."""
+        given = {name: value for name, value in how.items() if name in Sampling.__dataclass_fields__}
+        return from_config(self.config.sample, **given)
 
     def labels_of(self, n: int, labels=None) -> np.ndarray | None:
         """(n,) int32 classes to draw; None of an unconditional model. Raises UserError."""
-        if labels is None:
-            return in_turn(n, self.num_classes)
-        if not self.num_classes:
-            raise UserError('labels: this model is unconditional (model.conditional is False)')
-        raw.check_labels(labels, n, self.num_classes)
-        return np.asarray(labels, np.int32)
+        n = arguments.checked('n', n, arguments.N)
+        return in_turn(n, self.num_classes) if labels is None else self._classes(labels, n)
 
-    def samples_path(self, seed: int) -> pathlib.Path:
-        """Where samples of this replica are kept, without a suffix."""
+    def samples_path(self, seed: int, **how) -> pathlib.Path:
+        """Where samples of this replica are kept, without a suffix: STEP_sampleSEED, and -SETTINGS, a digest, where
+        they are drawn in another way than the run's own config says. how: as `generate` has it."""
         of_replica = f'_seed{self.experiment.seeds[self._k]}' if len(self.experiment.seeds) > 1 else ''
-        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}'
+        now, own = self.config.sample.to_dict(), self.run.config.sample.to_dict()
+        if self.can(CausalText):
+            now |= dataclasses.asdict(self.sampling(**how))
+            own |= dataclasses.asdict(from_config(own))
+        digest = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:8]
+        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
 
     def _get(self, kind: type, what: str):
         found = self._task.get(kind)
@@ -201,20 +237,29 @@ class Trained:
             )
         return found
 
-    def _own(self, labels) -> np.ndarray | None:
-        return np.asarray(labels, np.int32) if self.num_classes else None
+    def _classes(self, labels, n: int) -> np.ndarray | None:
+        """(n,) int32; None of an unconditional model. Raises UserError for labels that it does not take."""
+        if not self.num_classes:
+            if labels is not None:
+                raise UserError('labels: this model is unconditional; leave them out')
+            return None
+        labels = labels if labels is None else arguments.array('labels', labels)
+        raw.check_labels(labels, n, self.num_classes)
+        return labels.astype(np.int32)
 
     def _of_examples(self, name: str, function, stream: str, seed: int, x, labels) -> np.ndarray:
         """`function` of (params, extra, batch, ctx) over raw examples, once they are checked."""
-        x = np.asarray(x)
-        batch = {'x': x} | ({'label': np.asarray(labels)} if self.num_classes and labels is not None else {})
+        x = arguments.array('x', x)
         if not x.ndim or not len(x):
             raise UserError(f'x: of shape {x.shape}; it holds no example')
+        labels = self._classes(labels, len(x))
+        batch = {'x': x} | ({} if labels is None else {'label': labels})
         self._read.check(batch)
         return self._over(name, function, stream, seed, len(x), batch)
 
     def _over(self, name: str, function, stream: str, seed: int, n: int, *arrays):
         """`function` of (params, extra, *arrays, ctx) over trees of n examples, in chunks, on the host."""
+        seed = arguments.checked('seed', seed, arguments.SEED)
         if name not in self._compiled:
             self._compiled[name] = self._calls.compiled(function, stream)
 
@@ -225,7 +270,7 @@ class Trained:
         return self._calls.joined(one, n)
 
     def _log_prob_of_texts(self, texts) -> np.ndarray:
-        text, texts = self._get(CausalText, 'log_prob'), [texts] if isinstance(texts, str) else list(texts)
+        text, texts = self._get(CausalText, 'log_prob'), arguments.texts('x', texts)
         if not texts:
             raise UserError('log_prob: it is given no text')
         end = [] if text.eos is None else [text.eos]

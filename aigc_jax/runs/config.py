@@ -15,12 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aigc_jax.core import records, user_code
+from aigc_jax.core import records, schema, user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.runs import migrations
 
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
-FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may override on a finished run
+FREE = ('data.', 'eval.', 'parallel.', 'sample.')  # what `evaluate` and `sample` may override on a finished run
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
@@ -28,37 +28,43 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
 
     The file defines get_config(), which returns a ConfigDict of what differs from the defaults (`runs.fields`), and may
     define VARIANTS, {name: {'a.b': value}}, which are set one after the other. A get_config(arg) that takes an argument
-    is given 'variant,…', and sets the variants itself.
+    is given 'variant,…', and sets the variants itself; without VARIANTS, the argument may be any.
     """
-    path, _, arg = path_and_arg.partition(':')
-    module = user_code.load(path, '--config')
+    path, _, arg = re.fullmatch(r'(.+\.py|[^:]*)(:(.*))?', path_and_arg, re.DOTALL).groups(default='')
+    module = user_code.load(path, 'config')
     if not hasattr(module, 'get_config'):
-        raise UserError(f'--config: {path} defines no get_config()')
+        raise UserError(f'config: {path} defines no get_config()')
     variants = getattr(module, 'VARIANTS', {})
     if not isinstance(variants, dict):
-        raise UserError(f'--config: VARIANTS of {path} is {type(variants).__name__}, not a dict')
+        raise UserError(f'config: VARIANTS of {path} is {type(variants).__name__}, not a dict')
+    with user_code.errors_of(path, 'config'):
+        parameters = inspect.signature(module.get_config).parameters
+    takes_variants = bool(parameters)
     for name in filter(None, arg.split(',')):
-        if name not in variants:
-            raise UserError(f'--config: {path} has no variant {name!r}{near(name, variants)}')
-    with user_code.errors_of(path, '--config'):
-        takes_variants = bool(inspect.signature(module.get_config).parameters)
-        config = module.get_config(arg) if arg and takes_variants else module.get_config()
+        if name not in variants and (hasattr(module, 'VARIANTS') or not takes_variants):
+            known = near(name, variants) if variants else '; the file defines no VARIANTS'
+            raise UserError(f'config: {path} has no variant {name!r}{known}')
+    with user_code.errors_of(path, 'config'):
+        wants = any(p.default is p.empty for p in parameters.values())
+        config = module.get_config(arg) if takes_variants and (arg or wants) else module.get_config()
     if not isinstance(config, ConfigDict):
-        raise UserError(f'--config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
-    with user_code.errors_of(path, '--config'):
+        raise UserError(f'config: get_config of {path} returns {type(config).__name__}, not its ConfigDict')
+    with user_code.errors_of(path, 'config'):
         json.dumps(config.to_dict())  # raises unless all values are plain, and none contains itself
     from aigc_jax.runs import fields  # imports all tasks, which a mistake in a flag need not wait for
 
     config = _copy(config)
     fields.fill(config)
-    for name in filter(None, () if takes_variants else arg.split(',')):
-        with user_code.errors_of(path, '--config'):
+    chosen = [] if takes_variants else list(filter(None, arg.split(',')))
+    for name in chosen:
+        with user_code.errors_of(path, 'config'):
             config.update_from_flattened_dict(variants[name])
         fields.fill(config)
     try:
         fields.check_names(config)
     except UserError as error:
-        raise UserError(f'--config: {path}{f":{arg}" if arg else ""}: {error}') from None
+        mend = '; a variant that replaces a group goes behind those that set its fields' if chosen[1:] else ''
+        raise UserError(f'config: {path}{f":{arg}" if arg else ""}: {error}{mend}') from None
     return resolved(config, overrides)
 
 
@@ -71,7 +77,15 @@ def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> C
     override(config, overrides)
     fields.fill(config)  # other data or another kind of network have other fields
     check(config)
+    locate(config)
     return config
+
+
+def locate(config: ConfigDict) -> None:
+    """Gives the files of an own task and of own data, of a config that is checked, their whole paths."""
+    from aigc_jax import data, tasks
+
+    config.task.name, config.data.name = tasks.located(config.task.name), data.located(config.data.name)
 
 
 def _copy(config: ConfigDict) -> ConfigDict:
@@ -83,20 +97,21 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
     """Sets fields from text, each read as the type it holds. `only`: the prefixes that may be set."""
     for name, text in overrides:
         if only and not name.startswith(only):
-            raise UserError(f'--config.{name}: in this mode only {", ".join(f"{p}*" for p in only)} can be set')
+            raise UserError(f'{name}: in this mode only {", ".join(f"{p}*" for p in only)} can be set')
         *parents, last = name.split('.')
         node = config
         for depth, part in enumerate(parents + [last]):
             where = '.'.join(parents[:depth]) or 'the config'
             if not isinstance(node, ConfigDict):
-                raise UserError(f'--config.{name}: {where} is no group; it holds {node!r}, set by --config.{where}=…')
+                raise UserError(f'{name}: {where} is no group; it holds {node!r}, set by {where}=…')
             if part not in node:
-                raise UserError(f'--config.{name}: {where} has no field {part!r}{near(part, node)}')
+                also = () if depth < len(parents) else schema.namesakes(config, last)
+                raise UserError(f'{name}: {where} has no field {part!r}{near(part, node, also)}')
             parent, node = node, node[part]
         if isinstance(node, ConfigDict):
             # The arguments of a function of optax, which others of its kind do not share.
             if not last.endswith(('options', 'schedule')):
-                raise UserError(f'--config.{name}: this is a group; its fields are {", ".join(node)}')
+                raise UserError(f'{name}: this is a group; its fields are {", ".join(node)}')
             parent[last] = ConfigDict(_arguments(name, text))
         else:
             parent[last] = _read(name, text, node)
@@ -108,7 +123,7 @@ def _arguments(name: str, text: str) -> dict[str, Any]:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last two: nested too deeply
         value = None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UserError(f'--config.{name}: {text!r} is no group; set single fields of it, or all by "{{\'b1\': 0.9}}"')
+        raise UserError(f'{name}: {text!r} is no group; set single fields of it, or all by "{{\'b1\': 0.9}}"')
     return value
 
 
@@ -127,9 +142,9 @@ def _read(name: str, text: str, present: Any) -> Any:
     if wanted is tuple and isinstance(value, list):
         value = tuple(value)
     if wanted is not type(None) and type(value) is not wanted:
-        raise UserError(f'--config.{name}: {text!r} is no {wanted.__name__}; the field holds {present!r}')
+        raise UserError(f'{name}: {text!r} is no {wanted.__name__}; the field holds {present!r}')
     if wanted is tuple and not {type(item) for item in value} <= {type(item) for item in present or value}:
-        raise UserError(f'--config.{name}: {text!r} holds something else than {present!r}, which is there now')
+        raise UserError(f'{name}: {text!r} holds something else than {present!r}, which is there now')
     return value
 
 
@@ -197,7 +212,7 @@ def from_json(path: pathlib.Path) -> ConfigDict:
     try:
         config = ConfigDict(_tuples(records.read(path)))
     except FileNotFoundError:
-        raise UserError(f'{path.parent}: no run is there (config.json is missing); train one with --config=…') from None
+        raise UserError(f'{path.parent}: no run is there (config.json is missing); train one first') from None
     except (ValueError, OSError) as error:
         raise UserError(f'{path}: cannot be read as a config: {getattr(error, "strerror", None) or error}') from None
     migrations.migrate(config, str(path))
@@ -212,12 +227,15 @@ def _tuples(value: Any) -> Any:
 
 
 def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """'a.b: 1 now, 2 there' for each differing field, except total_steps where it grew, and parallel.*; the fields that
-    both have come first."""
+    """'a.b: 1 now, 2 there' for each differing field, except total_steps where it grew, parallel.*, and the folder that
+    the file of an own task or own data lies in; the fields that both have come first."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
     names = sorted(a.keys() | b.keys(), key=lambda name: (name not in a or name not in b, name))
     names = [name for name in names if a.get(name) != b.get(name)]
     names = [name for name in names if not name.startswith('parallel.')]  # a run may go on with another layout
+    place = lambda flat, name: pathlib.Path(str(flat.get(name))).name  # manifest.json says whether the file has changed
+    same = [name for name in ('task.name', 'data.name') if '.py' in (own := place(a, name)) and own == place(b, name)]
+    names = [name for name in names if name not in same]
     if 'total_steps' in names and a['total_steps'] > b.get('total_steps', math.inf):
         names.remove('total_steps')
     return [f'{name}: {a.get(name)!r} now, {b.get(name)!r} there' for name in names]

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import data, tasks
-from aigc_jax.core import memory, optim, parallel
+from aigc_jax.core import check_task, memory, optim, parallel
 from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.kept import cached_method
@@ -46,6 +47,8 @@ class Experiment:
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
         self.train_preprocess = spec.train_preprocess(config.data, self.scaling, rows)
         self.task = tasks.make(config, self.dataset)
+        if tasks.is_own(config.task.name):
+            self._check_own_task(rows)
         if self.num_classes and augment.mixes(config.data):
             raise UserError(
                 'data.augment.mixup: a mixed example has no class; set it to 0 for a model that reads classes'
@@ -54,6 +57,19 @@ class Experiment:
         self.frozen = optim.frozen(config.optim, abstract_params(self.task))
         self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
+
+    def _check_own_task(self, rows: int) -> None:
+        """Raises UserError for what its functions return; nothing is computed."""
+        config, spec = self.config, self.dataset.spec
+
+        def batches(split: str, preprocess):
+            example = self.examples(split, np.arange(1))
+            of = lambda n: jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), example)
+            return lambda n, ctx: preprocess(of(n), ctx)
+
+        train, evaluated = batches('train', self.train_preprocess), batches(config.eval.split, self.preprocess)
+        shape = None if isinstance(spec, data.Tokens) else spec.shape
+        check_task.check(self.task, config.task.name, rows, config.batch_size, train, evaluated, shape)
 
     def _want_room(self) -> None:
         """Raises UserError where the devices of this process cannot hold their share of the state."""

@@ -53,7 +53,7 @@ class Paths:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise UserError(f'--workdir: {path}: {error.strerror}') from None
+                raise UserError(f'workdir: {path}: {error.strerror}') from None
             if not (stat.S_ISDIR(mode) if name in FOLDERS else stat.S_ISREG(mode)):
                 raise _refusal(path, 'folder' if name in FOLDERS else 'file')
             for below, mode in walk(path):
@@ -68,6 +68,6 @@ class Paths:
 def _refusal(path: str, wanted: str) -> UserError:
     what = f'a link to {os.readlink(path)}' if os.path.islink(path) else f'no {wanted}'
     return UserError(
-        f'--workdir: {path} is {what}; a run writes to plain files and folders alone: '
-        f'put a plain {wanted} there, remove it, or name another --workdir'
+        f'workdir: {path} is {what}; a run writes to plain files and folders alone: '
+        f'put a plain {wanted} there, remove it, or name another folder'
     )

@@ -1,12 +1,14 @@
 """The table of tasks: a name that a config's task.name may hold -> make(config, dataset) -> Task.
 
 task.name may also be the path of a Python file of the user's, which defines such a `make`. The file of a `make` may
-declare fields of the config: FIELDS = {'task': {name: Field}, 'model': {…}, 'eval': {…}}; see core/schema.py. A group
-of `task` or `model` that is not declared may hold anything. A group may be a function (the group, the whole config) ->
-its fields, where they depend on what it holds.
+declare fields of the config: FIELDS = {'task': {name: Field}, 'model': {…}, 'sample': {…}, 'eval': {…}}; see
+core/schema.py. `sample` says how samples are drawn, `eval` how the model is measured. A group of `task` or `model` that
+is not declared may hold anything. A group may be a function (the group, the whole config) -> its fields, where they
+depend on what it holds.
 """
 
 import functools
+import os
 import pathlib
 import sys
 from types import ModuleType
@@ -26,7 +28,7 @@ TASKS = {
     'flow': flow.make,
 }
 NAME = Field(str, doc=f'{", ".join(f"`{name}`" for name in TASKS)}, or the path of a Python file that defines `make`')
-GROUPS = ('task', 'model', 'eval')
+GROUPS = ('task', 'model', 'sample', 'eval')
 
 
 def make(config, dataset: Dataset) -> Task:
@@ -41,9 +43,19 @@ def make(config, dataset: Dataset) -> Task:
     return task
 
 
+def is_own(name: str) -> bool:
+    """Whether task.name is the path of a Python file."""
+    return name not in TASKS
+
+
+def located(name: str) -> str:
+    """task.name with the whole path of an own file, so that its run opens from any folder."""
+    return os.path.abspath(os.path.expanduser(name)) if is_own(name) and name.endswith('.py') else name
+
+
 def fields(group: str, config, around) -> Group | None:
-    """The fields that the task of the whole config `around` has in `group`, 'task', 'model' or 'eval', which holds
-    `config`; None: any. Raises UserError for a task that there is not."""
+    """The fields that the task of the whole config `around` has in `group`, one of GROUPS, which holds `config`; None:
+    any. Raises UserError for a task that there is not."""
     own = declared(schema.chosen(around.get('task'), 'name', NAME, 'task')).get(group)
     own = own(config, around) if callable(own) else own
     return {'name': NAME, **own} if group == 'task' and own is not None else own

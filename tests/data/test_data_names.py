@@ -278,5 +278,5 @@ def test_labels_that_are_asked_for_are_those_that_pictures_show():
     assert labels.parse('7,1', 3, 3, names).tolist() == [2, 0, 2] and labels.parse('', 4, 3).tolist() == [0, 1, 2, 0]
     assert labels.parse('dog, 0', 2, 2, ('cat', 'dog')).tolist() == [1, 0] and labels.parse('2', 1, 3).tolist() == [2]
     for text, known in (('0', names), ('3', ()), ('bird', ('cat', 'dog', 'fox'))):
-        with pytest.raises(UserError, match=f"--labels: there is no class '{text}'; there are"):
+        with pytest.raises(UserError, match=f"labels: there is no class '{text}'; there are"):
             labels.parse(text, 1, 3, known)

@@ -36,7 +36,12 @@ def test_image_metrics_are_in_the_curves_and_choose_the_best_checkpoint(tmp_path
     [
         ([('eval.also_each', "('image_sample',)")], 'did you mean image_samples'),
         ([('eval.also_each', "('problems',)")], 'no report .problems'),
-        ([('eval.best_metric', 'samples/frechet'), ('eval.also_each', '()')], 'no .samples/frechet'),
+        ([('eval.extractor', '')], "image_samples is left out, for eval.extractor is ''; set eval.extractor, too"),
+        ([('eval.extractor', ''), ('eval.also_each', '()'), ('eval.best_metric', 'samples/frechet')],
+         'samples/frechet is not measured while training; set eval.extractor, and eval.also_each to'),
+        ([('eval.extractor', ''), ('eval.also_each', '()'), ('eval.best_metric', 'samples/f')], 'has no .sam'),
+        ([('eval.best_metric', 'samples/frechet'), ('eval.also_each', '()')],
+         'samples/frechet is not measured while training; set eval.also_each to'),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, words):

@@ -1,12 +1,15 @@
 """aigc_jax.open: a trained model on raw arrays and text, in the data's own units."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 
 import aigc_jax
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core import rng
+from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Extra
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +74,11 @@ def test_sample_i_is_a_function_of_the_seed_and_i(vae, smoke):
     assert not rest and path.name == '00000040_sample3.npz'
     np.testing.assert_array_equal(found, samples)
     np.testing.assert_array_equal(np.load(path)['samples'], samples)
+    colder = [aigc_jax.sample(smoke('vae'), 6, 3, overrides={'sample.temperature': t}) for t in (0.5, 0.25, 1.0)]
+    half, quarter, same = (next(iter(found)) for found in colder)
+    assert same == path and len({path, half, quarter}) == 3 and half.name.startswith('00000040_sample3-')
+    assert (np.load(half)['samples'] != np.load(quarter)['samples']).any()
+    np.testing.assert_array_equal(np.load(path)['samples'], samples)
 
 
 def test_the_bound_of_a_vae_is_its_evaluations(vae):
@@ -102,8 +110,8 @@ def test_what_a_model_cannot_do_is_said_in_one_line(vae, text, smoke):
         lambda: vae.encode(np.zeros((0, 8, 8, 1))): 'x: of shape (0, 8, 8, 1); it holds no example',
         lambda: vae.decode(np.zeros(2)): 'codes: of shape (2,); decode wants (n, d)',
         lambda: vae.sample(2, labels=[0, 1]): 'labels: this model is unconditional',
-        lambda: vae.sample(0): 'n: 0; 1 or more',
-        lambda: vae.interpolate(np.zeros((2, 8, 8, 1)), np.zeros((1, 8, 8, 1))): 'interpolate: 2 and 1 examples',
+        lambda: vae.sample(0): 'n: 0; it is 1 to 1000000',
+        lambda: vae.interpolate(np.zeros((2, 8, 8, 1)), np.zeros((1, 8, 8, 1))): 'interpolate: a is (2, 8, 8, 1), b (1',
         lambda: vae.replica(1): 'replica: 1; the run has 1, counted from 0',
         lambda: text.generate('a', temprature=1.0): 'generate: there is no temprature; known: ',
         lambda: text.log_prob([]): 'log_prob: it is given no text',
@@ -114,6 +122,120 @@ def test_what_a_model_cannot_do_is_said_in_one_line(vae, text, smoke):
         with pytest.raises(UserError) as found:
             call()
         assert words in str(found.value) and len(str(found.value).splitlines()) == 1, str(found.value)
+
+
+# {what is called, on a VAE of images or a language model: the words of the refusal}, one line each.
+IMAGES = {
+    'sample(2.5)': 'n: 2.5 is a number; it holds a whole number',
+    'sample(True)': 'n: True is True or False; it holds a whole number',
+    "sample('2')": "n: '2' is a text",
+    'sample(None)': 'n: None is NoneType',
+    'sample(-1)': 'n: -1; it is 1 to 1000000',
+    'sample(2, seed=2**31)': 'seed: 2147483648; it is -2147483648 to 2147483647',
+    "sample(2, 'a')": "seed: 'a' is a text",
+    'sample(2, 1.5)': 'seed: 1.5 is a number',
+    'encode(x, seed=2**40)': 'seed: 1099511627776; it is',
+    'encode([[1, 2], [3]])': 'x: is no array: ',
+    'encode(None)': 'x: of shape (); it holds no example',
+    "encode('abc')": 'x: of shape (); it holds no example',
+    "encode(['abc'])": 'x: (1,) <U3; this run (digits) wants (n, 8, 8, 1)',
+    'encode(x > 0)': 'x: (3, 8, 8, 1) bool; this run',
+    'encode(x * 1j)': 'x: (3, 8, 8, 1) complex',
+    'encode(x * float("nan"))': 'x: float32 from nan to nan; this run',
+    'encode(x + 1e300)': 'x: float32 from inf to inf; this run',
+    'encode(x / 16 + 0.5)': 'or floats in [0, 1]; numpy.clip(x, 0, 1) cuts it to them',
+    'encode(x, labels=[0, 1, 2])': 'labels: this model is unconditional; leave them out',
+    'reconstruct(x, labels=[0, 1, 2])': 'labels: this model is unconditional',
+    'decode(z, labels=[0])': 'labels: this model is unconditional',
+    'decode(z + 1j)': 'codes: complex128; decode wants numbers',
+    "decode([['a', 'b']])": 'codes: <U1; decode wants numbers',
+    'decode([[1, 2], [3]])': 'codes: is no array',
+    'decode(z * float("inf"))': 'codes: some are NaN or infinite',
+    'interpolate(x, x, steps=2.5)': 'steps: 2.5 is a number',
+    'interpolate(x, x, steps=1)': 'steps: 1; it is 2 or more',
+    "interpolate(x, x, how='line')": "how: 'line'; did you mean linear",
+    'interpolate(x, x, how=1)': 'how: 1 is a whole number',
+    'interpolate(1, x)': 'interpolate: a is (), b (3, 8, 8, 1)',
+    "replica('a')": "k: 'a' is a text",
+    'replica(0.0)': 'k: 0.0 is a number',
+}
+TEXTS = {
+    'generate(5)': 'prompts: holds 5, int; it is a text, or a list of texts',
+    "generate(['a', None])": 'prompts: holds None, NoneType',
+    "generate('a', n=2.5)": 'n: 2.5 is a number',
+    "generate('a', n=0)": 'n: 0; it is 1 to',
+    "generate('a', seed=-2**31 - 1)": 'seed: -2147483649; it is',
+    "generate('a', max_new_tokens=0)": 'max_new_tokens: 0; it is 1 to 1000000',
+    "generate('a', max_new_tokens=-2)": 'max_new_tokens: -2; it is',
+    "generate('a', max_new_tokens=1.5)": 'max_new_tokens: 1.5 is a number',
+    "generate('a', temperature='hot')": "temperature: 'hot' is a text; it holds a number",
+    "generate('a', top_k=1.5)": 'top_k: 1.5 is a number',
+    "generate('a', stop=5)": 'stop: 5 is a whole number; it holds a text',
+    "generate('a', draft=True)": 'draft: True is True or False; it holds a text',
+    "generate('a', stream=1)": 'stream: is a function',
+    "generate(['a', 'b'], stream=print)": 'stream: is a function that is called with a single text',
+    "generate('\\ud800')": 'prompts: text 0, character 1 is no letter',
+    'log_prob(5)': 'x: holds 5, int; it is a text, or a list of texts',
+    'log_prob([1, 2])': 'x: holds 1, int',
+    "log_prob('a\\ud800')": 'x: text 0, character 2 is no letter',
+    "sample(2, labels=[1, 2])": 'labels: this model is unconditional',
+}
+
+
+@pytest.mark.parametrize('call', [*IMAGES, *TEXTS])
+def test_arguments_of_a_wrong_type_or_value_are_named(vae, text, call):
+    x = vae.experiment.examples('test', np.arange(3))['x']
+    with pytest.raises(UserError) as found:
+        eval(f'run.{call}', {'run': vae if call in IMAGES else text, 'x': x, 'z': np.zeros((1, 2))})
+    message = str(found.value)
+    assert message.startswith((IMAGES | TEXTS)[call]) or (IMAGES | TEXTS)[call] in message, message
+    assert len(message.splitlines()) == 1
+
+
+def test_numbers_of_numpy_and_jax_are_numbers(vae, text):
+    expected = vae.sample(2, 3)
+    np.testing.assert_array_equal(vae.sample(np.int64(2), jnp.int32(3)), expected)
+    assert len(text.generate('a', n=np.int32(1), max_new_tokens=np.array(2), temperature=np.float32(0.5))) == 1
+
+
+def test_the_functions_of_the_door_name_their_arguments(smoke, tmp_path):
+    calls = {
+        lambda: aigc_jax.train(5, tmp_path): "config: is int; it is 'FILE.py[:variant,…]' or a ConfigDict",
+        lambda: aigc_jax.train({'seed': 1}, tmp_path): 'config: is dict',
+        lambda: aigc_jax.train('configs/vae.py', None): 'workdir: None names no folder',
+        lambda: aigc_jax.train('configs/vae.py', tmp_path, 'seed=1'): "overrides: holds 's'; it is {field: value}",
+        lambda: aigc_jax.train('configs/vae.py', tmp_path, {1: 2}): 'overrides: holds (1, 2)',
+        lambda: aigc_jax.train('configs/vae.py', tmp_path, devices=[0]): 'devices: [0]; it is a list of some of',
+        lambda: aigc_jax.train('configs/vae.py', tmp_path, progress='yes'): "progress: 'yes'; it is a stream",
+        lambda: aigc_jax.evaluate(smoke('vae'), progress=1): 'progress: 1; it is a stream',
+        lambda: aigc_jax.sample(smoke('vae'), 1.5): 'n: 1.5 is a number',
+        lambda: aigc_jax.sample(smoke('vae'), 2, seed='a'): "seed: 'a' is a text",
+        lambda: aigc_jax.generate(smoke('gpt'), 5): 'prompts: holds 5',
+        lambda: aigc_jax.open(smoke('vae'), 1.5): "step=1.5: a number or 'best'",
+        lambda: aigc_jax.open(smoke('vae'), True): "step=True: a number or 'best'",
+        lambda: aigc_jax.load(smoke('vae'), 'last'): "step=last: a number or 'best'",
+    }
+    for call, words in calls.items():
+        with pytest.raises(UserError) as found:
+            call()
+        assert words in str(found.value) and len(str(found.value).splitlines()) == 1, str(found.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_of_images_are_in_their_range(tmp_path, monkeypatch, command_line):
+    """A flow of floats bounds nothing. Its samples are clipped, as metrics and pictures have them: they are data."""
+    monkeypatch.chdir(command_line.root)
+    np.savez(tmp_path / 'x.npz', train=np.random.default_rng(0).random((200, 4, 4, 1), np.float32))
+    steps = dict.fromkeys(('total_steps', 'eval_every_steps', 'checkpoint_every_steps'), 10)
+    fields = {'data.name': f'npz:{tmp_path}/x.npz', 'eval.num_samples': 50, **steps}
+    aigc_jax.train('configs/flow.py:smoke', tmp_path / 'run', fields)
+    flow = aigc_jax.open(tmp_path / 'run')
+    samples = flow.sample(20)
+    ctx = rng.context(0, 'sample', 0, jnp.arange(20))
+    raw = flow._task.get(Samples).draw(flow.state.params, Extra({}, {}), ctx, None)
+    assert raw.min() < -0.01 and raw.max() > 1.01
+    np.testing.assert_allclose(samples, np.clip(raw, 0, 1), atol=0.05)
+    assert np.isfinite(flow.log_prob(samples)).all()
 
 
 def test_a_conditional_model_wants_labels(tmp_path, monkeypatch, command_line):
@@ -127,6 +249,13 @@ def test_a_conditional_model_wants_labels(tmp_path, monkeypatch, command_line):
     walk = run.interpolate(batch['x'][:2], batch['x'][2:], 3, labels=[1, 2])
     np.testing.assert_allclose(walk[1, 0], run.decode(run.encode(batch['x'][:2], [1, 2]), [1, 2])[1], atol=1e-5)
     assert run.sample(12).shape == run.sample(12, labels=[3] * 12).shape
+    wrong = [[0, 1, 2, 10], [0, 1, 2, -1], [0, 1], [0.0, 1, 2, 3], 'abcd', [[0, 1], [2]], [True] * 4]
+    for labels in (None, *wrong):
+        for call in (run.encode, run.reconstruct):
+            with pytest.raises(UserError, match='^labels: '):
+                call(batch['x'], labels)
+        with pytest.raises(UserError, match='^labels: '):
+            run.decode(z, labels)
     for call in (lambda: run.encode(batch['x']), lambda: run.decode(z), lambda: run.decode(z, [0, 1, 2, 10])):
         with pytest.raises(UserError, match='labels: .*this run is conditional and wants'):
             call()
@@ -134,9 +263,9 @@ def test_a_conditional_model_wants_labels(tmp_path, monkeypatch, command_line):
     first, second = run.replicas()
     np.testing.assert_array_equal(first.sample(2), run.sample(2))
     assert np.abs(second.sample(2) - first.sample(2)).max() > 1e-3
-    assert [path.name for path in aigc_jax.sample(tmp_path, 2)] == [
-        f'00000010_sample0_seed{seed}.npz' for seed in run.experiment.seeds
-    ]
+    names = [f'00000010_sample0_seed{seed}.npz' for seed in run.experiment.seeds]
+    for folder_or_run, written in ((tmp_path, names), (run, names), (run.replica(1), names[1:]), (first, names[:1])):
+        assert [path.name for path in aigc_jax.sample(folder_or_run, 2)] == written
 
 
 def test_text_is_written_and_scored(text, smoke):

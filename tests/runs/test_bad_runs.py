@@ -50,7 +50,7 @@ def test_a_field_below_a_number(runner, tmp_path):
     assert_refused(runner(VAE, f'--workdir={tmp_path}/run', '--config.seed.x=1'), 'seed is no group', '--config.seed=')
 
 
-@pytest.mark.parametrize('field, value', [('eval.patience', -1), ('eval.ais_chains', 0), ('eval.temperature', -1.0)])
+@pytest.mark.parametrize('field, value', [('eval.patience', -1), ('eval.ais_chains', 0), ('sample.temperature', -1.0)])
 def test_a_number_out_of_its_range(runner, tmp_path, field, value):
     answer = runner(VAE, f'--workdir={tmp_path}/run', f'--config.{field}={value}')
     assert_refused(answer, f'{field}: {value}', 'or more')
@@ -138,10 +138,10 @@ def test_links_and_pipes_in_a_folder(runner, smoke, tmp_path, mode):
         path.parent.mkdir(exist_ok=True)
         for target in (outside if name in paths.FOLDERS else outside / 'mine', outside / 'new'):
             path.symlink_to(target)
-            assert_refused(runner(*arguments), f'--workdir: {path} is a link to {target}; ', 'plain files')
+            assert_refused(runner(*arguments), f'workdir: {path} is a link to {target}; ', 'plain files')
             path.unlink()
         os.mkfifo(path)
-        assert_refused(runner(*arguments), f'--workdir: {path} is no f')
+        assert_refused(runner(*arguments), f'workdir: {path} is no f')
         path.unlink()
         if kept.exists():
             kept.rename(path)
@@ -264,7 +264,7 @@ def test_labels(runner, tmp_path):
     before = snapshot(tmp_path)
     for text, wrong in (('10', '10'), ('-1', '-1'), ('a', 'a'), ('1,,2', '')):
         refused = runner(f'--workdir={tmp_path}', '--mode=sample', f'--labels={text}')
-        assert_refused(refused, f"--labels: there is no class '{wrong}'; there are 0, 1, 2")
+        assert_refused(refused, f"labels: there is no class '{wrong}'; there are 0, 1, 2")
     assert snapshot(tmp_path) == before
     code, out, err = runner(f'--workdir={tmp_path}', '--mode=sample', '--labels=3,1', '--num_samples=3')
     assert code == 0, err

@@ -154,7 +154,7 @@ def test_the_newest_of_equals_is_best(folder):
 def test_no_best(folder):
     for values in ({1: math.nan}, {1: None}):
         checkpoints = saved(folder, values, best_metric='nll')
-        assert '--step=best' in (said := message(lambda: checkpoints.resolve('best'))) and 'nll' in said
+        assert 'step=best' in (said := message(lambda: checkpoints.resolve('best'))) and 'nll' in said
         shutil.rmtree(folder)
     for text in ('newest', '-1', '1.5', '²'):
         assert f'--step={text}' in message(lambda: checkpoints.resolve(text))

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import fields
 from aigc_jax.runs.migrations import SCHEMA
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -106,6 +107,28 @@ def test_a_variant_sets_fields_that_are_there(tmp_path):
     assert 'did you mean num_examples' in said
     (tmp_path / 'own.py').write_text(text.replace("'data.num_examples': 1000", "'optim.model.options.eps': 1e-6"))
     assert load(path=f'{tmp_path}/own.py:smoke').optim.model.options.eps == 1e-6
+
+
+def test_a_config_that_reads_its_argument_itself(tmp_path):
+    path = tmp_path / 'a:b' / 'own.py'
+    path.parent.mkdir()
+    text = pathlib.Path(VAE).read_text().partition('VARIANTS = ')[0]
+    assert 'total_steps=10_000' in text
+    named = text.replace('total_steps=10_000', 'total_steps=int(arg or 7000)')
+    path.write_text(named.replace('get_config():', 'get_config(arg):'))
+    assert load(path=f'{path}:500').total_steps == 500 and load(path=str(path)).total_steps == 7000
+    assert "own.py, line" in message(path=f'{path}:x') and 'invalid literal' in message(path=f'{path}:x')
+    path.write_text(text)
+    assert "has no variant 'smoke'; the file defines no VARIANTS" in message(path=f'{path}:smoke')
+    assert load(path=str(path)).total_steps == 10_000
+
+
+def test_the_order_of_variants_is_named_where_it_may_be_the_mistake():
+    vq = str(ROOT / 'configs' / 'vq.py')
+    assert load(path=f'{vq}:smoke,fsq').model.quantizer.name == 'fsq'
+    said = message(path=f'{vq}:fsq,smoke')
+    assert 'model.quantizer has no such field' in said
+    assert 'a variant that replaces a group goes behind those that set its fields' in said
 
 
 def test_mistakes_in_a_file_name_its_line(tmp_path):
@@ -239,6 +262,17 @@ def test_only_data_eval_and_parallel_on_a_finished_run():
     for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate'):
         with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\* can be set'):
             config_lib.override(config, [(name, '1')], only=config_lib.FREE)
+
+
+def test_the_fields_of_a_config_are_listed():
+    """Each with its value, what it can hold, its default and what it means, those of its kind of network too."""
+    config = load('model.latent_dim=3')
+    listed = list(fields.listed(config))
+    free = re.compile(r'optim\.model\.(options|schedule)')  # whose fields optax knows
+    names = {free.match(name)[0] if free.match(name) else name for name in config_lib.flatten(config)}
+    assert {one.partition('=')[0] for one in listed} == names and len(listed) == len(names)
+    entry, = (one for one in listed if one.startswith('model.latent_dim='))
+    assert re.fullmatch(r'model\.latent_dim=3  \(a whole number, 1 or more.*\)\n    \S.*', entry)
 
 
 def test_every_config_is_whole():

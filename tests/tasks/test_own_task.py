@@ -1,10 +1,17 @@
 """A task of the user's own, by the path of its file: nothing in the package knows of it."""
 
+import hashlib
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from refusals import assert_refused
+
+import aigc_jax
+from aigc_jax.core.errors import UserError
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.experiment import Experiment
 
 TASK = '''
 """The mean image by gradient descent; a sample is that image with noise."""
@@ -66,9 +73,10 @@ def own(tmp_path):
     path.write_text(TASK)
     path.with_name('my.py').write_text(CONFIG.format(task=path))
 
-    def change(old: str, new: str) -> None:
+    def change(old: str, new: str):
         assert old in TASK
         path.write_text(TASK.replace(old, new))
+        return path
 
     return f'--config={path.with_name("my.py")}', change
 
@@ -105,7 +113,6 @@ def test_a_task_that_draws_no_samples_trains_and_is_evaluated(runner, tmp_path, 
     assert {path.name for path in (tmp_path / 'run' / 'plots').iterdir()} == {'curves.png'}
     code, _, err = runner(f'--workdir={tmp_path}/run', '--mode=sample')
     assert_refused((code, '', err), 'draws no samples')
-
 
 
 def test_an_own_latent_space_is_drawn(runner, tmp_path, own):
@@ -150,3 +157,141 @@ def test_mistakes_are_one_line(runner, tmp_path, own, changed, flags, words):
         own[1](*changed)
     assert_refused(runner(own[0], f'--workdir={tmp_path}/run', *flags), *words)
     assert not (tmp_path / 'run').exists()
+
+
+RETURNS = {  # (what is changed, words of the refusal)
+    'a bare loss': ((', Aux({}, extra)\n', '\n'), 'loss of player mean returns float32 (); it returns (scalar, '),
+    'no extra': ((', Aux({}, extra)\n', ', {}\n'),
+                 'loss of player mean returns (float32 (), {}); it returns (scalar, '),
+    'no Aux': (('Aux({}, extra)', '({}, extra)'), 'returns (float32 (), ({}, Extra({}, {}))); it'),
+    'a weight of each example': (('Aux({}, extra)', "Aux({}, extra, batch['x'])"), 'returns float32 (64, 8, 8, 1)'),
+    'a loss of each example': (
+        ("jnp.mean(error(params, batch['x'])), Aux({}", "error(params, batch['x']).mean((1, 2, 3)), Aux({}"),
+        'loss of player mean returns float32 (64,); it returns a float () first, the mean over the examples',
+    ),
+    'a metric of each example': (
+        ('({}, extra)', "({'m': batch['x'][:, 0, 0, 0]}, extra)"), "returns {'m': float32 (64,)}; it returns metrics {"
+    ),
+    'another extra': (
+        ('({}, extra)', "({}, Extra({'count': jnp.zeros(())}, {}))"),
+        "returns Extra({'count': float32 ()}, {}); it returns an extra like that given, Extra({}, {})",
+    ),
+    'an unknown player': (("Turn('mean', loss)", "Turn('means', loss)"),
+                          "a Turn is of player 'means'; init has parame"),
+    'no round': (("rounds=((Turn('mean', loss),),)", 'rounds=()'), 'rounds of its Task is (); it is a tuple'),
+    'no tuple of rounds': (("((Turn('mean', loss),),)", "(Turn('mean', loss),)"),
+                           'rounds of its Task is (Turn('),
+    'a loss that is none': (("Turn('mean', loss)", "Turn('mean', None)"),
+                            "in loss of player mean: TypeError: 'NoneType' object is not callable"),
+    'init without Extra': ((", Extra({}, {})),", ", {}),"), 'init returns ({'),
+    'parameters without a player': (("{'mean': {'image': jnp.full(shape, config.model.start)}}", 'jnp.zeros(shape)'),
+                                    'init returns (float32 (8, 8, 1), Extra({}, {})); it returns ({player: its'),
+    'whole parameters': (('jnp.full(shape, config.model.start)', 'jnp.zeros(shape, int)'),
+                         "init returns {'mean': {'image': int32 (8, 8, 1)}}; it returns parameters that are floats"),
+    'a carry of no rows': (('Extra({}, {})),', "Extra({}, {'h': jnp.zeros((3, 2))})),"),
+                         'a carry of batch_size, 64, rows'),
+    'a mean in place of values': (
+        (", axis=(1, 2, 3))}", ')}'),
+        "Measures.per_example returns {'error': float32 ()}; it returns {metric: (n,)} or {metric: ((n,), (n,))}, one",
+    ),
+    'samples of another shape': (("ctx.normal('z', shape)", "ctx.normal('z', (*shape[:2], 3))"),
+                                 'Samples.draw returns float32 (7, 8, 8, 3); it returns (n, 8, 8, 1); here n = 7'),
+    'a single sample': (("ctx.normal('z', shape)", "ctx.normal('z', shape)[0]"),
+                        'Samples.draw returns float32 (8, 8, 1); it'),
+    'a capability that is none': (('(Measures(per_example), ', '(per_example, '),
+                                  'its Task holds function; it is a tup'),
+}  # fmt: skip
+
+
+@pytest.fixture
+def experiment_of(monkeypatch, own, command_line):
+    """experiment_of(*fields): the Experiment of that config."""
+    monkeypatch.chdir(command_line.root)
+    return lambda *fields: Experiment(config_lib.load(own[0].partition('=')[2], list(fields)))
+
+
+@pytest.mark.parametrize('changed, words', RETURNS.values(), ids=RETURNS)
+def test_what_its_functions_return_is_checked_before_anything_is_computed(own, experiment_of, changed, words):
+    own[1](*changed)
+    with pytest.raises(UserError) as found:
+        experiment_of()
+    assert 'elsewhere/my_task.py' in str(found.value) and words in str(found.value)
+    assert len(str(found.value).splitlines()) == 1
+
+
+CAPABILITIES = {  # what stands in the place of Samples(draw)
+    'Reconstructs.reconstruct': 'Reconstructs(lambda p, e, b, c: b["x"][..., 0])',
+    'ScalarField.value': 'ScalarField("f", lambda p, e, x, c: x)',
+    'LogDensity.value': 'LogDensity("f", lambda p, e, x, c: x.sum())',
+    'LatentSpace.encode': 'LatentSpace(lambda p, e, b, c: b["x"], lambda p, e, z, labels: z)',
+    'LatentSpace.decode': 'LatentSpace(lambda p, e, b, c: b["x"][:, 0, :, 0], lambda p, e, z, labels: z)',
+    'Codebook.index': 'Codebook(4, lambda p, e, b, c: b["x"])',
+    'SplitStatistic.collect': 'SplitStatistic(lambda p, e, b, c: {"m": b["x"].mean()}, dict)',
+}
+
+
+@pytest.mark.parametrize('function', CAPABILITIES)
+def test_each_capability_is_checked(own, experiment_of, function):
+    path = own[1]('Samples(draw)', CAPABILITIES[function])
+    path.write_text(path.read_text().replace('import Measures, Samples', 'import *'))
+    with pytest.raises(UserError, match=rf'my_task.py: {function} returns .*; it returns .*; here n = 7'):
+        experiment_of()
+
+
+def test_what_a_function_raises_keeps_its_traceback_and_names_the_file_and_the_function(runner, tmp_path, own):
+    own[1]("error(params, batch['x'])), Aux({}", "error(params, batch['y'])), Aux({}")
+    code, out, err = runner(own[0], f'--workdir={tmp_path}/run')
+    *traceback, last = err.splitlines()
+    assert code == 2 and out == '' and not (tmp_path / 'run').exists()
+    assert last.startswith('error: task.name: ')
+    assert "my_task.py, line 24, in loss of player mean: KeyError: 'y'" in last
+    assert traceback[0].startswith('Traceback') and "KeyError: 'y'" in traceback
+    assert 'my_task.py", line 24, in loss' in traceback[1] and len(traceback) < 8  # from the own file on
+
+
+def test_what_it_raises_behind_the_check_names_the_file_in_the_last_line(runner, tmp_path, own):
+    of_n = 'SplitStatistic(lambda p, e, b, c: {"m": b["x"]}, lambda found: {"m": found["n"]})'
+    path = own[1]('Samples(draw)', of_n)
+    path.write_text(path.read_text().replace('import Measures, Samples', 'import *'))
+    code, _, err = runner(own[0], f'--workdir={tmp_path}/run')
+    assert code == 1 and err.splitlines()[-1] == f"error: {path}, line 35: KeyError: 'n'"
+
+
+def test_a_run_opens_from_any_folder_and_its_file_is_in_the_manifest(tmp_path, monkeypatch, own):
+    """Its path is given from where the run was started. The run knows the whole path; the file may move on."""
+    path = tmp_path / 'elsewhere' / 'my_task.py'
+    path.with_name('my.py').write_text(CONFIG.format(task='my_task.py'))
+    monkeypatch.chdir(path.parent)
+    train = lambda **fields: aigc_jax.train('my.py', tmp_path / 'run', fields)
+    train()
+    first = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.chdir(tmp_path)
+    run = aigc_jax.open('run')
+    assert run.config.task.name == str(path) and run.run.manifest['own_task'] == first
+    expected = run.sample(2)
+    with pytest.raises(UserError, match='task.name: in this mode only'):
+        aigc_jax.open('run', overrides={'task.name': 'vae'})
+    moved = path.parent.rename(tmp_path / 'moved') / 'my_task.py'
+    with pytest.raises(UserError, match=f'task.name: there is no file {path}'):
+        aigc_jax.open('run')
+    for place in (moved, 'moved/my_task.py'):
+        again = aigc_jax.open('run', overrides={'task.name': str(place)})
+        np.testing.assert_array_equal(again.sample(2), expected)
+    # It goes on from its new place; that the file has changed is told as that the package has.
+    moved.write_text(moved.read_text() + '# another\n')
+    monkeypatch.chdir(moved.parent)
+    train(total_steps=30, log_every_steps=10, eval_every_steps=10, checkpoint_every_steps=10)
+    manifest = aigc_jax.open('../run').run.manifest
+    assert manifest['starts'][0]['made_with']['own_task'] == first
+    assert manifest['own_task'] == hashlib.sha256(moved.read_bytes()).hexdigest() != first
+
+
+def test_a_default_regex_of_what_to_decay_needs_no_match_where_nothing_is_decayed(own, experiment_of):
+    config = own[0].partition('=')[2]
+    text = pathlib.Path(config).read_text().replace(", weight_decay_regex=''", '')
+    pathlib.Path(config).write_text(text)
+    experiment_of()
+    with pytest.raises(UserError, match="weight_decay_regex: 'kernel' matches no parameter; there are image; '.*' m"):
+        experiment_of(('optim.mean.name', 'adamw'))
+    with pytest.raises(UserError, match="weight_decay_regex: 'kernels' matches no"):
+        experiment_of(('optim.mean.weight_decay_regex', 'kernels'))
