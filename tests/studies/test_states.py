@@ -138,7 +138,7 @@ def test_runs_of_other_code_or_data_are_noted(sweep, tmp_path):
         (trial.folder / 'manifest.json').write_text(json.dumps(made_with))
     code, data = drift.notes(found)
     assert code == 'the finished runs do not have the same code (sha256): 3 with aaaaaaaa, 1 with bbbbbbbb'
-    assert data.startswith('the seeds of 1 rows were not trained on the same data') and found[3][0].row.name in data
+    assert data.startswith('the seeds of 1 rows do not have the same data, such as ') and found[3][0].row.name in data
     assert not list(drift.notes(found[1:3]))
 
 
