@@ -38,7 +38,7 @@ flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     with command.mistakes():
         body = _parsed(argv)
-    command.run(lambda: sys.exit(body()))
+    command.run(body)
 
 
 def _parsed(argv: list[str]) -> Callable[[], int]:

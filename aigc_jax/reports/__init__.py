@@ -1,6 +1,7 @@
 """Evaluations, samples and pictures of a model, made of what it can do. REPORTS is the table of evaluations."""
 
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.metrics.names import named
 from aigc_jax.reports.base import Report
 from aigc_jax.reports.codebook import CodebookUse
 from aigc_jax.reports.image_samples import ImageSamples
@@ -56,12 +57,3 @@ def check(experiment: Experiment) -> None:
                 f"('{report.name}',)"
             )
     raise UserError(f'eval.best_metric: an evaluation has no {best!r}{near(best, known)}')
-
-
-def named(metric: str, names) -> str | None:
-    """Which of `names` is meant by eval.best_metric: itself, or the only one that goes on with _, as samples/frechet is
-    samples/frechet_2000_classifier-0123abcd. None: there is no such name, or there are several."""
-    if metric in names:
-        return metric
-    longer = [name for name in names if name.startswith(f'{metric}_')]
-    return longer[0] if len(longer) == 1 else None

@@ -28,7 +28,7 @@ def check(sweep: Sweep, found: list[tuple[Trial, State]]) -> None:
 
 def notes(found: list[tuple[Trial, State]]) -> Iterator[str]:
     """A line for each ground that the finished runs do not share, by their manifests: the code, the version of JAX, and
-    the data among the seeds of a row. Raises UserError where a manifest is damaged."""
+    among the seeds of a row the data and an own task. Raises UserError where a manifest is damaged."""
     made = [(trial, manifest.read(Paths(trial.folder).manifest)) for trial, state in found if state.kind == states.DONE]
     for what, of in (
         ('code (sha256)', lambda made_with: str(made_with.get('source'))[:8]),
@@ -38,8 +38,12 @@ def notes(found: list[tuple[Trial, State]]) -> Iterator[str]:
         if len(counts) > 1:
             shown = ', '.join(f'{count} with {value}' for value, count in counts.most_common(3))
             yield f'the finished runs do not have the same {what}: {shown}'
-    data = collections.defaultdict(set)
-    for trial, made_with in made:
-        data[trial.row.name].add(made_with.get('data', {}).get('fingerprint'))
-    if several := [name for name, fingerprints in data.items() if len(fingerprints) > 1]:
-        yield f'the seeds of {len(several)} rows were not trained on the same data, such as those of {several[0]}'
+    for what, of in (
+        ('data', lambda made_with: made_with.get('data', {}).get('fingerprint')),
+        ('file of task.name', lambda made_with: made_with.get('own_task')),
+    ):
+        by_row = collections.defaultdict(set)
+        for trial, made_with in made:
+            by_row[trial.row.name].add(of(made_with))
+        if several := [name for name, different in by_row.items() if len(different) > 1]:
+            yield f'the seeds of {len(several)} rows do not have the same {what}, such as those of {several[0]}'

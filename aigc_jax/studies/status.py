@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from aigc_jax.core.errors import UserError, near, printable
+from aigc_jax.metrics.names import named
 from aigc_jax.studies import states
 from aigc_jax.studies.states import DONE, FAILED, RUNNING, State
 from aigc_jax.studies.sweeps import Row, Sweep, Trial
@@ -23,17 +24,12 @@ def metric_of(sweep: Sweep, found: States, wanted: str | None) -> str:
 
     Raises UserError for a metric that no run has.
     """
-    results = [state.results for _, state in found if state.results]
-    known = list(dict.fromkeys(name for one in results for name in one))
+    known = list(dict.fromkeys(name for _, state in found for name in state.results or ()))
     if not known:
         return ''
-    named = [name for name in known if name == wanted or name.startswith(f'{wanted}_')] if wanted else []
-    if wanted and not (wanted in known or len(named) == 1):
+    if wanted and (name := named(wanted, known)) is None:
         raise UserError(f'--metric: no finished run has {wanted!r}{near(wanted, known)}')
-    if wanted:
-        return wanted if wanted in known else named[0]
-    of_best = [name for name in known if sweep.metric and (name == sweep.metric or name.startswith(f'{sweep.metric}_'))]
-    return of_best[0] if of_best else known[0]
+    return name if wanted else named(sweep.metric, known) or known[0]
 
 
 def table(sweep: Sweep, found: States, metric: str) -> str:

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from aigc_jax.runs import config as config_lib
-from aigc_jax.studies import drift, rows, states, status
+from aigc_jax.studies import drift, local, rows, states, status
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = {'samples/modes': {'value': 7.0, 'n': 200}}
@@ -138,5 +138,26 @@ def test_runs_of_other_code_or_data_are_noted(sweep, tmp_path):
         (trial.folder / 'manifest.json').write_text(json.dumps(made_with))
     code, data = drift.notes(found)
     assert code == 'the finished runs do not have the same code (sha256): 3 with aaaaaaaa, 1 with bbbbbbbb'
-    assert data.startswith('the seeds of 1 rows were not trained on the same data') and found[3][0].row.name in data
+    assert data.startswith('the seeds of 1 rows do not have the same data, such as ') and found[3][0].row.name in data
     assert not list(drift.notes(found[1:3]))
+
+
+def test_a_run_that_cannot_be_started_fails_alone(sweep, tmp_path):
+    trials, told = sweep.trials(tmp_path), []
+    (tmp_path / trials[0].row.name).write_text('a file in the place of the folder')
+    for trial in trials[1::2]:
+        put(trial, text(sweep, trial), step=40)  # by another launcher, since it was asked
+    todo = [trials[0], *trials[1::2]]
+    outcome = local.launch(sweep, todo, 1, lambda trial, state: told.append((trial, state.kind)))
+    assert told == [(todo[0], states.FAILED), (todo[1], states.DONE), (todo[2], states.DONE)]
+    assert 'cannot be started: ' in outcome.states[todo[0].name].words and not outcome.interrupted
+
+
+def test_cores_are_shared_evenly(monkeypatch):
+    monkeypatch.setattr(local, '_cores', lambda: {0, 1, 2, 3, 4, 5, 6})
+    assert local.shares(3) == [{0, 1}, {2, 3}, {4, 5}]
+    assert local.shares(1) == [{0, 1, 2, 3, 4, 5, 6}]
+    monkeypatch.setattr(local, '_cores', lambda: {2, 5})
+    assert local.shares(3) == [{2}, {5}, {2}]
+    monkeypatch.setattr(local, '_cores', set)
+    assert local.shares(2) == [set(), set()]
