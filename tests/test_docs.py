@@ -243,7 +243,8 @@ def test_every_flag_and_field_exists(path):
     for shown in spans(text) + [line for line in blocks(text) if line.startswith('--')]:
         if shown.startswith('--'):
             names = re.findall(r'(?<!\S)--([\w.]+)', shown)
-            of_scripts = set().union(*map(script_flags, (ROOT / 'scripts').glob('*.py')))
+            programs = [*(ROOT / 'scripts').glob('*.py'), *(ROOT / 'aigc_jax').glob('*.py')]
+            of_scripts = set().union(*map(script_flags, programs))
             known = fields() | of_scripts | {*flags.FLAGS, 'FIELD', 'parallel.'}
             wrong += [f'--{name}' for name in names if name.removeprefix('config.') not in known]
         elif (match := GROUPS.match(shown)) and match[0] not in fields() and not shown.endswith(('.py', '()')):
