@@ -8,7 +8,8 @@
     codes = run.encode(images)
 
 overrides, wherever it stands: {field: value}, such as {'optim.model.schedule.value': 1e-3}; on a finished run data.*,
-eval.* and parallel.* alone. A mistake raises aigc_jax.core.errors.UserError, whose text is that of the command line.
+eval.*, parallel.* and sample.* alone. A mistake raises aigc_jax.core.errors.UserError, whose text is that of the
+command line.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ from aigc_jax.core import arguments, processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
+from aigc_jax.decoding.generate import Text
 from aigc_jax.reports import evaluation, pictures, tables
-from aigc_jax.reports import generate as texts_lib
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.generate import Text
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import raw
@@ -101,7 +102,7 @@ def evaluate(
         number = int(experiment.replica(state, 0).step)
         with contextlib.closing(run.checkpoints(experiment.config)) as checkpoints:
             digest = checkpoints.digest(number)
-        by_seed = evaluation.Evaluation(Evaluator(experiment), run.paths).final(state, digest)
+        by_seed = evaluation.Evaluation(Evaluator(experiment, run.paths)).final(state, digest)
     with processes.together('evaluation'):
         if processes.first():
             evaluation.save(run.paths, experiment, number, by_seed)
@@ -114,7 +115,7 @@ def sample(
     run, n: int = 64, seed: int = 0, labels: Sequence[int] | None = None, *, step: str | int | None = None,
     overrides: Overrides = (),
 ) -> dict[pathlib.Path, np.ndarray]:  # fmt: skip
-    """{samples/STEP_sampleSEED.npz: samples (n, *shape)} of each replica, written with a picture beside each.
+    """{samples/STEP_sampleSEED[-SETTINGS].npz: samples (n, *shape)} of each replica, with a picture beside each.
 
     run: a folder, or what `open` gave; `replica` gives one alone. labels (n,): the classes of a conditional model;
     None: they run through all.
@@ -138,7 +139,7 @@ def generate(
     run, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, *, stream: Callable[[str], None] | None = None,
     step: str | int | None = None, overrides: Overrides = (), **how,
 ) -> dict[pathlib.Path, list[Text]]:  # fmt: skip
-    """{samples/STEP_sampleSEED.npz: n texts for each prompt} of each replica, written with a .txt beside each.
+    """{samples/STEP_sampleSEED[-SETTINGS].npz: n texts for each prompt} of each replica, with a .txt beside each.
 
     run: a folder, or what `open` gave; `replica` gives one alone. how, stream: as `Trained.generate` has them.
     """
@@ -146,7 +147,7 @@ def generate(
     writer = run.writer(**how)
     for one in run.written():
         texts = writer.generate(one.state, prompts, n, seed, stream)
-        path = one.samples_path(seed)
+        path = one.samples_path(seed, **how)
         with processes.together('samples'):
             if processes.first():
                 texts_lib.save(path, texts)

@@ -1,6 +1,5 @@
 """The command line: python -m aigc_jax.main --config=FILE.py[:variant,…] --workdir=DIR [--mode=…] [--config.a.b=v]"""
 
-import dataclasses
 import pathlib
 import sys
 import time
@@ -41,20 +40,22 @@ flags.DEFINE_string('suffix', '', 'sample, models trained with data.fim_rate: th
 flags.DEFINE_string('grammar', '', 'sample, language models: json, arithmetic, python or FILE.lark, to keep to')
 flags.DEFINE_string('draft', '', 'sample, transformers: ngram proposes tokens, for the same texts with fewer calls')
 flags.DEFINE_bool('stream', False, 'sample, language models: show a single text while it is written')
-flags.DEFINE_float('temperature', 1.0, 'sample, language models: 0 takes the likeliest token each time')
-flags.DEFINE_integer('top_k', 0, 'sample, language models: draw from so many of the likeliest tokens; 0: from all')
-flags.DEFINE_float('top_p', 1.0, 'sample, language models: draw from the fewest tokens whose probability reaches this')
-flags.DEFINE_float('min_p', 0.0, "sample, language models: least probability, as a share of the likeliest token's")
-flags.DEFINE_float('repetition_penalty', 1.0, 'sample, language models: of tokens that stand already; 1: none')
-flags.DEFINE_integer('beam_size', 1, 'sample, language models: more than 1 searches for the likeliest text')
-flags.DEFINE_float('length_penalty', 0.0, "sample, language models: a beam search's exponent of the length")
+# These five go before `sample` of the config, which has their defaults.
+flags.DEFINE_float('temperature', None, 'sample, language models: in place of sample.temperature')
+flags.DEFINE_integer('top_k', None, 'sample, language models: in place of sample.top_k')
+flags.DEFINE_float('top_p', None, 'sample, language models: in place of sample.top_p')
+flags.DEFINE_float('min_p', None, 'sample, language models: in place of sample.min_p')
+flags.DEFINE_float('repetition_penalty', None, 'sample, language models: in place of sample.repetition_penalty')
+flags.DEFINE_integer('beam_size', None, 'sample, language models: more than 1 searches for the likeliest text')
+flags.DEFINE_float('length_penalty', None, "sample, language models: a beam search's exponent of the length")
 # Documentation alone: `config_lib.split_arguments` takes these off the command line before absl reads it.
 flags.DEFINE_string('config', None, 'FILE.py[:variant,…]; --config.FIELD=VALUE sets a single field (configs/fields.md)')
 
-TEXT_FLAGS = (
-    'prompt', 'prompt_file', 'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft', 'stream', 'temperature', 'top_k',
-    'top_p', 'min_p', 'repetition_penalty', 'beam_size', 'length_penalty',
+WRITER_FLAGS = (  # which api.generate takes
+    'max_new_tokens', 'stop', 'suffix', 'grammar', 'draft', 'temperature', 'top_k', 'top_p', 'min_p',
+    'repetition_penalty', 'beam_size', 'length_penalty',
 )  # fmt: skip
+TEXT_FLAGS = ('prompt', 'prompt_file', 'stream', *WRITER_FLAGS)
 
 _given: dict = {}
 
@@ -138,15 +139,15 @@ def _sample(trained) -> None:
 def _generate(trained) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
     from aigc_jax import api
-    from aigc_jax.decoding import Sampling
-    from aigc_jax.reports import generate, pictures
+    from aigc_jax.decoding.generate import summary
+    from aigc_jax.reports import pictures, texts
 
     if FLAGS.labels:
         raise UserError('--labels: a language model has no classes; give it a --prompt')
-    prompts = generate.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
-    how = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Sampling)}
-    num_samples = FLAGS.num_samples
-    if FLAGS.beam_size > 1 or FLAGS.temperature == 0:
+    prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
+    given = {name: FLAGS[name].value for name in WRITER_FLAGS if FLAGS[name].present}
+    how, num_samples = trained.sampling(**given), FLAGS.num_samples
+    if how.beam_size > 1 or how.temperature == 0:
         if FLAGS['num_samples'].present and num_samples > 1:
             raise UserError(
                 f'--num_samples={num_samples}: nothing is drawn, so that all would be the same; set it to 1'
@@ -154,21 +155,20 @@ def _generate(trained) -> None:
         num_samples = 1
     if FLAGS.stream and len(prompts) * num_samples * len(trained.experiment.seeds) > 1:
         raise UserError('--stream: shows a single text; add --num_samples=1, one prompt, a run of one seed')
-    if FLAGS.stream and (FLAGS.draft or FLAGS.beam_size > 1):
+    if FLAGS.stream and (FLAGS.draft or how.beam_size > 1):
         raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
-    how |= {name: FLAGS[name].value for name in ('max_new_tokens', 'stop', 'suffix', 'grammar', 'draft')}
     stream = None
     if FLAGS.stream:  # all processes generate, and the first one shows the text
         stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
-    found = api.generate(trained, prompts, num_samples, FLAGS.seed, stream=stream, **how)
-    texts = [text for of_replica in found.values() for text in of_replica]
+    found = api.generate(trained, prompts, num_samples, FLAGS.seed, stream=stream, **given)
+    written = [text for of_replica in found.values() for text in of_replica]
     if not processes.first():
         return
     if FLAGS.stream:
-        stream.close(texts[0].suffix)
+        stream.close(written[0].suffix)
     else:
-        show(pictures.join_texts([str(text) for text in texts]))
-    print(generate.summary(texts), file=sys.stderr)
+        show(pictures.join_texts([str(text) for text in written]))
+    print(summary(written), file=sys.stderr)
 
 
 class _Terminal:

@@ -4,8 +4,8 @@
     python -m aigc_jax.main --config=configs/flow.py:moons,ot --workdir=runs/moons
     python -m aigc_jax.main --config=configs/flow.py:mnist,c2ot --config.data.name=idx:DIR --workdir=runs/mnist
 
-The first trains on scikit-learn's 8×8 digits. A finished run is sampled in other ways by eval.solver, eval.steps and
-eval.guidance.
+The first trains on scikit-learn's 8×8 digits. A finished run is sampled in other ways by sample.solver, sample.steps
+and sample.guidance.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
@@ -42,7 +42,7 @@ _POINTS = {
     'total_steps': 20_000, 'batch_size': 256, 'eval_every_steps': 5000, 'checkpoint_every_steps': 5000,
     'data.scale': 'unit', 'model.kind': 'mlp', 'model.conditional': False,
     'model.network': {'width': 128, 'depth': 3, 'expansion': 4, 'activation': 'gelu'},
-    'eval.probes': 0, 'eval.tolerance': 1e-4,
+    'sample.tolerance': 1e-4, 'eval.nll_tolerance': 1e-4, 'eval.probes': 0,
 }  # fmt: skip
 
 VARIANTS = {
@@ -51,7 +51,8 @@ VARIANTS = {
         'total_steps': 40, 'steps_per_call': 10, 'log_every_steps': 10, 'eval_every_steps': 20,
         'checkpoint_every_steps': 20, 'batch_size': 32, 'eval.num_samples': 200, 'eval.num_shown': 16,
         'model.kind': 'mlp', 'model.conditional': False, 'data.num_examples': 1000, 'eval.extractor': '',
-        'model.network': {'width': 16, 'depth': 1, 'expansion': 2, 'activation': 'gelu'}, 'eval.tolerance': 1e-2,
+        'model.network': {'width': 16, 'depth': 1, 'expansion': 2, 'activation': 'gelu'}, 'sample.tolerance': 1e-2,
+        'eval.nll_tolerance': 1e-2,
     },
     'ring8': {**_POINTS, 'data.name': 'ring8'},
     # Eight Gaussians to two moons (Tong et al. 2024), in the network and schedule of Cheng & Schwing 2025.
@@ -72,6 +73,6 @@ VARIANTS = {
     # In one step (Geng et al. 2025, section 5, but for guidance inside the objective; their time runs the other way).
     'meanflow': {
         'task.objective': 'mean_velocity', 'task.time': 'logit_normal', 'task.time_mean': 0.4, 'task.weight_power': 1.0,
-        'eval.solver': 'mean_flow', 'eval.steps': 1,
+        'sample.solver': 'mean_flow', 'sample.steps': 1,
     },
 }  # fmt: skip

@@ -175,12 +175,12 @@ def phases(experiment, folder: pathlib.Path):
     yield 'restore', figures
     checkpoints.close()
     programs = {}
-    evaluator = recorded(Evaluator(experiment), programs)
+    evaluator = recorded(Evaluator(experiment, Paths(folder)), programs)
     evaluation = Evaluation(evaluator)
     for name, use in {
         'evaluate': lambda: evaluation.each(state, 0, experiment.config.eval.split),
         'sample': lambda: evaluator.sample(state, 0, experiment.config.eval.num_shown),
-        'draw': lambda: pictures.draw(Paths(folder), '00000001', experiment, evaluator, state, 0, []),
+        'draw': lambda: pictures.draw(evaluator, '00000001', state, 0, []),
     }.items():
         programs.clear()
         _, figures = measured(use)

@@ -27,7 +27,18 @@ def flags_table() -> str:
 
     import aigc_jax.main  # noqa: F401 (defines them)
 
-    by_module = flags.FLAGS.flags_by_module_dict()
+    return _flags(flags.FLAGS)
+
+
+def sweep_flags_table() -> str:
+    """The same of `python -m aigc_jax.sweep`."""
+    from aigc_jax import sweep
+
+    return _flags(sweep.FLAGS)
+
+
+def _flags(values) -> str:
+    by_module = values.flags_by_module_dict()
     own = [flag for module, defined in by_module.items() if module.startswith('aigc_jax') for flag in defined]
     default = lambda flag: '' if flag.default in (None, '') else f'`{flag.default}`'
     return table(('flag', 'default', 'meaning'), [(f'`--{flag.name}`', default(flag), flag.help) for flag in own])
@@ -42,6 +53,7 @@ def fields_tables() -> str:
 
 TABLES = {  # (file, name between the marks) -> what renders it
     ('aigc_jax/runs/README.md', 'flags'): flags_table,
+    ('aigc_jax/studies/README.md', 'flags'): sweep_flags_table,
     ('configs/fields.md', 'fields'): fields_tables,
 }
 

@@ -15,8 +15,10 @@ import pytest
 from absl import flags
 
 import aigc_jax.main  # noqa: F401 (defines the flags)
+from aigc_jax import compare, sweep
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
+from aigc_jax.studies import rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -28,7 +30,7 @@ PATH = re.compile(
 )
 TEST = re.compile(r'([\w/]+\.py)::(\w+)')
 HEADING = re.compile(r'"([^"\n]+)"\s+in\s+([\w/]+\.md)')
-GROUPS = re.compile(r'(?:data|model|task|eval|parallel)\.[a-z]\w*(?:\.\w+)*')
+GROUPS = re.compile(r'(?:data|model|task|eval|sample|parallel)\.[a-z]\w*(?:\.\w+)*')
 # What a command or a usage line shows in the place of a value of the user's.
 STAND_INS = {'SEED': '0', 'N|best': 'best', 'PLAYER': 'model', '[:variant,…]': '', '[--config.FIELD=VALUE …]': ''}
 
@@ -189,6 +191,10 @@ def run_command(line: str, before: dict[str, str]) -> None:
             name = word.removeprefix('--').partition('=')[0]
             assert not word.startswith('--') or name in known, f'{words[1]} has no flag {word}'
         return
+    if 'aigc_jax.compare' in words:
+        return compare.parser().parse_intermixed_args(words[words.index('aigc_jax.compare') + 1 :])
+    if 'aigc_jax.sweep' in words:
+        return run_sweep(words[words.index('aigc_jax.sweep') + 1 :])
     arguments = words[1:] if words[0] == 'aigc-jax' else words[words.index('aigc_jax.main') + 1 :]
     rest, path, overrides = config_lib.split_arguments(['aigc-jax', *arguments])
     values = copy.deepcopy(flags.FLAGS)
@@ -202,7 +208,19 @@ def run_command(line: str, before: dict[str, str]) -> None:
         assert not (unknown := {name for name, _ in overrides} - fields()), unknown
 
 
-COMMAND = re.compile(r'(?:python (?:-P )?-m aigc_jax\.main|aigc-jax) --|python scripts/')
+def run_sweep(arguments: list[str]) -> None:
+    rest, path, overrides = config_lib.split_arguments(['sweep', *arguments])
+    grid, rest = sweep.split_grid(rest)
+    values = copy.deepcopy(sweep.FLAGS)
+    assert values(rest)[1:] in ([], ['status']) and values.workdir
+    if path:
+        rows.load(str(ROOT / path), overrides, grid, values.seeds)
+
+
+COMMAND = re.compile(
+    r'(?:python (?:-P )?-m aigc_jax\.(?:main|sweep)|aigc-jax) (?:status )?--'
+    r'|python -m aigc_jax\.compare |python scripts/'
+)
 
 
 def commands(text: str) -> list[str]:
@@ -233,6 +251,11 @@ def test_there_are_commands_to_parse():
             run_command(f'python -m aigc_jax.main {line}', {})
     with pytest.raises(AssertionError):
         run_command('python scripts/bench.py --nothing', {})
+    with pytest.raises(UserError, match='--nothing'):
+        run_command('python -m aigc_jax.compare runs --nothing', {})
+    for line in ('status', '--config=configs/gan.py --workdir=x --sweep.task.none=1,2', 'status --workdir=x --none=1'):
+        with pytest.raises((UserError, flags.Error, AssertionError)):
+            run_command(f'python -m aigc_jax.sweep {line}', {})
 
 
 @pytest.mark.parametrize('path', READMES, ids=of)
@@ -243,8 +266,9 @@ def test_every_flag_and_field_exists(path):
     for shown in spans(text) + [line for line in blocks(text) if line.startswith('--')]:
         if shown.startswith('--'):
             names = re.findall(r'(?<!\S)--([\w.]+)', shown)
-            of_scripts = set().union(*map(script_flags, (ROOT / 'scripts').glob('*.py')))
-            known = fields() | of_scripts | {*flags.FLAGS, 'FIELD', 'parallel.'}
+            programs = [*(ROOT / 'scripts').glob('*.py'), *(ROOT / 'aigc_jax').glob('*.py')]
+            of_scripts = set().union(*map(script_flags, programs))
+            known = fields() | of_scripts | {*flags.FLAGS, *sweep.FLAGS, 'FIELD', 'parallel.'}
             wrong += [f'--{name}' for name in names if name.removeprefix('config.') not in known]
         elif (match := GROUPS.match(shown)) and match[0] not in fields() and not shown.endswith(('.py', '()')):
             wrong.append(shown)

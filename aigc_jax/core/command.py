@@ -44,15 +44,18 @@ def mistakes():
         end(error)
 
 
-def run(body: Callable[[], None]) -> None:
-    """Calls `body`, and ends the program by what it raises: a mistake of the user with one line and exit code 2."""
+def run(body: Callable[[], int | None]) -> None:
+    """Calls `body`, and ends the program with the exit code that it returns (None: 0), or by what it raises: a mistake
+    of the user with one line and exit code 2."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     try:
-        body()
+        exit_code = body() or 0
         show('')
         if processes.several():
             processes.finish()
-            _leave(0)
+            _leave(exit_code)
+        if exit_code:
+            sys.exit(exit_code)
     except (Closed, BrokenPipeError):  # the latter of stderr
         drop()
         sys.exit(Closed.exit_code)

@@ -21,6 +21,8 @@ KIND = 'sum64'  # how such a digest begins
 _LANES, _U = 2, np.uint32
 _SMALL = 1 << 16  # words up to which numpy is faster than compiling a program
 _CHUNK = 1 << 14  # words that numpy mixes at once, within a core's cache
+# The finalizer of MurmurHash3 (Appleby 2011), and one with another pair of factors (Wellons 2018).
+_MURMUR3, _WELLONS = (0x85EBCA6B, 13, 0xC2B2AE35), (0x7FEB352D, 15, 0x846CA68B)
 
 
 def digests(leaves: dict[str, Any]) -> dict[str, str]:
@@ -45,24 +47,20 @@ def _is_shared(leaf) -> bool:
 
 def _begin(leaf):
     """Sums of the shards on this process's devices, (devices, lanes), or of the whole leaf, (lanes,)."""
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
-        return _sums_of_shards(leaf, leaf.sharding)
     if isinstance(leaf, jax.Array):
+        if not leaf.is_fully_replicated:
+            return _sums_of_shards(leaf, leaf.sharding)
         leaf = leaf.addressable_data(0)
-    if isinstance(leaf, jax.Array) and leaf.size > _SMALL:
-        return _sum_of_whole(leaf)
+        if leaf.size > _SMALL:
+            return _sum_of_whole(leaf)
     return _sum_on_host(np.asarray(leaf))
 
 
 def _own_sum(leaf, sums) -> np.ndarray:
-    """(lanes,): the sum of the parts that no process before this one has."""
+    """(lanes,): the sum of this process's shards, each of which counts on a single device of all processes."""
     if sums.ndim == 1:
         return np.asarray(sums)
-    first = {}  # {part: the first device that holds it, in the order of processes}
-    devices = leaf.sharding.devices_indices_map(leaf.shape)
-    for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
-        first.setdefault(tuple((s.start, s.stop) for s in devices[device]), device)
-    owners = set(first.values())
+    owners = {shard.device for shard in leaf.addressable_shards if shard.replica_id == 0}
     own = [np.asarray(shard.data)[0] for shard in sums.addressable_shards if shard.device in owners]
     return np.sum(np.asarray(own, _U).reshape(-1, _LANES), axis=0, dtype=_U)
 
@@ -139,13 +137,12 @@ def _host_words(x: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
 
 def _lanes(words, low, high):
     """Two lanes. At any place each is a bijection of the word, so a change of a single word always shows."""
-    place = _mixed(low ^ _mixed(high, 16, 0x85EBCA6B, 13, 0xC2B2AE35), 16, 0x85EBCA6B, 13, 0xC2B2AE35)
+    place = _mixed(low ^ _mixed(high, *_MURMUR3), *_MURMUR3)
     turned = place << _U(16) | place >> _U(16)
-    # The finalizer of MurmurHash3 (Appleby 2011), and one with another pair of factors (Wellons 2018).
-    return _mixed(words ^ place, 16, 0x85EBCA6B, 13, 0xC2B2AE35), _mixed(words + turned, 16, 0x7FEB352D, 15, 0x846CA68B)
+    return _mixed(words ^ place, *_MURMUR3), _mixed(words + turned, *_WELLONS)
 
 
-def _mixed(h, first: int, a: int, second: int, b: int):
-    h = (h ^ h >> _U(first)) * _U(a)
-    h = (h ^ h >> _U(second)) * _U(b)
+def _mixed(h, a: int, shift: int, b: int):
+    h = (h ^ h >> _U(16)) * _U(a)
+    h = (h ^ h >> _U(shift)) * _U(b)
     return h ^ h >> _U(16)

@@ -26,8 +26,9 @@ def printable(message: str) -> str:
     terminal or reverse the order of others."""
     lines = []
     for line in message.split('\n'):
-        shown = ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in line)
-        lines.append(shown if len(shown) <= _MOST_LETTERS else shown[:_MOST_LETTERS] + '…')
+        if not line.isprintable():
+            line = ''.join(c if c.isprintable() or unicodedata.category(c) == 'Zs' else ascii(c)[1:-1] for c in line)
+        lines.append(line if len(line) <= _MOST_LETTERS else line[:_MOST_LETTERS] + '…')
     return '\n'.join(lines)
 
 
@@ -54,10 +55,12 @@ def _words(kind: type) -> str:
     return words.get(kind, kind.__name__)
 
 
-def near(word, known) -> str:
-    """'; did you mean a, b?' for the known names near to `word`, which may be no text, else '; known: …'."""
+def near(word, known, also=()) -> str:
+    """'; did you mean a, b?' for `also` and the known names near to `word`, which may be no text, else '; known: …'."""
     import difflib
 
     known = sorted(map(str, known))
-    close = difflib.get_close_matches(str(word)[:100], known, n=3, cutoff=0.5)
+    close = [*also, *difflib.get_close_matches(str(word)[:100], known, n=3, cutoff=0.5)]
+    if not known and not close:
+        return '; there is none'
     return f'; did you mean {", ".join(close)}?' if close else f'; known: {", ".join(known)}'

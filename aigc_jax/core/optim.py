@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from aigc_jax.core import patterns, schema, tree
+from aigc_jax.core import schema, tree
 from aigc_jax.core.errors import UserError, check_type, near
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Tree
@@ -154,11 +154,9 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     if _MATRICES in options:
         if not isinstance(options[_MATRICES], str):
             raise UserError(f'{what}.options.{_MATRICES}: {options[_MATRICES]!r} is no regular expression')
-        patterns.check(options[_MATRICES], tree.flatten(params), f'{what}.options.{_MATRICES}')
-    options |= _decay_mask(config.name, options, known, params, decayed, what)
-    if _MATRICES in options:
         rule = ((options[_MATRICES], optax.contrib.MuonDimensionNumbers(-2, -1)),)
         options[_MATRICES] = tree.by_rule(rule, params, None, f'{what}.options.{_MATRICES}')
+    options |= _decay_mask(config.name, config.options, known, params, decayed, what)
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     of_step = schedule(config.schedule, total_steps, f'{what}.schedule')
     learning_rate = of_step if turns == 1 else lambda updates: of_step(updates // turns)
@@ -291,8 +289,8 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     try:
         function = factory(**arguments)
         with jax.ensure_compile_time_eval():  # a task may be made inside a trace
-            values = np.asarray(jax.vmap(function)(steps))
-    except (TypeError, ValueError, OverflowError) as error:
+            values = np.asarray(jax.vmap(lambda step: jnp.asarray(function(step)))(steps))
+    except (TypeError, ValueError, OverflowError, LookupError, AttributeError) as error:
         known = ', '.join(inspect.signature(factory).parameters)
         raise UserError(f'{what}: {error}; optax.{factory.__name__} has {known}') from None
     if (wrong := ~((values >= 0) & (values < np.inf))).any():

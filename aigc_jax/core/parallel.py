@@ -3,13 +3,14 @@
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from aigc_jax.core import schema, tree
+from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.step import replicate
@@ -76,25 +77,25 @@ class Plan:
         """A sharding for each leaf of an (abstract) state."""
         if self.replicas:
             return jax.tree.map(lambda _: self._named(AXES), state)
-        specs = tree.flatten(self._param_specs(state.params))
+        of_params = self.param_shardings(state.params)
+        shardings = tree.flatten(of_params)
         shapes = {name: leaf.shape for name, leaf in tree.flatten(state.params).items()}
 
         def like_its_parameter(name, leaf):
             # 'model/0/mu/encoder/kernel' belongs to 'model/encoder/kernel': optax keeps the parameters' own paths.
             player = name.partition('/')[0]
-            for param, spec in specs.items():
+            for param, sharding in shardings.items():
                 inner = param.partition('/')[2]
-                same = param.startswith(player + '/') and name.endswith('/' + inner) and leaf.shape == shapes[param]
-                if same:
-                    return self._named(*spec)
-            return self._named()
+                if param.startswith(player + '/') and name.endswith('/' + inner) and leaf.shape == shapes[param]:
+                    return sharding
+            return self.replicated
 
         return TrainState(
-            step=self._named(),
-            params=tree.map_named(lambda name, _: self._named(*specs[name]), state.params),
+            step=self.replicated,
+            params=of_params,
             opt=tree.map_named(like_its_parameter, state.opt),
-            stats=jax.tree.map(lambda _: self._named(), state.stats),
-            carry=jax.tree.map(lambda _: self._named(*[] if self.axis_name else [BATCH_AXES]), state.carry),
+            stats=jax.tree.map(lambda _: self.replicated, state.stats),
+            carry=jax.tree.map(lambda _: self.replicated if self.axis_name else self.examples, state.carry),
         )
 
     @property
@@ -115,7 +116,9 @@ class Plan:
 
     def param_shardings(self, params: Tree) -> Tree:
         """The shardings of the (abstract) parameters of one replica, without an axis of replicas."""
-        return jax.tree.map(lambda spec: self._named(*spec), self._param_specs(params), is_leaf=_is_spec)
+        placements = tree.by_rule(self.rules, params, 'replicated', 'parallel.rules')
+        place = lambda name, leaf, placement: self._named(*_axes(placement, name, leaf.shape, self.mesh))
+        return tree.map_named(place, params, placements)
 
     def gradient_shardings(self, params: Tree) -> dict[str, Tree]:
         """{player: of each gradient, as of its parameter}; nothing where each device has all parameters."""
@@ -213,31 +216,6 @@ class Plan:
     def _named(self, *spec) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
-    def _param_specs(self, params: Tree) -> Tree:
-        placements = tree.by_rule(self.rules, params, 'replicated', 'parallel.rules')
-
-        def spec(name, leaf, placement):
-            if placement == 'replicated':
-                return _Spec()
-            if placement == 'fsdp':
-                n = self.mesh.shape['fsdp']
-                fitting = [axis for axis, size in enumerate(leaf.shape) if size % n == 0]
-                if n == 1 or not fitting:
-                    return _Spec()
-                widest = max(fitting, key=lambda axis: leaf.shape[axis])
-                return _Spec([None] * widest + ['fsdp'])
-            return _Spec(_checked(placement, name, leaf.shape, self.mesh))
-
-        return tree.map_named(spec, params, placements)
-
-
-class _Spec(tuple):
-    """A partition spec that is one leaf of a tree, which a bare tuple is not."""
-
-
-def _is_spec(value) -> bool:
-    return isinstance(value, _Spec)
-
 
 def _on_its_share(call, axis_name: str):
     """`call` for one device under pmap: it is handed the whole carry, works on its examples', and rejoins them."""
@@ -281,8 +259,6 @@ def make_plan(
     config: Any, num_seeds: int, execution: str, batch_size: int, micro_batches: int, devices: list | None = None
 ) -> Plan:
     """The plan that config.parallel asks for on `devices` (None: all). Raises UserError where it does not fit."""
-    schema.check(config, FIELDS, 'parallel')
-    EXECUTION.check('replicas', execution)
     devices = devices or jax.devices()
     shape = _mesh_shape(config.mesh, len(devices))
     mesh = jax.make_mesh(shape, AXES, axis_types=_AUTO, devices=devices)
@@ -325,10 +301,20 @@ def _mesh_shape(config: Any, devices: int) -> tuple[int, ...]:
     return shape
 
 
-def _checked(placement, name: str, shape: tuple[int, ...], mesh: Mesh):
-    if isinstance(placement, str) or len(placement) > len(shape):
+def _axes(placement, name: str, shape: tuple[int, ...], mesh: Mesh) -> Sequence[str | None]:
+    """The axis of the mesh for each of the first axes of a parameter. Raises UserError where they do not fit it."""
+    if placement == 'replicated':
+        return ()
+    if placement == 'fsdp':
+        n = mesh.shape['fsdp']
+        fitting = [axis for axis, size in enumerate(shape) if size % n == 0]
+        return [None] * max(fitting, key=lambda axis: shape[axis]) + ['fsdp'] if n > 1 and fitting else ()
+    if not isinstance(placement, (tuple, list)) or len(placement) > len(shape):
         raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: say replicated, fsdp or a tuple of axes')
     for axis, size in zip(placement, shape, strict=False):
         if axis is not None and (axis not in AXES or size % mesh.shape[axis]):
             raise UserError(f'parallel.rules: {placement!r} does not divide {name} {shape} over {dict(mesh.shape)}')
+    named = [axis for axis in placement if axis is not None]
+    if len(named) > len(set(named)):
+        raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: it names an axis twice')
     return placement

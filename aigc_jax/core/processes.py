@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aigc_jax.core.errors import RunError, UserError, one_line
-from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, Star, ended
+from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, ended
 
 START_SECONDS = 600  # within which all processes must begin
 # A process that is stopped for a while is not dead, and its connection to JAX's service may be; a death is noticed by
@@ -349,10 +349,10 @@ def _silent():
         os.close(nowhere)
 
 
-_stars: list[Star] = []
+_stars: list[Center | Ray] = []
 
 
-def _star() -> Star:
+def _star() -> Center | Ray:
     if not _stars:
         from jax._src import distributed
 

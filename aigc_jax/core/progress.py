@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
+from types import SimpleNamespace
 from typing import TextIO
 
 from aigc_jax.core import processes
@@ -19,12 +20,7 @@ SECONDS = 10.0  # between two plain lines
 
 class _OfThread(threading.local):
     stream: TextIO | None = None
-    work: '_Work | None' = None  # the one under way
-
-
-class _Work:
-    def __init__(self, name: str):
-        self.name, self.began, self.told = name, time.monotonic(), time.monotonic()
+    work: SimpleNamespace | None = None  # the one under way: its name, and when it began and was told of last
 
 
 _own = _OfThread()
@@ -49,7 +45,8 @@ def work(name: str) -> Iterator[None]:
         yield
         return
     print(name, file=_own.stream, flush=True)
-    before, _own.work = _own.work, _Work(name)
+    now = time.monotonic()
+    before, _own.work = _own.work, SimpleNamespace(name=name, began=now, told=now)
     try:
         yield
     finally:

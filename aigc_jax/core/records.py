@@ -16,7 +16,8 @@ def parse(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
     level, depth = [value], 0
-    while level := [inner for held in level if isinstance(held, (dict, list)) for inner in _inside(held)]:
+    inside = lambda held: held.values() if isinstance(held, dict) else held
+    while level := [inner for held in level if isinstance(held, (dict, list)) for inner in inside(held)]:
         if (depth := depth + 1) > _MOST_DEPTH:
             raise ValueError('it is nested too deeply')
     return value
@@ -65,7 +66,3 @@ def regular_or_pipe(path, flags: int) -> int:
         os.close(number)
         raise NoFile(0, 'it is a device, not a file', os.fspath(path))
     return number
-
-
-def _inside(held: dict | list) -> list:
-    return [*held.values()] if isinstance(held, dict) else held

@@ -122,15 +122,27 @@ def check(config: ConfigDict, group: Group, what: str = '') -> None:
             check(config[name], inner, path)
 
 
-def check_names(config: ConfigDict, group: Group, what: str = '') -> None:
-    """Raises UserError where `config` holds a field that `group` has not, at any depth."""
+def check_names(config: ConfigDict, group: Group, what: str = '', whole: ConfigDict | None = None) -> None:
+    """Raises UserError where `config` holds a field that `group` has not, at any depth. whole: the config around it."""
+    whole = config if whole is None else whole
     for name in config:
         path = f'{what}.{name}' if what else str(name)
         if name not in group:
-            raise UserError(f'{path}: {what or "the config"} has no such field{near(name, group)}')
+            also = [other for other in namesakes(whole, name) if other != path]
+            raise UserError(f'{path}: {what or "the config"} has no such field{near(name, group, also)}')
         field, value = group[name], config[name]
         if field.type is dict and isinstance(value, ConfigDict) and (inner := field.group(value, config)) is not None:
-            check_names(value, inner, path)
+            check_names(value, inner, path, whole)
+
+
+def namesakes(config: Mapping, name: str, what: str = '') -> Iterator[str]:
+    """The fields 'a.name' of the groups of `config`: where a field may be that is sought in another group."""
+    for key, value in config.items():
+        path = f'{what}.{key}' if what else str(key)
+        if hasattr(value, 'items'):
+            yield from namesakes(value, name, path)
+        elif what and key == name:
+            yield path
 
 
 def find(group: Group, config: Any, name: str) -> Field | None:

@@ -16,12 +16,11 @@ import hmac
 import json
 import os
 import secrets
-import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from aigc_jax.core.errors import RunError
 
@@ -70,13 +69,16 @@ class Relay:
         for one in (client, coordinator):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _thread(self._answer, coordinator, client)
-        _pump(client, coordinator)
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                coordinator.sendall(data)
         with contextlib.suppress(OSError):
             coordinator.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, coordinator: socket.socket, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            for frame in _frames(coordinator):
+        with contextlib.suppress(OSError), coordinator.makefile('rb') as file:
+            while len(head := file.read(_FRAME_HEAD)) == _FRAME_HEAD:  # HTTP/2: RFC 9113, section 4.1
+                frame = head + file.read(int.from_bytes(head[:3], 'big'))
                 if frame[_FRAME_TYPE] != _GOAWAY:
                     client.sendall(frame)
         time.sleep(GRACE_SECONDS)  # the system may close the listening socket of a process that has ended last
@@ -86,25 +88,14 @@ class Relay:
             self._gone()
 
 
-def _frames(source: socket.socket) -> Iterator[bytes]:
-    """The frames of HTTP/2 (RFC 9113, section 4.1) that come."""
-    with source.makefile('rb') as file:
-        while len(head := file.read(_FRAME_HEAD)) == _FRAME_HEAD:
-            yield head + file.read(int.from_bytes(head[:3], 'big'))
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-
-
 def _thread(target: Callable, *arguments) -> None:
     threading.Thread(target=target, args=arguments, name=f'star {target.__name__}', daemon=True).start()
 
 
 class Star:
-    """What both ends share: a thread that listens, and the values that have come.
+    """What both ends share. A thread listens to each connection, whose messages are lines of JSON.
+
+    Each end has its own `gather`; its `_join` connects it, and its `_arrived` takes a value that has come.
 
     end(text, exit code, at_once) ends this process, since another one has ended or failed; say(text) prints a line.
     """
@@ -115,14 +106,10 @@ class Star:
         self._news = threading.Condition()
         self._sending = threading.Lock()
         self._number = 0  # of the next gather
-        self._peers: dict[int, _Peer] = {}
+        self._peers: dict[int, socket.socket] = {}
         self._is_over = False  # the end of a process is no failure any more, or this process ends already
         self._own: tuple[str, int] | None = None  # the failure of this process that the others have been told
-        self._selector = selectors.DefaultSelector()
         self._join(state.client, address)
-
-    def gather(self, name: str, value: Any) -> list:
-        raise NotImplementedError
 
     def tell(self, text: str, exit_code: int) -> None:
         """The others are to end, too, with this text and exit code."""
@@ -138,31 +125,17 @@ class Star:
         self._is_over = True
         self._send_all(['bye'])
 
-    def _join(self, client, address: str) -> None:
-        raise NotImplementedError
-
-    def _arrived(self, k: int, number: int, *rest) -> None:
-        raise NotImplementedError
-
-    def _listen(self) -> None:
+    def _listen(self, k: int, lines: BinaryIO) -> None:
+        """Until process k closes its side."""
         try:
-            while True:
-                for key, _ in self._selector.select():
-                    key.data()
-        except Exception as error:  # without this thread this process hears nothing of the others
+            for line in lines:
+                if line.endswith(b'\n'):  # else it ended within the line
+                    self._take(k, *json.loads(line))
+        except OSError:
+            pass
+        except Exception as error:  # without this thread this process hears nothing of the other
             self._end(f'the connections between the processes: {type(error).__name__}: {error}', 1, True)
-
-    def _add(self, k: int, peer: '_Peer') -> None:
-        self._peers[k] = peer
-        self._selector.register(peer.socket, selectors.EVENT_READ, lambda: self._read(k))
-
-    def _read(self, k: int) -> None:
-        messages = self._peers[k].read()
-        if messages is None:
-            self._selector.unregister(self._peers[k].socket)
-            return self._told(k, ended(k), 1, True)
-        for message in messages:
-            self._take(k, *message)
+        self._told(k, ended(k), 1, True)
 
     def _take(self, k: int, kind: str, *rest) -> None:
         if kind == 'end':
@@ -181,8 +154,9 @@ class Star:
 
     def _told(self, whose: int, text: str, exit_code: int, at_once: bool) -> None:
         """Another process has ended or failed. The first one that is reported is the cause."""
-        if not self._is_over:
-            self._is_over = True
+        with self._news:
+            was_over, self._is_over = self._is_over, True
+        if not was_over:
             if self._own:  # which the other has ended with
                 text, exit_code = self._own
             self._send_all(['end', whose, text, exit_code], but=whose)
@@ -202,20 +176,19 @@ class Star:
 
     def _wait(self, ready: Callable[[], bool], waited_for: Callable[[], str]) -> None:
         """Until ready(), which is called under the lock; the first process says who is waited for, if that is long."""
-        noted = False
-        while not ready():
-            self._news.wait(NOTED_SECONDS)
-            if not noted and not ready() and self._index == 0:
-                noted = True
+        if not self._news.wait_for(ready, NOTED_SECONDS):
+            if self._index == 0:
                 self._say(f'note: waits for {waited_for()}')
+            self._news.wait_for(ready)
 
     def _send_all(self, message: list, but: int | None = None) -> None:
+        data = json.dumps(message).encode() + b'\n'
         for k, peer in list(self._peers.items()):
             if k != but:
                 # A handler of a signal may have interrupted its own thread while it sent.
                 held = self._sending.acquire(timeout=1)
                 try:
-                    peer.send(message)
+                    peer.sendall(data)
                 except OSError:  # that process has ended; the listening thread notices
                     pass
                 finally:
@@ -233,8 +206,7 @@ class Center(Star):
         both = not host and socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both or ':' in host else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, dualstack_ipv6=both)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        _thread(self._listen)
+        _thread(self._accept)
         client.key_value_set(_KEY, json.dumps([self._listener.getsockname()[1], self._token]))
         end = time.monotonic() + JOIN_SECONDS
         with self._news:
@@ -262,25 +234,22 @@ class Center(Star):
         self._values.setdefault(number, {})[k] = [name, value]
 
     def _accept(self) -> None:
-        stranger = _Peer(self._listener.accept()[0])
-        self._selector.register(stranger.socket, selectors.EVENT_READ, lambda: self._greet(stranger))
+        while True:
+            _thread(self._greet, self._listener.accept()[0])
 
-    def _greet(self, stranger: '_Peer') -> None:
-        """Accepts a peer that knows the token, and closes any other."""
-        messages = stranger.read(_HELLO_BYTES)
-        if messages == []:
-            return
-        self._selector.unregister(stranger.socket)
-        match messages:
-            case [[str(token), int(k)], *more] if 0 < k < self._count and k not in self._peers:
-                if hmac.compare_digest(token.encode(), self._token.encode()):
-                    with self._news:
-                        self._add(k, stranger)
-                        self._news.notify_all()
-                    for message in more:
-                        self._take(k, *message)
+    def _greet(self, stranger: socket.socket) -> None:
+        """Listens to a peer that knows the token, and closes any other."""
+        with stranger, contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            lines = _lines(stranger)
+            token, k = json.loads(lines.readline(_HELLO_BYTES))
+            if not hmac.compare_digest(str(token).encode(), self._token.encode()):
+                return
+            with self._news:
+                if k in self._peers or k not in range(1, self._count):
                     return
-        stranger.socket.close()
+                self._peers[k] = stranger
+                self._news.notify_all()
+            self._listen(k, lines)
 
 
 class Ray(Star):
@@ -290,12 +259,12 @@ class Ray(Star):
         port, token = json.loads(_value(client, _KEY))
         self._results: dict[int, list] = {}
         try:
-            peer = _Peer(socket.create_connection((split_address(address)[0], port), timeout=60))
+            self._peers[0] = socket.create_connection((split_address(address)[0], port), timeout=60)
         except OSError as error:
             raise RunError(f'process 0 cannot be reached at port {port}: {error.strerror or error}') from None
-        peer.send([token, self._index])
-        self._add(0, peer)
-        _thread(self._listen)
+        lines = _lines(self._peers[0])
+        self._send_all([token, self._index])
+        _thread(self._listen, 0, lines)
 
     def gather(self, name: str, value: Any) -> list:
         number = self._next()
@@ -309,36 +278,16 @@ class Ray(Star):
         self._results[number] = values
 
 
-class _Peer:
-    """A connection whose messages are lines of JSON."""
-
-    def __init__(self, connection: socket.socket):
-        connection.settimeout(None)
-        self.socket, self._rest = connection, b''
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A machine that vanishes closes nothing: it is noticed after half a minute.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4}.items():
-            if hasattr(socket, option):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-    def send(self, message: list) -> None:
-        self.socket.sendall(json.dumps(message).encode() + b'\n')
-
-    def read(self, most: int | None = None) -> list | None:
-        """The messages that have come whole; None where the other side has closed, or sends more than `most` bytes
-        before its first line ends, or no JSON."""
-        try:
-            data = self.socket.recv(1 << 16)
-        except OSError:
-            data = b''
-        *lines, self._rest = (self._rest + data).split(b'\n')
-        if not data or (most and len([*lines, self._rest][0]) > most):
-            return None
-        try:
-            return [json.loads(line) for line in lines]
-        except (ValueError, RecursionError):
-            return None
+def _lines(connection: socket.socket) -> BinaryIO:
+    """The lines that come over a connection."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A machine that vanishes closes nothing: it is noticed after half a minute.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4}.items():
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    return connection.makefile('rb')
 
 
 def _value(client, key: str) -> str:

@@ -8,7 +8,8 @@ from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
-from aigc_jax.data.sources import embedded, files, folders, own, programs, reading, text, tfds
+from aigc_jax.data.gaussian_mixture import MIXTURES
+from aigc_jax.data.sources import arrays, embedded, files, folders, own, programs, reading, text, tfds
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
 from aigc_jax.data.specs import Images, Points, Scaling, Spec, Tokens
@@ -16,39 +17,28 @@ from aigc_jax.data.splits import Arrays, Resident, Source, materialize
 from aigc_jax.data.tokenizers import Tokenizer
 
 __all__ = [
-    'SOURCES', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Points', 'Resident', 'Scaling', 'Source', 'Spec', 'Tokenizer',
-    'Tokens', 'from_arrays', 'is_code', 'load', 'materialize',
+    'TEXTS', 'Arrays', 'Dataset', 'Images', 'Points', 'Resident', 'Scaling', 'Source', 'Spec', 'Tokenizer', 'Tokens',
+    'from_arrays', 'is_code', 'load', 'materialize',
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
 TFDS = 'tfds:'  # images or text, as the fields of the config are
+AMAT = 'amat:'  # is a set of its own, with all its splits
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
-# A name that ends in a colon is followed by a place: loader(cfg, where); any other stands alone: loader(cfg).
-SOURCES = {
-    'digits': embedded.digits,
-    'gaussian2d': embedded.mixture,
-    'ring8': embedded.mixture,
-    'grid25': embedded.mixture,
-    'moons': embedded.moons,
-    'idx:': files.idx,
-    'npz:': files.npz,
-    'npy:': files.npy,
-    'mat:': files.mat,
-    'amat:': files.amat,
-    IMAGES: folders.images,
-    TFDS: tfds.tfds,
-}
-PARTS = {  # whose splits can be given as train=…,valid=…,test=…, as those of TEXTS with a place
+# A name that ends in a colon is followed by a place; any other stands alone.
+DRAWN = {'digits': embedded.digits, 'moons': embedded.moons, **dict.fromkeys(MIXTURES, embedded.mixture)}  # loader(cfg)
+READERS = {  # of the arrays that lie at a place
     'idx:': files.read_idx,
     'npz:': files.read_npz,
     'npy:': files.read_npy,
     'mat:': files.read_mat,
+    AMAT: files.read_amat,
     IMAGES: folders.read_images,
 }
 MAPPED = ('idx:', 'npz:', 'npy:')  # can be read while training, where they are not compressed
-FLAT = ('npz:', 'npy:', 'mat:', 'amat:')  # may hold images as rows of pixels, which data.shape tells the sizes of
-TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone on with, or None
+FLAT = ('npz:', 'npy:', 'mat:', AMAT)  # may hold images as rows of pixels, which data.shape tells the sizes of
+TEXTS = {  # loader(cfg, tokenizer), or (cfg, where, tokenizer), of the run that is gone on with, or None
     'pydoc': text.pydoc,
     'python-stdlib': text.python_stdlib,
     'programs': programs.load,
@@ -56,7 +46,7 @@ TEXTS = {  # the same with a last argument, the tokenizer of a run that is gone 
     'code:': text.code,
     'jsonl:': text.jsonl,
 }
-KNOWN = SOURCES | TEXTS | {STACKED: stacked}
+KNOWN = (*DRAWN, *READERS, *TEXTS, TFDS, STACKED)
 
 
 def check(cfg) -> None:
@@ -69,9 +59,9 @@ def fields(cfg) -> schema.Group:
     if schema.named(cfg, 'name') is None:
         return declarations.IMAGES_AND_POINTS
     is_text = reads_text(cfg)
-    for wanted, mark, kind in ((is_text, 'scale', 'of images'), (not is_text, 'tokenizer', 'of text')):
-        if wanted and mark in cfg:
-            raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
+    mark, kind = ('scale', 'of images') if is_text else ('tokenizer', 'of text')
+    if mark in cfg:
+        raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
     return declarations.TEXT if is_text else declarations.IMAGES_AND_POINTS
 
 
@@ -90,7 +80,7 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     """The data set that `cfg`, the config's `data`, names.
 
     Args:
-      cfg: has `name`, a key of SOURCES or TEXTS with its place after the colon, or FILE.py[:function], see own.load.
+      cfg: has `name`, one of KNOWN with its place after the colon, or FILE.py[:function], see own.load.
         The other fields are those of declarations.IMAGES_AND_POINTS or TEXT, and have their defaults where they are
         left out. TFDS sets and own functions are read as text where `tokenizer` is there.
       tokenizer: of the run that is gone on with; None: of the data.
@@ -102,30 +92,29 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     schema.fill(cfg, fields(cfg))
     check(cfg)
     key, where = _parts(cfg.name)
-    loader = KNOWN.get(key)
     if key == STACKED:
-        base = copy.deepcopy(cfg)
-        base.name = where
         if _parts(where)[0] in TEXTS:
             raise UserError(f'data.name={cfg.name}: only labelled images of one channel can be stacked')
-        return stacked(load(base), cfg.num_examples, where)
+        cfg.name = where
+        return stacked(load(cfg), cfg.num_examples, where)
     if key == TFDS:
-        return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else loader(cfg, where)
+        return tfds.tfds_text(cfg, where, tokenizer) if 'tokenizer' in cfg else tfds.tfds(cfg, where)
     if key == OWN:
         dataset = own.load(cfg, tokenizer)
         return dataset if 'tokenizer' in cfg or cfg.valid_examples else train_on_valid(dataset)
     places = reading.places(cfg.name, where) if where else {}
     if key in TEXTS:
-        return loader(cfg, *[places] * bool(where), tokenizer)
+        return TEXTS[key](cfg, *[places] * bool(where), tokenizer)
     if cfg.shape and key not in FLAT:
         raise UserError(f'data.shape={cfg.shape}: is of {", ".join(FLAT)} alone; leave it () for data.name={cfg.name}')
-    if 'train' in places and key not in PARTS:
-        raise UserError(f'data.name={cfg.name}: train=…,valid=…,test=… is of {", ".join(PARTS)} and text')
-    if 'train' in places:
-        read = functools.partial(PARTS[key], mapped=cfg.stream) if key in MAPPED else PARTS[key]
-        dataset = files.joined(cfg, read, places, grouped=key == IMAGES)
+    if 'train' in places and key == AMAT:
+        several = ', '.join(kind for kind in READERS if kind != AMAT)
+        raise UserError(f'data.name={cfg.name}: train=…,valid=…,test=… is of {several} and text')
+    if key in DRAWN:
+        dataset = DRAWN[key](cfg)
     else:
-        dataset = loader(cfg, *places.values())
+        read = functools.partial(READERS[key], mapped=cfg.stream) if key in MAPPED else READERS[key]
+        dataset = arrays.load(cfg, read, places, flat_images=key == AMAT, grouped=key == IMAGES)
     return dataset if cfg.valid_examples else train_on_valid(dataset)
 
 

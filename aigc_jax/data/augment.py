@@ -57,17 +57,14 @@ def resample(x: Array, degrees: Array, factor: Array) -> Array:
 
     factor: (n,), or (n, 2) along the image's own axes, down and right, before it is turned.
     """
-    height, width = x.shape[1:3]
-    grid = np.stack(
-        np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing='ij')
-    )
-    centre = np.array([(height - 1) / 2, (width - 1) / 2], np.float32)
+    centre = (np.array(x.shape[1:3], np.float32)[:, None, None] - 1) / 2
+    grid = (np.indices(x.shape[1:3]) - centre).astype(np.float32)
 
     def one(image: Array, degrees: Array, factor: Array) -> Array:
         cos, sin = jnp.cos(jnp.radians(degrees)), jnp.sin(jnp.radians(degrees))
         matrix = jnp.array([[cos, sin], [-sin, cos]]) / factor[:, None]  # from the result to where it is read
-        at = jnp.einsum('ij,jhw->ihw', matrix, grid.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
-        read = lambda channel: map_coordinates(channel, at + centre[:, None, None], order=1, mode='constant')
+        at = jnp.einsum('ij,jhw->ihw', matrix, grid, precision=jax.lax.Precision.HIGHEST)
+        read = lambda channel: map_coordinates(channel, at + centre, order=1, mode='constant')
         return jax.vmap(read, in_axes=-1, out_axes=-1)(image)
 
     return jax.vmap(one)(x, degrees, jnp.broadcast_to(jnp.reshape(factor, (len(x), -1)), (len(x), 2)))
@@ -134,7 +131,7 @@ def check(cfg, shape: tuple[int, int, int] | None, binary: bool, rows: int) -> N
         raise UserError(f'data.augment: is for images; {cfg.name} holds none: switch it off')
     smallest = min(shape[:2])
     for name, most in dict(shift=smallest - 1, cutout=smallest).items():
-        if not 0 <= fields[name] <= most:
+        if fields[name] > most:
             raise UserError(f'data.augment.{name}: {fields[name]}; it lies in 0..{most}, and 0 means not to')
     blurred = [name for name in _INTERPOLATING if fields[name]]
     if blurred and (cfg.binarize == 'static' or (binary and cfg.binarize != 'threshold')):
@@ -148,11 +145,9 @@ def check(cfg, shape: tuple[int, int, int] | None, binary: bool, rows: int) -> N
 
 
 def make_transform(cfg, shape: tuple[int, int, int]) -> Callable[[Batch, rng.Context], Batch]:
-    """transform(batch, ctx) -> batch with x, intensities in [0, 1], augmented as `cfg.augment` has it.
+    """transform(batch, ctx) -> batch with x, intensities in [0, 1], augmented as `cfg.augment`, of FIELDS, has it.
 
-    flip: half of the images; shift: up to so many pixels along each axis; rotation: up to so many degrees either way;
-    scale: by a factor in 1 ± this; cutout: the side of a square; mixup: α of λ ~ Beta(α, α). Mixed examples have x
-    alone, no label and no other field. The draws are functions of (seed, step, example).
+    Mixed examples have x alone, no label and no other field. The draws are functions of (seed, step, example).
     """
     fields, (height, width, _) = cfg.augment, shape
     quantile = beta_quantile(fields.mixup) if fields.mixup else None

@@ -15,7 +15,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Batch, Tree
 from aigc_jax.data.splits import Mapped, Resident
 
-PREFETCHED_CALLS = 2
+_CALLS_AHEAD = 8  # that are read while the devices compute, each by a thread of its own
 
 
 class IndexStream:
@@ -80,28 +80,6 @@ def gather_streamed(data: Tree, batch: Batch) -> Batch:
     return batch
 
 
-class _Ordered:
-    """A random-access source for Grain, in the order of the run: item i is the i-th group of this process's examples.
-
-    group: how many examples an item has: 1, without an axis, or all of a round.
-    """
-
-    def __init__(self, source, streams, batch_size: int, rows: range, num_places: int, group: int):
-        self._args = (source, streams, batch_size, rows, num_places, group)
-
-    def __len__(self) -> int:
-        _, streams, _, _, num_places, group = self._args
-        return len(streams) * num_places // group
-
-    def __getitem__(self, item: int) -> dict[str, np.ndarray]:
-        source, streams, batch_size, rows, num_places, group = self._args
-        # Places run through (replica, step, round, row).
-        replica, place = divmod(int(item) * group, num_places)
-        turn, row = divmod(place, len(rows))
-        index = streams[replica][np.int64(turn) * batch_size + rows.start + row + np.arange(group)]
-        return source[index if group > 1 else int(index[0])]
-
-
 def streamed_feed(
     source, streams, step: int, total_steps: int, steps_per_call: int, rounds: int, batch_size: int, rows: range
 ) -> Iterator[Tree]:
@@ -109,19 +87,20 @@ def streamed_feed(
     import grain.python as grain
 
     per_step = rounds * len(rows)
-    num_places = total_steps * per_step
-    # An array gives a whole round at once. Other sources read and decode single examples, in several threads.
+    # An array gives a whole round at once. Other sources read and decode single examples.
     group = len(rows) if isinstance(source, (Mapped, Resident)) else 1
-    ordered = _Ordered(source, streams, batch_size, rows, num_places, group)
     shape, axes = (steps_per_call, rounds, len(rows)), 2 if group > 1 else 1
-    items = steps_per_call * per_step // group  # in a call
-    options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=PREFETCHED_CALLS * items)
+    options = grain.ReadOptions(num_threads=_CALLS_AHEAD, prefetch_buffer_size=_CALLS_AHEAD)
 
-    def one(replica):
-        start, stop = (place // group for place in (replica * num_places + step * per_step, (replica + 1) * num_places))
-        dataset = grain.MapDataset.source(ordered)[start:stop].batch(items)
-        return iter(dataset.to_iter_dataset(options))
+    def one(stream):
+        def read(item: int) -> dict[str, np.ndarray]:
+            turn, row = divmod(item * group, len(rows))  # this process's examples run through (step, round, row)
+            index = stream[np.int64(turn) * batch_size + rows.start + row + np.arange(group)]
+            return source[index if group > 1 else int(index[0])]
 
-    for batches in zip(*map(one, range(len(streams))), strict=True):
+        items = grain.MapDataset.range(step * per_step // group, total_steps * per_step // group)
+        return iter(items.map(read).batch(steps_per_call * per_step // group).to_iter_dataset(options))
+
+    for batches in zip(*map(one, streams), strict=True):
         batches = [{k: v.reshape(*shape, *v.shape[axes:]) for k, v in batch.items()} for batch in batches]
         yield batches[0] if len(batches) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *batches)

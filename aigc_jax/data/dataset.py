@@ -105,9 +105,8 @@ def divide(
         parts = {split: slice(end - sizes[split], end) for split, end in zip(sizes, ends.tolist(), strict=True)}
         return parts, f'valid is the last {num_valid:,} training examples'
     # RandomState, for its stream is frozen for good (NEP 19); a Generator's may change with numpy.
-    order = np.random.RandomState(0).permutation(count)
-    # Test comes first, so that data.valid_examples does not change it.
-    order = np.concatenate([order[num_test:], order[:num_test]])
+    # Test comes first of it, so that data.valid_examples does not change it.
+    order = np.roll(np.random.RandomState(0).permutation(count), -num_test)
     held_out = ' and '.join(split for split in sizes if split != 'train')
     return dict(zip(sizes, np.split(order, ends[:-1]), strict=True)), f'{held_out} drawn from train, always the same'
 

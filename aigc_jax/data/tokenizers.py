@@ -203,21 +203,15 @@ def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int
 
 
 def train(
-    kind: str,
-    documents: Iterable[str],
-    train_documents: Iterable[str],
-    vocab_size: int,
-    has_end: bool,
+    kind: str, documents: Iterable[str], train_documents: Iterable[str], vocab_size: int, has_end: bool,
     has_fim: bool = False,
-) -> Tokenizer:
+) -> Tokenizer:  # fmt: skip
     """A tokenizer for `documents`, a function of them alone; each iterable is read once at most.
 
     vocab_size: of 'word' (the most frequent of the training documents, ties in the order of the alphabet) and 'bpe'
     (learned from the training documents), at most, as a small text has fewer; the others have what they need. The
     characters are those of all documents, as char-rnn and nanoGPT have them. Raises UserError.
     """
-    if kind not in KINDS:
-        raise UserError(f'data.tokenizer: {kind!r}{near(kind, KINDS)}')
     num_pieces = vocab_size - has_end - len(FIM) * has_fim
     if kind in ('word', 'bpe') and num_pieces < 2:
         least = vocab_size - num_pieces + 2
@@ -225,9 +219,7 @@ def train(
     if kind == 'byte':
         return Tokenizer('byte', (), has_end, has_fim=has_fim)
     if kind == 'char':
-        letters = set()
-        for text in documents:
-            letters.update(text)
+        letters = set(itertools.chain.from_iterable(documents))
         return Tokenizer('char', tuple(sorted(letters)), has_end, has_fim=has_fim)
     if kind == 'word':
         counts = collections.Counter(word for text in train_documents for word in WORD.findall(text))

@@ -5,7 +5,7 @@ left, so that all of them end in one column; State.start says where each begins.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,10 +14,22 @@ import numpy as np
 
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Tree
 
 Apply = Callable[[Array, Tree], tuple[Array, Tree]]
 _BEAMS = 1000  # the most of a search, each with a cache of its own
+
+# Of `sample`, where what is drawn are tokens or codes. A beam search draws none, so its settings are those of one call.
+FIELDS = {
+    'repetition_penalty': Field(
+        float, least=0.01, most=100, doc='of what was read or written already; 1: none (Keskar et al. 2019)'
+    ),
+    'temperature': Field(float, least=0, most=1e4, doc='of the logits; 0 takes the likeliest token or code each time'),
+    'top_k': Field(int, least=0, doc='draw from so many of the likeliest; 0: from all'),
+    'top_p': Field(float, above=0, most=1, doc='draw from the fewest whose probability reaches this; 1: from all'),
+    'min_p': Field(float, least=0, most=1, doc="least probability, as a share of the likeliest one's; 0: none"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,29 +55,33 @@ class Sampling:
     beam_size: int = 1
     length_penalty: float = 0.0
 
-    def check(self, vocab_size: int) -> None:
-        """Raises UserError for a value out of its range, or for two that contradict each other."""
+    def check(self, vocab_size: int, what: str = '--') -> None:
+        """Raises UserError for a value out of its range, or for two that contradict each other. what: stands before the
+        name of a setting: '--' of a flag, 'sample.' of a field."""
         # Within these float32 can hold what comes of them; nan is in no range.
         beams = min(vocab_size, _BEAMS)
-        ranges = (
-            ('temperature', self.temperature == 0 or 1e-4 <= self.temperature <= 1e4, '0, or 0.0001 to 10000'),
-            ('top_k', self.top_k >= 0, '0 or more'),
-            ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
-            ('min_p', 0 <= self.min_p <= 1, 'in [0, 1]'),
-            ('repetition_penalty', 0.01 <= self.repetition_penalty <= 100, '0.01 to 100'),
-            ('length_penalty', -5 <= self.length_penalty <= 5, '-5 to 5'),
-            ('beam_size', 1 <= self.beam_size <= beams, f'1 to {beams} (the vocabulary has {vocab_size} tokens)'),
-        )
-        for name, fits, words in ranges:
+        ranges = {
+            **{name: (field.fits(getattr(self, name)), field.range()) for name, field in FIELDS.items()},
+            'temperature': (self.temperature == 0 or 1e-4 <= self.temperature <= 1e4, '0, or 0.0001 to 10000'),
+            'length_penalty': (-5 <= self.length_penalty <= 5, '-5 to 5'),
+            'beam_size': (1 <= self.beam_size <= beams, f'1 to {beams} (the vocabulary has {vocab_size} tokens)'),
+        }
+        for name, (fits, words) in ranges.items():
             if not fits:
-                raise UserError(f'--{name}={getattr(self, name)}: it is {words}')
-        drawn = self.temperature != 1 or self.top_k or self.top_p < 1 or self.min_p
-        if self.beam_size > 1 and drawn:
-            raise UserError('--beam_size: a beam search draws nothing; leave temperature, top_k, top_p and min_p out')
+                raise UserError(f'{what}{name}={getattr(self, name)}: it is {words}')
+        all_tokens = 'top_k and min_p are 0 and top_p is 1'
+        narrowed = self.top_k or self.top_p < 1 or self.min_p
+        if self.beam_size > 1 and (narrowed or self.temperature != 1):
+            raise UserError(f'{what}beam_size: a beam search draws nothing; with it temperature is 1, {all_tokens}')
         if self.length_penalty and self.beam_size == 1:
             raise UserError('--length_penalty: compares the texts of a beam search; add --beam_size, or leave it out')
-        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
-            raise UserError('--temperature=0 takes the likeliest token; leave top_k, top_p and min_p out')
+        if self.temperature == 0 and narrowed:
+            raise UserError(f'{what}temperature=0 takes the likeliest token; with it {all_tokens}')
+
+
+def from_config(sample: Mapping, **given) -> Sampling:
+    """The settings of `sample`, a group of a config that may lack all of FIELDS; `given` go before them."""
+    return Sampling(**{name: sample[name] for name in FIELDS if name in sample} | given)
 
 
 class Generated(NamedTuple):

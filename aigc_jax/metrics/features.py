@@ -148,10 +148,10 @@ def onnx(path: pathlib.Path) -> Extractor:
     except Exception as error:  # of the library's own kinds, which have no base of their own
         raise UserError(f'eval.extractor: {path} is no ONNX network: {str(error).splitlines()[0]}') from None
     given = session.get_inputs()
-    shape, kind = given[0].shape, given[0].type
+    shape, kind = (given[0].shape, given[0].type) if len(given) == 1 else ((), '')
     channel = next((axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in (1, 3)), 0)
-    if len(given) != 1 or not channel or kind not in ('tensor(float)', 'tensor(uint8)'):
-        what = ', '.join(f'{one.name} {one.type} {one.shape}' for one in given)
+    if not channel or kind not in ('tensor(float)', 'tensor(uint8)'):
+        what = ', '.join(f'{one.name} {one.type} {one.shape}' for one in given) or 'nothing'
         raise UserError(f'eval.extractor: {path}: one input of images is wanted, float or uint8; it has {what}')
     sides, channels = (shape[2:] if channel == 1 else shape[1:3]), shape[channel]
     size = shape[0] if isinstance(shape[0], int) else _ONNX_CHUNK
@@ -159,12 +159,17 @@ def onnx(path: pathlib.Path) -> Extractor:
     def run(x):
         if channels != x.shape[3] and x.shape[3] != 1:
             raise UserError(f'eval.extractor: {path} takes {channels} channels; these images have {x.shape[3]}')
+        image_shape = x.shape[1:]
         wanted = [side if isinstance(side, int) else have for side, have in zip(sides, x.shape[1:3], strict=True)]
         x = np.asarray(jax.image.resize(x, (len(x), *wanted, x.shape[3]), 'linear'))
         x = np.broadcast_to(x, (*x.shape[:3], channels))
         x = np.moveaxis(x, -1, 1) if channel == 1 else x
         x = np.rint(255 * x).astype(np.uint8) if kind == 'tensor(uint8)' else x
-        found = session.run([session.get_outputs()[0].name], {given[0].name: np.ascontiguousarray(x)})[0]
+        try:
+            found = session.run([session.get_outputs()[0].name], {given[0].name: np.ascontiguousarray(x)})[0]
+        except Exception as error:  # as above
+            why = str(error).splitlines()[0]
+            raise UserError(f'eval.extractor: {path}: fails for images of {image_shape}: {why}') from None
         return np.asarray(found, np.float32).reshape(len(x), -1)
 
     name = f'onnx-{hashlib.sha256(data).hexdigest()[:8]}'
@@ -173,9 +178,8 @@ def onnx(path: pathlib.Path) -> Extractor:
 
 def _in_chunks(function: Callable, x: np.ndarray, size: int):
     """`function` of chunks of one size (the last is filled up, and cut), joined."""
-    parts = []
-    for start in range(0, len(x), size):
-        parts.append(function(x[np.minimum(np.arange(start, start + size), len(x) - 1)]))
+    starts = range(0, len(x), size)
+    parts = [function(x[np.minimum(np.arange(start, start + size), len(x) - 1)]) for start in starts]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *parts)
 
 

@@ -23,8 +23,6 @@ FIELDS = {
 }  # fmt: skip
 NEIGHBOURS = 5  # that `prdc` is told of samples by; a set wants more images than these
 _BLOCK = 1 << 22  # numbers of one block of pairs: 32 MiB
-_DIRECTIONS = 256  # of the sliced Wasserstein distance
-_PAIRS = 1000  # of images, of MS-SSIM
 _WINDOW, _SIGMA = 11, 1.5  # pixels, of its Gaussian
 _SCALES = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])  # weights of the scales, the finest first
 
@@ -104,7 +102,7 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     real, fake = _features(real, fake, 2)
     centre = real.mean(axis=0)  # distances stay, and less of them cancels
     real, fake = real - centre, fake - centre
-    radius_real, radius_fake = np.square(_kth_neighbour(real, k)), np.square(_kth_neighbour(fake, k))
+    radius_real, radius_fake = (np.square(nearest(None, x, k)[0]) for x in (real, fake))
     square_real, square_fake = np.square(real).sum(axis=1), np.square(fake).sum(axis=1)
     rounding = 4 * (real.shape[1] + 4) * np.finfo(np.float64).eps  # of |x|² − 2 x·y + |y|², of |x|² + |y|²
     balls, in_ball, covered = np.zeros(len(fake), np.int64), np.empty(len(real), bool), np.empty(len(real), bool)
@@ -126,19 +124,15 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     }
 
 
-def _kth_neighbour(x: np.ndarray, k: int) -> np.ndarray:
-    """(n,) the distance of each to the k-th nearest of the others."""
+def nearest(x: np.ndarray | None, training: np.ndarray, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(the distance of each of x (n, D) to its k-th nearest of `training` (m, D), its place there), (n,) each.
+
+    x None: of each of `training` to the k-th nearest of the others.
+    """
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=k, algorithm='brute').fit(x).kneighbors()[0][:, -1]
-
-
-def nearest(x: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the distance of each of x (n, D) to its nearest of `training` (m, D), its place there), (n,) each."""
-    from sklearn.neighbors import NearestNeighbors
-
-    distance, index = NearestNeighbors(n_neighbors=1, algorithm='brute').fit(training).kneighbors(x)
-    return distance[:, 0].astype(np.float64), index[:, 0]
+    distance, index = NearestNeighbors(n_neighbors=k, algorithm='brute').fit(training).kneighbors(x)
+    return distance[:, -1].astype(np.float64), index[:, -1]
 
 
 def memorization_ratio(samples: np.ndarray, held_out: np.ndarray) -> float:
@@ -151,7 +145,7 @@ def memorization_ratio(samples: np.ndarray, held_out: np.ndarray) -> float:
     return of_samples / of_held_out if of_held_out else math.nan
 
 
-def sliced_wasserstein(x: np.ndarray, y: np.ndarray, directions: int = _DIRECTIONS) -> float:
+def sliced_wasserstein(x: np.ndarray, y: np.ndarray, directions: int = 256) -> float:
     """The Wasserstein-1 distance of the projections of (n, D) and (m, D) on a line, averaged over lines whose
     directions are drawn uniformly from the sphere, always the same ones (Bonneel et al. 2015, definition 5)."""
     from scipy.stats import wasserstein_distance
@@ -208,7 +202,7 @@ def _halve(x: np.ndarray) -> np.ndarray:
     return x[..., : 2 * h, : 2 * w].reshape(*x.shape[:-2], h, 2, w, 2).mean(axis=(-3, -1))
 
 
-def ms_ssim_diversity(x: np.ndarray, pairs: int = _PAIRS) -> float:
+def ms_ssim_diversity(x: np.ndarray, pairs: int = 1000) -> float:
     """The mean MS-SSIM of pairs of different images of a set (n ≥ 2), drawn at random, always the same places (Odena et
     al. 2017, section 4.2, within a class): the lower, the more they differ."""
     draw = np.random.Generator(np.random.PCG64(0))

@@ -1,10 +1,8 @@
-"""Means with their 95 % intervals: rows {'value', 'ci' or 'low' and 'high', 'n', 'over'} of an evaluation.
-
-n: how many independent draws the interval is over; over: what they are. ci: half of the interval's width.
-"""
+"""Measurements: means with their 95 % intervals, as an evaluation gives them."""
 
 import math
 from collections.abc import Sequence
+from typing import Required, TypedDict
 
 import numpy as np
 
@@ -13,7 +11,36 @@ _RESAMPLES, _MOST_HELD = 9999, 1 << 22  # of the bootstrap; numbers of resamples
 _FEW = 8  # successes
 _MOST_NATS = 700.0  # of which exp is finite
 
-Row = dict[str, float]
+MARKS = {'perfect': 'perfect sampler', 'held_out': 'held-out text', 'real': 'real images'}
+
+
+class Measurement(TypedDict, total=False):
+    """One metric of an evaluation, in the fields that evaluation.json has.
+
+    value: NaN where it is not defined.
+    n: how many independent draws the interval is over, and over: what they are; without an interval, of how many
+      examples or samples the value is.
+    ci: half the width of the interval; or low, high: its ends.
+    perfect, held_out, real: what a perfect sampler, held-out text, real images score.
+    difference: the value minus the model's, of a baseline. exp_of: the metric that this is the exponential of.
+    n_each, seeds, values, diverged: of several replicas (`across`).
+    """
+
+    value: Required[float]
+    n: Required[int]
+    over: str
+    ci: float
+    low: float
+    high: float
+    perfect: float
+    held_out: float
+    real: float
+    difference: 'Measurement'
+    exp_of: str
+    n_each: int
+    seeds: int
+    values: dict[str, float]
+    diverged: int
 
 
 def student_95(n: int) -> float:
@@ -23,7 +50,7 @@ def student_95(n: int) -> float:
     return float(stdtrit(n - 1, 0.975)) if n > 1 else math.nan
 
 
-def ratio(total: np.ndarray, count: np.ndarray | None = None, over: str = 'examples') -> Row:
+def ratio(total: np.ndarray, count: np.ndarray | None = None, over: str = 'examples') -> Measurement:
     """R = Σ total / Σ count over n clusters, such as documents, drawn independently; count None: 1 each.
 
     The error is Cochran's (1977, eq. 6.13, of a large population), the quantile Student's with n − 1 degrees of
@@ -36,7 +63,7 @@ def ratio(total: np.ndarray, count: np.ndarray | None = None, over: str = 'examp
     return {'value': float(value), 'ci': student_95(n) * float(error), 'n': n, 'over': over}
 
 
-def wilson(successes: float, n: int, over: str = 'examples') -> Row:
+def wilson(successes: float, n: int, over: str = 'examples') -> Measurement:
     """A share of n independent values of 0 or 1, with the interval of Wilson (1927).
 
     Wilson's lower limit is too high for few successes: of 200 draws with p = 0.005, 92 % have an interval that covers
@@ -58,7 +85,7 @@ def wilson(successes: float, n: int, over: str = 'examples') -> Row:
     return {'value': float(p), 'low': max(low, 0.0), 'high': min(high, 1.0), 'n': n, 'over': over}
 
 
-def mean_of_shares(values: Sequence[float], over: str) -> Row:
+def mean_of_shares(values: Sequence[float], over: str) -> Measurement:
     """The mean of independent values in [0, 1], each such as pass@k of a problem.
 
     Wilson's interval where each is 0 or 1. Else the bootstrap's, bias-corrected and accelerated (Efron 1987), always
@@ -81,7 +108,7 @@ def mean_of_shares(values: Sequence[float], over: str) -> Row:
     return {'value': float(values.mean()), 'low': float(low), 'high': float(high), 'n': n, 'over': over}
 
 
-def limits(row: Row) -> tuple[float, float] | None:
+def limits(row: Measurement) -> tuple[float, float] | None:
     """(low, high) of a row; None where it has no interval."""
     low, high = row.get('low'), row.get('high')
     if (ci := row.get('ci')) is not None:
@@ -89,7 +116,7 @@ def limits(row: Row) -> tuple[float, float] | None:
     return (low, high) if low is not None and math.isfinite(low) and math.isfinite(high) else None
 
 
-def exponential(of: str, row: Row) -> Row:
+def exponential(of: str, row: Measurement) -> Measurement:
     """exp of the metric `of`, such as the perplexity of a mean of nats, with that metric's interval transformed."""
     exp = lambda value: math.exp(min(value, _MOST_NATS))
     low, high = limits(row) or (math.nan, math.nan)
@@ -97,7 +124,7 @@ def exponential(of: str, row: Row) -> Row:
     return {**{name: value for name, value in row.items() if name != 'ci'}, **changed, 'exp_of': of}
 
 
-def across(rows: dict[str, Row]) -> Row:
+def across(rows: dict[str, Measurement]) -> Measurement:
     """One metric of several replicas, {seed: its row}: the mean over the seeds whose value is finite.
 
     ci: Student's interval over seeds, n their number, 'n_each' the n of a seed's own row. Where the values do not
@@ -109,7 +136,7 @@ def across(rows: dict[str, Row]) -> Row:
     alive = {seed: value for seed, value in values.items() if math.isfinite(value)}
     numbers = np.array([*alive.values()])
     kept = {name: value for name, value in first.items() if name not in ('ci', 'low', 'high', 'n', 'over')}
-    for mark in ('held_out', 'real', 'perfect'):
+    for mark in MARKS:
         if mark in first:
             kept[mark] = float(np.mean([row[mark] for row in rows.values()]))
     if 'difference' in first:

@@ -34,10 +34,8 @@ def log_aggregate(z: np.ndarray, mu: np.ndarray, log_var: np.ndarray) -> np.ndar
     z, mu, log_var = (np.asarray(a, np.float64) for a in (z, mu, log_var))
     precision = np.exp(-log_var)
     constant = np.sum(mu**2 * precision + log_var + np.log(2 * np.pi), axis=1)
-    parts = []
-    for rows in (z[start : start + _CHUNK] for start in range(0, len(z), _CHUNK)):
-        squared = rows**2 @ precision.T - 2 * rows @ (mu * precision).T + constant
-        parts.append(logsumexp(-0.5 * squared, axis=1))
+    squared = lambda rows: rows**2 @ precision.T - 2 * rows @ (mu * precision).T + constant
+    parts = [logsumexp(-0.5 * squared(z[i : i + _CHUNK]), axis=1) for i in range(0, len(z), _CHUNK)]
     return np.concatenate(parts) - np.log(len(mu))
 
 

@@ -7,7 +7,7 @@ further apart than `std`, as on the ring and the grid of the GAN literature.
 import math
 
 import numpy as np
-from scipy.special import gammainc
+from scipy.special import chdtr
 
 # A sample is of high quality within this many standard deviations of its nearest mode (VEEGAN, section 4.1).
 RADIUS = 3.0
@@ -73,7 +73,7 @@ def perfect_sampler(density, n: int) -> dict[str, float]:
     num_modes, dim = np.shape(density.means)
     return {
         'modes': float(num_modes),
-        'high_quality': 100.0 * float(_chi2_cdf(RADIUS**2, dim)),
+        'high_quality': 100.0 * float(chdtr(dim, RADIUS**2)),
         'reverse_kl': (num_modes - 1) / (2 * n),
         'variance_ratio_min': 1.0,
         'variance_ratio_max': 1.0,
@@ -81,13 +81,9 @@ def perfect_sampler(density, n: int) -> dict[str, float]:
     }
 
 
-def _chi2_cdf(x: float, dof: int) -> float:
-    return gammainc(dof / 2, x / 2)
-
-
 def _truncated_variance(dim: int) -> float:
     """Variance per dimension of N(0, I) in `dim` dimensions, kept where |x| <= RADIUS.
 
     E[|x|^2; |x|^2 <= r^2] = D F_{D+2}(r^2), since t p_D(t) = D p_{D+2}(t) for the chi-squared density p.
     """
-    return _chi2_cdf(RADIUS**2, dim + 2) / _chi2_cdf(RADIUS**2, dim)
+    return chdtr(dim + 2, RADIUS**2) / chdtr(dim, RADIUS**2)

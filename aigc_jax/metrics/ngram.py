@@ -108,8 +108,8 @@ def _table(keys, count, vocab_size, num_contexts):
     y = n1 / (n1 + 2 * n2) if n1 else 0.0
     ratio = lambda a, b: a / b if b else 0.0
     discounts = np.array([0, 1 - 2 * y * ratio(n2, n1), 2 - 3 * y * ratio(n3, n2), 3 - 4 * y * ratio(n4, n3)])
-    least = [0, _LEAST_DISCOUNT, _LEAST_DISCOUNT, _LEAST_DISCOUNT]
-    discount = np.maximum(discounts, least)[np.minimum(count, 3)]  # small texts have estimates below
+    discounts[1:] = np.maximum(discounts[1:], _LEAST_DISCOUNT)  # small texts have estimates below
+    discount = discounts[np.minimum(count, 3)]
     context = keys // vocab_size
     total = np.bincount(context, count, num_contexts)
     taken = np.bincount(context, discount, num_contexts)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from aigc_jax.metrics import intervals
-from aigc_jax.metrics.intervals import Row
+from aigc_jax.metrics.intervals import Measurement
 
 LEAST_DOCUMENTS = 20
 BLOCK = 4096  # tokens
@@ -64,7 +64,7 @@ class Nats:
     times: np.ndarray
 
 
-def scores(nats: Nats, clusters: Clusters, num_bytes: np.ndarray | None) -> dict[str, Row]:
+def scores(nats: Nats, clusters: Clusters, num_bytes: np.ndarray | None) -> dict[str, Measurement]:
     """Rows of the metrics of `names`. num_bytes (N − 1,): of the text that each token stands for; None: unknown."""
     own, over = clusters.sums(nats.counted), clusters.over
     found = {'model/nats_per_token': intervals.ratio(own, clusters.sizes, over)}
@@ -79,7 +79,7 @@ def scores(nats: Nats, clusters: Clusters, num_bytes: np.ndarray | None) -> dict
 
 def beside(
     name: str, theirs: np.ndarray, ours: np.ndarray, clusters: Clusters, num_bytes: np.ndarray | None
-) -> dict[str, Row]:
+) -> dict[str, Measurement]:
     """Nats a token and bits a byte of another model of the same text. theirs, ours: sums of nats (G,) by cluster.
 
     difference: theirs minus ours. Its interval is of the paired differences of the clusters, and so far narrower than

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from aigc_jax.core import schema
-from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.schema import REQUIRED, Field
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -27,17 +26,15 @@ def build(module: type, what: str, config: Any, **given):
 def fields(module: type) -> dict[str, Field]:
     """What a config holds of `module`: those of its attributes that FIELDS of its file declares. The default of an
     attribute is that of its field; what else the module has is given by the code that builds it."""
-    declared, found = inspect.getmodule(module).FIELDS, {}
-    for name, parameter in inspect.signature(module).parameters.items():
-        if name in declared:
-            is_required = parameter.default is inspect.Parameter.empty
-            default = {} if is_required else {'default': parameter.default}
-            found[name] = dataclasses.replace(declared[name], **default)
+    attributes, found = inspect.signature(module).parameters, {}
+    for name, field in inspect.getmodule(module).FIELDS.items():
+        if name in attributes:
+            default = attributes[name].default
+            is_required = default is inspect.Parameter.empty
+            found[name] = field if is_required else dataclasses.replace(field, default=default)
     return found
 
 
 def compute_dtype(precision: str):
     """The dtype of the products; the parameters stay float32 (Micikevicius et al. 2018, section 3.1)."""
-    if precision not in PRECISIONS:
-        raise UserError(f'precision: {precision!r}{near(precision, PRECISIONS)}')
     return PRECISIONS[precision]

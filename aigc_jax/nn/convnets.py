@@ -147,11 +147,7 @@ def _attend(net: nn.Module, x: Array, train: bool) -> Array:
 
 
 class ImageNetwork(nn.Module, kw_only=True):
-    """The fields that all have.
-
-    depth: blocks a level; the first of them resamples. attention: the side at which there is self-attention; 0: none.
-    axis_name: of the devices, under pmap.
-    """
+    """The fields that all have. axis_name: of the devices, under pmap."""
 
     features: Sequence[int]
     block: str
@@ -211,7 +207,6 @@ class Generator(Decoder, kw_only=True):
 class Discriminator(ImageNetwork, kw_only=True):
     """x (n, H, W, C) -> logit of 'x is real' (n,), with the projection of a condition (Miyato & Koyama 2018, eq. 3).
 
-    deviation: neighbours in the batch whose standard deviation it sees; 0: it does not.
     outputs: with more than 1 the logit is the first of (n, outputs).
     """
 

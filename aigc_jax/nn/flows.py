@@ -72,32 +72,29 @@ class Flow(nn.Module):
         degrees = 1 + ((place + index) % 2 if is_coupling else place[:: -1 if index % 2 else 1])
         # Units of degree 0 see the context alone, which is all that a first dimension of an IAF can see.
         least = 0 if self.context_dim and not is_coupling else 1
+        d, zeros, lecun = self.latent_dim, nn.initializers.zeros, nn.initializers.lecun_normal()
+        hidden = [
+            (f'{index}_{number}', lecun, least + np.arange(features) % max(degrees.max() - least, 1))
+            for number, features in enumerate(self.features)
+        ]
+        layers = [*hidden, (f'{index}_out', zeros, np.tile(degrees - 1, 2))]
         before, weights = degrees, []
-        for number, features in enumerate(self.features):
-            after = least + np.arange(features) % max(degrees.max() - least, 1)
-            name = f'{index}_{number}'
-            kernel = self.param(f'kernel_{name}', nn.initializers.lecun_normal(), (len(before), features))
-            bias = self.param(f'bias_{name}', nn.initializers.zeros, (features,))
+        for name, initializer, after in layers:
+            kernel = self.param(f'kernel_{name}', initializer, (len(before), len(after)))
+            bias = self.param(f'bias_{name}', zeros, (len(after),))
             weights.append((kernel * (after >= before[:, None]), bias))
             before = after
-        zeros, d = nn.initializers.zeros, self.latent_dim
-        last = self.param(f'kernel_{index}_out', zeros, (len(before), 2 * d))
-        last = last * np.tile(degrees > before[:, None], 2)
-        last_bias = self.param(f'bias_{index}_out', zeros, (2 * d,))
-        side = None
+        _, initializer, after = layers[0]
         if self.context_dim:
-            shape = self.context_dim, self.features[0] if self.features else 2 * d
-            side = self.param(
-                f'kernel_{index}_context', nn.initializers.lecun_normal() if self.features else zeros, shape
-            )
+            side = self.param(f'kernel_{index}_context', initializer, (self.context_dim, len(after)))
         moved = degrees > 1 if is_coupling else np.ones(d, bool)
 
         def network(x: Array, context: Array | None) -> tuple[Array, Array]:
-            for number, (kernel, bias) in enumerate([*weights, (last, last_bias)]):
+            for number, (kernel, bias) in enumerate(weights):
                 x = x @ kernel + bias
-                if number == 0 and side is not None:
+                if number == 0 and self.context_dim:
                     x = x + context @ side
-                if number < len(weights):
+                if number < len(hidden):
                     x = ACTIVATIONS[self.activation](x)
             t, s = x[..., :d], _BOUND * jnp.tanh(x[..., d:] / _BOUND)
             return t * moved, s * moved

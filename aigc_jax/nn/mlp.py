@@ -69,71 +69,64 @@ class MLP(nn.Module):
         return nn.Dense(self.out_dim, dtype=self.dtype, kernel_init=kernel)(x).astype(jnp.float32)
 
 
-class Encoder(nn.Module):
-    """x (n, …) -> mean and log-variance of q(z given x), (n, latent_dim) each."""
+class _Network(nn.Module, kw_only=True):
+    """The fields that the networks have in common."""
 
     features: Sequence[int]
-    latent_dim: int
     activation: str
     bias_init: str
     dtype: Any = jnp.float32
 
+    def _mlp(self, x: Array, condition: Array | None, out_dim: int) -> Array:
+        return MLP(self.features, out_dim, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)
+
+
+class Encoder(_Network, kw_only=True):
+    """x (n, …) -> mean and log-variance of q(z given x), (n, latent_dim) each."""
+
+    latent_dim: int
+
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> tuple[Array, Array]:
-        out = MLP(self.features, 2 * self.latent_dim, self.activation, self.bias_init, self.dtype, name='mlp')(
-            x, condition
-        )
+        out = self._mlp(x, condition, 2 * self.latent_dim)
         return out[:, : self.latent_dim], out[:, self.latent_dim :]
 
 
-class Decoder(nn.Module):
+class Decoder(_Network, kw_only=True):
     """z (n, latent_dim) -> the natural parameters of p(x given z): logits or means, (n, *shape).
 
     A decoder sees z (and the condition) alone, never what the encoder saw.
     """
 
-    features: Sequence[int]
     shape: Sequence[int]
-    activation: str
-    bias_init: str
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
-        out = MLP(self.features, math.prod(self.shape), self.activation, self.bias_init, self.dtype, name='mlp')(
-            z, condition
-        )
-        return out.reshape(-1, *self.shape)
+        return self._mlp(z, condition, math.prod(self.shape)).reshape(-1, *self.shape)
 
 
-class Generator(nn.Module):
+class Generator(_Network, kw_only=True):
     """z (n, latent_dim) -> x (n, *shape), inside [−1, 1] where `bounded`."""
 
-    features: Sequence[int]
     shape: Sequence[int]
-    activation: str
-    bias_init: str
     bounded: bool
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
-        x = Decoder(self.features, self.shape, self.activation, self.bias_init, self.dtype, name='decoder')(
-            z, condition
-        )
+        decoder = Decoder(
+            features=self.features, activation=self.activation, bias_init=self.bias_init, dtype=self.dtype,
+            shape=self.shape, name='decoder',
+        )  # fmt: skip
+        x = decoder(z, condition)
         return jnp.tanh(x) if self.bounded else x
 
 
-class Discriminator(nn.Module):
+class Discriminator(_Network, kw_only=True):
     """x (n, …) -> logit of 'x is real' (n,); with `outputs` above 1 it is the first of (n, outputs)."""
 
-    features: Sequence[int]
-    activation: str
-    bias_init: str
     outputs: int = 1
-    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
-        out = MLP(self.features, self.outputs, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)
+        out = self._mlp(x, condition, self.outputs)
         return out[:, 0] if self.outputs == 1 else out

@@ -25,29 +25,17 @@ from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import convnets
 from aigc_jax.nn.conv import NORMS, Conv, Normalize
+from aigc_jax.nn.convnets import ImageNetwork
 from aigc_jax.nn.mlp import ACTIVATIONS
 
-# No statistics of batches: an image's codes depend on nothing beside it.
+# No statistics, of batches or of kernels: an image's codes depend on nothing beside it.
 _WITHOUT_BATCHES = tuple(norm for norm in NORMS if norm != 'batch')
 FIELDS = convnets.FIELDS | {'norm': dataclasses.replace(convnets.FIELDS['norm'], choices=_WITHOUT_BATCHES)}
+del FIELDS['spectral']
 _MOST = 2**20  # codes; the prior has a row of parameters for each
 
 
-class _Grid(nn.Module, kw_only=True):
-    """The fields of a network between an image and a grid."""
-
-    features: Sequence[int]
-    block: str
-    norm: str
-    activation: str
-    attention: int = 0
-    depth: int = 1
-    dtype: Any = jnp.float32
-
-    spectral, axis_name = False, None  # no fields: convnets.fall and convnets.rise ask for them
-
-
-class GridEncoder(_Grid, kw_only=True):
+class GridEncoder(ImageNetwork, kw_only=True):
     """x (n, H, W, C) -> (n, H / 2ᴸ, W / 2ᴸ, dim) float32."""
 
     dim: int
@@ -58,7 +46,7 @@ class GridEncoder(_Grid, kw_only=True):
         return Conv(self.dim, 1, dtype=self.dtype, name='head')(x).astype(jnp.float32)
 
 
-class GridDecoder(_Grid, kw_only=True):
+class GridDecoder(ImageNetwork, kw_only=True):
     """z (n, H / 2ᴸ, W / 2ᴸ, d) -> the natural parameters of p(x given z), (n, *shape)."""
 
     shape: Sequence[int]

@@ -3,6 +3,7 @@
 Shapes: n texts, L tokens, S keys, H heads of d features, K of them with keys and values of their own.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -106,10 +107,9 @@ def _gpu() -> bool:
     return jax.default_backend() == 'gpu'
 
 
-class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+class _Common(nn.Module, kw_only=True):
+    """What a model and its blocks have in common."""
 
-    index: int
     layers: int
     heads: int
     kv_heads: int
@@ -123,7 +123,18 @@ class Block(nn.Module):
     zero_init: bool
     dropout: float
     attention: str
-    dtype: Any
+    dtype: Any = jnp.float32
+
+    def _norm(self, name: str):
+        if self.norm == 'rmsnorm':
+            return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+        return nn.LayerNorm(epsilon=1e-5, use_bias=self.bias, dtype=self.dtype, name=name)
+
+
+class Block(_Common, kw_only=True):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    index: int
 
     def _dense(self, features: int, name: str, residual: bool = False):
         # GPT-2 scales what goes into the residual stream by 1/√(2 layers); zeros: each block begins as the identity.
@@ -131,11 +142,6 @@ class Block(nn.Module):
         zero = residual and self.zero_init
         initializer = nn.initializers.zeros if zero else nn.initializers.normal(std)
         return Dense(features, use_bias=self.bias, kernel_init=initializer, dtype=self.dtype, name=name)
-
-    def _norm(self, name: str):
-        if self.norm == 'rmsnorm':
-            return nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name=name)
-        return nn.LayerNorm(epsilon=1e-5, use_bias=self.bias, dtype=self.dtype, name=name)
 
     @nn.compact
     def __call__(self, x: Array, position: Array, mask: Array, cache: dict | None, column: Array, draw: Draw):
@@ -204,36 +210,21 @@ class Block(nn.Module):
         return _mix(weights, v).reshape(n, h, length, d)
 
 
-class Transformer(nn.Module):
+class Transformer(_Common, kw_only=True):
     """tokens (n, L) int32 -> logits of the token after each, (n, L, vocab) float32, and the state after them.
 
-    scan_layers: the blocks are one, with stacked parameters 'blocks', in a loop: compiled once, however many they are.
-    context: the most tokens that it sees; window: how many of the last ones a token looks at, 0: all of them.
+    scan_layers: the blocks are one, with stacked parameters 'blocks', in a loop. context: the most tokens that it sees.
     end: the token that begins a document, where attention stops at it; None: it does not.
     """
 
     vocab_size: int
     context: int
     end: int | None
-    layers: int
-    heads: int
-    kv_heads: int
-    width: int
-    mlp_width: int
-    position: str
-    norm: str
-    activation: str
-    qk_norm: bool
-    bias: bool
-    zero_init: bool
     tied: bool
     softcap: float
     window: int
-    dropout: float
-    attention: str
     remat: bool
     scan_layers: bool = False
-    dtype: Any = jnp.float32
 
     def initial_state(self, n: int, columns: int) -> State:
         """For texts that fill at most `columns` columns; State.start is to be set."""
@@ -275,30 +266,21 @@ class Transformer(nn.Module):
         block = nn.remat(Block, static_argnums=(6,)) if self.remat and state is None else Block
         layers = None if state is None else state.layers
 
-        def make(block, index, name):
-            return block(
-                index, self.layers, self.heads, self.kv_heads, self.width, self.mlp_width, self.position, self.norm,
-                self.activation, self.qk_norm, self.bias, self.zero_init, self.dropout, self.attention, self.dtype,
-                name=name,
-            )  # fmt: skip
-
+        names = [field.name for field in dataclasses.fields(_Common) if field.name not in ('name', 'parent')]
+        common = {name: getattr(self, name) for name in names}
         if self.scan_layers:
             given = nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast
             block = nn.scan(
                 block, {'params': 0, 'intermediates': 0}, split_rngs={'params': True}, in_axes=given, length=self.layers
             )
-            x, layers = make(block, 0, 'blocks')(x, position, mask, layers, first, None)
+            x, layers = block(index=0, name='blocks', **common)(x, position, mask, layers, first, None)
         else:
             caches = layers or self.layers * [None]
             layers = []
             for i, cache in enumerate(caches):
-                x, cache = make(block, i, f'block_{i}')(x, position, mask, cache, first, draw)
+                x, cache = block(index=i, name=f'block_{i}', **common)(x, position, mask, cache, first, draw)
                 layers.append(cache)
-        if self.norm == 'rmsnorm':
-            x = nn.RMSNorm(epsilon=1e-6, dtype=self.dtype, name='norm')(x)
-        else:
-            x = nn.LayerNorm(epsilon=1e-5, use_bias=self.bias, dtype=self.dtype, name='norm')(x)
-        out = logits(x, embed, self.tied, self.zero_init, self.softcap, self.dtype)
+        out = logits(self._norm('norm')(x), embed, self.tied, self.zero_init, self.softcap, self.dtype)
         return out, None if state is None else State(first + length, layers, state.start)
 
 

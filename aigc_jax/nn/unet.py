@@ -100,10 +100,7 @@ class _Block(nn.Module):
 
 class UNet(nn.Module, kw_only=True):
     """Down and up again through levels of `features` channels, the first at the image's own size and each other one at
-    half the size before, with the way down handed over to the way up (Ronneberger et al. 2015; Ho et al. 2020).
-
-    depth: blocks a level, each way. attention: the side at which there is self-attention; 0: none.
-    """
+    half the size before, with the way down handed over to the way up (Ronneberger et al. 2015; Ho et al. 2020)."""
 
     features: Sequence[int]
     depth: int
@@ -143,7 +140,7 @@ KINDS = {'mlp': MLP, 'unet': UNet}
 def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
     """Raises UserError for fields of `what` that examples of `shape` do not fit."""
     if isinstance(network, MLP):
-        if network.depth < 1 or network.expansion < 1 or network.width < 2 or network.width % 2:
+        if network.width % 2:
             raise UserError(f'{what}: depth and expansion are 1 or more, width an even number')
         return
     if len(shape) != 3:
@@ -155,7 +152,7 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
             'give 1 or more, as many as go without a remainder'
         )
     sides = [shape[0] // 2**level for level in range(levels)]
-    if network.depth < 1 or max(network.features) % 2 or network.attention not in (0, *sides):
+    if max(network.features) % 2 or network.attention not in (0, *sides):
         raise UserError(
             f'{what}: depth is 1 or more, the widest of features an even number, and attention one of its sides, '
             f'{", ".join(map(str, sides))}, or 0'

@@ -24,7 +24,11 @@ def new_figure(width: float, height: float, **options):
     return figure
 
 
-def save_figure(figure, path):
+def png(figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=DPI)
-    atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_figure(figure, path):
+    atomic_write(path, png(figure))

@@ -1,6 +1,5 @@
 """Points in the plane: real ones, samples, the density and a function around them."""
 
-
 import numpy as np
 
 from aigc_jax.plots.figure import BLUE, GREEN, ORANGE, new_figure, save_figure
@@ -8,23 +7,22 @@ from aigc_jax.plots.figure import BLUE, GREEN, ORANGE, new_figure, save_figure
 _POINTS = 4000  # more in a scatter hide each other and cost time
 
 
-def points(path, real, generated, reconstructed=None, density=None, surface=None, extent=None) -> None:
+def points(path, real, generated, reconstructed=None, density=None, surface=None) -> None:
     """Scatters of 2-D points (N, 2): the data, the samples over `surface`, and all modes recentred.
 
     density    a mixture with `means` (K, 2) and scalar `std`: rings at 1, 2, 3 std around each mode, and for
                K > 1 a panel where each point is shown relative to its nearest mode, in units of std, since a
                mode may be far smaller than the distance between modes
     surface    (xs (n,), ys (m,), values (m, n), label), say D(x) or log p(x), drawn beneath the samples
-    extent     (x_min, x_max, y_min, y_max) of the view; by default the surface's, else that of the data
 
-    The number of samples outside a view is written in it. Beyond 4000 points of a kind, the first are drawn.
+    The view is the surface's, else that of the data; the number of samples outside is written in it. Beyond 4000 points
+    of a kind, the first are drawn.
     """
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     kinds = [('real', real, BLUE), ('generated', generated, ORANGE)]
     if reconstructed is not None:
         kinds.append(('reconstructed', np.asarray(reconstructed, np.float64), GREEN))
-    if extent is None:
-        extent = _extent(real, density, surface)
+    extent = _extent(real, density, surface)
     several = density is not None and len(density.means) > 1
     figure = new_figure(4.6 * (2 + several) + 0.4, 5.3 if reconstructed is None else 5.7, layout='constrained')
     axes = figure.subplots(1, 2 + several)

@@ -6,33 +6,38 @@ from aigc_jax.core.types import TrainState
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
-from aigc_jax.runs.paths import Paths
+
+
+def able(experiment: Experiment, needs: tuple[type, ...]) -> bool:
+    """Whether the model has these capabilities (core.capabilities), and the data a spec of these classes."""
+    spec, task = experiment.dataset.spec, experiment.task
+    return all(isinstance(spec, kind) or task.get(kind) is not None for kind in needs)
 
 
 class Report:
     """One part of an evaluation. A new one is a file in this folder and a line in `reports.REPORTS`.
 
-    name: in eval.also_each and in files.
-    needs: the capabilities without which it is not made.
+    name: in eval.also_each and in files. title: what is measured, in words, for a line on stderr; {split} stands for
+    the split's name.
+    needs: what `able` asks for; else it is not made.
     when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
       the final evaluation that are made at each one, too.
     switch: the field of config.eval that leaves it out where it holds '' or 0; '': there is none.
-    paths: of the run's folder, where a report may keep what is costly to make; None: it keeps nothing.
     """
 
-    name = ''
+    name = title = ''
     when = 'each'
     switch = ''
     needs: tuple[type, ...] = ()
 
-    def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
-        self.evaluator, self.experiment, self.paths = evaluator, evaluator.experiment, paths
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, self.experiment = evaluator, evaluator.experiment
         self.config = self.experiment.config.eval
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        """Whether it is made: the model has the capabilities, and the data and the config what else there has to be."""
-        return all(experiment.task.get(kind) is not None for kind in cls.needs)
+        """Whether it is made: what it needs is there, and so is what else the data and the config have to have."""
+        return able(experiment, cls.needs)
 
     @classmethod
     def is_off(cls, experiment: Experiment) -> bool:
@@ -53,10 +58,6 @@ class Report:
     def files(cls, experiment: Experiment) -> list[pathlib.Path]:
         """The user's files that it reads, besides the data."""
         return []
-
-    def title(self, split: str) -> str:
-        """What is measured, in words, for a line on stderr."""
-        raise NotImplementedError
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         """Rows of one replica's state. Every process calls it; a row may be missing but on the first one."""

@@ -12,13 +12,11 @@ _METRICS = (perplexity, used_share)
 
 class CodebookUse(Report):
     name, needs = 'codebook', (Codebook,)
+    title = 'use of the codes on the {split} split'
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
         return [f'codes/{metric.__name__}' for metric in _METRICS]
-
-    def title(self, split: str) -> str:
-        return f'use of the codes on the {split} split'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         use, n = self.evaluator.code_use(state, seed, split), len(self.experiment.dataset.splits[split])

@@ -1,6 +1,5 @@
 """An evaluation: its reports one after the other, each announced, and what is done kept until all is."""
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -15,8 +14,7 @@ from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.image_samples import ImageSamples
-from aigc_jax.reports.tables import Results, across, finite, table
+from aigc_jax.reports.tables import Results, across, checked, finite, table
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest
 from aigc_jax.runs.experiment import Experiment
@@ -24,27 +22,18 @@ from aigc_jax.runs.paths import Paths
 
 
 class Evaluation:
-    """The reports that apply to an experiment that `reports.check` has passed.
+    """The reports that apply to an experiment that `reports.check` has passed."""
 
-    paths: of the run's folder; None: nothing is kept.
-    """
-
-    def __init__(self, evaluator: Evaluator, paths: Paths | None = None):
-        self.evaluator, self.experiment, self._paths = evaluator, evaluator.experiment, paths
-        self.reports = [report(evaluator, paths) for report in reports.of(self.experiment)]
-
-    @functools.cached_property
-    def images(self) -> ImageSamples:
-        """Which knows the training images nearest to samples, whether or not samples are measured."""
-        found = (report for report in self.reports if isinstance(report, ImageSamples))
-        return next(found, None) or ImageSamples(self.evaluator, self._paths)
+    def __init__(self, evaluator: Evaluator):
+        self.evaluator, self.experiment = evaluator, evaluator.experiment
+        self.reports = [report(evaluator) for report in reports.of(self.experiment)]
 
     def each(self, state: TrainState, seed: int, split: str) -> Results:
         """What is measured at each evaluation while training, of one replica's state."""
         results = {}
         for report in self.reports:
             if reports.is_each(type(report), self.experiment):
-                results |= report.measure(state, seed, split)
+                results |= checked(report.measure(state, seed, split), report.name)
         return results
 
     def final(
@@ -57,7 +46,8 @@ class Evaluation:
         after each report.
         """
         experiment, split = self.experiment, self.experiment.config.eval.final_split
-        kept = _Kept(self._paths and self._paths.partial, _identity(experiment, digest))
+        paths = self.evaluator.paths
+        kept = _Kept(paths and paths.partial, _identity(experiment, digest))
         by_seed: dict[int, Results] = {seed: {} for seed in experiment.seeds}
         wanted = [(k, seed, report) for k, seed in enumerate(experiment.seeds) for report in self.reports]
         # The first process alone reads the file, and all must compute the same.
@@ -67,8 +57,9 @@ class Evaluation:
         for n, ((k, seed, report), is_done) in enumerate(zip(wanted, done, strict=True), 1):
             if not is_done:
                 of_seed = f', seed {seed}' if len(by_seed) > 1 else ''
-                with progress.work(f'evaluation {n}/{len(wanted)}: {report.title(split)}{of_seed}'):
-                    kept.add(seed, report.name, report.measure(experiment.replica(state, k), seed, split))
+                with progress.work(f'evaluation {n}/{len(wanted)}: {report.title.format(split=split)}{of_seed}'):
+                    found = checked(report.measure(experiment.replica(state, k), seed, split), report.name)
+                    kept.add(seed, report.name, found)
                 processes.gather('part', None)  # only the first one measures, for longer than Gloo would wait
             by_seed[seed] |= kept.get(seed, report.name)
             between()
@@ -93,6 +84,7 @@ def save(paths: Paths, experiment: Experiment, step: int, by_seed: dict[int, Res
         'step': step,
         'split': experiment.config.eval.final_split,
         'data': config['data'],
+        'sample': config['sample'],
         'eval': config['eval'],
         'fingerprint': experiment.dataset.fingerprint,
         'manifest': manifest_bytes and hashlib.sha256(manifest_bytes).hexdigest(),

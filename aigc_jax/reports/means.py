@@ -16,6 +16,7 @@ class Means(Report):
     """What the task says of each example (core.capabilities.Measures), with 95 % intervals."""
 
     name, needs = 'means', (Measures,)
+    title = 'means over the {split} split'
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
@@ -29,16 +30,9 @@ class Means(Report):
 
         return list(jax.eval_shape(measured))
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._measure = self.evaluator.compiled(self.evaluator.task.get(Measures).per_example, 'eval')
-
-    def title(self, split: str) -> str:
-        return f'means over the {split} split'
-
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
-        n = len(self.experiment.dataset.splits[split])
-        found = self.evaluator.over_split(self._measure, state, seed, split, n)
+        measure, n = self.evaluator.task.get(Measures).per_example, len(self.experiment.dataset.splits[split])
+        found = self.evaluator.over_split(measure, state, seed, split, n)
         return {name: mean_row(found[name]) for name in sorted(found, key=by_numbers)}
 
 
@@ -46,20 +40,13 @@ class SplitStatistics(Report):
     """What the task says of a split as a whole (core.capabilities.SplitStatistic)."""
 
     name, when, needs = 'split_statistics', 'final', (SplitStatistic,)
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        statistics = self.evaluator.task.all(SplitStatistic)
-        self._statistics = [(one, self.evaluator.compiled(one.collect, 'eval')) for one in statistics]
-
-    def title(self, split: str) -> str:
-        return 'diagnostics'
+    title = 'diagnostics'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         results, size = {}, len(self.experiment.dataset.splits[split])
-        for statistic, collect in self._statistics:
+        for statistic in self.evaluator.task.all(SplitStatistic):
             where = rng.fixed_choice(size, statistic.most or size)
-            found = statistic.summarize(self.evaluator.over_split(collect, state, seed, split, where))
+            found = statistic.summarize(self.evaluator.over_split(statistic.collect, state, seed, split, where))
             for name in sorted(found, key=by_numbers):
                 value = found[name]
                 results[name] = mean_row(value) if np.ndim(value) else {'value': float(value), 'n': len(where)}

@@ -16,19 +16,16 @@ from aigc_jax.runs.experiment import Experiment
 class MixtureSamples(Report):
     """Metrics of eval.num_samples samples of a Gaussian mixture, each beside what a perfect sampler reaches."""
 
-    name, needs = 'mixture_samples', (Samples,)
+    name, needs = 'mixture_samples', (Samples, Points)
+    title = 'samples of the mixture'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        spec = experiment.dataset.spec
-        return super().applies(experiment) and isinstance(spec, Points) and spec.density is not None
+        return super().applies(experiment) and experiment.dataset.spec.density is not None
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
         return [f'samples/{name}' for name in perfect_sampler(experiment.dataset.spec.density, 1)]
-
-    def title(self, split: str) -> str:
-        return 'samples of the mixture'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         results, density, n = {}, self.experiment.dataset.spec.density, self.config.num_samples

@@ -17,8 +17,8 @@ from aigc_jax.data.sources import programs
 from aigc_jax.decoding import Sampling
 from aigc_jax.metrics import python_code
 from aigc_jax.metrics.intervals import mean_of_shares
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.base import Report
-from aigc_jax.reports.generate import Generator
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.sandbox import problems
@@ -28,32 +28,6 @@ from aigc_jax.sandbox.sandbox import Program, Sandbox
 MOST = 200  # problems of 'programs'
 _ENUMERATED = (100, 1000)  # programs, beside as many as the model writes
 _SECONDS = 10.0  # of each program
-
-
-def _wanted(experiment: Experiment) -> bool:
-    return isinstance(experiment.dataset.spec, Tokens) and bool(experiment.config.eval.problems)
-
-
-def check(experiment: Experiment) -> None:
-    """Raises UserError for fields of `eval` that do not fit each other or the model, and for files of problems."""
-    config, language = experiment.config.eval, experiment.task.get(CausalText)
-    if not _wanted(experiment):
-        return
-    if not language:
-        raise UserError(f'eval.problems: {experiment.config.task.name} writes no text')
-    if not config.pass_k or max(config.pass_k) > config.problem_samples:
-        raise UserError(
-            f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}'
-        )
-    if config.problem_beam > language.vocab_size:
-        raise UserError(f'eval.problem_beam: {config.problem_beam}; at most the {language.vocab_size} tokens there are')
-    name, colon, _ = config.problems.partition(':')
-    if name + colon not in (known := ['programs', *problems.READERS]):
-        raise UserError(f'eval.problems: {config.problems!r}{near(name + colon, known)}')
-    if not colon and not experiment.config.data.test_percent:
-        raise UserError('eval.problems: programs are those of the test split; data.test_percent is 0')
-    if colon:
-        read(experiment)
 
 
 def read(experiment: Experiment) -> tuple[Problem, ...]:
@@ -76,15 +50,36 @@ class Problems(Report):
     A problem that does not fit the model's context, or has a character that it lacks, is not solved, and counted.
     """
 
-    name, when, switch = 'problems', 'final', 'problems'
+    name, when, needs, switch = 'problems', 'final', (CausalText,), 'problems'
+    title = 'programming problems'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
-        return _wanted(experiment)
+        return super().applies(experiment) and bool(experiment.config.eval.problems)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        check(experiment)
+        """Of fields that do not fit each other or the model, and of files of problems."""
+        config, language = experiment.config.eval, experiment.task.get(CausalText)
+        if not isinstance(experiment.dataset.spec, Tokens) or not config.problems:
+            return
+        if not language:
+            raise UserError(f'eval.problems: {experiment.config.task.name} writes no text')
+        if not config.pass_k or max(config.pass_k) > config.problem_samples:
+            raise UserError(
+                f'eval.pass_k: {config.pass_k}; whole numbers of 1 to problem_samples, {config.problem_samples}'
+            )
+        if config.problem_beam > language.vocab_size:
+            raise UserError(
+                f'eval.problem_beam: {config.problem_beam}; at most the {language.vocab_size} tokens there are'
+            )
+        name, colon, _ = config.problems.partition(':')
+        if name + colon not in (known := ['programs', *problems.READERS]):
+            raise UserError(f'eval.problems: {config.problems!r}{near(name + colon, known)}')
+        if not colon and not experiment.config.data.test_percent:
+            raise UserError('eval.problems: programs are those of the test split; data.test_percent is 0')
+        if colon:
+            read(experiment)
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -95,9 +90,6 @@ class Problems(Report):
     @classmethod
     def files(cls, experiment: Experiment) -> list[pathlib.Path]:
         return [pathlib.Path(experiment.config.eval.problems.partition(':')[2]).expanduser()]
-
-    def title(self, split: str) -> str:
-        return 'programming problems'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         config, name = self.config, self._problems_name
@@ -124,7 +116,7 @@ class Problems(Report):
         prompts = [problem.prompt for problem, fits in zip(self._problems, self._fits, strict=True) if fits]
         if not prompts:
             return [[] for _ in self._problems]
-        writer = Generator(self.experiment, how, self.config.problem_tokens, stop)
+        writer = texts_lib.writer(self.experiment, how, self.config.problem_tokens, stop=stop)
         texts = iter(writer.generate(state, prompts, n, seed))
         return [
             [problem.cut(next(texts).text) for _ in range(n * fits)]

@@ -11,14 +11,23 @@ from aigc_jax.core import records
 from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.metrics import intervals
-from aigc_jax.metrics.intervals import ratio
+from aigc_jax.metrics.intervals import MARKS, Measurement, ratio
 
-# {metric: {'value', 'n', and if known 'over' with 'ci' or 'low' and 'high' (see metrics.intervals), 'difference' (to
-# the model, a row), 'perfect', 'held_out' or 'real'}}
-Results = dict[str, dict[str, float]]
+Results = dict[str, Measurement]  # {metric: …}
 
 
-def mean_row(values: np.ndarray | tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+def checked(results: Results, report: str) -> Results:
+    """`results` of the report of this name. Raises TypeError for a row that is no Measurement, which would lose a
+    misspelt field in silence, or end the run where the table is written."""
+    for name, row in results.items():
+        fields = Measurement.__required_keys__ <= row.keys() <= Measurement.__annotations__.keys()
+        whole = 'over' in row or not {'ci', 'low', 'high'} & row.keys()
+        if not (fields and whole and all(isinstance(value, (float, int, str, dict)) for value in row.values())):
+            raise TypeError(f'report {report}: {name} is no metrics.intervals.Measurement: {row}')
+    return results
+
+
+def mean_row(values: np.ndarray | tuple[np.ndarray, np.ndarray]) -> Measurement:
     """Over examples, of what Task.evaluate says of each."""
     if isinstance(values, tuple):
         return ratio(*values)
@@ -45,10 +54,9 @@ def read(path: pathlib.Path) -> tuple[int, Results] | None:
     """(step, what `across` gave) of an evaluation.json; None where there is none. Raises UserError."""
     if not path.exists():
         return None
-    nan = lambda row: {key: math.nan if value is None else value for key, value in row.items()}
     try:
-        found = records.read(path)
-        step, results = found.pop('step'), {name: nan(row) for name, row in found.items()}
+        results = _with_nan(records.read(path))
+        step = results.pop('step')
         if printable(shown := table(results)) != shown:
             raise ValueError('a name holds control characters')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -79,10 +87,9 @@ def across(by_seed: dict[int, Results]) -> Results:
 def table(results: Results) -> str:
     """The evaluation for a person: one metric a line."""
     width = max(32, *map(len, results)) if results else 0
-    marks = {'perfect': 'perfect sampler', 'held_out': 'held-out text', 'real': 'real images'}
     lines = []
     for name, found in results.items():
-        mark = ''.join(f'  {label} {found[key]:.5g}' for key, label in marks.items() if key in found)
+        mark = ''.join(f'  {label} {found[key]:.5g}' for key, label in MARKS.items() if key in found)
         if 'difference' in found:
             less = found['difference']
             mark += f'  minus the model {less["value"]:.4g}{_interval(less)}'
@@ -96,7 +103,7 @@ def table(results: Results) -> str:
     return '\n'.join(f'{begin:<{width}} {rest}' for begin, rest in lines)
 
 
-def _interval(row: dict[str, float]) -> str:
+def _interval(row: Measurement) -> str:
     if not (limits := intervals.limits(row)):
         return ''
     return f' ± {row["ci"]:.4g}' if 'ci' in row else ' ({:.4g}–{:.4g})'.format(*limits)
@@ -107,3 +114,10 @@ def finite(value):
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_nan(value):
+    """What `finite` was given, as far as JSON knows it."""
+    if isinstance(value, dict):
+        return {key: _with_nan(inner) for key, inner in value.items()}
+    return math.nan if value is None else value

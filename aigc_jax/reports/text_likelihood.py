@@ -14,14 +14,9 @@ from aigc_jax.runs.experiment import Experiment
 class _OfTokens(Report):
     needs = (CausalText,)
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        text, preprocess = self.evaluator.task.get(CausalText), self.experiment.preprocess
-
-        def nll(params, extra, batch, ctx):
-            return text.token_nll(params, extra, preprocess(batch, ctx)['tokens']), batch['counted']
-
-        self._nll = self.evaluator.compiled(nll, 'eval')
+    def _nll(self, params, extra, batch, ctx):
+        tokens = self.experiment.preprocess(batch, ctx)['tokens']
+        return self.evaluator.task.get(CausalText).token_nll(params, extra, tokens), batch['counted']
 
     def _of_split(self, state: TrainState, seed: int, split: str) -> text_likelihood.Nats:
         """Of each token of a split but the first, which is given."""
@@ -42,13 +37,11 @@ class TextLikelihood(_OfTokens):
     """Nats a token, bits a byte and perplexity, with intervals over documents."""
 
     name = 'text_likelihood'
+    title = 'likelihood of the {split} split'
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
         return text_likelihood.names(experiment.dataset.spec.tokenizer.num_bytes is not None)
-
-    def title(self, split: str) -> str:
-        return f'likelihood of the {split} split'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         nats, clusters = self._of_split(state, seed, split), self.evaluator.text_splits.clusters(split)
@@ -59,13 +52,11 @@ class Baselines(_OfTokens):
     """What an n-gram model, its mixture with this model, and compressors reach with the training text."""
 
     name, when, switch = 'baselines', 'final', 'ngram_order'
+    title = 'n-gram model and compressors'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         return super().applies(experiment) and experiment.config.eval.ngram_order > 0
-
-    def title(self, split: str) -> str:
-        return 'n-gram model and compressors'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         data, order = self.evaluator.text_splits, self.config.ngram_order

@@ -19,13 +19,11 @@ class TextSamples(Report):
     """
 
     name, when, needs, switch = 'text_samples', 'final', (CausalText, Samples), 'num_samples'
+    title = 'samples of text'
 
     @classmethod
     def applies(cls, experiment: Experiment) -> bool:
         return super().applies(experiment) and experiment.config.eval.num_samples > 0
-
-    def title(self, split: str) -> str:
-        return 'samples of text'
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         dataset = self.experiment.dataset

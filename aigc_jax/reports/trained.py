@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -18,10 +20,11 @@ from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import Images
 from aigc_jax.data.labels import in_turn
-from aigc_jax.decoding import Sampling
+from aigc_jax.decoding import Sampling, from_config
+from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
-from aigc_jax.reports.generate import Generator, Text
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.runs import raw
 from aigc_jax.runs.calls import Calls
 from aigc_jax.runs.experiment import Experiment
@@ -158,7 +161,8 @@ class Trained:
         return self._of_examples('log_prob', function, 'score', seed, x, None)
 
     def sample(self, n: int, seed: int = 0, labels=None) -> np.ndarray | list[str]:
-        """(n, *shape) samples, or of a language model n texts; labels: None lets them run through the classes."""
+        """(n, *shape) samples, or of a language model n texts, drawn as `sample` of the config says; labels: None lets
+        them run through the classes."""
         draw, n = self._get(Samples, 'sample').draw, arguments.checked('n', n, arguments.N)
         labels = self.labels_of(n, labels)
         function = lambda params, extra, labels, ctx: draw(params, extra, ctx, labels)
@@ -171,7 +175,8 @@ class Trained:
         """n texts that go on from each prompt; str(text) is all of one. Text i of all is a function of (seed, i).
 
         how: fields of decoding.Sampling (temperature, top_k, top_p, min_p, repetition_penalty, beam_size,
-        length_penalty), and max_new_tokens, stop, suffix, grammar and draft as reports.generate.Generator has them.
+        length_penalty), for which the config's `sample` stands where they are left out, and max_new_tokens, stop,
+        suffix and grammar as decoding.generate.Generator has them; draft: 'ngram', of the training text.
         stream: is called with a single text while it grows.
         """
         return self.writer(**how).generate(self.state, prompts, n, seed, stream)
@@ -182,7 +187,7 @@ class Trained:
 
     def evaluations(self) -> dict[str, dict]:
         """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}. Every
-        other evaluation has {'step', 'split', 'data', 'eval', …, 'metrics': {metric: {'value', …}}}."""
+        other evaluation has {'step', 'split', 'data', 'sample', …, 'metrics': {metric: {'value', …}}}."""
         return self.run.evaluations()
 
     def writer(self, **how) -> Generator:
@@ -197,18 +202,29 @@ class Trained:
             if name != 'max_new_tokens':
                 check_type(name, value, type(_HOW[name]))
         names = Sampling.__dataclass_fields__
-        sampling = Sampling(**{name: value for name, value in how.items() if name in names})
-        return Generator(self.experiment, sampling, **{name: how[name] for name in how if name not in names})
+        rest = {name: how[name] for name in how if name not in names}
+        return texts_lib.writer(self.experiment, self.sampling(**how), **rest)
+
+    def sampling(self, **how) -> Sampling:
+        """The settings of `generate`: those of its fields that `how` holds, and of the config's `sample`."""
+        given = {name: value for name, value in how.items() if name in Sampling.__dataclass_fields__}
+        return from_config(self.config.sample, **given)
 
     def labels_of(self, n: int, labels=None) -> np.ndarray | None:
         """(n,) int32 classes to draw; None of an unconditional model. Raises UserError."""
         n = arguments.checked('n', n, arguments.N)
         return in_turn(n, self.num_classes) if labels is None else self._classes(labels, n)
 
-    def samples_path(self, seed: int) -> pathlib.Path:
-        """Where samples of this replica are kept, without a suffix."""
+    def samples_path(self, seed: int, **how) -> pathlib.Path:
+        """Where samples of this replica are kept, without a suffix: STEP_sampleSEED, and -SETTINGS, a digest, where
+        they are drawn in another way than the run's own config says. how: as `generate` has it."""
         of_replica = f'_seed{self.experiment.seeds[self._k]}' if len(self.experiment.seeds) > 1 else ''
-        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}'
+        now, own = self.config.sample.to_dict(), self.run.config.sample.to_dict()
+        if self.can(CausalText):
+            now |= dataclasses.asdict(self.sampling(**how))
+            own |= dataclasses.asdict(from_config(own))
+        digest = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:8]
+        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
 
     def _get(self, kind: type, what: str):
         found = self._task.get(kind)

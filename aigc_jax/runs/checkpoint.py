@@ -24,7 +24,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -64,7 +64,10 @@ class Checkpoints:
         if not read_only:
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
-            self._purge()
+            if processes.first():
+                for path in self._directory.glob('*'):
+                    if path.suffix in (_UNFINISHED, _DELETED):  # what a killed process left half written or deleted
+                        shutil.rmtree(path, ignore_errors=True)
 
     def steps(self) -> list[int]:
         return sorted(int(path.name) for path in self._directory.glob('*') if path.name.isdecimal())
@@ -120,7 +123,9 @@ class Checkpoints:
     def restore(self, step: int, template: Tree) -> Tree:
         """The state of `step` on the shardings of `template` (abstract arrays). Raises UserError by name."""
         try:
-            return self._restore(step, template)
+            leaves = self._checked_record(step)['leaves']
+            self._compare(step, leaves, template)
+            return self._read(step, template, leaves)
         except _Corrupt as error:
             good = self._good_before(step)
             if good is not None:
@@ -130,6 +135,24 @@ class Checkpoints:
             else:
                 mend = 'No earlier one is good either: bring the files back from a copy, or name another folder.'
             raise UserError(f'{error}\n{mend}') from None
+
+    def wants(self, step: int) -> bool:
+        """Whether a state is to be saved at `step`, besides those that the config says."""
+        return False
+
+    def check(self, step: int) -> None:
+        """Raises UserError by name where a file of `step` is not as it was saved."""
+        self._checked_record(step)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Those that were saved with it. Raises UserError."""
+        return self._record(step)['metrics']
+
+    def parts(self, step: int, template: Tree) -> Iterator[dict[str, Any]]:
+        """{name: array} of `step` on the shardings of `template`, some leaves at a time. Raises UserError by name."""
+        leaves = self._checked_record(step)['leaves']
+        self._compare(step, leaves, template)
+        yield from self._parts(step, template, leaves)
 
     def digest(self, step: int) -> str:
         """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
@@ -154,11 +177,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._links.close()
-
-    def _restore(self, step: int, template: Tree) -> Tree:
-        leaves = self._checked_record(step)['leaves']
-        self._compare(step, leaves, template)
-        return self._read(step, template, leaves)
 
     def _checked_record(self, step: int) -> dict:
         """What checkpoint.json says, once every file is as it was saved. Each process reads a share of the files."""
@@ -204,15 +222,18 @@ class Checkpoints:
 
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""
-        found, wanted = {}, tree.flatten(template)
+        found = {name: leaf for part in self._parts(step, template, leaves) for name, leaf in part.items()}
+        return tree.map_named(lambda name, _: found[name], template)
+
+    def _parts(self, step: int, template: Tree, leaves: dict[str, list]) -> Iterator[dict[str, Any]]:
+        wanted = tree.flatten(template)
         saved = _alike('structure', lambda: self._structure(str(step), leaves))
         for group in store.groups(wanted):
             here = {name: wanted[name] for name in group}
             part = _alike('read', lambda: self._load(str(step), saved, here))  # noqa: B023
             now = _described(part, leaves)
             _alike('compare', lambda: self._must_equal(str(step), now, leaves))  # noqa: B023
-            found |= part
-        return tree.map_named(lambda name, _: found[name], template)
+            yield part
 
     def _verify(self, folder: str, leaves: dict[str, list]) -> None:
         """Raises where what lies there is not these leaves. Each process reads some, on its host, and keeps none."""
@@ -280,13 +301,6 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 (self._directory / str(step)).rename(deleted)
                 shutil.rmtree(deleted)
-
-    def _purge(self) -> None:
-        """Removes what a killed process left half written or half deleted."""
-        if processes.first():
-            for path in self._directory.glob('*'):
-                if path.suffix in (_UNFINISHED, _DELETED):
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(folder: pathlib.Path) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from aigc_jax.core import records, user_code
+from aigc_jax.core import records, schema, user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.runs import migrations
 
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
-FREE = ('data.', 'eval.', 'parallel.')  # what `evaluate` and `sample` may override on a finished run
+FREE = ('data.', 'eval.', 'parallel.', 'sample.')  # what `evaluate` and `sample` may override on a finished run
 
 
 def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
@@ -105,7 +105,8 @@ def override(config: ConfigDict, overrides: list[tuple[str, str]], only: tuple[s
             if not isinstance(node, ConfigDict):
                 raise UserError(f'{name}: {where} is no group; it holds {node!r}, set by {where}=…')
             if part not in node:
-                raise UserError(f'{name}: {where} has no field {part!r}{near(part, node)}')
+                also = () if depth < len(parents) else schema.namesakes(config, last)
+                raise UserError(f'{name}: {where} has no field {part!r}{near(part, node, also)}')
             parent, node = node, node[part]
         if isinstance(node, ConfigDict):
             # The arguments of a function of optax, which others of its kind do not share.
@@ -156,18 +157,23 @@ def check(config: ConfigDict) -> None:
         raise UserError(f'config: {len(flat)} fields; at most {_MOST_FIELDS} are read')
     for name, value in flat.items():
         if name != 'seed':
-            _check_value(name, value)
+            check_value(name, value)
     fields.check(config)
-    if not -(2**31) <= config.seed <= 2**31 - config.num_seeds:
-        raise UserError(f'seed: {config.seed}; seeds lie between −2**31 and 2**31 − 1')
+    check_together(flat)
+
+
+def check_together(flat: dict[str, Any]) -> None:
+    """Raises UserError where fields of a config, `flatten`ed, do not fit each other."""
+    if not -(2**31) <= flat['seed'] <= 2**31 - flat['num_seeds']:
+        raise UserError(f'seed: {flat["seed"]}; seeds lie between −2**31 and 2**31 − 1')
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):
-        if flat[name] % config.steps_per_call:
-            raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {config.steps_per_call}')
-    if config.eval.patience and not config.eval.best_metric:
+        if flat[name] % flat['steps_per_call']:
+            raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {flat["steps_per_call"]}')
+    if flat['eval.patience'] and not flat['eval.best_metric']:
         raise UserError('eval.patience: early stopping needs eval.best_metric')
 
 
-def _check_value(name: str, value: Any) -> None:
+def check_value(name: str, value: Any) -> None:
     """Raises UserError for a number or a text that no field can use, and for thousands of layers."""
     if isinstance(value, (tuple, list)) and len(value) > _MOST_LAYERS:
         raise UserError(f'{name}: {len(value)} values; at most {_MOST_LAYERS} are read')
@@ -175,7 +181,7 @@ def _check_value(name: str, value: Any) -> None:
         raise UserError(f'{name}: {str(value)[:20]}; at most {_MOST_LAYERS}')
     for item in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(item, (tuple, list)):
-            _check_value(name, item)
+            check_value(name, item)
         if hasattr(item, 'items') and isinstance(value, (tuple, list)):
             raise UserError(f'{name}: {str(item)[:40]} is a group of fields, and stands in a tuple')
         if isinstance(item, int) and abs(item) >= 2**31:  # it may become an int32

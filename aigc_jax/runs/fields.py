@@ -56,6 +56,10 @@ def _of_task(group: str) -> Callable[[ConfigDict, ConfigDict], Group | None]:
     return lambda config, around: tasks.fields(group, config, around)
 
 
+def _sample(config: ConfigDict, around: ConfigDict) -> Group:
+    return tasks.fields('sample', config, around) or {}
+
+
 def _eval(config: ConfigDict, around: ConfigDict) -> Group:
     is_text = schema.named(around.get('data'), 'name') is not None and data.reads_text(around.data)
     own = EVAL_OF_TEXT if is_text else EVAL_OF_IMAGES_AND_POINTS
@@ -84,6 +88,7 @@ FIELDS = {
     'data': Field(dict, fields=_data),
     'task': Field(dict, fields=_of_task('task')),
     'model': Field(dict, fields=_of_task('model')),
+    'sample': Field(dict, fields=_sample),
     'eval': Field(dict, fields=_eval),
 }  # fmt: skip
 

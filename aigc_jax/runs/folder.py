@@ -5,7 +5,7 @@ import fcntl
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -32,6 +32,8 @@ class Run:
 
     Every property reads its file anew. All raise UserError where a file is damaged.
     """
+
+    draws = True  # whether pictures are drawn in it
 
     def __init__(self, folder):
         if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
@@ -85,8 +87,8 @@ class Run:
     def open(self, step: str | int | None = None, overrides=()) -> tuple[Experiment, TrainState]:
         """step: a number, 'best', or None for the newest checkpoint.
 
-        overrides: [('data.x', 'eval.x' or 'parallel.x', text), …], and ('task.name', where the file of an own task lies
-        now). A run whose parameters are in shards, by
+        overrides: [('data.x', 'eval.x', 'parallel.x' or 'sample.x', text), …], and ('task.name', where the file of an
+        own task lies now). A run whose parameters are in shards, by
         parallel.rules, is opened in shards over the devices that are here, any other on one; a parallel.x says where.
         Raises UserError.
         """
@@ -137,12 +139,26 @@ class Run:
 
         The system takes the lock away however a process ends. Raises UserError where another trains there.
         """
+        with disk_errors(self.paths.lock):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._held(open_append, fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keeps others from training in the folder while it is read, and writes nothing. Raises UserError."""
+        opened = lambda path: open(path, 'rb', opener=records.regular_itself)
+        with self._held(opened if self.paths.lock.exists() else lambda _: contextlib.nullcontext(), fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, opened: Callable, kind: int) -> Iterator[None]:
         path = self.paths.lock
         busy = lambda who: UserError(
-            f'workdir: another {who} trains in {self.folder}; wait for it, stop it, or name another folder'
+            f'workdir: another {who} trains in {self.folder}{" or verifies it" * (kind == fcntl.LOCK_EX)}; wait for '
+            'it, stop it, or name another folder'
         )
         with disk_errors(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
             found = os.stat(self.folder)
         place = found.st_dev, found.st_ino
         with _locking:  # the system's lock is one of the process, and closing the file in any thread gives it up
@@ -151,11 +167,11 @@ class Run:
             _locked.add(place)
         try:
             with disk_errors(path):
-                file = open_append(path)
-            with file:
+                file = opened(path)
+            with file as held:
                 try:
-                    # Not flock, which anybody who may read the file could hold.
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if held is not None:  # not flock, which anybody who may read the file could hold
+                        fcntl.lockf(held, kind | fcntl.LOCK_NB)
                 except (BlockingIOError, PermissionError):
                     raise busy('process') from None
                 except OSError as error:  # some network file systems have no locks

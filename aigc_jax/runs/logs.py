@@ -28,12 +28,12 @@ class Writer:
     Raises RunError if the disk refuses, or if a line before the last is no row.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, tensorboard: bool = True):
+    def __init__(self, workdir: pathlib.Path, step: int):
         paths = Paths(workdir)
         with disk_errors(workdir):
             paths.folder.mkdir(parents=True, exist_ok=True)
         self._path = paths.metrics
-        self._tb = _Events(paths.tensorboard, step) if tensorboard else None
+        self._tb = _Events(paths.tensorboard, step)
         _cut_back(self._path, lambda line: (row := _row(line))['step'] <= step and row['split'] != 'final')
         _cut_back(paths.timing, lambda line: records.parse(line) is not None)
         # Unbuffered: a row is in the file when `metrics` returns, and a full disk is met there, not at close.
@@ -50,15 +50,18 @@ class Writer:
         row = {'step': int(step), 'split': split} | ({} if seed is None else {'seed': int(seed)})
         scalars = {name: float(values[name]) for name in sorted(values)}
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        _append(self._metrics, row | finite)
-        if self._tb is not None:
-            suffix = '' if seed is None else f'/seed{seed}'
-            shown = {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None}
-            self._tb.add(step, shown)
+        self._write(row | finite)
+        suffix = '' if seed is None else f'/seed{seed}'
+        shown = {f'{split}/{name}{suffix}': value for name, value in finite.items() if value is not None}
+        self._tb.add(step, shown)
+
+    def _write(self, row: dict) -> None:
+        """Appends one row to metrics.jsonl."""
+        _append(self._metrics, as_line(row))
 
     def timing(self, **fields) -> None:
         """Writes one row: {"time": seconds since the epoch, **fields}."""
-        _append(self._timing, {'time': time.time()} | fields)
+        _append(self._timing, as_line({'time': time.time()} | fields))
 
     def flush(self) -> None:
         """Brings metrics.jsonl to the disk; call it before the checkpoint that its rows belong to."""
@@ -70,8 +73,7 @@ class Writer:
         return read_rows(self._path)
 
     def close(self) -> None:
-        if self._tb is not None:
-            self._tb.close()
+        self._tb.close()
         with disk_errors(self._path):
             self._metrics.close()
             self._timing.close()
@@ -137,7 +139,7 @@ class _Events:
 def read_rows(path: pathlib.Path) -> list[dict]:
     """The rows of a metrics.jsonl, oldest first, without a last line that is torn. Raises RunError."""
     rows = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.endswith(b'\n'):
             try:
                 rows.append(_row(line))
@@ -160,7 +162,8 @@ def _row(line: bytes) -> dict:
     return row
 
 
-def _lines(path: pathlib.Path) -> list[bytes]:
+def read_lines(path: pathlib.Path) -> list[bytes]:
+    """The lines of a log as they stand, oldest first. Raises RunError."""
     try:
         with open(path, 'rb', opener=records.regular) as file:
             return read_whole(file, str(path)).splitlines(keepends=True)
@@ -168,16 +171,20 @@ def _lines(path: pathlib.Path) -> list[bytes]:
         raise RunError(f'{path}: cannot be read: {error.strerror or error}') from None
 
 
-def _append(file, row: dict) -> None:
-    line = json.dumps(row, allow_nan=False).encode() + b'\n'
+def as_line(row: dict) -> bytes:
+    """As it stands in a log."""
+    return json.dumps(row, allow_nan=False).encode() + b'\n'
+
+
+def _append(file, data: bytes) -> None:
     with disk_errors(file.name):
-        while line:  # a disk that fills up takes a part first and refuses the rest
-            line = line[file.write(line) :]
+        while data:  # a disk that fills up takes a part first and refuses the rest
+            data = data[file.write(data) :]
 
 
 def _cut_back(path: pathlib.Path, keep) -> None:
     """Drops from a JSON-lines file the lines that `keep` refuses and a torn last one, if there are any."""
-    lines = _lines(path) if path.exists() else []
+    lines = read_lines(path) if path.exists() else []
     shared = path.exists() and path.stat().st_nlink > 1
     kept = []
     for number, line in enumerate(lines, 1):
@@ -197,17 +204,10 @@ def _cut_back(path: pathlib.Path, keep) -> None:
 class NullWriter:
     """The Writer of every process but the first: nothing is written."""
 
-    def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None:
-        pass
-
-    def timing(self, **fields) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
+    def metrics(self, step: int, split: str, values: dict[str, float], seed: int | None = None) -> None: ...
+    def timing(self, **fields) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
     def rows(self) -> list[dict]:
         return []
-
-    def close(self) -> None:
-        pass

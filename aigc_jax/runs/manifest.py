@@ -7,18 +7,19 @@ import json
 import os
 import pathlib
 import platform
-import re
 import subprocess
 import sys
 import time
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from aigc_jax import tasks
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
+from aigc_jax.runs import numerics
 from aigc_jax.runs.experiment import Experiment
 
 PACKAGES = (
@@ -26,12 +27,6 @@ PACKAGES = (
     'tensorflow-datasets', 'scikit-learn',
 )  # fmt: skip
 _MOST_DIFF = 200_000  # characters
-_OF_ONE = re.compile('dump|device_count')  # flags of XLA that may differ between processes
-# Of JAX, those that change what is computed.
-_SETTINGS = (
-    'jax_enable_x64', 'jax_default_matmul_precision', 'jax_default_prng_impl', 'jax_threefry_partitionable',
-    'jax_numpy_dtype_promotion', 'jax_random_seed_offset', 'jax_disable_jit', 'jax_exec_time_optimization_effort',
-)  # fmt: skip
 
 
 def check(path: pathlib.Path, experiment: Experiment) -> None:
@@ -70,36 +65,16 @@ def _unreadable(path: pathlib.Path, why: str) -> UserError:
     return UserError(f'{path}: cannot be read as a manifest: {why}; bring it back from a copy, or remove it')
 
 
-def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int | None = None) -> None:
+def write(path: pathlib.Path, experiment: Experiment, step: int, taken: dict) -> None:
     """Writes the manifest of this start. A resumed run appends its start to `starts`. The start before it gets
-    `made_with`: the fields that had other values then. init_step: of the parameters that init.run gave it."""
+    `made_with`: the fields that had other values then. taken: the step and the digest of the checkpoint of init.run."""
     before = read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
-    start = {'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'step': step, 'command': sys.argv}
-    start |= {} if init_step is None else {'init_step': init_step}
+    began = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+    start = {'time': began, 'step': step, 'command': sys.argv, 'total_steps': config.total_steps, **taken}
     manifest = {
-        **code(),
-        **own_code(config),
-        'packages': {name: _version(name) for name in PACKAGES},
-        'python': platform.python_version(),
-        'device': {
-            'platform': jax.default_backend(),
-            'kind': jax.devices()[0].device_kind,
-            'count': jax.device_count(),
-            'processes': jax.process_count(),
-            'mesh': dict(experiment.plan.mesh.shape),
-            'machine': platform.machine(),
-            'instruction_set': _instruction_set(),
-            'cores': os.cpu_count(),
-        },
-        'xla_flags': os.environ.get('XLA_FLAGS', ''),
-        'execution': {
-            'mode': config.parallel.mode,
-            'rules': [list(rule) for rule in config.parallel.rules],
-            'steps_per_call': config.steps_per_call,
-            'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
-        },
+        **ground(config, experiment.plan.mesh),
         'seeds': experiment.seeds,
         **experiment.sizes(),
         'data': {
@@ -116,6 +91,29 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, init_step: int 
     atomic_write(path, json.dumps(manifest, indent=2) + '\n')
 
 
+def ground(config: ConfigDict, mesh: Mesh) -> dict:
+    """The code, the packages, the devices and the settings that a run of `config` over `mesh` is made with here.
+
+    numerics: the key over what decides bits (runs/numerics.py).
+    """
+    found = {
+        **code(),
+        'packages': {name: _version(name) for name in PACKAGES},
+        'python': platform.python_version(),
+        'device': numerics.device(mesh),
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
+        'jax': numerics.settings(),
+        'environment': numerics.environment(),
+        'execution': {
+            'mode': config.parallel.mode,
+            'rules': [list(rule) for rule in config.parallel.rules],
+            'steps_per_call': config.steps_per_call,
+            'replicas': f'{config.replicas} of {config.num_seeds}' if config.num_seeds > 1 else 'none',
+        },
+    }
+    return {'numerics': numerics.key(found), **found, **own_code(config)}
+
+
 def made_with() -> dict[str, object]:
     """The code, the packages and the settings that all processes of a run must have alike."""
     found = code()
@@ -126,9 +124,19 @@ def made_with() -> dict[str, object]:
         **{name: _version(name) for name in PACKAGES},
         'python': platform.python_version(),
         'platform': jax.default_backend(),
-        'XLA_FLAGS': [flag for flag in sorted(os.environ.get('XLA_FLAGS', '').split()) if not _OF_ONE.search(flag)],
-        **{name: str(jax.config.values.get(name)) for name in _SETTINGS},
+        'XLA_FLAGS': numerics.flags_that_matter(os.environ.get('XLA_FLAGS', '')),
+        **numerics.settings(),
     }
+
+
+def own_code(config: ConfigDict) -> dict[str, str]:
+    """The sha256 of the file that task.name is the path of; {} of a task of the package. Raises UserError."""
+    if not tasks.is_own(config.task.name):
+        return {}
+    try:
+        return {'own_task': hashlib.sha256(pathlib.Path(config.task.name).expanduser().read_bytes()).hexdigest()}
+    except OSError as error:
+        raise UserError(f'task.name: {config.task.name}: {error.strerror}') from None
 
 
 def _version(package: str) -> str | None:
@@ -165,19 +173,3 @@ def code() -> dict[str, object]:
     files = [path for path in (new or '').split('\0') if (root / path).is_file()]  # an editor's lock is a broken link
     untracked = {path: hashlib.sha256((root / path).read_bytes()).hexdigest() for path in files}
     return {'source': source, 'commit': commit and commit.strip(), 'diff': diff, 'untracked': untracked}
-
-
-def own_code(config: ConfigDict) -> dict[str, str]:
-    """The sha256 of the file that task.name is the path of; {} of a task of the package."""
-    if not tasks.is_own(config.task.name):
-        return {}
-    return {'own_task': hashlib.sha256(pathlib.Path(config.task.name).expanduser().read_bytes()).hexdigest()}
-
-
-def _instruction_set() -> str:
-    """The widest vector instructions of the processor: results may differ between them in the last bits."""
-    try:
-        flags = pathlib.Path('/proc/cpuinfo').read_text().partition('flags')[2].partition('\n')[0].split()
-    except OSError:
-        return 'unknown'
-    return next((name for name in ('amx_tile', 'avx512f', 'avx2', 'avx', 'sse4_2') if name in flags), 'baseline')

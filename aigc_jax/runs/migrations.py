@@ -1,7 +1,7 @@
 """The configs of older runs, brought to the fields of today: each function adds to a run's config.json what the runs
-of its version lack, with the value that they were made with.
+of its version lack, with the value that they were made with, and moves what has another name now.
 
-A field that is given to configs later takes a number more for SCHEMA and a function here. What stands in such a
+A field that configs get, or that moves, later takes a number more for SCHEMA and a function here. What stands in such a
 function is never changed afterwards, for the runs that it is for are not either.
 """
 
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 
-SCHEMA = 1  # of the configs of today
+SCHEMA = 2  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -81,7 +81,25 @@ def _from_0(config: ConfigDict) -> None:
         )  # fmt: skip
 
 
-_MIGRATIONS = {0: _from_0}
+def _from_1(config: ConfigDict) -> None:
+    """Of the runs of before `sample`, which has what says how samples are drawn; `eval` had it."""
+    task, evaluation = config.get('task'), config.get('eval')
+    if not isinstance(task, ConfigDict) or not isinstance(evaluation, ConfigDict):
+        return
+    _add(config, sample={})
+    name, sample = task.get('name'), config.sample
+    moved = {'vae': ('temperature',), 'vq': ('temperature',), 'flow': ('solver', 'steps', 'tolerance', 'guidance')}
+    if name == 'flow' and 'tolerance' in evaluation:  # it was that of both
+        _add(evaluation, nll_tolerance=evaluation.tolerance)
+    for field in moved.get(name, ()):
+        if field in evaluation:
+            sample[field] = evaluation[field]
+            del evaluation[field]
+    if name in ('lm', 'vq'):
+        _add(sample, repetition_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:

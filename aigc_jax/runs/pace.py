@@ -114,14 +114,7 @@ class Progress:
 class NullProgress:
     """The Progress of a run that nobody watches, and of every process but the first: nothing is shown."""
 
-    def update(self, step: int) -> None:
-        pass
-
-    def log(self, step: int, values: dict[str, float], pace: list[str]) -> None:
-        pass
-
-    def evaluated(self, step: int, values: dict[str, float]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def update(self, step: int) -> None: ...
+    def log(self, step: int, values: dict[str, float], pace: list[str]) -> None: ...
+    def evaluated(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...

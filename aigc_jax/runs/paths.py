@@ -25,6 +25,7 @@ _FOLDERS = {
     'samples': 'samples',
     'tensorboard': 'tb',
 }
+_NAMES = _FILES | _FOLDERS
 FILES, FOLDERS = tuple(_FILES.values()), tuple(_FOLDERS.values())  # all that a run writes in its folder
 
 
@@ -33,8 +34,11 @@ class Paths:
 
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
-        for name, file in (_FILES | _FOLDERS).items():
-            setattr(self, name, self.folder / file)
+
+    def __getattr__(self, name: str) -> pathlib.Path:
+        if name not in _NAMES:
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+        return self.folder / _NAMES[name]
 
     def check(self) -> None:
         """Raises UserError if a link, a pipe or a device is in the place of what a run writes.

@@ -1,6 +1,7 @@
 """The task of a run on raw data, as a notebook has them: x, in and out, is in the data's own units."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,21 +29,18 @@ def task_of(experiment: Experiment) -> Task:
         loss = lambda params, extra, batch, ctx: one.loss(params, extra, read(batch, ctx), ctx)
         return dataclasses.replace(one, loss=loss)
 
+    def labelled(function: Callable, count: Callable) -> Callable:
+        def checked(params, extra, given, labels: Array | None) -> Array:
+            check_labels(labels, count(given), num_classes)
+            return function(params, extra, given, labels)
+
+        return checked
+
     def checked(one: Capability) -> Capability:
         if isinstance(one, Samples):
-
-            def draw(params, extra, ctx: rng.Context, labels: Array | None) -> Array:
-                check_labels(labels, ctx.index.shape[0], num_classes)
-                return one.draw(params, extra, ctx, labels)
-
-            return dataclasses.replace(one, draw=draw)
+            return dataclasses.replace(one, draw=labelled(one.draw, lambda ctx: ctx.index.shape[0]))
         if isinstance(one, LatentSpace):
-
-            def decode(params, extra, codes: Array, labels: Array | None) -> Array:
-                check_labels(labels, len(codes), num_classes)
-                return one.decode(params, extra, codes, labels)
-
-            return dataclasses.replace(one, decode=decode)
+            return dataclasses.replace(one, decode=labelled(one.decode, len))
         return one
 
     on_data = task.on_data(read, experiment.scaling.to_data)

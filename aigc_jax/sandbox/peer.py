@@ -82,14 +82,9 @@ class Peer:
     """
 
     def __init__(
-        self,
-        read: int,
-        write: int,
-        operations: dict[str, Callable],
-        trusting: bool,
-        attributes: bool = False,
+        self, read: int, write: int, operations: dict[str, Callable], trusting: bool, attributes: bool = False,
         objects: list = (),
-    ):
+    ):  # fmt: skip
         self.attributes = attributes
         self._read, self._write, self._operations, self._trusting = read, write, operations, trusting
         self._objects, self._numbers, self._others = list(objects), {}, {}

@@ -45,19 +45,19 @@ class Problem(NamedTuple):
 def humaneval(path: str) -> tuple[Problem, ...]:
     """HumanEval.jsonl, compressed or not: the prompt is the head of a function with its docstring. Raises UserError."""
     problems = []
-    for where, row in _rows(pathlib.Path(path)):
+    for where, row in _rows(path):
         prompt, test, entry, name = (_text(row, field, where) for field in ('prompt', 'test', 'entry_point', 'task_id'))
         head = _head(prompt)
         tests = f'{_without(entry, head)}\n{test}\ncheck({entry})\n'
         judged = _judged(prompt, tests, head, f'{where}: the field "test"')
         problems.append(Problem(name, prompt, _HUMANEVAL_STOPS, judged))
-    return _some(problems, path)
+    return tuple(problems)
 
 
 def mbpp(path: str) -> tuple[Problem, ...]:
     """mbpp.jsonl or sanitized-mbpp.json: the prompt is a docstring of the task and its tests. Raises UserError."""
     problems = []
-    for where, row in _rows(pathlib.Path(path)):
+    for where, row in _rows(path):
         tests = _texts(row, 'test_list', where)
         task = _text(row, 'text' if 'text' in row else 'prompt', where)
         before = [_text(row, 'test_setup_code', where)] if 'test_setup_code' in row else []
@@ -69,7 +69,7 @@ def mbpp(path: str) -> tuple[Problem, ...]:
         solution = _text(row, 'code', where) if 'code' in row else ''
         judged = _judged(prompt, '\n'.join([*before, *tests, '']), solution, f'{where}: the tests')
         problems.append(Problem(f'MBPP/{number}', prompt, _MBPP_STOPS, judged))
-    return _some(problems, path)
+    return tuple(problems)
 
 
 READERS = {'humaneval:': humaneval, 'mbpp:': mbpp}
@@ -137,14 +137,9 @@ def _without(name: str, text: str) -> str:
     return ast.unparse(ast.Module([node for node in _body(text) if getattr(node, 'name', '') != name], []))
 
 
-def _some(problems: list[Problem], path: str) -> tuple[Problem, ...]:
-    if not problems:
-        raise UserError(f'{path}: holds no problem')
-    return tuple(problems)
-
-
-def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
     """[('FILE, line N' or 'FILE, problem N', object)] of JSON lines, compressed or not, or of one JSON array."""
+    path = pathlib.Path(path)
     text = read_text(path)
     if text.lstrip().startswith('['):
         try:
@@ -159,6 +154,8 @@ def _rows(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
                     rows.append((f'{path}, line {number}', records.parse(line)))
                 except ValueError:
                     raise UserError(f'{path}, line {number}: is no JSON') from None
+    if not rows:
+        raise UserError(f'{path}: holds no problem')
     for where, row in rows:
         if not isinstance(row, dict):
             raise UserError(f'{where}: is no JSON object')

@@ -1,9 +1,10 @@
 """The table of tasks: a name that a config's task.name may hold -> make(config, dataset) -> Task.
 
 task.name may also be the path of a Python file of the user's, which defines such a `make`. The file of a `make` may
-declare fields of the config: FIELDS = {'task': {name: Field}, 'model': {…}, 'eval': {…}}; see core/schema.py. A group
-of `task` or `model` that is not declared may hold anything. A group may be a function (the group, the whole config) ->
-its fields, where they depend on what it holds.
+declare fields of the config: FIELDS = {'task': {name: Field}, 'model': {…}, 'sample': {…}, 'eval': {…}}; see
+core/schema.py. `sample` says how samples are drawn, `eval` how the model is measured. A group of `task` or `model` that
+is not declared may hold anything. A group may be a function (the group, the whole config) -> its fields, where they
+depend on what it holds.
 """
 
 import functools
@@ -27,7 +28,7 @@ TASKS = {
     'flow': flow.make,
 }
 NAME = Field(str, doc=f'{", ".join(f"`{name}`" for name in TASKS)}, or the path of a Python file that defines `make`')
-GROUPS = ('task', 'model', 'eval')
+GROUPS = ('task', 'model', 'sample', 'eval')
 
 
 def make(config, dataset: Dataset) -> Task:
@@ -53,8 +54,8 @@ def located(name: str) -> str:
 
 
 def fields(group: str, config, around) -> Group | None:
-    """The fields that the task of the whole config `around` has in `group`, 'task', 'model' or 'eval', which holds
-    `config`; None: any. Raises UserError for a task that there is not."""
+    """The fields that the task of the whole config `around` has in `group`, one of GROUPS, which holds `config`; None:
+    any. Raises UserError for a task that there is not."""
     own = declared(schema.chosen(around.get('task'), 'name', NAME, 'task')).get(group)
     own = own(config, around) if callable(own) else own
     return {'name': NAME, **own} if group == 'task' and own is not None else own

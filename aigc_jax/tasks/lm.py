@@ -16,7 +16,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Tokens
-from aigc_jax.decoding import Sampling
+from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import recurrent, transformer
 from aigc_jax.nn.build import build, compute_dtype, fields
@@ -37,6 +37,7 @@ FIELDS = {
         ),
     },
     'model': _of_kind,
+    'sample': fields(Sampling),
     'eval': {
         'sample_tokens': Field(
             int, -1, doc='of each sample; -1: 200, or as many as the model and the held-out text allow'
@@ -51,7 +52,7 @@ class LanguageModel:
 
     bos: the token that a text without a prompt begins with. rows_length: blocks in a row of contiguous data, after
     which the rows begin anew; 0: the blocks are shuffled, and no state is carried. batch_size: of a training step.
-    z_loss: weight of log² Z. sample_tokens: of each sample.
+    z_loss: weight of log² Z. sample_tokens: of each sample. sampling: how each token of it is drawn.
     """
 
     module: transformer.Transformer | recurrent.Recurrent
@@ -61,6 +62,7 @@ class LanguageModel:
     batch_size: int
     z_loss: float
     sample_tokens: int
+    sampling: Sampling
 
     @property
     def is_recurrent(self) -> bool:
@@ -116,12 +118,12 @@ class LanguageModel:
         return weights.reshape(whole.layers, n, whole.heads, length, length)
 
     def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
-        """(n, sample_tokens) tokens drawn from the model itself, 0 behind the end of a text."""
+        """(n, sample_tokens) tokens, 0 behind the end of a text."""
         n, most = ctx.index.shape[0], self.sample_tokens
         state = self.module.initial_state(n, most + 1)
         start = jnp.full((n, 1), self.bos, jnp.int32)
         call = lambda tokens, state: self.forward(params, tokens, state)
-        return write(call, state, start, ctx.key, ctx.index, Sampling(), most, self.tokenizer.end).tokens
+        return write(call, state, start, ctx.key, ctx.index, self.sampling, most, self.tokenizer.end).tokens
 
     def task(self) -> Task:
         return Task(
@@ -162,6 +164,8 @@ def make(config, dataset: Dataset) -> Task:
             f'eval.sample_tokens: {config.eval.sample_tokens}; 1 or more, and less than the data.block of a '
             'transformer; -1: as many as fit, 200 at most'
         )
+    sampling = from_config(config.sample)
+    sampling.check(tokenizer.vocab_size, 'sample.')
     return LanguageModel(
         module=module,
         tokenizer=tokenizer,
@@ -171,6 +175,7 @@ def make(config, dataset: Dataset) -> Task:
         batch_size=config.batch_size,
         z_loss=config.task.z_loss,
         sample_tokens=config.eval.sample_tokens,
+        sampling=sampling,
     ).task()
 
 

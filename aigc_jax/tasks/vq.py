@@ -19,7 +19,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
-from aigc_jax.decoding import Generated, Sampling
+from aigc_jax.decoding import Generated, Sampling, from_config
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import convnets, quantizers, transformer
 from aigc_jax.nn.build import build, compute_dtype, fields
@@ -37,11 +37,7 @@ FIELDS = {
         'decoder': Field(dict, fields=fields(quantizers.GridDecoder)),
         'prior': Field(dict, fields=fields(transformer.Transformer), doc='over the codes in raster order'),
     },
-    'eval': {
-        'temperature': Field(
-            float, 1.0, least=0, doc='of the codes that the prior draws for samples; 0: the likeliest ones'
-        ),
-    },
+    'sample': fields(Sampling),  # of the codes that the prior draws
 }  # fmt: skip
 
 
@@ -86,7 +82,7 @@ class QuantizedAutoEncoder:
     """The functions of the task.
 
     shape: of an example. grid: (height, width) of the codes. to_data: from the model's units to those of the data.
-    batch_size: of a training step, on all devices. temperature: of the codes that the prior draws for samples.
+    batch_size: of a training step, on all devices. sampling: of the codes that the prior draws for samples.
     """
 
     encoder: nn.Module
@@ -98,7 +94,7 @@ class QuantizedAutoEncoder:
     grid: tuple[int, int]
     to_data: Callable[[Array], Array]
     batch_size: int
-    temperature: float
+    sampling: Sampling
 
     def init(self, key: Array):
         x, z = jnp.zeros((1, *self.shape)), jnp.zeros((1, *self.grid, self.quantizer.dim))
@@ -169,7 +165,7 @@ class QuantizedAutoEncoder:
 
     def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         """E[x given z] of codes z that the prior draws."""
-        drawn = self.prior.draw(params['prior'], ctx, labels, Sampling(temperature=self.temperature))
+        drawn = self.prior.draw(params['prior'], ctx, labels, self.sampling)
         index = drawn.tokens.reshape(-1, *self.grid)
         return self.mean(params, self.decode(params, self.quantizer.vectors(extra.stats, index)))
 
@@ -218,6 +214,8 @@ def make(config, dataset: Dataset) -> Task:
         context=places + 1, end=None, dtype=dtype,
     )  # fmt: skip
     transformer.check(network, 'model.prior')
+    sampling = from_config(config.sample)
+    sampling.check(num_codes, 'sample.')
     return QuantizedAutoEncoder(
         encoder=encoder,
         decoder=decoder,
@@ -228,5 +226,5 @@ def make(config, dataset: Dataset) -> Task:
         grid=grid,
         to_data=dataset.scaling(config.data).to_data,
         batch_size=config.batch_size,
-        temperature=config.eval.temperature,
+        sampling=sampling,
     ).task()

@@ -1,6 +1,7 @@
 """Early stopping: what it watches, and whether a run is over by it."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,7 +14,7 @@ class Watch:
     def __init__(self, config, rows: list[dict]):
         self._config = config
         self.best, self.waited = math.inf, 0
-        for values in _by_step(rows, 'eval'):
+        for values in _by_step(row for row in rows if row['split'] == 'eval'):
             self.see(values)
 
     def see(self, values: dict) -> None:
@@ -37,12 +38,11 @@ def is_over(config, run: Run, step: int) -> bool:
     return step == config.total_steps or Watch(config.eval, rows).out_of_patience()
 
 
-def _by_step(rows: list[dict], split: str) -> list[dict]:
+def _by_step(rows: Iterable[dict]) -> list[dict]:
     """One row a step: the mean over replicas where there are several."""
     steps = {}
     for row in rows:
-        if row['split'] == split:
-            steps.setdefault(row['step'], []).append(row)
+        steps.setdefault(row['step'], []).append(row)
     joined = []
     for same in steps.values():
         names = {name for row in same for name in row if name not in ('step', 'split', 'seed')}

@@ -21,6 +21,10 @@ from aigc_jax.training.early_stopping import Watch
 from aigc_jax.training.signals import Interrupted, Signals
 
 
+class Diverged(RunError):
+    """A loss, or another metric of the training, is not finite."""
+
+
 class Loop:
     """What happens between the calls: evaluation, checkpoints, logs, early stopping, and the end."""
 
@@ -35,7 +39,7 @@ class Loop:
         self.progress = Progress(self.config.total_steps, start, stream) if watched else NullProgress()
         between = {'evaluation': self.config.eval_every_steps, 'checkpoint': self.config.checkpoint_every_steps}
         self.pace = Pace(self.config.total_steps, start, between)
-        self.evaluation = evaluation.Evaluation(Evaluator(experiment), run.paths)
+        self.evaluation = evaluation.Evaluation(Evaluator(experiment, run.paths))
         self.pending = None  # metrics of the last call, fetched while the next one runs
         self.seeds = experiment.seeds if experiment.plan.replicas else [None]
         rows = self.log.rows()
@@ -68,7 +72,8 @@ class Loop:
             self.log.timing(event='evaluation', step=self.step, seconds=self.pace.last('evaluation'))
         over = over or self.watch.out_of_patience()
         best = results is not None and config.eval.best_metric and not self.watch.waited  # which is to be kept
-        if new and (self.step % config.checkpoint_every_steps == 0 or best or over or asked):
+        due = self.checkpoints.wants(self.step) or self.step % config.checkpoint_every_steps == 0
+        if new and (due or best or over or asked):
             self._drain()
             self.log.flush()
             with self.pace.pause('checkpoint', self.step):
@@ -89,19 +94,15 @@ class Loop:
             found = self.evaluation.final(state, digest, between)
             by_seed = dict(zip(self.seeds, found.values(), strict=True))
             for seed, results in by_seed.items():
-                self._row('final', {name: found['value'] for name, found in results.items()}, seed)
+                self.log.metrics(self.step, 'final', {name: found['value'] for name, found in results.items()}, seed)
             for k, seed in enumerate(self.seeds):
-                self._draw(state, k, seed)
+                self._draw(state, k, seed, final=True)
             if processes.first():
-                name, images = self._name(self.seeds[0]), self.evaluation.images
-                pictures.draw_neighbours(self.run.paths, name, self.experiment, images)
                 self.log.flush()
                 tables.write(self.run.paths.evaluation, self.step, found)
+                self.log.timing(event='end', step=self.step)
         evaluation.forget(self.run.paths)
         return tables.across(found)
-
-    def close(self) -> None:
-        self.progress.close()
 
     def _drain(self) -> None:
         """Logs the pending metrics where that is due; raises RunError on NaN, or marks the replica that diverged."""
@@ -109,22 +110,22 @@ class Loop:
             return
         (step, metrics), self.pending = self.pending, None
         metrics = {name: np.asarray(value) for name, value in sorted(parallel.fetch(metrics).items())}
-        for k, seed in enumerate(self.seeds):
-            self._check_finite(step, {name: self._of(value, k) for name, value in metrics.items()}, seed)
-        for k, seed in enumerate(self.seeds):  # no row of a step at which another replica ends the run
-            if step % self.config.log_every_steps == 0:
-                own = {name: self._of(value, k) for name, value in metrics.items()}
-                # The mean over the call's steps: smoother than one step, and the same after a resume.
-                self._row('train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed, step)
-        if step % self.config.log_every_steps == 0:
-            shown = {name: float(value.mean()) for name, value in metrics.items()}
-            speed = self.pace.measure(step)
-            by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
-            self.progress.log(step, dict(by_loss), self.pace.words())
-            self.log.timing(event='log', step=step, steps_per_second=speed)
-
-    def _of(self, value: np.ndarray, k: int) -> np.ndarray:
-        return value[k] if self.experiment.plan.replicas else value
+        replicas = {
+            seed: {name: value[k] if self.experiment.plan.replicas else value for name, value in metrics.items()}
+            for k, seed in enumerate(self.seeds)
+        }
+        for seed, own in replicas.items():
+            self._check_finite(step, own, seed)
+        if step % self.config.log_every_steps:
+            return
+        for seed, own in replicas.items():  # no row of a step at which another replica ends the run
+            # The mean over the call's steps: smoother than one step, and the same after a resume.
+            self.log.metrics(step, 'train', {name: value.mean(dtype=np.float64) for name, value in own.items()}, seed)
+        shown = {name: float(value.mean()) for name, value in metrics.items()}
+        speed = self.pace.measure(step)
+        by_loss = sorted(shown.items(), key=lambda item: not item[0].endswith('/loss'))
+        self.progress.log(step, dict(by_loss), self.pace.words())
+        self.log.timing(event='log', step=step, steps_per_second=speed)
 
     def _check_finite(self, step: int, metrics: dict[str, np.ndarray], seed: int | None) -> None:
         if seed in self.diverged:
@@ -138,14 +139,15 @@ class Loop:
         offset, name = min(found)
         at, value = step + offset + 1, metrics[name][offset]
         if seed is None:
-            raise RunError(
+            self.log.metrics(at, 'train', {'diverged': 1.0})
+            raise Diverged(
                 f'step {at}: {name} is {value}; training stopped. The last good checkpoint is '
                 f'{self.checkpoints.latest() or "none"}; try a lower learning rate, or optim.*.clip_norm.'
             )
         self.diverged.add(seed)
-        self._row('train', {'diverged': 1.0}, seed, at)
+        self.log.metrics(at, 'train', {'diverged': 1.0}, seed)
         if len(self.diverged) == len(self.seeds):
-            raise RunError(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
+            raise Diverged(f'step {at}: all {len(self.seeds)} replicas diverged, the last with {name} = {value}')
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         by_seed = {
@@ -155,7 +157,7 @@ class Loop:
             for k, seed in enumerate(self.seeds)
         }
         for seed, results in by_seed.items():
-            self._row('eval', {name: found['value'] for name, found in results.items()}, seed)
+            self.log.metrics(self.step, 'eval', {name: found['value'] for name, found in results.items()}, seed)
         if self.step < self.config.total_steps:  # else the final evaluation follows, and draws
             self._draw(state, 0, self.seeds[0])
         values = {name: found['value'] for name, found in tables.across(by_seed).items()}
@@ -169,10 +171,9 @@ class Loop:
     def _name(self, seed: int | None) -> str:
         return f'{self.step:08d}' + ('' if seed is None else f'_seed{seed}')
 
-    def _draw(self, state: TrainState, k: int, seed: int | None) -> None:
+    def _draw(self, state: TrainState, k: int, seed: int | None, final: bool = False) -> None:
+        if not self.run.draws:
+            return
         own, rows = self.experiment.replica(state, k), None if k else self.log.rows()  # plots/ shows the first replica
         evaluator, of_draws = self.evaluation.evaluator, self.experiment.seeds[k]
-        pictures.draw(self.run.paths, self._name(seed), self.experiment, evaluator, own, of_draws, rows)
-
-    def _row(self, split: str, values: dict[str, float], seed: int | None, step: int | None = None) -> None:
-        self.log.metrics(self.step if step is None else step, split, values, seed)
+        pictures.draw(evaluator, self._name(seed), own, of_draws, rows, final)

@@ -113,7 +113,7 @@ class _Training:
             log = self._held.enter_context(contextlib.closing(run.log(start)))
             log.timing(event='start', step=start, seconds={**self._clock})
         loop = Loop(experiment, run, checkpoints, log, start, self._stream)
-        self._held.callback(loop.close)
+        self._held.callback(loop.progress.close)
         with Signals(signals) as heard:
             try:
                 while not loop.finished(state, heard):
@@ -123,7 +123,8 @@ class _Training:
                 results = loop.conclude(state, heard)
             except Interrupted as error:
                 return Outcome(error.step, {}, tuple(sorted(loop.diverged)), error.number)
-        announce.end(self._stream, run)
+        if run.draws:
+            announce.end(self._stream, run)
         return Outcome(loop.step, results, tuple(sorted(loop.diverged)))
 
     def _claim(self) -> tuple[bool, bool]:
@@ -183,17 +184,17 @@ class _Training:
         announce.finished(self._stream, run, step)
         return Outcome(step, results, tuple(sorted({row['seed'] for row in run.rows() if 'diverged' in row})))
 
-    def _state(self, experiment: Experiment, checkpoints, newest: int | None) -> tuple[TrainState, int | None]:
-        """(the state to go on from, the step of the model that init.run gave it or None)."""
+    def _state(self, experiment: Experiment, checkpoints, newest: int | None) -> tuple[TrainState, dict]:
+        """(the state to go on from, the step and the digest of the checkpoint that init.run gave it)."""
         if newest is not None:
-            return checkpoints.restore(newest, experiment.abstract_state), None
-        model, taken = initial.model(experiment)
-        if taken is not None and processes.several():
-            digest = initial.digest(self._config, taken)
-            processes.alike('init.run', {'checkpoint': digest}, 'Give all the same run.')
+            return checkpoints.restore(newest, experiment.abstract_state), {}
+        model, step = initial.model(experiment)
+        taken = {} if step is None else {'init_step': step, 'init_sha256': initial.digest(self._config, step)}
+        if taken and processes.several():
+            processes.alike('init.run', taken, 'Give all the same run.')
         return experiment.create_state(*model), taken
 
-    def _write(self, experiment: Experiment, start: int, taken: int | None) -> None:
+    def _write(self, experiment: Experiment, start: int, taken: dict) -> None:
         """What a run is made with; a resumed one writes it anew."""
         paths, spec = self._run.paths, experiment.dataset.spec
         with processes.together('files of the start'):

@@ -179,6 +179,11 @@ def test_what_is_no_schedule():
     assert 'optim.model.schedule' in message(
         schedule=dict(name='cosine_decay_schedule', init_value=1.0, decay_percent=-5.0)
     )
+    for wrong in (
+        dict(name='constant_schedule', value=None), dict(name='sgdr_schedule', cosine_kwargs=[]),
+        dict(name='piecewise_constant_schedule', init_value=1.0, boundaries_and_scales=5),
+    ):  # fmt: skip
+        assert message(schedule=wrong).startswith('optim.model.schedule: ')
 
 
 def test_clip_norm():

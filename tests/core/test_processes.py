@@ -5,6 +5,8 @@ import pathlib
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -220,6 +222,31 @@ def test_the_first_is_killed_while_the_others_wait_for_one_more(command_line, tm
     assert ends_after(pair, 0) < NOTICED
     assert pair.end() == [-signal.SIGKILL, 1], pair.errors()
     assert pair.last()[1] == RESUMES % 0 and 'Check failed' not in pair.errors()[1]
+
+
+def test_of_three_that_come_one_after_the_other_none_is_waited_for():
+    """A line says who is late, not who is merely the last."""
+    code = """
+import os, time
+from aigc_jax.core import processes
+processes.start()
+for _ in range(5):
+    time.sleep(0.2 * int(os.environ['JAX_PROCESS_ID']))
+    assert len(processes.gather('here', None)) == 3
+processes.finish()
+os._exit(0)
+"""
+    with socket.socket() as port:
+        port.bind(('127.0.0.1', 0))
+        address = f'127.0.0.1:{port.getsockname()[1]}'
+    env = os.environ | {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': '3'}
+    three = [
+        subprocess.Popen([sys.executable, '-c', code], env=env | {'JAX_PROCESS_ID': str(k)}, stderr=subprocess.PIPE)
+        for k in range(3)
+    ]
+    told = [one.communicate(timeout=120)[1].decode() for one in three]
+    assert [one.returncode for one in three] == [0, 0, 0], told
+    assert not any('waits for process' in text for text in told), told
 
 
 def test_the_relay_hides_from_its_client_that_the_coordinator_leaves():

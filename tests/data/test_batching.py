@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,17 @@ def test_a_round_is_read_at_once_where_examples_are_rows_of_an_array(digits, kin
     batches = list(batching.streamed_feed(source, [stream], 0, 6, 3, 2, 16, range(16)))
     assert len(batches) == 2 and batches[0]['x'].shape == (3, 2, 16, 8, 8, 1)
     assert source.reads <= reads + 1  # Grain may look at one
+
+
+def test_no_more_than_eight_calls_are_read_ahead(digits):
+    source = Counted(digits.splits['train'])
+    feeds = batching.streamed_feed(source, [batching.IndexStream(1437, 0)], 0, 600, 3, 2, 16, range(16))
+    next(feeds)
+    reads = -1
+    while source.reads > reads:
+        reads = source.reads
+        time.sleep(0.2)
+    assert source.reads <= (1 + 8) * 3 * 2 * 16 + 1  # Grain may look at one
 
 
 def test_a_streamed_file_trains_as_a_resident_one_and_what_is_held_in_memory_is_said(tmp_path, capsys):

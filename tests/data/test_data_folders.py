@@ -1,5 +1,6 @@
 """images:DIR: folders of images as people have them, and the one message for those that do not fit."""
 
+import struct
 import subprocess
 import sys
 
@@ -84,6 +85,17 @@ def test_a_photograph_stands_as_it_is_shown(tmp_path):
     dataset = load(f'images:{tmp_path}', valid_examples=1)
     turned = {np.repeat(np.rot90(image, -1)[..., None], 3, -1).tobytes() for image in IMAGES[:9]}
     assert dataset.spec.shape == (5, 6, 3) and all_images(dataset) == turned
+
+
+@pytest.mark.parametrize('kind, count, value', [(3, 1, b'\x09\0\0\0'), (2, 4, b'six\0')])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path, kind, count, value):
+    """9 as a short, or a text."""
+    exif = b'Exif\0\0II*\0' + struct.pack('<IHHHI4sI', 8, 1, 0x0112, kind, count, value, 0)
+    for i in range(9):
+        save(IMAGES[i], tmp_path / f'{i}.webp', exif=exif, lossless=True)
+    dataset = load(f'images:{tmp_path}', valid_examples=1)
+    as_they_are = {np.repeat(image[..., None], 3, -1).tobytes() for image in IMAGES[:9]}
+    assert dataset.spec.shape == (6, 5, 3) and all_images(dataset) == as_they_are
 
 
 def test_the_message_for_many_sizes_holds_the_command_that_mends_it(tmp_path):

@@ -249,13 +249,16 @@ def test_splits_that_a_set_lacks_are_cut_as_those_of_files(tmp_path, monkeypatch
     texts = [f'document {i} ' * 3 for i in range(60)]
     build_texts(tmp_path, {'train': texts}, 'uncut', features=('title', 'text'))
     (tmp_path / 'same.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
-    ours, theirs = (
-        documents(data.load(text_config(name, tmp_path))) for name in ('tfds:uncut', f'jsonl:{tmp_path}/same.jsonl')
-    )
+    names = 'tfds:uncut', f'jsonl:{tmp_path}/same.jsonl'
+    ours, theirs = (data.load(text_config(name, tmp_path)) for name in names)
+    assert ours.origin == theirs.origin == 'valid 20 %, test 30 % of the documents, by their hash'
+    ours, theirs = documents(ours), documents(theirs)
     assert {split: sorted(parts) for split, parts in ours.items()} == {s: sorted(p) for s, p in theirs.items()}
     assert len(ours['test']) > 5 and ours['train'] == [text for text in texts if text in ours['train']]
     build_texts(tmp_path, {'train': texts, 'test': ['held out by them']}, 'tested')
-    parts = documents(data.load(text_config('tfds:tested', tmp_path)))
+    tested = data.load(text_config('tfds:tested', tmp_path))
+    parts = documents(tested)
+    assert tested.origin == 'valid 20 % of the documents, by their hash'
     assert parts['test'] == ['held out by them'] and len(parts['train']) + len(parts['valid']) == 60
     assert list(parts) == ['train', 'valid', 'test'] and len(parts['valid']) > 3
 

@@ -15,15 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from refusals import assert_refused
 
+import aigc_jax
 from aigc_jax import decoding
 from aigc_jax.core import parallel, rng
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
-from aigc_jax.decoding import Sampling, sampling
+from aigc_jax.decoding import Sampling, generate, sampling
 from aigc_jax.decoding.speculation import propose, speculate
 from aigc_jax.nn.language_layers import State
-from aigc_jax.reports import generate
+from aigc_jax.reports import texts as texts_lib
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -207,10 +209,10 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
     monkeypatch.setattr(parallel, 'cores', lambda: 4)  # 9 texts in 4 threads of 3, of which one has 3 copies
     prompts = ['The', 'An import statement', '']
     how = Sampling(temperature=0.8)
-    texts = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
+    texts = texts_lib.writer(experiment, how, 15).generate(state, prompts, 3, seed=5)
     assert [text.prompt for text in texts] == [p for p in prompts for _ in range(3)]
-    experiment.config.eval.batch_size = 2
-    again = generate.Generator(experiment, how, 15).generate(state, prompts, 3, seed=5)
+    model, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
+    again = generate.Generator(model, tokenizer, how, 15, chunk=2).generate(state, prompts, 3, seed=5)
     assert [text.text for text in texts] == [text.text for text in again]
     assert [text.nats for text in texts] == pytest.approx([text.nats for text in again], rel=1e-4)
     language, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
@@ -227,7 +229,7 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
 def test_a_text_is_the_same_streamed_drafted_or_at_once(smoke, temperature):
     experiment, state = Run(smoke('gpt')).open()
     how = Sampling(temperature=temperature)
-    write = lambda stream=None, **more: generate.Generator(experiment, how, 30, **more).generate(
+    write = lambda stream=None, **more: texts_lib.writer(experiment, how, 30, **more).generate(
         state, ['The'], 1 if stream else 3, 5, stream
     )
     plain, seen = write(), []
@@ -246,7 +248,7 @@ def test_a_draft_fills_a_context_of_learned_positions():
     experiment = Experiment(config_lib.load(f'{CONFIGS}/gpt.py:smoke,gpt2', overrides))
     assert experiment.config.model.position == 'learned'
     state = experiment.create_state()
-    write = lambda draft: generate.Generator(experiment, Sampling(), None, draft=draft).generate(state, ['a'], 2, 0)
+    write = lambda draft: texts_lib.writer(experiment, Sampling(), None, draft=draft).generate(state, ['a'], 2, 0)
     drafted = write('ngram')
     assert [len(text.tokens) for text in drafted] == [23, 23]  # what fits, where no flag says how many
     for ours, plain in zip(drafted, write(''), strict=True):
@@ -257,7 +259,7 @@ def test_a_draft_fills_a_context_of_learned_positions():
 def test_texts_beyond_the_context(smoke):
     """Past 48 tokens the last 24 are read again; what was written before stays, and no other prompt matters."""
     experiment, state = Run(smoke('gpt')).open()
-    write = lambda prompts, most, n=2: generate.Generator(experiment, Sampling(), most).generate(state, prompts, n, 5)
+    write = lambda prompts, most, n=2: texts_lib.writer(experiment, Sampling(), most).generate(state, prompts, n, 5)
     long = write(['The', 'An import'], 150)
     assert [len(text.tokens) for text in long] == [150] * 4 and len({text.text for text in long}) == 4
     short = write(['The', 'An import'], 30)
@@ -281,7 +283,7 @@ def test_texts_beyond_the_context(smoke):
 @pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
 def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     experiment, state = Run(smoke(model)).open()
-    writer = generate.Generator(experiment, Sampling(), 60, grammar='json')
+    writer = texts_lib.writer(experiment, Sampling(), 60, grammar='json')
     texts = writer.generate(state, ['[1, {"k": ', ''], 10, seed=1)
     assert {text.ended for text in texts} <= {'end', 'closed'} and 'closed' in {text.ended for text in texts}
     for text in texts:  # the prompt is part of what is parsed, and there is time to close what is open
@@ -291,7 +293,7 @@ def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     with pytest.raises(UserError, match="no text of --grammar=json begins with it: behind '\\[1 ' may not be 'x"):
         writer.generate(state, ['[1 x'], 1, seed=1)
     with pytest.raises(UserError, match='--max_new_tokens=2: a text of --grammar=json .* needs [34] more tokens'):
-        generate.Generator(experiment, Sampling(), 2, grammar='json').generate(state, ['[[['], 1, seed=1)
+        texts_lib.writer(experiment, Sampling(), 2, grammar='json').generate(state, ['[[['], 1, seed=1)
     for text in texts:
         assert 0 < text.ruled_out < text.nats or not len(text.tokens)
     assert 'ruled out by the grammar' in generate.summary(texts)
@@ -309,7 +311,7 @@ def text_model(tmp_path, text, *overrides):
 def test_a_grammar_ends_a_text_that_no_token_ends(tmp_path):
     """One document has no end, and no token is a Y, so after V nothing can follow; X alone is no text, VXVX is VXV."""
     experiment, state = text_model(tmp_path, 'XVXXV' * 200, ('data.tokenizer', 'char'))
-    write = lambda most: generate.Generator(experiment, Sampling(), most, grammar=f'{tmp_path}/g.lark').generate(
+    write = lambda most: texts_lib.writer(experiment, Sampling(), most, grammar=f'{tmp_path}/g.lark').generate(
         state, [''], 20, seed=0
     )
     (tmp_path / 'g.lark').write_text('start: "X"* "V" "Y"?\n')
@@ -334,14 +336,14 @@ def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
     experiment, state = text_model(tmp_path, text, ('data.tokenizer', 'bpe'), ('data.vocab_size', '300'))
     decode = experiment.dataset.spec.tokenizer.decode
     assert any('at' in decode([token]) and decode([token]) != 'at' for token in range(256, 300))
-    texts = generate.Generator(experiment, Sampling(), 40, stop='at').generate(state, ['the '], 30, seed=0)
+    texts = texts_lib.writer(experiment, Sampling(), 40, stop='at').generate(state, ['the '], 30, seed=0)
     assert {text.ended for text in texts} == {'stop', 'length'}
     for text in texts:
         assert ('at' in decode(text.tokens)) == (text.ended == 'stop') and 'at' not in text.text
         assert 'at' not in decode(text.tokens[:-1])  # nothing is written, or paid for, behind it
         assert decode(text.tokens).startswith(text.text)
     with pytest.raises(UserError, match='--stop: a draft writes several tokens'):
-        generate.Generator(experiment, Sampling(), 40, stop='at', draft='ngram')
+        texts_lib.writer(experiment, Sampling(), 40, stop='at', draft='ngram')
 
 
 def test_words_stand_apart(tmp_path):
@@ -352,7 +354,7 @@ def test_words_stand_apart(tmp_path):
     assert growing[-1] == 'one\ntwo three\n'
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(growing))
     seen = []
-    writer = generate.Generator(experiment, Sampling(), 12)
+    writer = texts_lib.writer(experiment, Sampling(), 12)
     (text,) = writer.generate(state, ['one two'], 1, seed=0, stream=seen.append)
     assert re.match(r'one two( |\n)', str(text)) and seen[-1] == text.text
     assert all(late.startswith(early) for early, late in itertools.pairwise(seen))
@@ -372,12 +374,12 @@ def test_what_is_filled_in_is_asked_for_as_in_training():
     experiment = Experiment(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', overrides))
     tok, state = experiment.dataset.spec.tokenizer, experiment.create_state()
     before, between, after = tok.fim
-    writer = generate.Generator(experiment, Sampling(), 12, suffix='\n')
+    writer = texts_lib.writer(experiment, Sampling(), 12, suffix='\n')
     expected = [tok.end, before, *b'import ', between, ord('\n'), after]
     assert writer._prompt('import ').tolist() == expected
     (text,) = writer.generate(state, ['import '], 1, seed=0)
     with pytest.raises(UserError, match='would forget what to fill in; 36 fit'):
-        generate.Generator(experiment, Sampling(), 37, suffix='\n').generate(state, ['import '], 1, seed=0)
+        texts_lib.writer(experiment, Sampling(), 37, suffix='\n').generate(state, ['import '], 1, seed=0)
     assert str(text) == 'import ' + text.text + '\n' and len(text.tokens) <= 12
     # A window of one document, cut by the transform of training, holds the same.
     window = np.frombuffer(b'import os\nx', np.uint8).astype(np.int32)
@@ -430,6 +432,46 @@ def test_an_output_that_cannot_take_the_results(smoke, tmp_path, rest, expected,
         assert '\u00e9' in (folder / 'samples/00000040_sample0.txt').read_text(encoding='utf-8')
 
 
+def test_the_flags_stand_for_fields_of_sample(runner, smoke, tmp_path):
+    folder = shutil.copytree(smoke('gpt'), tmp_path / 'run')
+    sample = lambda *more: runner(
+        '--mode=sample', f'--workdir={folder}', '--num_samples=2', '--max_new_tokens=20', *more
+    )
+    flags, fields = ('--temperature=0.5', '--top_k=5'), ('--config.sample.temperature=0.5', '--config.sample.top_k=5')
+    (code, plain, err), by_flag, by_field = sample(), sample(*flags), sample(*fields)
+    assert code == 0, err
+    assert by_flag == by_field and by_flag[0] == 0 and by_flag[1] != plain
+    assert sample(*fields, '--temperature=1', '--top_k=0')[1] == plain
+    names = sorted(path.name for path in (folder / 'samples').glob('*_sample0*.txt'))
+    assert len(names) == 2 and '00000040_sample0.txt' in names  # of other settings, beside it
+    assert (folder / 'samples' / '00000040_sample0.txt').read_text() == plain
+    # Greedy by the config, and a search, draw nothing: one text, where no flag says how many.
+    greedy = '--max_new_tokens=9', '--config.sample.temperature=0'
+    code, _, err = runner('--mode=sample', f'--workdir={folder}', *greedy)
+    assert code == 0 and err.startswith('1 text '), err
+    beams = sample(*fields, '--beam_size=2', '--num_samples=1')
+    assert_refused(beams, '--beam_size: a beam search draws nothing; with it temperature is 1')
+
+
+@pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
+def test_samples_of_a_language_model_are_drawn_as_its_config_says(smoke, model):
+    greedy = aigc_jax.open(smoke(model), overrides={'sample.temperature': 0})
+    (one, two), (text,) = greedy.sample(2, seed=1), greedy.generate(max_new_tokens=10, temperature=0.0)
+    assert one == two and str(text).startswith(one[:5]) and one
+    assert len(set(aigc_jax.open(smoke(model)).sample(4, seed=1))) == 4
+
+
+@pytest.mark.parametrize('fields, words', [
+    ([('sample.temperature', '0'), ('sample.top_p', '0.5')], 'sample.temperature=0 takes the likeliest token'),
+    ([('sample.temperature', '1e-5')], 'sample.temperature=1e-05: it is 0, or 0.0001 to 10000'),
+    ([('sample.top_p', '0')], 'sample.top_p: 0.0; it is more than 0 and 1 or less'),
+])  # fmt: skip
+@pytest.mark.parametrize('name', ['gpt', 'vq'])
+def test_fields_of_sample_that_do_not_fit_are_refused(name, fields, words):
+    with pytest.raises(UserError, match=f'^{re.escape(words)}'):
+        Experiment(config_lib.load(f'{CONFIGS / name}.py:smoke', fields))
+
+
 def test_top_k_above_the_vocabulary_means_all():
     logits, seen = jnp.array([[0.0, 1.0, 2.0]]), jnp.zeros((1, 1), bool)
     Sampling(top_k=500).check(3)
@@ -461,7 +503,7 @@ MISTAKES = {
     'no number': (['--temperature=warm'], ['temperature']),
     'cold': (['--temperature=1e-40'], ['--temperature=1e-40', '0.0001 to 10000']),
     'hot': (['--temperature=inf'], ['--temperature=inf', '0.0001 to 10000']),
-    'nan': (['--min_p=nan'], ['--min_p=nan', '[0, 1]']),
+    'nan': (['--min_p=nan'], ['--min_p=nan', '0 to 1']),
     'long beams': (['--beam_size=2', '--length_penalty=1000'], ['--length_penalty=1000', '-5 to 5']),
     'penalty': (['--repetition_penalty=1e30'], ['--repetition_penalty', '0.01 to 100']),
     'a billion': (['--num_samples=1000000000'], ['num_samples', '1000000']),

@@ -12,13 +12,13 @@ from aigc_jax import reports
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
+from aigc_jax.decoding.generate import Text, summary
 from aigc_jax.metrics import intervals, text_likelihood
 from aigc_jax.metrics.ngram import mixture_nats
 from aigc_jax.metrics.python_code import pass_at_k
 from aigc_jax.reports import tables
 from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.generate import Text, summary
 from aigc_jax.reports.text_likelihood import Baselines
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment

@@ -12,10 +12,10 @@ import pytest
 import zstandard
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.metrics import python_code as python_code_lib
 from aigc_jax.reports import problems as problems_lib
 from aigc_jax.reports.evaluator import Evaluator
-from aigc_jax.reports.generate import Generator, Text
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.sandbox import problems

@@ -2,11 +2,13 @@
 
 import gc
 import json
+import math
 import shutil
 import signal
 import weakref
 
 import jax
+import numpy as np
 import pytest
 from refusals import VAE
 
@@ -75,7 +77,7 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
     def evaluated(digest, between=lambda: None, **fields):
         config.eval.update(fields)
         experiment = Experiment(config)
-        whole, computed = Evaluation(Evaluator(experiment), Paths(tmp_path)), []
+        whole, computed = Evaluation(Evaluator(experiment, Paths(tmp_path))), []
         for report in whole.reports:
             part, name = report.measure, report.name
             report.measure = lambda *a, part=part, name=name: (computed.append(name), part(*a))[1]
@@ -99,11 +101,28 @@ def test_an_interrupted_evaluation_goes_on_and_is_the_same(tmp_path):
     assert evaluated('b', k=2)[1] == ['means', 'split_statistics']  # another evaluation
 
 
+@pytest.mark.parametrize(
+    'row',
+    [{'vlaue': 1.0, 'n': 3}, {'value': 1.0}, {'value': 1.0, 'n': 3, 'perfcet': 2.0}, {'value': 1.0, 'n': 3, 'ci': 0.1},
+     {'value': np.float32(1), 'n': 3}],
+)  # fmt: skip
+def test_a_report_that_gives_no_measurement_is_named(row):
+    """Before the end of a training, where the table could not be written."""
+    evaluated = Evaluation(Evaluator(Experiment(config_lib.load('configs/vae.py:smoke', []))))
+    for good in ({'value': 1.0, 'n': 3}, {'value': math.nan, 'low': 0.0, 'high': 1.0, 'n': 3, 'over': 'examples'}):
+        evaluated.reports[0].measure = lambda *_, good=good: {'model/x': good}
+        assert evaluated.each(None, 0, 'valid') == {'model/x': good}
+    evaluated.reports[0].measure = lambda *_: {'model/y': row}
+    for measured in (lambda: evaluated.each(None, 0, 'valid'), lambda: evaluated.final(None, 'a')):
+        with pytest.raises(TypeError, match='report means: model/y is no'):
+            measured()
+
+
 def test_experiments_are_freed(tmp_path):
     def used(name):
         experiment = Experiment(config_lib.load(f'configs/{name}.py:smoke', []))
-        evaluator = Evaluator(experiment)
-        Evaluation(evaluator, Paths(tmp_path)).final(experiment.create_state(), name)
+        evaluator = Evaluator(experiment, Paths(tmp_path))
+        Evaluation(evaluator).final(experiment.create_state(), name)
         return [weakref.ref(thing) for thing in (experiment, evaluator)]
 
     things = used('rnn_lm') + used('vae')

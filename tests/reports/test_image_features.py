@@ -16,8 +16,9 @@ from aigc_jax.data import Arrays
 from aigc_jax.data.dataset import from_arrays
 from aigc_jax.metrics import features
 from aigc_jax.plots import images as plots_images
-from aigc_jax.reports import image_samples, pictures
+from aigc_jax.reports import image_splits, pictures
 from aigc_jax.reports.evaluator import Evaluator
+from aigc_jax.reports.image_samples import ImageSamples
 from aigc_jax.reports.tables import table
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -36,6 +37,11 @@ BYTES = (
     'CAg6YQoXCgF4EgFjIgRDYXN0KgkKAnRvGAGgAQIKDwoBYxIBeSIHRmxhdHRlbhIBZ1ocCgF4EhcKFQgCEhEKAxIBbgoCCAQKAggECgIIA2IUCgF5'
     'Eg8KDQgBEgkKAxIBbgoCCAxCBAoAEA0='
 )
+SQUARE = (  # x · x, float (n, 1, h, w) of any h and w
+    'CAg6VgoRCgF4CgF4EgF5IgZNYXRNdWwSAWdaHgoBeBIZChcIARITCgMSAW4KAggBCgMSAWgKAxIBd2IeCgF5EhkKFwgBEhMKAxIB'
+    'bgoCCAEKAxIBaAoDEgF3QgQKABAN'
+)
+CONSTANT = 'CAg6NgokEgF5IghDb25zdGFudCoVCgt2YWx1ZV9mbG9hdBUAAIA/oAEBEgFnYgsKAXkSBgoECAESAEIECgAQDQ=='  # no inputs
 
 
 def bars(n, seed, side=8):
@@ -118,7 +124,7 @@ def test_stacked_images_are_classified_channel_by_channel(classifier):
     np.testing.assert_array_equal(feature, one.extract(x)[0].reshape(20, 384))
     np.testing.assert_array_equal(classes, one.extract(x)[1].reshape(20, 3) @ [100, 10, 1])
     np.testing.assert_array_equal(features.split_channels(stacked), x)
-    np.testing.assert_array_equal(image_samples._digits(np.array([507, 42]), 3), [[5, 0, 7], [0, 4, 2]])
+    np.testing.assert_array_equal(image_splits._digits(np.array([507, 42]), 3), [[5, 0, 7], [0, 4, 2]])
 
 
 @pytest.mark.parametrize('graph, layout', [(POOL, 'float'), (BYTES, 'uint8')])
@@ -142,6 +148,13 @@ def test_an_onnx_network(tmp_path, graph, layout):
     (tmp_path / 'bad.onnx').write_bytes(b'no network')
     with pytest.raises(UserError, match='bad.onnx is no ONNX network'):
         features.onnx(tmp_path / 'bad.onnx')
+    path.write_bytes(base64.b64decode(SQUARE))
+    assert features.onnx(path).extract(np.zeros((3, 4, 4, 1), np.float32))[0].shape == (3, 16)
+    with pytest.raises(UserError, match='network.onnx: fails for images of \\(4, 5, 1\\): '):
+        features.onnx(path).extract(np.zeros((3, 4, 5, 1), np.float32))
+    path.write_bytes(base64.b64decode(CONSTANT))
+    with pytest.raises(UserError, match='network.onnx: one input of images is wanted, float or uint8; it has nothing'):
+        features.onnx(path)
 
 
 def metrics(results) -> dict[str, dict]:
@@ -185,7 +198,7 @@ def test_evaluating_again_uses_the_same_extractor(run, runner):
 
 def test_training_images_are_not_held_out(run):
     with pytest.raises(UserError, match='eval.final_split: samples are compared with images held out'):
-        image_samples.check(Run(run).open(overrides=[('eval.final_split', 'train')])[0])
+        ImageSamples.check(Run(run).open(overrides=[('eval.final_split', 'train')])[0])
 
 
 def test_no_classifier_of_other_data_is_kept(run, runner, tmp_path):
@@ -225,15 +238,16 @@ def test_training_images_score_as_real_ones(run, monkeypatch):
     """Samples that are the very training images: their nearest neighbours are themselves, and memorization is 0."""
     experiment, state = Run(run).open(overrides=[('eval.extractor', 'pixels'), ('eval.num_samples', '150')])
     given = experiment.examples('train', np.arange(150))
-    evaluator = Evaluator(experiment)
+    evaluator = Evaluator(experiment, Paths(run))
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: (given['x'] / 16).astype(np.float32))
-    measured = image_samples.ImageSamples(evaluator, Paths(run))
+    measured = ImageSamples(evaluator)
     results = measured.measure(state, 0, 'test')
     found = metrics(results)
     assert 'samples/frechet_150_pixels' in results and 'modes' not in found
     assert found['memorization']['value'] == pytest.approx(0, abs=1e-3)
     assert found['precision']['value'] == pytest.approx(found['precision']['real'], abs=0.1)
-    np.testing.assert_array_equal(measured.neighbours(given['x'][:9] / 16), given['x'][:9].astype(np.float32) / 16)
+    nearest = evaluator.image_splits.neighbours(given['x'][:9] / 16)
+    np.testing.assert_array_equal(nearest, given['x'][:9].astype(np.float32) / 16)
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: np.full((150, 8, 8, 1), np.nan))
     lost = metrics(measured.measure(state, 0, 'test'))
     assert all(np.isnan(one['value']) and np.isfinite(one['real']) for one in lost.values())
@@ -250,15 +264,16 @@ def test_a_stacked_set_has_modes_of_all_channels(run, monkeypatch, tmp_path):
     stacked = from_arrays(splits, levels=16, num_classes=1000, licence='')
     experiment.dataset = dataclasses.replace(stacked, spec=dataclasses.replace(stacked.spec, stacked=True))
     vars(experiment).pop('__split_results', None)  # what cached_method keeps
-    evaluator = Evaluator(experiment)
+    evaluator = Evaluator(experiment, Paths(tmp_path))
     monkeypatch.setattr(evaluator, 'sample', lambda state, seed, n, labels: splits['train'].arrays['x'][:n] / 16.0)
-    measured = image_samples.ImageSamples(evaluator, Paths(tmp_path))
+    measured = ImageSamples(evaluator)
     found = metrics(measured.measure(state, 0, 'test'))
     assert features.Classifier.load(tmp_path / 'extractor.npz').shape == (8, 8, 1)
     want = len(np.unique(splits['train'].arrays['label'][:300]))
     assert found['modes']['value'] == pytest.approx(want, abs=3)
     assert found['class_kl']['perfect'] == pytest.approx(999 / 600)
-    assert measured._shares.shape == (1000,) and measured._shares.sum() == pytest.approx(1)
+    shares = evaluator.image_splits.shares
+    assert shares.shape == (1000,) and shares.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +308,7 @@ def test_what_the_data_do_not_allow_is_refused(tmp_path):
         fields = [('eval.extractor', name), *data, *([('eval.final_split', 'valid')] if name == 'classifier' else [])]
         experiment = Experiment(config_lib.load(f'{CONFIGS / "vae.py"}:smoke', fields))
         with pytest.raises(UserError, match=words):
-            image_samples.check(experiment)
+            ImageSamples.check(experiment)
 
 
 def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
@@ -308,15 +323,13 @@ def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
     monkeypatch.setattr(plots_images, 'image_pairs', lambda *a, **k: pairs.append(a))
     assert (run / 'plots' / 'neighbours.png').stat().st_size > 500
     experiment, state = Run(run).open()
-    evaluator = Evaluator(experiment)
-    pictures.draw(Paths(run), '00000040', experiment, evaluator, state, 0, [])
+    evaluator = Evaluator(experiment, Paths(run))
+    pictures.draw(evaluator, '00000040', state, 0, [], final=True)
     assert [label for label, _ in rows['progress.png']] == ['step 20', 'step 40']
     for (_, shown), step in zip(rows['progress.png'], (20, 40), strict=True):
         # As many of each class as there is room for: of 12, the first 10, which have the classes 0 to 9.
         np.testing.assert_array_equal(shown, np.load(run / 'samples' / f'{step:08d}.npz')['samples'][:10])
     assert [text.get_text() for text in figure[-1].texts] == ['step 20', *map(str, range(10)), 'step 40']
-    measured = image_samples.ImageSamples(evaluator, Paths(run))
-    pictures.draw_neighbours(Paths(run), '00000040', experiment, measured)
     samples, training, path, _, classes = pairs[-1]
     assert path == run / 'plots' / 'neighbours.png'
     drawn = np.load(run / 'samples' / '00000040.npz')
@@ -325,7 +338,7 @@ def test_pictures_of_neighbours_and_of_training_time(run, figure, monkeypatch):
     assert classes == [str(i % 10) for i in order]
     np.testing.assert_array_equal(samples, drawn['samples'][order])
     train = experiment.examples('train', np.arange(1437))['x'] / 16
-    ours, theirs = (measured.extractor.extract(x.astype(np.float32))[0] for x in (samples, train))
+    ours, theirs = (evaluator.image_splits.extractor.extract(x.astype(np.float32))[0] for x in (samples, train))
     nearest = np.linalg.norm(ours[:, None] - theirs, axis=-1).argmin(axis=1)
     np.testing.assert_allclose(training, train[nearest], atol=1e-6)
 

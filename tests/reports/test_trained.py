@@ -74,6 +74,11 @@ def test_sample_i_is_a_function_of_the_seed_and_i(vae, smoke):
     assert not rest and path.name == '00000040_sample3.npz'
     np.testing.assert_array_equal(found, samples)
     np.testing.assert_array_equal(np.load(path)['samples'], samples)
+    colder = [aigc_jax.sample(smoke('vae'), 6, 3, overrides={'sample.temperature': t}) for t in (0.5, 0.25, 1.0)]
+    half, quarter, same = (next(iter(found)) for found in colder)
+    assert same == path and len({path, half, quarter}) == 3 and half.name.startswith('00000040_sample3-')
+    assert (np.load(half)['samples'] != np.load(quarter)['samples']).any()
+    np.testing.assert_array_equal(np.load(path)['samples'], samples)
 
 
 def test_the_bound_of_a_vae_is_its_evaluations(vae):

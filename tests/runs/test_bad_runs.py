@@ -50,7 +50,7 @@ def test_a_field_below_a_number(runner, tmp_path):
     assert_refused(runner(VAE, f'--workdir={tmp_path}/run', '--config.seed.x=1'), 'seed is no group', '--config.seed=')
 
 
-@pytest.mark.parametrize('field, value', [('eval.patience', -1), ('eval.ais_chains', 0), ('eval.temperature', -1.0)])
+@pytest.mark.parametrize('field, value', [('eval.patience', -1), ('eval.ais_chains', 0), ('sample.temperature', -1.0)])
 def test_a_number_out_of_its_range(runner, tmp_path, field, value):
     answer = runner(VAE, f'--workdir={tmp_path}/run', f'--config.{field}={value}')
     assert_refused(answer, f'{field}: {value}', 'or more')

@@ -34,7 +34,7 @@ def train(writer, first, last, final=False):
 
 
 def test_a_row_has_all_digits_and_no_nan(tmp_path):
-    writer = Writer(tmp_path, 0, tensorboard=False)
+    writer = Writer(tmp_path, 0)
     value = np.float32(0.1)
     values = {'b/x': value, 'a/y': 1 / 3, 'a/n': math.nan, 'a/i': -math.inf, 'a/k': 8}
     writer.metrics(3, 'train', values, seed=2)
@@ -51,12 +51,12 @@ def test_a_row_has_all_digits_and_no_nan(tmp_path):
 
 @pytest.mark.parametrize('torn', [b'', b'{"step": 6, "spl', b'{"step": 1, "split": "train"}', b'\0\0\0'])
 def test_interrupted_and_resumed_leaves_the_file_of_an_uninterrupted_run(tmp_path, torn):
-    train(Writer(tmp_path / 'whole', 0, tensorboard=False), 1, 8, final=True)
+    train(Writer(tmp_path / 'whole', 0), 1, 8, final=True)
     cut = tmp_path / 'cut'
-    train(Writer(cut, 0, tensorboard=False), 1, 6, final=True)
+    train(Writer(cut, 0), 1, 6, final=True)
     with open(cut / 'metrics.jsonl', 'ab') as file:
         file.write(torn)
-    train(Writer(cut, 4, tensorboard=False), 5, 8, final=True)
+    train(Writer(cut, 4), 5, 8, final=True)
     assert (cut / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
     # The clock's log forgets nothing.
     assert len((cut / 'timing.jsonl').read_text().splitlines()) == 6 + 4
@@ -68,17 +68,17 @@ def test_kept_lines_stay_byte_for_byte(tmp_path):
     final = b'{"split": "final", "step": 1}\n'
     path = tmp_path / 'metrics.jsonl'
     path.write_bytes(odd + final + later)
-    Writer(tmp_path, 1, tensorboard=False).close()
+    Writer(tmp_path, 1).close()
     assert path.read_bytes() == odd
     before = path.stat()
-    Writer(tmp_path, 1, tensorboard=False).close()  # nothing to cut: the file is not rewritten
+    Writer(tmp_path, 1).close()  # nothing to cut: the file is not rewritten
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['metrics.jsonl', 'timing.jsonl']
 
 
 def test_a_torn_timing_line_goes_and_the_time_is_written(tmp_path):
     (tmp_path / 'timing.jsonl').write_bytes(b'{"time": 1.0}\n{"time": 2')
-    writer = Writer(tmp_path, 0, tensorboard=False)
+    writer = Writer(tmp_path, 0)
     writer.timing(step=5, compile_seconds=1.5)
     writer.close()
     first, second = map(json.loads, (tmp_path / 'timing.jsonl').read_text().splitlines())
@@ -91,7 +91,7 @@ def test_a_foreign_line_inside_is_named_and_nothing_is_touched(tmp_path, line):
     old = line + b'{"step": 9, "split": "train"}\n'
     (tmp_path / 'metrics.jsonl').write_bytes(old)
     with pytest.raises(RunError, match='metrics.jsonl, line 1: '):
-        Writer(tmp_path, 4, tensorboard=False)
+        Writer(tmp_path, 4)
     assert (tmp_path / 'metrics.jsonl').read_bytes() == old
 
 
@@ -110,7 +110,7 @@ class FullDisk:
 
 
 def test_a_full_disk_ends_the_run_with_one_line(tmp_path):
-    writer = Writer(tmp_path, 0, tensorboard=False)
+    writer = Writer(tmp_path, 0)
     writer.close()
     writer._metrics = FullDisk('RUN/metrics.jsonl', room=60)
     writer.metrics(1, 'train', {'m/x': 1.0})
@@ -149,15 +149,15 @@ def test_a_full_disk_loses_tensorboard_and_hangs_nothing(command_line, tmp_path)
 
 
 def test_a_copy_by_hard_links_does_not_grow_with_the_run(tmp_path):
-    train(Writer(tmp_path / 'run', 0, tensorboard=False), 1, 4)
+    train(Writer(tmp_path / 'run', 0), 1, 4)
     (tmp_path / 'copy').mkdir()
     names = 'metrics.jsonl', 'timing.jsonl'
     for name in names:
         (tmp_path / 'copy' / name).hardlink_to(tmp_path / 'run' / name)
     before = [(tmp_path / 'copy' / name).read_bytes() for name in names]
-    train(Writer(tmp_path / 'run', 4, tensorboard=False), 5, 8)
+    train(Writer(tmp_path / 'run', 4), 5, 8)
     assert [(tmp_path / 'copy' / name).read_bytes() for name in names] == before
-    train(Writer(tmp_path / 'whole', 0, tensorboard=False), 1, 8)
+    train(Writer(tmp_path / 'whole', 0), 1, 8)
     assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (tmp_path / 'whole' / 'metrics.jsonl').read_bytes()
 
 
@@ -165,7 +165,7 @@ def test_a_log_is_no_link(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'timing.jsonl').symlink_to(tmp_path / 'mine')
     with pytest.raises(RunError, match='cannot write'):
-        Writer(tmp_path / 'run', 0, tensorboard=False)
+        Writer(tmp_path / 'run', 0)
     assert not (tmp_path / 'mine').exists()
 
 

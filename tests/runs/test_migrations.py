@@ -1,6 +1,7 @@
 """Runs of before the fields had a version are opened with the values that they were made with.
 
 schema_0/ holds config.json of such runs, as the configs of 23 and 24 November 2026 wrote them in their smoke variants.
+schema_1/ holds those of 27 November, before `sample`; some fields of `eval` that it has now are not the defaults there.
 """
 
 import json
@@ -8,7 +9,7 @@ import pathlib
 import shutil
 
 import pytest
-from refusals import VAE, assert_refused
+from refusals import GAN, VAE, assert_refused
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
@@ -20,7 +21,7 @@ LATER = {
     'vae': {
         'model.kind': 'mlp', 'model.prior': 'normal', 'model.posterior': 'gaussian', 'model.stochastic_layers': 1,
         'task.estimator': 'standard', 'task.free_bits': 0.0, 'task.tc_weight': 0.0, 'eval.k_curve': False,
-        'eval.temperature': 1.0, 'eval.ais_temperatures': 0, 'eval.interpolation': 'spherical', 'eval.extractor': '',
+        'sample.temperature': 1.0, 'eval.ais_temperatures': 0, 'eval.interpolation': 'spherical', 'eval.extractor': '',
         'data.shape': (), 'data.augment.flip': False, 'data.augment.mixup': 0.0, 'optim.model.clip_weights': 0.0,
     },
     'gan': {
@@ -30,10 +31,16 @@ LATER = {
     },
     'gpt': {
         'data.code': False, 'data.fim_rate': 0.0, 'data.fim_identifiers': 0.0, 'data.dir': '', 'eval.problems': '',
-        'model.scan_layers': False,
+        'model.scan_layers': False, 'sample.temperature': 1.0, 'sample.top_k': 0, 'sample.top_p': 1.0,
     },
     'rnn_lm': {'data.code': False, 'data.dir': '', 'eval.problems': ''},
-    'vq': {'eval.temperature': 1.0, 'eval.num_samples': 10_000, 'eval.extractor': ''},
+    'vq': {'sample.temperature': 1.0, 'eval.num_samples': 10_000, 'eval.extractor': ''},
+}  # fmt: skip
+
+
+SAMPLING = {
+    'sample.repetition_penalty': 1.0, 'sample.temperature': 1.0, 'sample.top_k': 0, 'sample.top_p': 1.0,
+    'sample.min_p': 0.0,
 }  # fmt: skip
 
 
@@ -54,6 +61,60 @@ def test_an_old_config_keeps_its_values_and_gets_those_it_lacked(path, tmp_path)
     # Brought up once, it is a config of today.
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))
     assert config_lib.flatten(config_lib.from_json(tmp_path / 'config.json')) == after
+
+
+MOVED = {
+    'flow': {
+        'eval.solver': 'sample.solver', 'eval.steps': 'sample.steps', 'eval.tolerance': 'sample.tolerance',
+        'eval.guidance': 'sample.guidance',
+    },
+    'vae': {'eval.temperature': 'sample.temperature'},
+    'vq': {'eval.temperature': 'sample.temperature'},
+    'gan': {},
+    'gpt': {},
+}  # fmt: skip
+FLOW = '--config=configs/flow.py:smoke'
+
+
+@pytest.mark.parametrize('name', MOVED)
+def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
+    path = OLD[0].parent.parent / 'schema_1' / f'{name}.json'
+    shutil.copy(path, tmp_path / 'config.json')
+    before = config_lib.flatten(config_lib.ConfigDict(config_lib._tuples(json.loads(path.read_text()))))
+    assert before.pop('schema') == 1 and not any(field.startswith('sample') for field in before)
+    config = config_lib.from_json(tmp_path / 'config.json')
+    config_lib.check(config)
+    after = config_lib.flatten(config)
+    assert after.pop('schema') == SCHEMA
+    expected = {MOVED[name].get(field, field): value for field, value in before.items()}
+    if name == 'flow':  # one tolerance was that of both
+        assert expected['sample.solver'] == 'mean_flow' and expected['sample.guidance'] == 2.0
+        expected['eval.nll_tolerance'] = before['eval.tolerance']
+    if name == 'vae':
+        assert after['sample.temperature'] == 0.7
+    added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
+    assert {field: (dict(v) if field == 'sample' else v) for field, v in after.items()} == {**added, **expected}
+    assert Experiment(config).abstract_state.params
+    (tmp_path / 'config.json').write_text(config_lib.to_json(config))
+    assert config_lib.flatten(config_lib.from_json(tmp_path / 'config.json')) == {**after, 'schema': SCHEMA}
+
+
+OLD_NAMES = {
+    'solver': ([FLOW, '--config.eval.solver=euler'], "eval has no field 'solver'; did you mean sample.solver?"),
+    'tolerance': ([FLOW, '--config.eval.tolerance=1e-4'], 'did you mean sample.tolerance, nll_tolerance?'),
+    'of a VAE': ([VAE, '--config.eval.temperature=0.5'], "'temperature'; did you mean sample.temperature"),
+    'in a file': (['--config={}/mine.py:slow'], 'eval.steps: eval has no such field; did you mean sample.steps?'),
+    'of no sampler': ([GAN, '--config.sample.temprature=0.5'], "sample has no field 'temprature'; there is none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('arguments, words', OLD_NAMES.values(), ids=OLD_NAMES)
+def test_an_old_name_is_refused_with_the_new_one(runner, tmp_path, arguments, words):
+    flow = OLD[0].parents[3] / 'configs' / 'flow.py'
+    (tmp_path / 'mine.py').write_text(flow.read_text() + "VARIANTS['slow'] = {'eval.steps': 100}\n")
+    answer = runner(*(argument.format(tmp_path) for argument in arguments), f'--workdir={tmp_path}/run')
+    assert_refused(answer, words)
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_run_that_began_from_another_took_its_parameters_themselves(tmp_path):
@@ -77,7 +138,7 @@ def old_form(folder: pathlib.Path) -> None:
     fields = json.loads((folder / 'config.json').read_text())
     del fields['schema'], fields['data']['shape'], fields['data']['augment'], fields['eval']['extractor']
     del fields['optim']['model']['clip_weights'], fields['task']['estimator'], fields['model']['prior']
-    del fields['model']['kind'], fields['eval']['also_each'], fields['eval']['interpolation']
+    del fields['sample'], fields['model']['kind'], fields['eval']['also_each'], fields['eval']['interpolation']
     (folder / 'config.json').write_text(json.dumps(fields))
 
 

@@ -164,13 +164,13 @@ def program(folder: pathlib.Path) -> None:
     with meter.phase('restore'):
         state = checkpoints.restore(1, experiment.abstract_state)
     checkpoints.close()
-    evaluator = memory.recorded(Evaluator(experiment), programs)
+    evaluator = memory.recorded(Evaluator(experiment, Paths(folder)), programs)
     with meter.phase('evaluate'):
         Evaluation(evaluator).each(state, 0, 'valid')
     with meter.phase('sample'):
         evaluator.sample(state, 0, 16)
     with meter.phase('draw'):
-        pictures.draw(Paths(folder), '00000001', experiment, evaluator, state, 0, [])
+        pictures.draw(evaluator, '00000001', state, 0, [])
     del state, call
     devices, values, opened = jax.devices(), {}, {}
     for name, number, overrides in (('shards', 8, []), ('four', 4, [('parallel.mesh.fsdp', '4')]), ('one', 1, [])):

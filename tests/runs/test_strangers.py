@@ -99,7 +99,7 @@ NO_JSON = {
 def rows_of(path):
     config = config_lib.load('configs/vae.py:smoke', [('eval.best_metric', 'model/nll')])
     early_stopping.is_over(config, Run(path.parent), 40)
-    log = logs.Writer(path.parent, 40, tensorboard=False)
+    log = logs.Writer(path.parent, 40)
     early_stopping.Watch(config.eval, log.rows())
     log.close()
 

@@ -24,7 +24,7 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 from aigc_jax.tasks.flow import couplings, paths, solvers
-from aigc_jax.tasks.flow.task import Flow, Sampler, Source
+from aigc_jax.tasks.flow.task import Flow, Source
 from aigc_jax.training import trainer
 
 CONFIG = str(pathlib.Path(__file__).parents[2] / 'configs' / 'flow.py')
@@ -263,7 +263,7 @@ class _Linear(nn.Module):
 def linear_flow(wrong=0.0, steps=1):
     return Flow(
         network=_Linear(0.7, wrong), shape=(2,), num_classes=0, options={'objective': 'mean_velocity'}, source=NORMAL,
-        sampler=Sampler('mean_flow', steps, 1e-3, 1.0, 0, 0), grid=None, log_factor=0.0,
+        sampling=dict(solver='mean_flow', steps=steps, guidance=1.0), evaluation={}, grid=None, log_factor=0.0,
     )  # fmt: skip
 
 
@@ -354,7 +354,7 @@ def test_a_network_reads_x_time_and_class(network, shape):
 def test_guidance_goes_from_the_field_without_the_class_through_that_with_it():
     found = {}
     for w in (0.0, 1.0, 3.0):
-        experiment = make(model__conditional=True, eval__guidance=w, data__scale='unit')
+        experiment = make(model__conditional=True, sample__guidance=w, data__scale='unit')
         flow, (params, _) = flow_of(experiment), moved(experiment)
         theta, labels = params['model'], jnp.arange(6)
         x, t = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64)), jnp.float32), jnp.full(6, 0.4)
@@ -371,14 +371,32 @@ def test_guidance_goes_from_the_field_without_the_class_through_that_with_it():
 
 def test_evaluations_of_the_network_are_counted():
     for fields, expected in (
-        (dict(eval__solver='euler', eval__steps=7), 7),
-        (dict(eval__solver='heun', eval__steps=3, model__conditional=True, eval__guidance=2.0), 12),
+        (dict(sample__solver='euler', sample__steps=7), 7),
+        (dict(sample__solver='heun', sample__steps=3, model__conditional=True, sample__guidance=2.0), 12),
     ):
         experiment = make(**fields)
         params, extra = start(experiment)
         batch = experiment.preprocess(experiment.examples('test', np.arange(3)), context(3))
         found = jax.jit(experiment.task.get(SplitStatistic).collect)(params, extra, batch, context(3))
         assert (found['model/evaluations'] == expected).all()
+
+
+def test_sample_says_how_samples_are_drawn_and_eval_how_the_likelihood_is_integrated():
+    def found(**fields):
+        experiment = make(eval__probes=1, **fields)
+        params, extra = moved(experiment)
+        batch, collect = experiment.examples('test', np.arange(5)), experiment.task.get(SplitStatistic).collect
+        one = jax.jit(collect)(params, extra, experiment.preprocess(batch, context(5)), context(5))
+        samples = Evaluator(experiment).sample(experiment.create_state(params, extra.stats), 0, 5)
+        return np.asarray(one['model/nll']), np.asarray(one['model/evaluations']), samples
+
+    nll, evaluations, samples = found(data__scale='unit', task__dequantize=False)
+    other = found(data__scale='unit', task__dequantize=False, sample__tolerance=1e-5)
+    np.testing.assert_array_equal(other[0], nll)
+    assert (other[1] > evaluations).all() and (other[2] != samples).any()
+    other = found(data__scale='unit', task__dequantize=False, eval__nll_tolerance=1e-5)
+    assert (other[0] != nll).any()
+    np.testing.assert_array_equal(other[2], samples)
 
 
 def test_a_sample_is_a_function_of_seed_index_and_class_alone():
@@ -398,7 +416,7 @@ def test_a_sample_is_a_function_of_seed_index_and_class_alone():
 
 
 def test_codes_lead_back_to_the_examples():
-    experiment = make('ring8,smoke', data__name='ring8', eval__tolerance=1e-5)
+    experiment = make('ring8,smoke', data__name='ring8', eval__nll_tolerance=1e-5)
     params, extra = moved(experiment, scale=0.1)
     batch = experiment.preprocess(experiment.examples('test', np.arange(20)), context(20))
     codes = jax.jit(experiment.task.get(LatentSpace).encode)(params, extra, batch, context(20))
@@ -453,11 +471,11 @@ def test_squared_wasserstein_distance():
         ('smoke', dict(task__coupling='class_optimal'), 'model.conditional=True'),
         ('smoke', dict(task__coupling='optimall'), 'did you mean optimal'),
         ('smoke', dict(task__source='eight_gaussians'), 'points in the plane'),
-        ('smoke', dict(eval__solver='mean_flow'), 'mean_velocity'),
-        ('smoke', dict(eval__guidance=2.0), 'model.conditional=True'),
-        ('smoke', dict(model__conditional=True, task__class_dropout=0.0, eval__guidance=2.0), 'class_dropout above 0'),
-        ('smoke', dict(eval__tolerance=1e-9), 'eval.tolerance'),
-        ('smoke', dict(eval__steps=0), 'eval.steps'),
+        ('smoke', dict(sample__solver='mean_flow'), 'mean_velocity'),
+        ('smoke', dict(sample__guidance=2.0), 'model.conditional=True'),
+        ('smoke', dict(model__conditional=True, task__class_dropout=0.0, sample__guidance=2.0), 'class_dropout above'),
+        ('smoke', dict(sample__tolerance=1e-9), 'sample.tolerance'),
+        ('smoke', dict(sample__steps=0), 'sample.steps'),
         ('smoke', dict(model__network__width=15), 'even number'),
         ('smoke', dict(task__class_dropout=1.5), 'task.class_dropout: 1.5'),
         ('digits', dict(data__name='ring8', data__scale='unit'), 'set it to mlp'),
@@ -484,8 +502,13 @@ def test_a_stopped_run_goes_on_bit_for_bit(command_line, leaves, assert_same_bit
     written = json.loads((whole / 'evaluation.json').read_text())
     assert written['model/evaluations']['value'] == 1 and written['model/nll']['n'] == 180
     command_line.run(None, whole, '--mode=sample', '--num_samples=12')
-    again = command_line.run(None, whole, '--mode=evaluate', eval__solver='midpoint', eval__steps=4)
+    again = command_line.run(None, whole, '--mode=evaluate', sample__solver='midpoint', sample__steps=4)
     assert '8 ' in next(line for line in again.stdout.splitlines() if line.startswith('model/evaluations'))
+    command_line.run(None, whole, '--mode=evaluate')
+    found = {name: one for name, one in Run(whole).evaluations().items() if name != 'evaluation'}
+    assert {(one['sample']['solver'], one['sample']['steps']) for one in found.values()} == {
+        ('mean_flow', 1), ('midpoint', 4)
+    }  # fmt: skip
 
 
 def test_replicas_are_their_single_runs(tmp_path):
@@ -503,13 +526,14 @@ def test_replicas_are_their_single_runs(tmp_path):
 def test_a_field_that_is_learned_carries_the_source_to_the_data(tmp_path):
     """Of ring8 in 1500 steps: nearly all samples lie near a mode; by one step of Euler they do not."""
     fields = dict(total_steps=1500, steps_per_call=500, log_every_steps=500, eval_every_steps=1500, batch_size=256,
-                  checkpoint_every_steps=1500, eval__num_samples=500, eval__tolerance=1e-3, model__network__width=64,
-                  model__network__depth=2, optim__model__ema_decay=0.99, data__name='ring8')  # fmt: skip
+                  checkpoint_every_steps=1500, eval__num_samples=500, sample__tolerance=1e-3, model__network__width=64,
+                  model__network__depth=2, optim__model__ema_decay=0.99, eval__nll_tolerance=1e-3,
+                  data__name='ring8')  # fmt: skip
     fields = [(name.replace('__', '.'), str(value)) for name, value in fields.items()]
     trainer.train(config_lib.load(f'{CONFIG}:ring8,smoke', fields), Run(tmp_path))
     distance = {}
     for solver in ('dopri5', 'euler'):
-        experiment, state = Run(tmp_path).open(overrides=[('eval.solver', solver), ('eval.steps', '1')])
+        experiment, state = Run(tmp_path).open(overrides=[('sample.solver', solver), ('sample.steps', '1')])
         samples = Evaluator(experiment).sample(state, 0, 500)
         distance[solver] = squared_wasserstein(samples, experiment.examples('test', np.arange(500))['x'])
     real = make('ring8,smoke', data__name='ring8').dataset.splits['test'].arrays['x']

@@ -341,8 +341,11 @@ def test_the_written_gradient_of_attention_is_that_of_its_formula(cached):
     q, k, v, probe = keys
     document = jnp.cumsum(jax.random.bernoulli(jax.random.key(9), 0.02, (n, length)), axis=1)
     mask = (jnp.arange(length) <= jnp.arange(length)[:, None]) & (document[:, :, None] == document[:, None, :])
-    model = transformer.Block(0, 1, groups * per_group, groups, groups * per_group * d, 8, 'none', 'rmsnorm', 'gelu',
-                              False, False, False, 0.0, 'einsum', jnp.float32)  # fmt: skip
+    model = transformer.Block(
+        index=0, layers=1, heads=groups * per_group, kv_heads=groups, width=groups * per_group * d, mlp_width=8,
+        position='none', norm='rmsnorm', activation='gelu', qk_norm=False, bias=False, zero_init=False, dropout=0.0,
+        attention='einsum',
+    )  # fmt: skip
 
     def ours(q, k, v):
         out = model.apply({}, q.reshape(n, -1, length, d), k, v, mask, not cached, None, method='_attend')

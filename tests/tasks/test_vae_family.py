@@ -273,7 +273,7 @@ def test_a_run_draws_its_latent_space_and_is_diagnosed(tmp_path, monkeypatch):
     assert 0 < written['model/mutual_information']['value'] <= math.log(180)
     warm, cold = (
         Evaluator(experiment).sample(state, 0, 20)
-        for experiment, state in (Run(tmp_path).open(), Run(tmp_path).open(overrides=[('eval.temperature', '0')]))
+        for experiment, state in (Run(tmp_path).open(), Run(tmp_path).open(overrides=[('sample.temperature', '0')]))
     )
     assert (warm[0] != warm[10]).any() and (cold[0] == cold[10]).all()  # of the same class
 
@@ -341,14 +341,14 @@ def test_a_run_of_earlier_days_opens(tmp_path):
         (dict(task__estimator='drag'), "task.estimator: 'drag'"),
         (dict(task__beta=-1.0), 'task.beta: -1.0; it is 0 or more'),
         (dict(task__beta='1e999'), 'task.beta: inf is no finite number'),
-        (dict(eval__temperature='1e999'), 'eval.temperature: inf is no finite number'),
+        (dict(sample__temperature='1e999'), 'sample.temperature: inf is no finite number'),
         (dict(task__k=0), 'task.k: 0; it is 1 or more'),
         (dict(task__free_bits=0.1, micro_batches=2), 'task.free_bits: 0.1 is of a whole batch'),
         (dict(task__likelihood='optimal_gaussian', micro_batches=2), 'task.likelihood: optimal_gaussian is of a whole'),
         (dict(task__k=2, task__free_bits=0.1), 'task.free_bits: 0.1; it is 0 where task.k'),
         (dict(task__tc_weight=1.0, model__posterior='iaf'), 'task.tc_weight: wants model.posterior gaussian'),
         (dict(task__likelihood='logistic'), "task.likelihood: 'logistic'"),
-        (dict(eval__temperature=-1.0), 'eval.temperature: -1.0; it is 0 or more'),
+        (dict(sample__temperature=-1.0), 'sample.temperature: -1.0; it is 0 or more'),
         (dict(model__flow__activation='swoosh', model__prior='flow'), "model.flow.activation: 'swoosh'"),
     ],
     ids=lambda x: str(x)[:40],

@@ -195,7 +195,7 @@ def test_the_prior_draws_from_what_its_loss_measures(prior):
 
 
 def test_the_temperature_of_samples_is_a_field():
-    task = Experiment(config_of('smoke', eval__temperature=0.0)).task
+    task = Experiment(config_of('smoke', sample__temperature=0.0)).task
     ctx = rng.context(0, 'sample', 0, jnp.arange(8))
     samples = jax.jit(lambda key: task.get(Samples).draw(*task.init(key), ctx, None))(jax.random.key(0))
     assert (samples == samples[0]).all()
@@ -295,8 +295,8 @@ def test_the_codebook_is_renewed_in_the_turn_of_the_model_alone(trained):
     ('smoke', {'model.conditional': True, 'data.name': 'ring8'}, 'vq is for images'),
     ('smoke', {'data.scale': 'symmetric'}, 'task.likelihood'),
     ('smoke', {'task.likelihood': 'gausian'}, 'did you mean gaussian'),
-    ('smoke', {'eval.temperature': -1.0}, 'eval.temperature: -1.0; it is 0 or more'),
-    ('smoke', {'eval.temperature': math.nan}, 'eval.temperature: nan'),
+    ('smoke', {'sample.temperature': -1.0}, 'eval.temperature: -1.0; it is 0 or more'),
+    ('smoke', {'sample.temperature': math.nan}, 'eval.temperature: nan'),
 ])  # fmt: skip
 def test_fields_that_do_not_fit_are_named(arg, fields, words):
     config = config_of(arg)

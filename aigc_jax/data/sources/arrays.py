@@ -5,7 +5,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -88,16 +88,24 @@ def _unclear(why: str, shapes: Mapping[str, tuple[int, ...]], where: str) -> Use
     )
 
 
-def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: bool = False) -> Dataset:
-    """Checks the parts, makes images or points of them, and holds out the splits that there are not.
+def load(
+    cfg, read: Callable[[str], Parts], places: Mapping[str, str], flat_images: bool = False, grouped: bool = False
+) -> Dataset:
+    """The set of the arrays that `read` finds at a place, {'': place}, or at several, {split: place}: of each of these
+    the part of that name, or its only one. Makes images or points of them, and holds out the splits that there are not.
 
-    cfg: has `valid_examples` (see `dataset.divide`) and perhaps `shape`, of images that are stored flat.
+    cfg: has `valid_examples` (see `dataset.divide`) and `shape`, of images that are stored flat.
     flat_images: rows are images whatever they hold; otherwise points, where they do not look like images.
     grouped: like examples may stand together, as they do where their labels are in order.
 
     Raises:
-      UserError: if an array is neither, or does not fit the others.
+      UserError: if an array is neither, or does not fit the others; as `read`.
     """
+    if '' in places:
+        where = places['']
+        parts = read(where)
+    else:
+        parts, where = {split: _part(read(place), split, place) for split, place in places.items()}, cfg.name
     _check_arrays(parts, where)
     shape = tuple(cfg.shape)
     parts = _examples_first(parts, shape, where)
@@ -105,8 +113,14 @@ def assemble(cfg, parts: Parts, where: str, flat_images: bool = False, grouped: 
     return _divided(cfg, x, {split: y for split, (_, y) in parts.items() if y is not None}, {}, where, grouped)
 
 
+def _part(held: Parts, split: str, place: str) -> tuple[np.ndarray, np.ndarray | None]:
+    if split not in held and len(held) > 1:
+        raise UserError(f'{place}: holds {", ".join(held)}; {split}=… needs one set, or {split} among them')
+    return held[split] if split in held else next(iter(held.values()))
+
+
 def assemble_own(cfg, parts: Parts, others: Mapping[str, Mapping[str, np.ndarray]], where: str) -> Dataset:
-    """As `assemble`, of arrays whose axes are known, so that rows of floats are points, and nothing else is guessed at.
+    """As `load`, of arrays whose axes are known, so that rows of floats are points, and nothing else is guessed at.
 
     others: more arrays of each split by name, each with one row an example, which a task may read.
     """
@@ -126,7 +140,7 @@ def _divided(
     cfg, x: dict[str, np.ndarray], given: Mapping[str, np.ndarray], others: Mapping[str, Mapping[str, np.ndarray]],
     where: str, grouped: bool,
 ) -> Dataset:  # fmt: skip
-    """A Dataset of examples by split, of their labels as they are given, and of more arrays, as `assemble` has it."""
+    """A Dataset of examples by split, of their labels as they are given, and of more arrays, as `load` has it."""
     if given and len(given) < len(x):
         raise UserError(f'{where}: labels for {", ".join(given)} alone; give every split labels, or none')
     y = {split: labels.fit(label, len(x[split]), f'{where}: {split or "all"}') for split, label in given.items()}

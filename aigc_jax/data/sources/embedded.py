@@ -21,7 +21,6 @@ def digits(cfg) -> Dataset:
     Train 1437, valid 180, test 180, by one fixed permutation: scikit-learn gives the examples in the order of
     their writers, and has no split of its own.
     """
-    del cfg
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -40,30 +39,20 @@ def digits(cfg) -> Dataset:
 
 
 def mixture(cfg) -> Dataset:
-    """`gaussian2d`, `ring8` or `grid25`: data.num_examples training draws, 10,000 each for valid and test.
-
-    A function of the name and data.num_examples alone; a smaller training set is the beginning of a larger
-    one, and valid and test are the same for all sizes. Labels are the components; none for one component.
-
-    Raises:
-      UserError: if data.num_examples is below 1.
-    """
+    """`gaussian2d`, `ring8` or `grid25`, as `_drawn`. Labels are the components; none for one component."""
     density = MIXTURES[cfg.name]()
     classes = len(density.means) if len(density.means) > 1 else 0
     return _drawn(cfg, density.sample, classes, density)
 
 
 def moons(cfg) -> Dataset:
-    """Two half circles of radius 3 that reach into each other, torchcfm's `sample_moons` (Tong et al. 2024):
-    data.num_examples training draws, 20,000 each for valid and test, since 10,000 samples beside their floor (metrics.
-    transport) need as many; labels are the moons.
+    """Two half circles of radius 3 that reach into each other: torchcfm's `sample_moons` (Tong et al. 2024).
+
+    As `_drawn`, with 20,000 for valid and for test, since 10,000 samples beside their floor (metrics.transport) need as
+    many. Labels are the moons.
 
     3 m + 3 u (1, 1) − 1, m on a half circle at a uniform angle and u ~ U[0, 0.2] the same for both coordinates, which
-    is what torchdyn's `generate_moons(noise=0.2)` adds. Theirs has evenly spaced angles. A smaller training set is the
-    beginning of a larger one.
-
-    Raises:
-      UserError: if data.num_examples is below 1.
+    is what torchdyn's `generate_moons(noise=0.2)` adds. Theirs has evenly spaced angles.
     """
     return _drawn(cfg, _moons, num_classes=2, held_out=2 * _EVAL_EXAMPLES)
 
@@ -79,8 +68,11 @@ def _moons(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 def _drawn(
     cfg, sample, num_classes: int, density: Mixture | None = None, held_out: int = _EVAL_EXAMPLES
 ) -> Dataset:
-    """sample(rng, n) -> (x (n, D), label (n,)); the labels are left out where there are no classes.
-    held_out: the draws of valid, and of test."""
+    """data.num_examples training draws, and held_out for valid and for test, which are the same for all sizes.
+
+    A function of the name and data.num_examples alone; a smaller training set is the beginning of a larger one.
+    sample(rng, n) -> (x (n, D), label (n,)); the labels are left out where there are no classes. Raises UserError.
+    """
     if cfg.num_examples < 1:
         raise UserError(f'data.num_examples={cfg.num_examples}: {cfg.name} needs 1 training example or more')
     memory.want(_BYTES_A_POINT * cfg.num_examples, f'data.num_examples={cfg.num_examples}')

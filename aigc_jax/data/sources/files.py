@@ -11,7 +11,6 @@ import mmap
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -20,9 +19,8 @@ from aigc_jax.core import npy as npy_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import SUFFIXES, open_compressed
 from aigc_jax.core.notes import note
-from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.sources import arrays
-from aigc_jax.data.sources.arrays import Parts, assemble
+from aigc_jax.data.sources.arrays import Parts
 
 # MATLAB's classes of arrays of numbers or text, and the bytes of an element.
 _MAT_KINDS = {
@@ -37,56 +35,12 @@ _CONVERT = (
 )
 
 
-def idx(cfg, where: str) -> Dataset:
+def read_idx(where: str, mapped: bool = False) -> Parts:
     """A folder in MNIST's format: {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, compressed or not.
 
-    Labels may be absent, then from all parts; a part alone is a set that is divided. Raises UserError if a file is
-    missing, damaged, or does not fit the others.
+    Labels may be absent, then from all parts. mapped, here and below: what is not compressed is mapped into memory,
+    instead of read. Raises UserError if a file is missing, damaged, or does not fit the others.
     """
-    return assemble(cfg, read_idx(where, cfg.stream), where)
-
-
-def npz(cfg, where: str) -> Dataset:
-    """An .npz file of arrays with names that `arrays.by_role` understands. Raises UserError, as all here."""
-    return assemble(cfg, read_npz(where, cfg.stream), where)
-
-
-def npy(cfg, where: str) -> Dataset:
-    """An .npy file: one array of examples, without labels."""
-    return assemble(cfg, read_npy(where, cfg.stream), where)
-
-
-def mat(cfg, where: str) -> Dataset:
-    """A .mat file of MATLAB's version 7 or before, with variables named as the arrays of an .npz."""
-    return assemble(cfg, read_mat(where), where)
-
-
-def amat(cfg, where: str) -> Dataset:
-    """A folder with *_train.amat, *_valid.amat and *_test.amat: a line of text per image.
-
-    The values, separated by blanks, are 0 and 1 (statically binarized MNIST: Larochelle & Murray 2011) or
-    floats in [0, 1]. No labels.
-    """
-    return assemble(cfg, read_amat(where), where, flat_images=True)
-
-
-def joined(cfg, read: Callable[[str], Parts], places: Mapping[str, str], grouped: bool = False) -> Dataset:
-    """The set whose splits lie at several places, {split: place}: of each the part of that name, or its only one.
-    grouped: see `assemble`.
-
-    Raises UserError, as `read`.
-    """
-    parts = {}
-    for split, where in places.items():
-        held = read(where)
-        if split not in held and len(held) > 1:
-            raise UserError(f'{where}: holds {", ".join(held)}; {split}=… needs one set, or {split} among them')
-        parts[split] = held[split] if split in held else next(iter(held.values()))
-    return assemble(cfg, parts, cfg.name, grouped=grouped)
-
-
-def read_idx(where: str, mapped: bool = False) -> Parts:
-    """mapped, here and below: what is not compressed is mapped into memory, instead of read."""
     found: dict[tuple[str, str], str] = {}
     for name in _listed(where, 'idx'):
         if match := re.fullmatch(_IDX + _ENDS, name, re.IGNORECASE):
@@ -114,15 +68,15 @@ def read_idx(where: str, mapped: bool = False) -> Parts:
         if labelled and (split, 'labels') not in found:
             name = found[split, 'images'].replace('images', 'labels').replace('idx3', 'idx1')
             raise UserError(f'{where}: {name} is missing, but other images have labels; give all labels, or none')
-        x, y = (
+        parts[split] = tuple(
             _read_ubyte(os.path.join(where, found[split, what]), mapped) if (split, what) in found else None
             for what in ('images', 'labels')
         )
-        parts[split] = x, y
     return parts
 
 
 def read_npz(where: str, mapped: bool = False) -> Parts:
+    """An .npz file of arrays with names that `arrays.by_role` understands. Raises UserError, as all here."""
     try:
         with open_compressed(where) as file:
             file = _seekable(file, where)
@@ -138,6 +92,7 @@ def read_npz(where: str, mapped: bool = False) -> Parts:
 
 
 def read_npy(where: str, mapped: bool = False) -> Parts:
+    """An .npy file: one array of examples, without labels."""
     try:
         with open_compressed(where) as file:
             plain = _is_plain(file)
@@ -153,8 +108,8 @@ def read_npy(where: str, mapped: bool = False) -> Parts:
 
 
 def read_mat(where: str) -> Parts:
+    """A .mat file of MATLAB's version 7 or before, with variables named as the arrays of an .npz."""
     import scipy.io
-    import scipy.sparse
 
     try:
         with open_compressed(where) as file:
@@ -173,9 +128,8 @@ def read_mat(where: str) -> Parts:
         ) from None
     except (*npy_lib.BROKEN, TypeError, IndexError, scipy.io.matlab.MatReadError) as e:
         raise _unreadable(where, e, "a .mat of MATLAB's version 5 to 7") from e
-    held = {name: value for name, value in held.items() if not name.startswith('__')}
-    plain = {name: value for name, value in held.items() if getattr(value, 'dtype', np.dtype('O')).kind in 'biufU'}
-    plain = {name: value for name, value in plain.items() if not scipy.sparse.issparse(value)}
+    # Others are scipy's '__header__', sparse matrices and objects.
+    plain = {name: x for name, x in held.items() if isinstance(x, np.ndarray) and x.dtype.kind in 'biufU'}
     if rest := sorted(kinds.keys() - plain.keys()):
         note(f'{where}: left out, for they are no plain arrays: {", ".join(rest)}')
     names = arrays.by_role({name: value.shape for name, value in plain.items()}, where)
@@ -183,6 +137,11 @@ def read_mat(where: str) -> Parts:
 
 
 def read_amat(where: str) -> Parts:
+    """A folder with *_train.amat, *_valid.amat and *_test.amat: a line of text per image.
+
+    The values, separated by blanks, are 0 and 1 (statically binarized MNIST: Larochelle & Murray 2011) or
+    floats in [0, 1]. No labels.
+    """
     parts = {}
     for split in arrays.SPLITS:
         found = [name for name in _listed(where, 'amat') if re.fullmatch(rf'.*_{split}\.amat{_ENDS}', name)]

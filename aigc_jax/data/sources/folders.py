@@ -14,15 +14,15 @@ from aigc_jax.core import memory
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.records import regular
-from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.sources import arrays
-from aigc_jax.data.sources.arrays import Parts, assemble
+from aigc_jax.data.sources.arrays import Parts
 
 _FORMATS = {
     '.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WEBP', '.bmp': 'BMP', '.pgm': 'PPM', '.ppm': 'PPM',
 }  # fmt: skip
 # What pillow raises for a damaged file, or for one that says that it is enormous.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_HIDDEN = ('.', '__MACOSX')
 _GREY = ('1', 'L', 'LA')
 _DEEP = ('I', 'F')  # 16 bit and more: I, I;16, I;16B, F
 _TURNED = ('JPEG', 'MPO', 'WEBP')  # by their EXIF orientation, as everyone shows them
@@ -33,7 +33,7 @@ _RESIZE = (
 )
 
 
-def images(cfg, where: str) -> Dataset:
+def read_images(where: str) -> Parts:
     """A folder of images of one size. Its folders train, valid and test are splits; any others are a class each.
 
     Grey images have one channel, others three; a grey image among coloured ones gets three.
@@ -41,17 +41,14 @@ def images(cfg, where: str) -> Dataset:
     Raises:
       UserError: if there are none, one is damaged, or they are of different sizes (with a command that resizes them).
     """
-    return assemble(cfg, read_images(where), where, grouped=True)
-
-
-def read_images(where: str) -> Parts:
     root = pathlib.Path(where)
     if not root.is_dir():
         raise UserError(f'{where}: there is no such folder; data.name=images:DIR reads the images in a folder')
     skipped: list[pathlib.Path] = []
-    groups = {folder.name: _below(folder, skipped) for folder in sorted(root.iterdir()) if _is_folder(folder)}
-    groups = {name: paths for name, paths in groups.items() if paths}
-    loose = _images([path for path in sorted(root.iterdir()) if path.is_file()], skipped)
+    inside = sorted(root.iterdir())
+    folders = [path for path in inside if path.is_dir() and not path.name.startswith(_HIDDEN)]
+    groups = {folder.name: paths for folder in folders if (paths := _below(folder, skipped))}
+    loose = _images([path for path in inside if path.is_file()], skipped)
     splits = {name: arrays.split_of(name) for name in groups if arrays.split_of(name)}
     if len(set(splits.values())) < len(splits):
         raise UserError(f'{where}: the folders {", ".join(splits)} mean the same split; keep one of them')
@@ -63,32 +60,26 @@ def read_images(where: str) -> Parts:
     if splits:
         if rest := sorted(groups.keys() - splits.keys()):
             note(f'{where}: left out, beside {", ".join(splits)}: the folders {", ".join(rest)}')
-        listed = {split: _by_class(root / name, groups[name]) for name, split in splits.items()}
+        listed = {split: (root / name, groups[name]) for name, split in splits.items()}
     else:
-        listed = {'': _by_class(root, loose or [path for paths in groups.values() for path in paths])}
+        listed = {'': (root, loose or [path for paths in groups.values() for path in paths])}
+    classes = {split: _classes(*there) for split, there in listed.items()}
     if skipped:
         them = str(skipped[0]) + (f', … ({len(skipped)} files)' if len(skipped) > 1 else '')
         note(f'{where}: left out, for they are no {"/".join(_FORMATS)} images: {them}')
-    everything = [path for paths, _ in listed.values() for path in paths]
+    everything = [path for _, paths in listed.values() for path in paths]
     if not everything:
         raise UserError(f'{where}: holds no image ({" ".join(_FORMATS)}), nor do its folders')
-    x = _read(everything, root)
-    parts, begin = {}, 0
-    for split, (paths, classes) in listed.items():
-        parts[split] = x[begin : begin + len(paths)], np.array(classes) if classes else None
-        begin += len(paths)
-    return parts
-
-
-def _is_folder(path: pathlib.Path) -> bool:
-    return path.is_dir() and not path.name.startswith(('.', '__MACOSX'))
+    ends = np.cumsum([len(paths) for _, paths in listed.values()])
+    parts = np.split(_read(everything, root), ends[:-1])
+    return {split: (x, classes[split]) for split, x in zip(listed, parts, strict=True)}
 
 
 def _below(folder: pathlib.Path, skipped: list[pathlib.Path]) -> list[pathlib.Path]:
     """The images in a folder and its folders, in the order of their names."""
     found = []
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(('.', '__MACOSX'))]
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         found += _images([pathlib.Path(place, name) for name in files], skipped)
     return sorted(found)
 
@@ -101,12 +92,12 @@ def _images(paths: list[pathlib.Path], skipped: list[pathlib.Path]) -> list[path
     return found
 
 
-def _by_class(root: pathlib.Path, paths: list[pathlib.Path]) -> tuple[list[pathlib.Path], list[str]]:
-    """The images, and the folder below `root` that each lies in; none where there are not two folders."""
+def _classes(root: pathlib.Path, paths: list[pathlib.Path]) -> np.ndarray | None:
+    """The folder below `root` that each image lies in; None where there are not two folders."""
     classes = [path.relative_to(root).parts[0] if path.parent != root else '' for path in paths]
     if '' in classes and set(classes) != {''}:
         raise UserError(f'{root}: holds images, and folders of images; move its images into a folder of their class')
-    return paths, classes if len(set(classes)) > 1 else []
+    return np.array(classes) if len(set(classes)) > 1 else None
 
 
 def _read(paths: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
@@ -146,7 +137,7 @@ def _open(path: pathlib.Path, then):
 
 def _kind(image: Image.Image) -> tuple[tuple[int, int], str]:
     """((width, height) as it is shown, mode)."""
-    turned = image.format in _TURNED and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # on its side
+    turned = image.format in _TURNED and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # on its side
     return (image.size[::-1] if turned else image.size), image.mode
 
 

@@ -45,10 +45,9 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
       UserError: where the file has a mistake, with its line, or what it returns does not fit.
     """
     match, what = _NAME.fullmatch(cfg.name), f'data.name={cfg.name}'
-    path, name = pathlib.Path(match['path']).expanduser(), match['function']
-    name = 'load' if name is None else name
-    if not name:
+    if match['function'] == '':
         raise UserError(f'{what}: what comes after the colon is missing')
+    path, name = pathlib.Path(match['path']).expanduser(), match['function'] or 'load'
     module = user_code.load(path, 'data.name')
     function = getattr(module, name, None)
     if not callable(function):
@@ -59,7 +58,7 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
         found = function(copy.deepcopy(cfg))
     dataset = found if isinstance(found, Dataset) else _of_dict(cfg, found, tokenizer, what)
     _check(cfg, dataset, what)
-    if all(isinstance(source, (Arrays, Mapped)) for source in dataset.splits.values()):
+    if dataset is found and all(isinstance(source, (Arrays, Mapped)) for source in dataset.splits.values()):
         dataset = dataclasses.replace(dataset, fingerprint=fingerprint(dataset.splits))
     return dataclasses.replace(dataset, loader=hashlib.sha256(path.read_bytes()).hexdigest())
 

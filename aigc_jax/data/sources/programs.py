@@ -16,7 +16,7 @@ within a longer one.
 
 import functools
 import hashlib
-from collections import Counter
+import itertools
 from collections.abc import Iterable, Iterator
 from random import Random
 from typing import Any, NamedTuple
@@ -134,14 +134,14 @@ def draw_input(kind: str, random: Random) -> Any:
 
 
 def probes(random: Random) -> dict[str, list[Any]]:
-    """{kind: the inputs that tell its programs apart}; those of the benchmark are the first draws of Random(seed)."""
+    """{kind: the inputs that tell its programs apart}; those of the benchmark are the first draws of Random(_SEED)."""
     return {kind: [draw_input(kind, random) for _ in range(_PROBES)] for kind in 'LS'}
 
 
 @functools.cache
-def generate(seed: int = _SEED) -> tuple[Program, ...]:
-    """All programs, in order of size; those of one size in a random order. A function of the seed."""
-    random = Random(seed)
+def generate() -> tuple[Program, ...]:
+    """All programs, in order of size; those of one size in a random order, always the same."""
+    random = Random(_SEED)
     inputs_of = probes(random)
     seen = {(kind, *map(show, inputs)) for kind, inputs in inputs_of.items()}  # the identity
     layer, kept = [(Program(kind, ()), kind, inputs) for kind, inputs in inputs_of.items()], []
@@ -166,10 +166,10 @@ def generate(seed: int = _SEED) -> tuple[Program, ...]:
 
 
 @functools.cache
-def split(valid_percent: float, test_percent: float, seed: int = _SEED) -> dict[str, tuple[Program, ...]]:
+def split(valid_percent: float, test_percent: float) -> dict[str, tuple[Program, ...]]:
     """{'train', 'valid', 'test': programs}; the percentages are of the chains of two operators or more."""
     by_split = {'train': [], 'valid': [], 'test': []}
-    for program in generate(seed):
+    for program in generate():
         by_hash = text.split_of(_name(program), valid_percent, test_percent)
         by_split['train' if len(program.chain) == 1 else by_hash].append(program)
     held_out = {program.chain for name in ('valid', 'test') for program in by_split[name]}
@@ -198,20 +198,13 @@ def documents(valid_percent: float, test_percent: float) -> dict[str, list[str]]
 def problems(valid_percent: float, test_percent: float, most: int) -> tuple[Example, ...]:
     """Examples with SHOWN pairs, HIDDEN ones and the probes for at most so many programs of test, as many of each size
     as there are; no program of train solves one."""
-    by_split, rank = split(valid_percent, test_percent), Counter()
-    ordered = []
-    for program in by_split['test']:
-        rank[len(program.chain)] += 1
-        ordered.append((rank[len(program.chain)], len(program.chain), program))
-    found, inputs_of = [], probes(Random(_SEED))
-    for *_, program in sorted(ordered):
-        if len(found) == most:
-            break
-        # No copy that is trained on has the number −1.
-        problem = example(program, -1, SHOWN + HIDDEN, inputs_of[program.kind])
-        if not any(map(problem.solved_by, by_split['train'])):
-            found.append(problem)
-    return tuple(found)
+    by_split, inputs_of = split(valid_percent, test_percent), probes(Random(_SEED))
+    by_size = [[p for p in by_split['test'] if len(p.chain) == size] for size in range(1, DEPTH + 1)]
+    in_turn = filter(None, itertools.chain.from_iterable(itertools.zip_longest(*by_size)))
+    # No copy that is trained on has the number −1.
+    examples = (example(program, -1, SHOWN + HIDDEN, inputs_of[program.kind]) for program in in_turn)
+    unknown = (one for one in examples if not any(map(one.solved_by, by_split['train'])))
+    return tuple(itertools.islice(unknown, most))
 
 
 def example(program: Program, copy: int, num_pairs: int, more: Iterable[Any] = ()) -> Example:

@@ -61,10 +61,7 @@ def stacked(base: Dataset, num_examples: int, name: str) -> Dataset:
     """`num_examples` training stacks of `base`, 10,000 for valid, where it has that, and 26,000 for test.
 
     Each channel is drawn from the same split, with replacement. A function of the base and num_examples alone; a
-    smaller training set is the beginning of a larger one.
-
-    Raises:
-      UserError: if `base` has no labels, more than ten, or no single-channel images, or num_examples is below 1.
+    smaller training set is the beginning of a larger one. Raises UserError for a base that cannot be stacked.
     """
     spec = base.spec
     if not isinstance(spec, Images) or spec.shape[-1] != 1 or not base.num_classes or spec.stacked:

@@ -71,12 +71,8 @@ class Windows:
 
 
 def load(
-    cfg,
-    documents: list[str],
-    licence: str,
-    tokenizer: Tokenizer | None,
-    held_out: Mapping[str, list[str]] | None = None,
-) -> Dataset:
+    cfg, documents: list[str], licence: str, tokenizer: Tokenizer | None, held_out: Mapping[str, list[str]] = {},
+) -> Dataset:  # fmt: skip
     """Documents, cut into splits and tokens as `cfg`, the config's `data`, says.
 
     One document is cut by place: its first part is trained on, the last valid_percent and test_percent are held out.
@@ -86,13 +82,17 @@ def load(
     test that are given, and so not cut from `documents`. Raises UserError.
     """
     check_percents(cfg)
-    held_out = held_out or {}
     by_split = cut(documents, *(0.0 if split in held_out else cfg[f'{split}_percent'] for split in ('valid', 'test')))
     has_end = any(len(texts) > 1 for texts in (documents, *held_out.values()))
-    own = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in ('valid', 'test') if split not in held_out]
-    how = 'of the documents, by their hash' if len(documents) > 1 else 'at the end of the text'
-    origin = f'{", ".join(own)} {how}' if own else 'as given'
+    origin = origin_of_splits(cfg, held_out, len(documents) > 1)
     return from_splits(cfg, by_split | held_out, has_end, licence, tokenizer, origin)
+
+
+def origin_of_splits(cfg, given: Collection[str], several: bool) -> str:
+    """Which splits were cut from the documents, several or one, and how; in words."""
+    cut_off = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in ('valid', 'test') if split not in given]
+    how = 'of the documents, by their hash' if several else 'at the end of the text'
+    return f'{", ".join(cut_off)} {how}' if cut_off else 'as given'
 
 
 def check_percents(cfg) -> None:
@@ -225,13 +225,8 @@ def pydoc(cfg, tokenizer) -> Dataset:
     """
     from pydoc_data.topics import topics
 
-    seen, kept = set(), []
-    for _, topic in sorted(topics.items()):
-        for paragraph in topic.strip().split('\n\n'):
-            if paragraph not in seen:
-                seen.add(paragraph)
-                kept.append(paragraph)
-    return load(cfg, ['\n\n'.join(kept) + '\n'], _PSF, tokenizer)
+    paragraphs = (paragraph for _, topic in sorted(topics.items()) for paragraph in topic.strip().split('\n\n'))
+    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], _PSF, tokenizer)
 
 
 def python_stdlib(cfg, tokenizer) -> Dataset:

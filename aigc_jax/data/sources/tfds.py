@@ -24,18 +24,16 @@ _PEEK = 256  # training images that tell 0/1 from 0..255, where the set itself d
 class Stream:
     """A split of a TFDS set, read from disk at every access; see splits.Source. It can be pickled."""
 
-    def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray | None = None):
-        """rows: of the source, that the split consists of; None: all."""
-        self._source, self._rows = source, range(len(source)) if rows is None else rows.tolist()
-        self._name = name
+    def __init__(self, source, name: str, key: str, labelled: bool, rows: np.ndarray):
+        """rows: of the source, that the split consists of."""
+        self._source, self._rows, self._name = source, rows, name
         self._keys = {'x': key} | ({'label': 'label'} if labelled else {})
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        # Through a range or a list, for IndexError: array_record's own ValueError would end no iteration.
-        rows = [self._rows[i] for i in np.atleast_1d(index)]
+        rows = self._rows[np.atleast_1d(index)].tolist()
         try:
             # Threads read many examples five times faster, and one three times slower.
             examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
@@ -58,8 +56,7 @@ def tfds(cfg, where: str) -> Dataset:
       UserError: if the set is not there as array_record (with the command that prepares it), is damaged, or
         lacks one of these.
     """
-    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    builder = _builder(cfg, where)
     info = builder.info
     key, shape, dtype, classes = _features(info, where)
     splits, origin = _splits(cfg, info, where)
@@ -76,12 +73,11 @@ def tfds(cfg, where: str) -> Dataset:
             levels = int((info.metadata or {}).get('levels') or (1 if head.max() <= 1 else 255))
     except RunError as e:
         raise UserError(f'{e}; {builder.data_dir} is damaged: prepare it again') from e
-    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
     return Dataset(
         splits=streams,
         spec=Images(shape, levels) if len(shape) == 3 else Points(*shape),
         num_classes=classes,
-        licence=licence,
+        licence=_licence(info),
         fingerprint=_fingerprint(info, streams),
         class_names=tuple(info.features['label'].names) if classes else (),
         origin=origin,
@@ -128,8 +124,7 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
       UserError: as `tfds`, and if there is no text in it.
     """
     text.check_percents(cfg)
-    folder = cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
-    builder = _builder(where, os.path.abspath(os.path.expanduser(folder)))
+    builder = _builder(cfg, where)
     info, name = builder.info, f'tfds:{where}'
     key = _text_feature(info, name)
     if 'train' not in info.splits:
@@ -140,13 +135,13 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
         if own[split] in info.splits:
             source = builder.as_data_source(own[split])
             by_split[split] = _Documents(source, name, key, np.arange(len(source)), text.is_kept(cfg, tokenizer))
+    origin = text.origin_of_splits(cfg, by_split, len(by_split['train']) > 1)
     percents = [0.0 if split in by_split else cfg[f'{split}_percent'] for split in ('valid', 'test')]
     if any(percents):
         parts = _cut(by_split.pop('train'), *percents)
         by_split = {split: by_split.get(split, parts[split]) for split in text.SPLITS}
     has_end = any(len(documents) > 1 for documents in by_split.values())
-    licence = info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
-    return text.from_splits(cfg, by_split, has_end, licence, tokenizer)
+    return text.from_splits(cfg, by_split, has_end, _licence(info), tokenizer, origin)
 
 
 def _cut(documents: _Documents, valid_percent: float, test_percent: float) -> dict[str, Collection[str]]:
@@ -165,8 +160,9 @@ def _text_feature(info, name: str) -> str:
     raise UserError(f'data.name={name}: has no text, nor one text alone, only {", ".join(sorted(info.features))}')
 
 
-def _builder(name: str, folder: str):
-    """TFDS's builder of a set that lies in `folder` as array_record."""
+def _builder(cfg, name: str):
+    """TFDS's builder of a set that lies in data.dir as array_record."""
+    folder = os.path.abspath(os.path.expanduser(cfg.dir or os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'))
     match = _NAME.fullmatch(name)
     if not match:  # also TFDS's namespaces (huggingface:NAME), which would go to the network
         raise UserError(
@@ -194,16 +190,13 @@ def _builder(name: str, folder: str):
             f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
             f'version, or prepare it again:\n  {_first_line(e)}'
         ) from e
-    place = shlex.quote(folder)
-    overwrite = ' --overwrite' if prepared_as else ''
+    place, overwrite = shlex.quote(folder), ' --overwrite' if prepared_as else ''
     raise UserError(
         f'data.name=tfds:{name}: not prepared as array_record in {folder}{prepared_as}. With internet, run\n'
         f'  python -m venv tfds_env && tfds_env/bin/pip install tensorflow-datasets tensorflow array_record '
         f'importlib_resources && tfds_env/bin/tfds build {name} --file_format=array_record --data_dir={place}'
-        f'{overwrite}\n'
-        f'and copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
-        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME '
-        f'--data_dir={place}'
+        f'{overwrite}\nand copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
+        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME --data_dir={place}'
     )
 
 
@@ -234,8 +227,8 @@ def _features(info, name: str) -> tuple[str, tuple[int, ...], np.dtype, int]:
     return key, shape, dtype, classes or 0
 
 
-def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray | None]], str]:
-    """TFDS's name (or slice) for train, valid and test, and the rows of it (None: all); the origin of the splits."""
+def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
+    """TFDS's name for train, valid and test, and the rows of it; the origin of the splits."""
     if 'train' not in info.splits:
         raise UserError(
             f'data.name=tfds:{name}: has no train split, only {", ".join(info.splits)}; '
@@ -243,20 +236,13 @@ def _splits(cfg, info, name: str) -> tuple[dict[str, tuple[str, np.ndarray | Non
         )
     valid = next((valid for valid in ('validation', 'valid') if valid in info.splits), '')
     own = {split: theirs for split, theirs in (('valid', valid), ('test', 'test')) if theirs in info.splits}
-    count = info.splits['train'].num_examples
-    splits = {split: (theirs, None) for split, theirs in own.items()}
-    parts, origin = divide(cfg.valid_examples, count, own, f'tfds:{name}')
-    for split, part in parts.items():
-        if isinstance(part, slice):
-            whole = part == slice(0, count)
-            splits[split] = 'train' if whole else f'train[{part.start}:{part.stop}]', None
-        else:
-            splits[split] = 'train', part
-    if valid and not cfg.valid_examples:  # the valid split is trained on
-        rows = splits['train'][1]
-        if rows is not None:
-            rows = np.concatenate([rows, count + np.arange(info.splits[valid].num_examples)])
-        splits['train'] = f'train+{valid}', rows
+    rows = {theirs: np.arange(info.splits[theirs].num_examples) for theirs in ('train', *own.values())}
+    parts, origin = divide(cfg.valid_examples, len(rows['train']), own, f'tfds:{name}')
+    splits = {split: (theirs, rows[theirs]) for split, theirs in own.items()}
+    splits |= {split: ('train', rows['train'][part]) for split, part in parts.items()}
+    if valid and not cfg.valid_examples:
+        behind = len(rows['train']) + rows[valid]
+        splits['train'] = f'train+{valid}', np.concatenate([splits['train'][1], behind])
         del splits['valid']
         origin += '; valid is trained on'
     return {split: splits[split] for split in ('train', 'valid', 'test') if split in splits}, origin
@@ -273,6 +259,10 @@ def _fingerprint(info, streams: dict[str, Stream]) -> str:
             with open(path, 'rb') as file:
                 digest.update(hashlib.file_digest(file, 'sha256').digest())
     return digest.hexdigest()
+
+
+def _licence(info) -> str:
+    return info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
 
 
 def _first_line(error: Exception) -> str:

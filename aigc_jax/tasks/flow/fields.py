@@ -47,18 +47,21 @@ MODEL = {
     'conditional': Field(bool, False, doc='whether the field is told the class'),
     'network': Field(dict, fields=_network, doc='of this kind'),
 }
-EVAL = {
+SAMPLE = {
     'solver': Field(
         str, 'dopri5', choices=SOLVERS,
-        doc='how samples are drawn: `euler`, `midpoint`, `heun` in `steps` steps, `dopri5` in steps adapted to '
+        doc='of the ODE: `euler`, `midpoint`, `heun` in `steps` steps, `dopri5` in steps adapted to '
         '`tolerance`, `mean_flow` in `steps` steps of MeanFlow',
     ),
     'steps': Field(int, 20, least=1, doc='of a solver whose steps are not adapted'),
-    'tolerance': Field(
-        float, 1e-3, least=1e-6, below=1, doc='of dopri5, which the log-likelihood is always integrated by'
-    ),
+    'tolerance': Field(float, 1e-3, least=1e-6, below=1, doc='of a step of dopri5'),
     'guidance': Field(float, 1.0, doc='weight of the class; 1: the conditional field, 0: the unconditional one'),
+}  # fmt: skip
+EVAL = {
+    'nll_tolerance': Field(
+        float, 1e-3, least=1e-6, below=1, doc='of a step of dopri5, which integrates the log-likelihood, and codes'
+    ),
     'probes': Field(int, 1, least=0, doc="of Hutchinson's estimate of the divergence; 0: the divergence itself"),
     'nll_examples': Field(int, 1000, least=0, doc='whose log-likelihood the final evaluation integrates; 0: all'),
 }  # fmt: skip
-FIELDS = {'task': TASK, 'model': MODEL, 'eval': EVAL}
+FIELDS = {'task': TASK, 'model': MODEL, 'sample': SAMPLE, 'eval': EVAL}

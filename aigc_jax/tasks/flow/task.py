@@ -54,25 +54,12 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sampler:
-    """How a field is integrated: fields.EVAL. probes: of the divergence; 0: the trace itself. nll_examples: of a split,
-    whose log-likelihood is reported; 0: all."""
-
-    solver: str
-    steps: int
-    tolerance: float
-    guidance: float
-    probes: int
-    nll_examples: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
     """The functions of the task. x is (n, D) inside of it, an example of `shape` to the network.
 
-    options: of fields.TASK. num_classes: that the field is told; 0: none. grid: of integer data, the least and the
-    greatest value that the model sees, and the space between two; None of real numbers. log_factor: the logarithm of
-    data units over the model's.
+    options, sampling, evaluation: of fields.TASK, SAMPLE and EVAL. num_classes: that the field is told; 0: none. grid:
+    of integer data, the least and the greatest value that the model sees, and the space between two; None of real
+    numbers. log_factor: the logarithm of data units over the model's.
     """
 
     network: nn.Module
@@ -80,7 +67,8 @@ class Flow:
     num_classes: int
     options: dict
     source: Source
-    sampler: Sampler
+    sampling: dict
+    evaluation: dict
     grid: tuple[float, float, float] | None
     log_factor: float
 
@@ -174,8 +162,8 @@ class Flow:
 
     def guided(self, theta: Tree, labels: Array | None) -> tuple[solvers.Field, int]:
         """(t, s, x) -> the mean velocity that samples follow, and how many evaluations of the network one of it takes:
-        v(x) + w (v(x given c) − v(x)), w = sampler.guidance (Ho & Salimans 2022, eq. 6, whose w is one less)."""
-        condition, w = self._one_hot(labels), self.sampler.guidance
+        v(x) + w (v(x given c) − v(x)), w = sample.guidance (Ho & Salimans 2022, eq. 6, whose w is one less)."""
+        condition, w = self._one_hot(labels), self.sampling['guidance']
         if condition is None or w == 1:
             return lambda t, s, x: self.mean_velocity(theta, x, t, s, condition), 1
 
@@ -187,17 +175,18 @@ class Flow:
 
     def transport(self, theta: Tree, x: Array, labels: Array | None) -> tuple[Array, Array]:
         """(what the source's x (n, D) becomes, evaluations of the network (n,))."""
-        (field, times), sampler = self.guided(theta, labels), self.sampler
-        if sampler.solver != 'mean_flow':
-            x, count = solvers.solve(sampler.solver, lambda t, x: field(t, t, x), x, sampler.steps, sampler.tolerance)
+        (field, times), sampling = self.guided(theta, labels), self.sampling
+        solver, steps = sampling['solver'], sampling['steps']
+        if solver != 'mean_flow':
+            x, count = solvers.solve(solver, lambda t, x: field(t, t, x), x, steps, sampling['tolerance'])
             return x, times * count
-        h = 1 / sampler.steps
+        h = 1 / steps
 
         def jump(i, x):
             t = jnp.full(len(x), i * h, x.dtype)
             return x + h * field(t, t + h, x)
 
-        return jax.lax.fori_loop(0, sampler.steps, jump, x), jnp.full(len(x), times * sampler.steps, jnp.int32)
+        return jax.lax.fori_loop(0, steps, jump, x), jnp.full(len(x), times * steps, jnp.int32)
 
     def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         return self._levels(self.transport(params['model'], self.source.draw(ctx), labels)[0])
@@ -205,8 +194,8 @@ class Flow:
     def log_likelihood(self, theta: Tree, x: Array, labels: Array | None, ctx: rng.Context, tolerance: float):
         """(log density of x (n, D) in data units, x at the source, evaluations); without guidance."""
         probes = None
-        if self.sampler.probes:  # Rademacher's, each example's own
-            probes = jnp.sign(ctx.uniform('probes', (self.sampler.probes, self.dim)) - 0.5)
+        if count := self.evaluation['probes']:  # Rademacher's, each example's own
+            probes = jnp.sign(ctx.uniform('probes', (count, self.dim)) - 0.5)
             probes = jnp.moveaxis(jnp.where(probes == 0, 1.0, probes), 1, 0)
         field = self.velocity(theta, self._one_hot(labels))
         log_p, x0, count = solvers.log_likelihood(field, self.source.log_prob, x, probes, tolerance)
@@ -234,7 +223,7 @@ class Flow:
 
     def integrate(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         theta, labels = params['model'], batch.get('label')
-        log_p, count = self.log_prob(theta, batch['x'], labels, ctx, self.sampler.tolerance)
+        log_p, count = self.log_prob(theta, batch['x'], labels, ctx, self.evaluation['nll_tolerance'])
         _, evaluations = self.transport(theta, self.source.draw(ctx), labels)
         return {
             'model/nll': -log_p,
@@ -246,14 +235,15 @@ class Flow:
     def encode(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
         """(n, D): where the examples come from in the source, along the field without guidance."""
         field, x = self.velocity(params['model'], self._one_hot(batch.get('label'))), batch['x']
-        return solvers.dopri5(lambda s, x: -field(1 - s, x), x.reshape(-1, self.dim), self.sampler.tolerance)[0]
+        tolerance = self.evaluation['nll_tolerance']
+        return solvers.dopri5(lambda s, x: -field(1 - s, x), x.reshape(-1, self.dim), tolerance)[0]
 
     def decode(self, params, extra: Extra, codes: Array, labels: Array | None) -> Array:
         field = self.velocity(params['model'], self._one_hot(labels))
-        return self._levels(solvers.dopri5(field, codes, self.sampler.tolerance)[0])
+        return self._levels(solvers.dopri5(field, codes, self.evaluation['nll_tolerance'])[0])
 
     def density(self, params, extra: Extra, x: Array, ctx: rng.Context) -> Array:
-        return self.log_prob(params['model'], x, None, ctx, self.sampler.tolerance)[0]
+        return self.log_prob(params['model'], x, None, ctx, self.evaluation['nll_tolerance'])[0]
 
     def drawn_density(self, params, extra: Extra, x: Array, ctx: rng.Context) -> Array:
         return self.log_prob(params['model'], x, None, ctx, _DRAWN_TOLERANCE)[0]
@@ -261,7 +251,7 @@ class Flow:
     def task(self) -> Task:
         capabilities = [
             Samples(self.sample, self.num_classes),
-            SplitStatistic(self.integrate, lambda found: found, self.sampler.nll_examples),
+            SplitStatistic(self.integrate, lambda found: found, self.evaluation['nll_examples']),
         ]
         if self.options['coupling'] == 'independent':
             # Of an optimal coupling the error is one of a whole batch, and of independent pairs it says nothing.
@@ -278,10 +268,9 @@ class Flow:
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, spec = config.model, config.task, dataset.spec
-    own = {field.name: config.eval[field.name] for field in dataclasses.fields(Sampler)}
     if isinstance(spec, Tokens):
         raise UserError(f'task.name: flow is for images and points; {config.data.name} is text')
-    _check(options, own, config, dataset)
+    _check(options, config, dataset)
     network = build(unet.KINDS[model.kind], 'model.network', model.network, dtype=compute_dtype(config.precision))
     unet.check(network, spec.shape, 'model.network')
     scaling = dataset.scaling(config.data)
@@ -302,13 +291,14 @@ def make(config, dataset: Dataset) -> Task:
         num_classes=dataset.num_classes if model.conditional else 0,
         options=dict(options),
         source=source,
-        sampler=Sampler(**own),
+        sampling=dict(config.sample),
+        evaluation=dict(config.eval),
         grid=grid,
         log_factor=math.log(factor),
     ).task()
 
 
-def _check(options, sampler: dict, config, dataset: Dataset) -> None:
+def _check(options, config, dataset: Dataset) -> None:
     """Raises UserError for fields that do not fit each other or the data."""
     if config.model.conditional and not dataset.num_classes:
         raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
@@ -318,11 +308,11 @@ def _check(options, sampler: dict, config, dataset: Dataset) -> None:
         raise UserError('task.coupling: class_optimal is for model.conditional=True; use optimal')
     if options.source != 'normal' and dataset.spec.shape != (2,):
         raise UserError(f'task.source: {options.source} is for points in the plane; use normal')
-    if sampler['solver'] == 'mean_flow' and options.objective != 'mean_velocity':
+    if config.sample.solver == 'mean_flow' and options.objective != 'mean_velocity':
         known = ', '.join(solvers.SOLVERS)
-        raise UserError(f'eval.solver: mean_flow wants task.objective mean_velocity; choose one of {known}')
-    if sampler['guidance'] != 1 and not (config.model.conditional and options.class_dropout):
+        raise UserError(f'sample.solver: mean_flow wants task.objective mean_velocity; choose one of {known}')
+    if config.sample.guidance != 1 and not (config.model.conditional and options.class_dropout):
         raise UserError(
-            'eval.guidance: other than 1, it is for a model that was trained with and without the class: '
+            'sample.guidance: other than 1, it is for a model that was trained with and without the class: '
             'model.conditional=True, and task.class_dropout above 0'
         )

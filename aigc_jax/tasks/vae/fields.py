@@ -68,11 +68,13 @@ FIELDS = {
         'encoder': networks.field('Encoder', 'from an example to the mean and log-variance of z'),
         'decoder': networks.field('Decoder', 'from z to the parameters of the likelihood'),
     },
+    'sample': {
+        'temperature': Field(float, 1.0, least=0, doc='of the prior: a factor of its standard deviation'),
+    },
     'eval': {
         'k': Field(int, 64, least=1, doc="importance samples of the NLL; 5000 is the literature's"),
         'k_chunk': Field(int, 8, least=1, doc='of these samples at a time, at most'),
         'k_curve': Field(bool, False, doc='whether the bound of 1, 2, 5, 10, … samples is told, too'),
         **ais.FIELDS,
-        'temperature': Field(float, 1.0, least=0, doc='of the prior in samples: a factor of its standard deviation'),
     },
 }  # fmt: skip

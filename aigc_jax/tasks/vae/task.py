@@ -37,8 +37,8 @@ _DENSITY_DRAWS = 64  # of z, from which log_density estimates log p(x)
 class VAE:
     """The functions of the task. z is (n, k, latent.total), k draws for each of n examples.
 
-    spec: of the data. num_classes: that encoder and decoder are told; 0: none. options, evaluation: of FIELDS, 'task'
-    and 'eval'.
+    spec: of the data. num_classes: that encoder and decoder are told; 0: none. options, sampling, evaluation: of
+    FIELDS, 'task', 'sample' and 'eval'.
     """
 
     encoder: networks.Network
@@ -48,6 +48,7 @@ class VAE:
     spec: Spec
     num_classes: int
     options: dict
+    sampling: dict
     evaluation: dict
 
     @property
@@ -200,7 +201,7 @@ class VAE:
     def sample(self, params, extra: Extra, ctx: rng.Context, labels: Array | None) -> Array:
         """Decodes z ~ p(z): E[x given z] for images, a draw from p(x given z) for points."""
         theta = params['model']
-        z = self.latent.sample(theta, self.prior(theta), ctx, 1, self.evaluation['temperature'])
+        z = self.latent.sample(theta, self.prior(theta), ctx, 1, self.sampling['temperature'])
         mean = self.mean_of_x(theta, extra, z[:, 0], labels)
         if isinstance(self.spec, Points):
             mean = mean + jnp.exp(self.log_scale(theta, extra)) * ctx.normal('x', self.spec.shape)
@@ -308,6 +309,7 @@ def make(config, dataset: Dataset) -> Task:
         spec=dataset.spec,
         num_classes=dataset.num_classes if model.conditional else 0,
         options=dict(config.task),
+        sampling=dict(config.sample),
         evaluation=dict(config.eval),
     ).task()
 

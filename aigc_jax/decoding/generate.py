@@ -1,8 +1,6 @@
-"""Text from a trained language model: prompts in, texts out, with their likelihood and how each ended."""
+"""Text from a language model: prompts in, texts out, with their likelihood and how each ended."""
 
 import dataclasses
-import io
-import pathlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -10,20 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core import arguments, optim, parallel, records, rng
+from aigc_jax.core import arguments, optim, parallel, rng
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import atomic_write, lines_of, read_text
 from aigc_jax.core.types import Extra, TrainState
-from aigc_jax.decoding import Sampling, TextDecoder, draft_table, pad_prompts
+from aigc_jax.data import Tokenizer
 from aigc_jax.decoding.grammars import Grammar
-from aigc_jax.reports import pictures
-from aigc_jax.runs.experiment import Experiment
+from aigc_jax.decoding.language import TextDecoder
+from aigc_jax.decoding.sampling import Sampling, pad_prompts
+from aigc_jax.decoding.speculation import draft_table
 
 _MOST = 200  # tokens of a text where nothing else is said
 _STREAMED = 8  # tokens that are written between two looks at them
-_DRAFT_TOKENS = 2_000_000  # of the training text, that a draft is made of
 _SUMS = 'length', 'log_prob', 'ruled_out'  # of the tokens of a text
 
 Stream = Callable[[str], None]
@@ -53,31 +50,32 @@ class Text:
 
 
 class Generator:
-    """Writes with one model. Raises UserError for flags that do not fit it or each other.
+    """Writes with one model. Raises UserError for settings that do not fit it or each other, by the names of the flags.
 
+    chunk: texts that are written at once; they do not depend on it. placement: of what all devices share, where there
+    are several.
     max_new_tokens: the most that a text gets; None: _MOST, but no more than fit where a beam search or a draft goes no
     further.
     stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
-    grammar: of prompt and text together, by name or file (grammars.Grammar). draft: 'ngram' proposes tokens, so that
-    the same text needs fewer calls of the model.
+    grammar: of prompt and text together, by name or file (grammars.Grammar). draft: tokens (N,), such as the training
+    text's, whose n-grams propose tokens, so that the same text needs fewer calls of the model.
     """
 
     def __init__(
-        self, experiment: Experiment, how: Sampling, max_new_tokens: int | None = None, stop: str = '',
-        suffix: str = '', grammar: str = '', draft: str = '',
+        self, model: CausalText, tokenizer: Tokenizer, how: Sampling, max_new_tokens: int | None = None, *,
+        stop: str = '', suffix: str = '', grammar: str = '', draft: np.ndarray | None = None, chunk: int = 64,
+        placement: jax.sharding.Sharding | None = None,
     ):  # fmt: skip
-        self._model, self._tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
+        self._model, self._tokenizer = model, tokenizer
         self._decoder = TextDecoder(self._model)
         how.check(self._model.vocab_size)
         if how.beam_size > 1 and (
-            given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft)) if v]
+            given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft is not None)) if v]
         ):
             raise UserError(f'--{given[0]}: a beam search has none; leave out one of the two')
-        if draft and draft != 'ngram':
-            raise UserError(f"--draft: {draft!r}; it is 'ngram', or left out")
-        if draft and grammar:
+        if draft is not None and grammar:
             raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
-        if draft and not self._model.context:
+        if draft is not None and not self._model.context:
             raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and grammar:
             raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
@@ -88,16 +86,15 @@ class Generator:
         # Of words and BPE other tokens may spell it, so the text itself is looked at.
         self._read_stop = bool(stop) and self._tokenizer.kind in ('word', 'bpe')
         self._stop_tokens = () if self._read_stop else stop_tokens
-        if draft and self._read_stop:
+        if draft is not None and self._read_stop:
             raise UserError(
                 f'--stop: a draft writes several tokens of kind {self._tokenizer.kind} at once; leave one out'
             )
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
-        training = experiment.dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None
-        self._table = draft_table(training, self._model.vocab_size) if draft else None
-        self._chunk = experiment.config.eval.batch_size
+        self._table = None if draft is None else draft_table(draft, self._model.vocab_size)
+        self._chunk = chunk
         key = lambda seed: rng.context(seed, 'generate', 0, jnp.arange(1)).key
-        self._key = jax.jit(key, out_shardings=experiment.plan.replicated)
+        self._key = jax.jit(key, out_shardings=placement)
 
     def generate(
         self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int, stream: Stream | None = None
@@ -281,46 +278,6 @@ class Generator:
             text, ended = text[: text.index(self._stop)], 'stop'
         text = self._behind(prompt, text)
         return Text(prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix)
-
-
-def read_prompts(prompt: str, prompt_file: str) -> list[str]:
-    """--prompt, or the lines of --prompt_file, each as it stands, or a JSON string where it begins with a quote."""
-    if prompt and prompt_file:
-        raise UserError('--prompt and --prompt_file: give one of them')
-    if not prompt_file:
-        return [prompt]
-    path = pathlib.Path(prompt_file).expanduser()
-    text = read_text(path, '--prompt_file: ', records.regular_or_pipe).replace('\r\n', '\n')
-    prompts = []
-    for number, line in enumerate(lines_of(text), 1):
-        try:
-            prompts.append(records.parse(line) if line.startswith('"') else line)
-            prompts[-1].encode(errors='surrogateescape')
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f'--prompt_file: {prompt_file}, line {number}: character {error.start + 1} is half of a '
-                'letter, which no UTF-8 has'
-            ) from None
-        except ValueError:
-            raise UserError(
-                f'--prompt_file: {prompt_file}, line {number}: begins with a quote and is no JSON'
-            ) from None
-    if not prompts:
-        raise UserError(f'--prompt_file: {prompt_file} has no line')
-    return prompts
-
-
-def save(path: pathlib.Path, texts: list[Text]) -> None:
-    """`path`.txt to read; `path`.npz with samples (n, tokens) int32, −1 behind the last, nats and length (n,)."""
-    most = max(len(text.tokens) for text in texts)
-    samples = np.full((len(texts), most), -1, np.int32)
-    for row, text in zip(samples, texts, strict=True):
-        row[: len(text.tokens)] = text.tokens
-    buffer = io.BytesIO()
-    nats, length = np.array([text.nats for text in texts]), np.array([len(text.tokens) for text in texts])
-    np.savez_compressed(buffer, samples=samples, nats=nats, length=length)
-    atomic_write(path.with_suffix('.npz'), buffer.getvalue())
-    atomic_write(path.with_suffix('.txt'), pictures.join_texts([str(text) for text in texts]))
 
 
 def summary(texts: list[Text]) -> str:

@@ -1,0 +1,45 @@
+"""Runs of one sweep that are not alike: another config than the row has is refused, other code or data are noted."""
+
+import collections
+from collections.abc import Iterator
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import manifest
+from aigc_jax.runs.paths import Paths
+from aigc_jax.studies import rows, states
+from aigc_jax.studies.states import State
+from aigc_jax.studies.sweeps import Sweep, Trial
+
+
+def check(sweep: Sweep, found: list[tuple[Trial, State]]) -> None:
+    """Raises UserError, which names the first run and the fields, where there are such runs."""
+    drifted = [trial for trial, state in found if state.kind == states.OTHER]
+    if not drifted:
+        return
+    first = drifted[0]
+    ours = rows.resolved(sweep, first.row.fields, first.seed)
+    differing = config_lib.differing(ours, config_lib.from_json(Paths(first.folder).config))
+    raise UserError(
+        f'--workdir: {len(drifted)} of {len(found)} runs were made with another config; differing in {first.folder}: '
+        f'{"; ".join(differing)}\nName another folder, give the config that they were made with, or remove them.'
+    )
+
+
+def notes(found: list[tuple[Trial, State]]) -> Iterator[str]:
+    """A line for each ground that the finished runs do not share, by their manifests: the code, the version of JAX, and
+    the data among the seeds of a row. Raises UserError where a manifest is damaged."""
+    made = [(trial, manifest.read(Paths(trial.folder).manifest)) for trial, state in found if state.kind == states.DONE]
+    for what, of in (
+        ('code (sha256)', lambda made_with: str(made_with.get('source'))[:8]),
+        ('jax', lambda made_with: str(made_with.get('packages', {}).get('jax'))),
+    ):
+        counts = collections.Counter(of(made_with) for _, made_with in made)
+        if len(counts) > 1:
+            shown = ', '.join(f'{count} with {value}' for value, count in counts.most_common(3))
+            yield f'the finished runs do not have the same {what}: {shown}'
+    data = collections.defaultdict(set)
+    for trial, made_with in made:
+        data[trial.row.name].add(made_with.get('data', {}).get('fingerprint'))
+    if several := [name for name, fingerprints in data.items() if len(fingerprints) > 1]:
+        yield f'the seeds of {len(several)} rows were not trained on the same data, such as those of {several[0]}'

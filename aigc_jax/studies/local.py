@@ -1,0 +1,214 @@
+"""The local launcher: trials as processes of `python -m aigc_jax.main` on this machine, so many at a time.
+
+A launcher is a function of the trials that are not finished. It may be killed at any moment: its processes train on to
+their ends, and the next launcher waits for them.
+"""
+
+import collections
+import contextlib
+import glob
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.files import disk_errors
+from aigc_jax.runs.folder import Run
+from aigc_jax.studies import states
+from aigc_jax.studies.rows import texts
+from aigc_jax.studies.states import State
+from aigc_jax.studies.sweeps import Sweep, Trial
+
+_POLL, _ELSEWHERE = 0.05, 1.0  # seconds between two looks at our own processes, and at those of others
+Tell = Callable[[Trial, State], None]
+
+
+class Outcome(NamedTuple):
+    """states: of the trials that ended here or elsewhere, by name. interrupted: the number of the signal; 0: none."""
+
+    states: dict[str, State]
+    interrupted: int
+
+
+def command(sweep: Sweep, trial: Trial) -> list[str]:
+    """The command line that trains a trial, or goes on with it."""
+    own = [*sweep.overrides, *texts(trial.row.fields), ('seed', str(trial.seed))]
+    return [
+        sys.executable, '-m', 'aigc_jax.main', f'--config={sweep.config}', f'--workdir={trial.folder}',
+        *(f'--config.{field}={text}' for field, text in own),
+    ]  # fmt: skip
+
+
+def default_jobs() -> int:
+    """As many as there are cores; one where there is an accelerator, most of whose memory JAX takes at once."""
+    on_cpu = os.environ.get('JAX_PLATFORMS', '').lower() == 'cpu'
+    if not on_cpu and any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*'))):
+        return 1
+    return len(_cores()) or os.cpu_count() or 1
+
+
+def shares(jobs: int) -> list[set[int]]:
+    """The cores of each of `jobs` processes at a time: equally many, because their number may change the rounding."""
+    cores = sorted(_cores())
+    each = len(cores) // jobs
+    if not each:
+        return [{cores[k % len(cores)]} if cores else set() for k in range(jobs)]
+    return [set(cores[k * each : (k + 1) * each]) for k in range(jobs)]
+
+
+def _cores() -> set[int]:
+    """That this process may use; none where the system does not say."""
+    return os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else set()
+
+
+def launch(sweep: Sweep, trials: Sequence[Trial], jobs: int, tell: Tell) -> Outcome:
+    """Trains `trials`, `jobs` at a time, to their ends. tell: is called with each that ends.
+
+    SIGINT and SIGTERM are passed on to the processes, once each, and the launcher waits until they have saved.
+    """
+    with _Signals() as signals:
+        return _Launch(sweep, trials, jobs, tell, signals).run()
+
+
+class _Signals:
+    """Counts SIGINT and SIGTERM; `numbers` are those that have not been passed on."""
+
+    def __init__(self):
+        self.first, self.numbers, self._before = 0, collections.deque(), {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        self.first = self.first or number
+        self.numbers.append(number)
+
+
+class _Process:
+    """A trial that trains. file: its log, whose lock it holds. slot: which share of the cores it has."""
+
+    def __init__(self, sweep: Sweep, trial: Trial, file, cores: set[int], slot: int):
+        self.trial, self.slot, self._file = trial, slot, file
+        words = command(sweep, trial)
+        with disk_errors(trial.log):
+            file.write(f'\n{states.BEGIN}{shlex.join(words)}\n'.encode())
+        before = _cores()
+        if cores:
+            os.sched_setaffinity(0, cores)  # a child inherits it, and XLA starts as many threads as there are cores
+        try:
+            # A session of its own: Ctrl-C in a terminal reaches the launcher alone, which passes it on once. A second
+            # one would end the process before it has saved.
+            self.popen = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            )  # fmt: skip
+        finally:
+            if cores:
+                os.sched_setaffinity(0, before)
+
+    def ended(self) -> bool:
+        if self.popen.poll() is None:
+            return False
+        if self.popen.returncode:
+            with contextlib.suppress(OSError):  # on a full disk the reason is what the process could still write
+                self._file.write(f'{states.END}{self.popen.returncode}]\n'.encode())
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Launch:
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial], jobs: int, tell: Tell, signals: _Signals):
+        self._sweep, self._tell, self._signals = sweep, tell, signals
+        self._waiting = collections.deque(trials)
+        self._running: list[_Process] = []
+        self._elsewhere: list[Trial] = []  # another launcher's, or a process of one that was killed
+        self._shares, self._free = shares(jobs), list(range(jobs))
+        self._states: dict[str, State] = {}
+        self._asked = 0.0
+
+    def run(self) -> Outcome:
+        try:
+            return self._run()
+        finally:
+            for process in self._running:  # an error of the launcher itself, such as a full disk
+                process.popen.send_signal(signal.SIGTERM)
+            for process in self._running:
+                process.popen.wait()
+
+    def _run(self) -> Outcome:
+        while self._running or (not self._signals.first and (self._waiting or self._elsewhere)):
+            while self._signals.numbers:
+                number = self._signals.numbers.popleft()
+                for process in self._running:
+                    process.popen.send_signal(number)
+            while self._waiting and self._free and not self._signals.first:
+                self._begin(self._waiting.popleft())
+            for process in [process for process in self._running if process.ended()]:
+                self._running.remove(process)
+                self._free.append(process.slot)
+                self._end(process.trial, states.look(process.trial, held=False))
+                process.close()
+            self._look_elsewhere()
+            time.sleep(_POLL)
+        return Outcome(self._states, self._signals.first)
+
+    def _begin(self, trial: Trial) -> None:
+        with contextlib.ExitStack() as undone:
+            try:
+                if (file := states.held(trial.log)) is None:
+                    self._elsewhere.append(trial)
+                    return
+                undone.callback(file.close)
+                if _trained_by_hand(trial):
+                    self._elsewhere.append(trial)
+                elif (state := states.look(trial, held=False)).kind in (states.DONE, states.OTHER):
+                    self._end(trial, state)  # another launcher has finished it meanwhile
+                else:
+                    process = _Process(self._sweep, trial, file, self._shares[self._free[0]], self._free[0])
+                    self._running.append(process)
+                    self._free.pop(0)
+                    undone.pop_all()
+            except (OSError, RunError) as error:  # a full disk, no more processes: the others may still end well
+                self._end(trial, State(states.FAILED, words=f'cannot be started: {error}'))
+
+    def _end(self, trial: Trial, state: State) -> None:
+        self._states[trial.name] = state
+        self._tell(trial, state)
+
+    def _look_elsewhere(self) -> None:
+        """Takes up what others no longer train and have not finished; what failed there has failed."""
+        if not self._elsewhere or time.monotonic() < self._asked + _ELSEWHERE:
+            return
+        self._asked = time.monotonic()
+        for trial in self._elsewhere[:]:
+            state = states.look(trial)
+            if state.kind == states.RUNNING or _trained_by_hand(trial):
+                continue
+            self._elsewhere.remove(trial)
+            if state.kind in (states.MISSING, states.STOPPED):
+                self._waiting.append(trial)
+            else:
+                self._end(trial, state)
+
+
+def _trained_by_hand(trial: Trial) -> bool:
+    """Whether a process that no launcher started trains in the trial's folder."""
+    if not trial.folder.is_dir():
+        return False
+    try:
+        with Run(trial.folder).lock():
+            return False
+    except UserError:
+        return True

@@ -1,0 +1,202 @@
+"""How a trial stands, read from its files alone: any number of launchers may have worked on it, and may be gone.
+
+The log beside a run's folder holds what its processes wrote. Each launch begins with a line `$ COMMAND`, and the
+launcher ends it with the exit code. A process of the trial holds the log's lock as long as it lives, because it
+inherits the open file: a launcher that is killed leaves no doubt about whether its children live.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+import re
+import signal
+from typing import BinaryIO, NamedTuple
+
+from aigc_jax.core import records
+from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.files import open_append
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.paths import Paths
+from aigc_jax.studies.sweeps import Trial, fingerprint
+
+DONE, RUNNING, STOPPED, FAILED, MISSING, OTHER = 'done', 'running', 'stopped', 'failed', 'missing', 'another config'
+BEGIN, END = '$ ', '[exit code '
+INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+_TAIL = 1 << 14  # bytes of a log's end; a traceback has less
+_SEED, _TOTAL = re.compile(r'\n  "seed": (-?\d+)'), re.compile(r'\n  "total_steps": (\d+)')
+_PATIENT = re.compile(r'\n    "patience": [1-9]')
+_START = re.compile(rb'^{"time": ([0-9.]+), "event": "start".*\n', re.MULTILINE)
+_LINE = b'{"time": '
+
+
+class State(NamedTuple):
+    """kind: one of the words above. step: that the run has reached. words: the reason of a failure.
+
+    speed: steps a second of one that runs. results: of the final evaluation, {metric: {'value', …}}.
+    """
+
+    kind: str
+    step: int = 0
+    words: str = ''
+    speed: float = 0.0
+    results: dict | None = None
+
+
+def look(trial: Trial, held: bool | None = None) -> State:
+    """Of a trial. A file that is damaged is a failure, whose reason names the file.
+
+    held: whether a process of it lives, where that is known: the launcher itself may hold the lock.
+    """
+    paths = Paths(trial.folder)
+    try:
+        config = _text(paths.config)
+        if config is not None and not _is_same(trial, config):
+            return State(OTHER, words='its run is of another config')
+        if config is not None and (finished := _finished(trial, paths, config)):
+            return State(DONE, finished[0], results=finished[1])
+        if is_held(trial.log) if held is None else held:
+            step, speed = _progress(paths)
+            return State(RUNNING, step, speed=speed)
+        if config is not None and (finished := _finished(trial, paths, config)):  # since it was asked
+            return State(DONE, finished[0], results=finished[1])
+    except UserError as error:
+        return State(FAILED, words=_line(str(error)))
+    step, _ = _progress(paths)
+    if reason := _reason(trial.log):
+        return State(FAILED, step, reason)
+    return State(MISSING) if config is None else State(STOPPED, step)
+
+
+def hours(trial: Trial) -> float:
+    """That the processes of its run have lived, by timing.jsonl: of one that was killed, up to its last line."""
+    data = _bytes(Paths(trial.folder).timing)
+    data = data[: data.rfind(b'\n') + 1]
+    starts = list(_START.finditer(data))
+    seconds = 0.0
+    for start, end in zip(starts, [*(later.start() for later in starts), len(data)][1:], strict=True):
+        last = data.rfind(_LINE, start.start(), end) + len(_LINE)
+        seconds += max(0.0, float(data[last : data.index(b',', last)]) - float(start[1]))  # a clock may be put back
+        seconds += sum(json.loads(start[0])['seconds'].values())
+    return seconds / 3600
+
+
+def held(log: pathlib.Path) -> BinaryIO | None:
+    """The log, open to be appended to, with its lock; None where a process has it. A child that inherits it keeps it.
+
+    Raises OSError.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = open_append(log)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # some network file systems have no locks; the run's own lock is left then
+        pass
+    return file
+
+
+def is_held(log: pathlib.Path) -> bool:
+    """Whether a process of the trial lives, or a launcher begins one."""
+    try:
+        with open(log, 'rb', opener=records.regular_itself) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no log, or there are no locks
+        return False
+    return False
+
+
+def _text(path: pathlib.Path) -> str | None:
+    try:
+        with open(path, encoding='utf-8', opener=records.regular) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+
+
+def _is_same(trial: Trial, config: str) -> bool:
+    """Whether the text of a run's config.json is the trial's own config, or that of fewer steps."""
+
+    def fits(text: str) -> bool:
+        seed, total = _SEED.search(text), _TOTAL.search(text)
+        of_trial = seed and total and int(seed[1]) == trial.seed and int(total[1]) <= trial.row.total_steps
+        return bool(of_trial) and fingerprint(text) == trial.row.fingerprint
+
+    # The run may be older than a field that all configs have by now.
+    return fits(config) or fits(config_lib.to_json(config_lib.from_json(Paths(trial.folder).config)))
+
+
+def _finished(trial: Trial, paths: Paths, config: str) -> tuple[int, dict] | None:
+    """(its last step, its results) where the run has ended, by its total_steps or by early stopping."""
+    try:
+        results = records.read(paths.evaluation)
+        step = results.pop('step')
+        if not all('value' in found for found in results.values()) or type(step) is not int:
+            raise ValueError('it holds no metrics')
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = getattr(error, 'strerror', None) or error
+        raise UserError(f'{paths.evaluation}: cannot be read as an evaluation: {why}; remove it') from None
+    if step == trial.row.total_steps:
+        return step, results
+    if not _PATIENT.search(config):
+        return None
+    from aigc_jax.runs.folder import Run  # imports JAX, for which `status` of other runs need not wait
+    from aigc_jax.training import early_stopping
+
+    run = Run(trial.folder)
+    own = run.config
+    own.total_steps = trial.row.total_steps
+    return (step, results) if early_stopping.is_over(own, run, step) else None
+
+
+def _progress(paths: Paths) -> tuple[int, float]:
+    """(step, steps a second) by the end of timing.jsonl; (0, 0) where nothing stands there yet."""
+    step, speed = 0, 0.0
+    for line in _bytes(paths.timing, 4096).split(b'\n'):
+        try:
+            row = json.loads(line)
+            step, speed = int(row.get('step', step)), float(row.get('steps_per_second', speed))
+        except (ValueError, TypeError, AttributeError):  # the first and the last line may be cut
+            continue
+    return step, speed
+
+
+def _reason(log: pathlib.Path) -> str:
+    """Why the last launch failed, in one line; '' where it did not, or was interrupted, or there was none."""
+    text = '\n' + _bytes(log, _TAIL).decode(errors='replace')
+    lines = [line for line in text[text.rfind('\n' + BEGIN) + 1 :].split('\n') if line.strip()]
+    code = 0
+    if lines and (ended := re.match(re.escape(END) + r'(-?\d+)', lines[-1])):
+        code = int(ended[1])
+        lines.pop()
+    if code - 128 in INTERRUPTS or -code in INTERRUPTS:
+        return ''
+    if said := [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]:
+        return _line(said[-1])
+    if code < 0:
+        memory = ', perhaps by the system for want of memory' if -code == signal.SIGKILL else ''
+        return f'killed by {signal.Signals(-code).name}{memory}'
+    return _line(lines[-1]) if code or any(line.startswith('Traceback (most recent') for line in lines) else ''
+
+
+def _line(text: str) -> str:
+    return printable(text.partition('\n')[0])[:300]
+
+
+def _bytes(path: pathlib.Path, most: int | None = None) -> bytes:
+    """What a file holds, or its last bytes; none where it is not there."""
+    try:
+        with open(path, 'rb', opener=records.regular) as file:
+            if most and (size := os.fstat(file.fileno()).st_size) > most:
+                file.seek(size - most)
+            return file.read()
+    except OSError:
+        return b''

@@ -1,0 +1,104 @@
+"""The table of a sweep: for each row the mean of a metric over its seeds, and what is not done, with the reason."""
+
+import collections
+import datetime
+import math
+from collections.abc import Sequence
+
+from aigc_jax.core.errors import UserError, near, printable
+from aigc_jax.studies import states
+from aigc_jax.studies.states import DONE, FAILED, RUNNING, State
+from aigc_jax.studies.sweeps import Row, Sweep, Trial
+
+States = list[tuple[Trial, State]]
+_ORDER = DONE, RUNNING, states.STOPPED, FAILED, states.MISSING, states.OTHER
+
+
+def look(trials: Sequence[Trial]) -> States:
+    return [(trial, states.look(trial)) for trial in trials]
+
+
+def metric_of(sweep: Sweep, found: States, wanted: str | None) -> str:
+    """`wanted`, else eval.best_metric, else the first metric of the final evaluation; '' where nothing is done yet.
+
+    Raises UserError for a metric that no run has.
+    """
+    results = [state.results for _, state in found if state.results]
+    known = list(dict.fromkeys(name for one in results for name in one))
+    if not known:
+        return ''
+    named = [name for name in known if name == wanted or name.startswith(f'{wanted}_')] if wanted else []
+    if wanted and not (wanted in known or len(named) == 1):
+        raise UserError(f'--metric: no finished run has {wanted!r}{near(wanted, known)}')
+    if wanted:
+        return wanted if wanted in known else named[0]
+    of_best = [name for name in known if sweep.metric and (name == sweep.metric or name.startswith(f'{sweep.metric}_'))]
+    return of_best[0] if of_best else known[0]
+
+
+def table(sweep: Sweep, found: States, metric: str) -> str:
+    """A line for each row, in their order: its name, how many seeds are done, the mean ± standard deviation over them.
+    It depends on the results alone, not on when and by whom they were made. Below it what is not done, a line each."""
+    by_row: dict[str, States] = collections.defaultdict(list)
+    for trial, state in found:
+        by_row[trial.row.name].append((trial, state))
+    width = max(len('row'), *(len(row.name) for row in sweep.rows))
+    lines = [f'{"row":<{width}}  done  {metric or "metric"}']
+    lines += [_line(row, by_row[row.name], metric, width) for row in sweep.rows]
+    open_ones = [(trial, state) for trial, state in found if state.kind not in (DONE, states.MISSING)]
+    lines += [f'{trial.name}: {_words(trial, state)}' for trial, state in open_ones]
+    return ''.join(printable(line).rstrip() + '\n' for line in lines)
+
+
+def summary(found: States) -> str:
+    """How many are done, running, …, the hours spent, and about how many are left."""
+    counts = collections.Counter(state.kind for _, state in found)
+    words = [', '.join(f'{counts[kind]} {kind}' for kind in _ORDER if counts[kind])]
+    spent = {trial.name: states.hours(trial) for trial, state in found if state.kind != states.MISSING}
+    words.append(f'{_hours(sum(spent.values()))} spent')
+    done = [spent[trial.name] for trial, state in found if state.kind == DONE]
+    if done and (left := len(found) - counts[DONE]):
+        whole = sum(done) / len(done) * left
+        begun = sum(spent[trial.name] for trial, state in found if state.kind in (RUNNING, states.STOPPED))
+        words.append(f'about {_hours(max(0.0, whole - begun))} of one process left')
+    return f'{len(found)} runs: {"; ".join(words)}'
+
+
+def _line(row: Row, found: States, metric: str, width: int) -> str:
+    done = [state for _, state in found if state.kind == DONE]
+    values = [value for state in done for value in _values(state.results.get(metric, {}))]
+    return f'{row.name:<{width}}  {len(done):>2}/{len(found):<2} {mean_words(values)}'
+
+
+def _values(found: dict) -> list[float]:
+    """One for each seed; those of a run of several replicas stand in `values`. Not finite: nan."""
+    replicas = found.get('values')
+    values = list(replicas.values()) if isinstance(replicas, dict) else [found.get('value')]
+    return [float(value) if isinstance(value, (int, float)) else math.nan for value in values]
+
+
+def mean_words(values: Sequence[float]) -> str:
+    """'0.123 ± 0.004'; the deviation has n − 1, and a value that is not finite is counted, not averaged."""
+    finite = [value for value in values if math.isfinite(value)]
+    lost = len(values) - len(finite)
+    words = ''
+    if finite:
+        mean = math.fsum(finite) / len(finite)
+        words = f'{mean:.5g}'
+        if len(finite) > 1:
+            deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in finite) / (len(finite) - 1))
+            words += f' ± {deviation:.2g}'
+    return words + (f' ({lost} of {len(values)} not finite)' if lost else '')
+
+
+def _words(trial: Trial, state: State) -> str:
+    """What a trial that is not done does, or why it does not."""
+    at = f'step {state.step} of {trial.row.total_steps}'
+    if state.kind == RUNNING and state.speed:
+        left = datetime.timedelta(seconds=round((trial.row.total_steps - state.step) / state.speed))
+        return f'running, {at}, {state.speed:.3g} steps/s, {left} left without evaluations'
+    return ': '.join(filter(None, (f'{state.kind}, {at}' if state.step else state.kind, state.words)))
+
+
+def _hours(hours: float) -> str:
+    return f'{hours:.2g} h' if hours < 10 else f'{hours:.0f} h'
