@@ -3,6 +3,15 @@
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from aigc_jax.core.schema import Field
+
+FIELDS = {
+    'transport_samples': Field(
+        int, 2000, least=1,
+        doc='for the distance of samples of points of unknown density, which is exact; no more than half of the split',
+    ),
+}  # fmt: skip
+
 
 def squared_wasserstein(x, y) -> float:
     """W₂² of two empirical distributions with as many points: the mean squared distance of the best assignment of

@@ -12,7 +12,7 @@ from aigc_jax import data, tasks
 from aigc_jax.core import optim, parallel, schema
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.data import declarations
-from aigc_jax.metrics import images, latent_codes, ngram, text
+from aigc_jax.metrics import images, latent_codes, ngram, text, transport
 from aigc_jax.nn import build, networks, quantizers, recurrent, transformer
 from aigc_jax.runs.migrations import SCHEMA
 from aigc_jax.sandbox import problems
@@ -41,7 +41,7 @@ INIT = {
 }  # fmt: skip
 # What the reports of samples read.
 EVAL_OF_TEXT = {**text.FIELDS, **ngram.FIELDS, **problems.FIELDS}
-EVAL_OF_IMAGES_AND_POINTS = {**images.FIELDS, **latent_codes.FIELDS}
+EVAL_OF_IMAGES_AND_POINTS = {**images.FIELDS, **latent_codes.FIELDS, **transport.FIELDS}
 
 
 def _players(config: ConfigDict, around) -> Group:

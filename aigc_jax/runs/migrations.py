@@ -95,6 +95,9 @@ def _from_1(config: ConfigDict) -> None:
         if field in evaluation:
             sample[field] = evaluation[field]
             del evaluation[field]
+    data, most = config.get('data'), evaluation.get('num_samples')
+    if isinstance(data, ConfigDict) and 'tokenizer' not in data:
+        _add(evaluation, transport_samples=min(most, 2000) if type(most) is int else 2000)
     if name in ('lm', 'vq'):
         _add(sample, repetition_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
