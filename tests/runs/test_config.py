@@ -260,7 +260,7 @@ def test_only_data_eval_and_parallel_on_a_finished_run():
     config_lib.override(config, [('data.name', 'x'), ('eval.k', '8')], only=config_lib.FREE)
     assert config.data.name == 'x' and config.eval.k == 8
     for name in ('seed', 'model.latent_dim', 'database.x', 'evaluate'):
-        with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\* can be set'):
+        with pytest.raises(UserError, match=r'only data\.\*, eval\.\*, parallel\.\*, sample\.\* can be set'):
             config_lib.override(config, [(name, '1')], only=config_lib.FREE)
 
 
