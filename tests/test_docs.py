@@ -198,7 +198,7 @@ def run_command(line: str, before: dict[str, str]) -> None:
     arguments = words[1:] if words[0] == 'aigc-jax' else words[words.index('aigc_jax.main') + 1 :]
     rest, path, overrides = config_lib.split_arguments(['aigc-jax', *arguments])
     values = copy.deepcopy(flags.FLAGS)
-    assert len(values(rest)) == 1 and values.workdir
+    assert len(values(rest)) == 1 and (values.workdir or values.mode == 'fields')
     if path and path != 'FILE.py':
         config_lib.load(str(ROOT / path), overrides)
         before[values.workdir] = path

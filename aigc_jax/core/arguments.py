@@ -45,5 +45,7 @@ def texts(name: str, value: str | Sequence[str]) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f'{name}: text {k}, character {error.start + 1} is no letter') from None
+            which = f'text {k}, ' if found[1:] else ''
+            at = f'{which}character {error.start + 1}, {text[error.start]!r}'
+            raise UserError(f'{name}: {at}, is no UTF-8') from None
     return found

@@ -23,6 +23,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Batch, Extra, Task, Turn
 
 _N = 7  # examples that a capability is tried with
+_KEYS = {'step', 'split', 'seed', 'diverged'}  # of a row of metrics.jsonl
 _LOSS = '(scalar, Aux(metrics, extra))'
 
 
@@ -81,12 +82,13 @@ class _Checked:
                 f'task.name: {self._path}: rounds of its Task is {str(rounds)[:60]}; it is a tuple of rounds, each a '
                 'tuple of one Turn or more, such as ((Turn(player, loss),),)'
             )
-        for one in task.capabilities if isinstance(task.capabilities, (tuple, list)) else [task.capabilities]:
-            if not isinstance(one, Capability):
-                raise UserError(
-                    f'task.name: {self._path}: capabilities of its Task holds {type(one).__name__}; it is a tuple of '
-                    'the classes of aigc_jax/core/capabilities.py, such as (Measures(per_example),)'
-                )
+        is_tuple = isinstance(task.capabilities, (tuple, list))
+        if not is_tuple or not all(isinstance(one, Capability) for one in task.capabilities):
+            kinds = [type(one).__name__ for one in task.capabilities] if is_tuple else type(task.capabilities).__name__
+            raise UserError(
+                f'task.name: {self._path}: capabilities of its Task is {kinds}; it is a tuple of instances of the '
+                'classes of aigc_jax/core/capabilities.py, such as (Measures(per_example),)'
+            )
         players = [turn.player for turns in rounds for turn in turns]
         if not all(isinstance(player, str) for player in players):
             raise UserError(f'task.name: {self._path}: a Turn is of player {players!r}; each is a text')
@@ -153,6 +155,11 @@ class _Checked:
                 )
                 fits = _is_named(found) and all(map(of_each, found.values()))
                 want(fits, 'per_example', found, '{metric: (n,)} or {metric: ((n,), (n,))}, one value an example')
+                if taken := _KEYS & found.keys():
+                    raise UserError(
+                        f'task.name: {self._path}: a metric of Measures has the name {min(taken)!r}, which a row of '
+                        'metrics.jsonl has for something else; choose another'
+                    )
             case Samples():
                 if type(one.num_classes) is not int or one.num_classes < 0:
                     raise UserError(f'task.name: {self._path}: num_classes of Samples is {one.num_classes!r}; it is '

@@ -185,7 +185,7 @@ def fuse(step, gather: Callable[[Tree, Tree], Batch], steps_per_call: int):
         if steps_per_call > 1:
             state, metrics = jax.lax.scan(scanned, state, jax.tree.map(lambda leaf: leaf[:-1], feed))
         state, last = step(state, seed, gather(data, jax.tree.map(lambda leaf: leaf[-1], feed)))
-        last = {name: value[None] for name, value in last.items()}
+        last = {name: jnp.asarray(value)[None] for name, value in last.items()}  # a loss may give plain numbers
         return state, {name: jnp.concatenate([metrics[name], x]) if name in metrics else x for name, x in last.items()}
 
     return call

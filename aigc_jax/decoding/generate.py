@@ -72,23 +72,23 @@ class Generator:
         if how.beam_size > 1 and (
             given := [n for n, v in (('stop', stop), ('grammar', grammar), ('draft', draft is not None)) if v]
         ):
-            raise UserError(f'--{given[0]}: a beam search has none; leave out one of the two')
+            raise UserError(f'{given[0]}: a beam search has none; leave out one of the two')
         if draft is not None and grammar:
-            raise UserError('--draft: it proposes several tokens at once, and a --grammar allows one at a time')
+            raise UserError('draft: it proposes several tokens at once, and a grammar allows one at a time')
         if draft is not None and not self._model.context:
-            raise UserError('--draft: a recurrent model cannot take back what it has read; leave it out')
+            raise UserError('draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and grammar:
-            raise UserError('--suffix: a --grammar is of prompt and text, and nothing stands behind it; leave one out')
+            raise UserError('suffix: a grammar is of prompt and text, and nothing stands behind it; leave one out')
         if suffix and self._tokenizer.fim is None:
-            raise UserError('--suffix: this model was not trained to fill in (data.fim_rate)')
+            raise UserError('suffix: this model was not trained to fill in (data.fim_rate)')
         self.how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
-        stop_tokens = tuple(self._encode(stop, '--stop').tolist())
+        stop_tokens = tuple(self._encode(stop, 'stop').tolist())
         # Of words and BPE other tokens may spell it, so the text itself is looked at.
         self._read_stop = bool(stop) and self._tokenizer.kind in ('word', 'bpe')
         self._stop_tokens = () if self._read_stop else stop_tokens
         if draft is not None and self._read_stop:
             raise UserError(
-                f'--stop: a draft writes several tokens of kind {self._tokenizer.kind} at once; leave one out'
+                f'stop: a draft writes several tokens of kind {self._tokenizer.kind} at once; leave one out'
             )
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         self._table = None if draft is None else draft_table(draft, self._model.vocab_size)
@@ -103,7 +103,7 @@ class Generator:
 
         stream: is called with what is certain of the text while it grows, and in the end with all; of a single text.
         """
-        prompts = arguments.texts('prompts', prompts)
+        prompts = arguments.texts('prompt', prompts)
         num_samples = arguments.checked('n', num_samples, arguments.N)
         seed = arguments.checked('seed', seed, arguments.SEED)
         if not prompts:
@@ -114,7 +114,7 @@ class Generator:
         for prompt, tokens in zip(prompts, encoded, strict=True):
             if context and len(tokens) >= context:
                 raise UserError(
-                    f'--prompt: {_shortened(prompt)} has {len(tokens)} tokens and leaves no room in the {context} of '
+                    f'prompt: {_shortened(prompt)} has {len(tokens)} tokens and leaves no room in the {context} of '
                     'the model; give its last part'
                 )
         longest = max(map(len, encoded))
@@ -123,12 +123,12 @@ class Generator:
         beyond = bool(context) and longest + most > context
         if beyond and bounded:
             raise UserError(
-                f'--max_new_tokens={most}: and {longest} of the prompt are more than the {context} of the model; '
+                f'max_new_tokens={most}: and {longest} of the prompt are more than the {context} of the model; '
                 f'a beam search or a draft goes no further, {context - longest} fit'
             )
         if beyond and self._suffix:
             raise UserError(
-                f'--max_new_tokens={most}: and {longest} of prompt and suffix are more than the {context} of the '
+                f'max_new_tokens={most}: and {longest} of prompt and suffix are more than the {context} of the '
                 f'model, which would forget what to fill in; {context - longest} fit'
             )
         if self._grammar:
@@ -146,7 +146,7 @@ class Generator:
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + np.arange(len(part), dtype=np.int32)
                 shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
-                matchers = self._grammar and self._grammar.begin([self._encode(text, '--prompt') for text, _ in part])
+                matchers = self._grammar and self._grammar.begin([self._encode(text, 'prompt') for text, _ in part])
                 found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
                 for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
                     texts.append(self._ended(prompt, *one))
@@ -156,11 +156,11 @@ class Generator:
 
     def _fits_grammar(self, prompts, most) -> None:
         """Raises UserError for a prompt that begins no text of the grammar, or none that ends within so many tokens."""
-        least = self._grammar.begin([self._encode(prompt, '--prompt') for prompt in prompts]).least()
+        least = self._grammar.begin([self._encode(prompt, 'prompt') for prompt in prompts]).least()
         for prompt, tokens in zip(prompts, least, strict=True):
             if tokens > most:
                 raise UserError(
-                    f'--max_new_tokens={most}: a text of --grammar={self._grammar.name} that begins with '
+                    f'max_new_tokens={most}: a text of grammar={self._grammar.name} that begins with '
                     f'{_shortened(prompt)} needs {tokens} more tokens to end'
                 )
 
@@ -245,10 +245,10 @@ class Generator:
 
     def _prompt(self, text: str) -> np.ndarray:
         """The tokens to read; a prompt that begins a text follows what stands before each document."""
-        tokens = self._encode(text, '--prompt')
+        tokens = self._encode(text, 'prompt')
         if self._suffix:
             before, between, after = self._tokenizer.fim
-            tokens = [[before], tokens, [between], self._encode(self._suffix, '--suffix'), [after]]
+            tokens = [[before], tokens, [between], self._encode(self._suffix, 'suffix'), [after]]
             tokens = np.concatenate(tokens)
         if self._tokenizer.end is not None or not len(tokens):
             tokens = np.concatenate([[self._model.bos], tokens])

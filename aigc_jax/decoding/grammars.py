@@ -44,11 +44,11 @@ class Grammar:
         self._tokenizer = tokenizer
         rules, needs = _read(name)
         if tokenizer.kind == 'word':
-            raise UserError(f'--grammar={name}: words cannot spell every text; the tokenizer must be byte, char or bpe')
+            raise UserError(f'grammar={name}: words cannot spell every text; the tokenizer must be byte, char or bpe')
         lacking = sorted(set(needs) - set(tokenizer.pieces)) if tokenizer.kind == 'char' else []
         if lacking:
             raise UserError(
-                f'--grammar={name}: the characters that the model was trained with lack {"".join(lacking)!r}'
+                f'grammar={name}: the characters that the model was trained with lack {"".join(lacking)!r}'
             )
         spelled = _Spelled(tokenizer)
         self.columns = len(spelled.tokens)
@@ -63,7 +63,7 @@ class Grammar:
         rules += '\n%llguidance {"no_forcing": true}\n'
         self._first = llguidance.LLMatcher(library, rules, log_level=0, limits=limits)
         if self._first.is_error():
-            raise UserError(f'--grammar={name}: {_first_line(self._first.get_error())}')
+            raise UserError(f'grammar={name}: {_first_line(self._first.get_error())}')
         self._begun: dict[tuple[int, ...], tuple] = {}
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> 'Matchers':
@@ -87,7 +87,7 @@ class Grammar:
                 before, behind = self._tokenizer.decode(prompt[:i]), self._tokenizer.decode(prompt[i:])
                 place = f'behind {before[-40:]!r}' if before else 'its first part'
                 raise UserError(
-                    f'--prompt: no text of --grammar={self.name} begins with it: {place} may not be {behind[:20]!r}'
+                    f'prompt: no text of grammar={self.name} begins with it: {place} may not be {behind[:20]!r}'
                 )
             found = self.way_to_end(matcher, way)
             known, way = found is not None, way if found is None else found
@@ -168,7 +168,7 @@ class Matchers:
         for i in np.flatnonzero(alive):
             token = int(tokens[i])
             if not self._matchers[i].consume_token(token):
-                raise ValueError(f'--grammar={self._grammar.name}: text {i} may not go on with token {token}')
+                raise ValueError(f'grammar={self._grammar.name}: text {i} may not go on with token {token}')
             self._written[i].append(token)
             if self._left is not None and token != self._grammar.end:
                 way = self._grammar.way_to_end(self._matchers[i], self._ways[i], self._left - 1 - self._ends)
@@ -187,7 +187,7 @@ class Matchers:
         text = grammar._tokenizer.decode(self._written[i])
         error = _first_line(matcher.get_error())
         reason = 'the tokenizer has no token that can follow' if error.startswith('NoExtension') else error
-        raise UserError(f'--grammar={grammar.name}: after {text[-40:]!r}: {reason}')
+        raise UserError(f'grammar={grammar.name}: after {text[-40:]!r}: {reason}')
 
 
 class _Spelled:
@@ -231,8 +231,8 @@ def _read(name: str) -> tuple[str, str]:
         write, needs = NAMED[name]
         return '\n'.join(write()) + '\n', needs
     if not name.endswith(('.lark', *('.lark' + suffix for suffix in SUFFIXES))):
-        raise UserError(f'--grammar: {name!r}{near(name, [*NAMED, "FILE.lark"])}')
-    return read_text(pathlib.Path(name).expanduser(), '--grammar: ').replace('\r\n', '\n'), ''
+        raise UserError(f'grammar: {name!r}{near(name, [*NAMED, "FILE.lark"])}')
+    return read_text(pathlib.Path(name).expanduser(), 'grammar: ').replace('\r\n', '\n'), ''
 
 
 def _json() -> Iterator[str]:

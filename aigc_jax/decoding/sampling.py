@@ -55,9 +55,9 @@ class Sampling:
     beam_size: int = 1
     length_penalty: float = 0.0
 
-    def check(self, vocab_size: int, what: str = '--') -> None:
+    def check(self, vocab_size: int, what: str = '') -> None:
         """Raises UserError for a value out of its range, or for two that contradict each other. what: stands before the
-        name of a setting: '--' of a flag, 'sample.' of a field."""
+        name of a setting: '' of an argument, 'sample.' of a field."""
         # Within these float32 can hold what comes of them; nan is in no range.
         beams = min(vocab_size, _BEAMS)
         ranges = {
@@ -74,7 +74,7 @@ class Sampling:
         if self.beam_size > 1 and (narrowed or self.temperature != 1):
             raise UserError(f'{what}beam_size: a beam search draws nothing; with it temperature is 1, {all_tokens}')
         if self.length_penalty and self.beam_size == 1:
-            raise UserError('--length_penalty: compares the texts of a beam search; add --beam_size, or leave it out')
+            raise UserError('length_penalty: compares the texts of a beam search; add beam_size, or leave it out')
         if self.temperature == 0 and narrowed:
             raise UserError(f'{what}temperature=0 takes the likeliest token; with it {all_tokens}')
 

@@ -23,7 +23,7 @@ def writer(
     """What writes with the model of an experiment. draft: 'ngram', of the training text; '': none. more: stop, suffix
     and grammar, as Generator has them."""
     if draft and draft != 'ngram':
-        raise UserError(f"--draft: {draft!r}; it is 'ngram', or left out")
+        raise UserError(f"draft: {draft!r}; it is 'ngram', or left out")
     dataset = experiment.dataset
     return Generator(
         experiment.task.get(CausalText), dataset.spec.tokenizer, how, max_new_tokens,

@@ -68,10 +68,11 @@ def grown(experiment: Experiment, before: int, step: int) -> None:
 
 
 def end(stream: TextIO | None, run: Run) -> None:
-    """The folder, with its pictures."""
+    """The folder, with what lies in it now."""
     pictures = sorted(path.name for path in run.paths.plots.glob('*.png'))
     shown = f', plots/ with {", ".join(pictures)}' if pictures else ''
-    _say(stream, f'{run.folder}: evaluation.json, samples/{shown}')
+    samples = ', samples/' if run.paths.samples.is_dir() else ''
+    _say(stream, f'{run.folder}: evaluation.json{samples}{shown}')
 
 
 def finished(stream: TextIO | None, run: Run, step: int) -> None:

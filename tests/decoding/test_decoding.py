@@ -192,10 +192,10 @@ def test_a_draft_proposes_what_most_often_followed():
 
 def test_flags_that_contradict_or_leave_their_range():
     for how, word in (
-        (Sampling(temperature=-1.0), '--temperature=-1.0'), (Sampling(top_k=-1), '--top_k=-1'),
-        (Sampling(top_p=0.0), '--top_p=0.0'), (Sampling(min_p=2.0), '--min_p=2.0'),
-        (Sampling(repetition_penalty=0.0), '--repetition_penalty'), (Sampling(beam_size=0), '--beam_size=0'),
-        (Sampling(beam_size=2, top_k=2), '--beam_size'), (Sampling(temperature=0.0, top_p=0.5), '--temperature=0'),
+        (Sampling(temperature=-1.0), 'temperature=-1.0'), (Sampling(top_k=-1), 'top_k=-1'),
+        (Sampling(top_p=0.0), 'top_p=0.0'), (Sampling(min_p=2.0), 'min_p=2.0'),
+        (Sampling(repetition_penalty=0.0), 'repetition_penalty'), (Sampling(beam_size=0), 'beam_size=0'),
+        (Sampling(beam_size=2, top_k=2), 'beam_size'), (Sampling(temperature=0.0, top_p=0.5), 'temperature=0'),
     ):  # fmt: skip
         with pytest.raises(UserError, match=word):
             how.check(V)
@@ -292,7 +292,7 @@ def test_a_grammar_is_kept_by_a_trained_model(smoke, model):
     assert (alone.text, alone.ended) == (texts[0].text, texts[0].ended)
     with pytest.raises(UserError, match="no text of --grammar=json begins with it: behind '\\[1 ' may not be 'x"):
         writer.generate(state, ['[1 x'], 1, seed=1)
-    with pytest.raises(UserError, match='--max_new_tokens=2: a text of --grammar=json .* needs [34] more tokens'):
+    with pytest.raises(UserError, match='max_new_tokens=2: a text of grammar=json .* needs [34] more tokens'):
         texts_lib.writer(experiment, Sampling(), 2, grammar='json').generate(state, ['[[['], 1, seed=1)
     for text in texts:
         assert 0 < text.ruled_out < text.nats or not len(text.tokens)
@@ -342,7 +342,7 @@ def test_a_stop_text_is_found_however_its_tokens_spell_it(tmp_path):
         assert ('at' in decode(text.tokens)) == (text.ended == 'stop') and 'at' not in text.text
         assert 'at' not in decode(text.tokens[:-1])  # nothing is written, or paid for, behind it
         assert decode(text.tokens).startswith(text.text)
-    with pytest.raises(UserError, match='--stop: a draft writes several tokens'):
+    with pytest.raises(UserError, match='stop: a draft writes several tokens'):
         texts_lib.writer(experiment, Sampling(), 40, stop='at', draft='ngram')
 
 
@@ -450,7 +450,7 @@ def test_the_flags_stand_for_fields_of_sample(runner, smoke, tmp_path):
     code, _, err = runner('--mode=sample', f'--workdir={folder}', *greedy)
     assert code == 0 and err.startswith('1 text '), err
     beams = sample(*fields, '--beam_size=2', '--num_samples=1')
-    assert_refused(beams, '--beam_size: a beam search draws nothing; with it temperature is 1')
+    assert_refused(beams, 'beam_size: a beam search draws nothing; with it temperature is 1')
 
 
 @pytest.mark.parametrize('model', ['gpt', 'rnn_lm'])
@@ -480,35 +480,35 @@ def test_top_k_above_the_vocabulary_means_all():
 
 MISTAKES = {
     'long prompt': (['--prompt=' + 'x' * 60], ["'xxxx", '60 tokens', '48 of the model']),
-    'beam beyond the context': (['--prompt=' + 'x' * 40, '--beam_size=2'], ['--max_new_tokens=20', '8 fit']),
-    'unknown draft': (['--draft=ngrm'], ['--draft', "'ngram'"]),
-    'draft and grammar': (['--draft=ngram', '--grammar=json'], ['--draft', '--grammar']),
-    'grammar of a beam': (['--beam_size=2', '--grammar=json'], ['--grammar', 'beam']),
-    'unknown grammar': (['--grammar=jsn'], ['--grammar', 'json']),
-    'stream of many': (['--stream'], ['--stream', '--num_samples=1']),
-    'the same many times': (['--temperature=0', '--num_samples=3'], ['--num_samples=3', 'the same']),
-    'penalty of no search': (['--length_penalty=0.5'], ['--length_penalty', '--beam_size']),
+    'beam beyond the context': (['--prompt=' + 'x' * 40, '--beam_size=2'], ['max_new_tokens=20', '8 fit']),
+    'unknown draft': (['--draft=ngrm'], ['draft', "'ngram'"]),
+    'draft and grammar': (['--draft=ngram', '--grammar=json'], ['draft', 'grammar']),
+    'grammar of a beam': (['--beam_size=2', '--grammar=json'], ['grammar', 'beam']),
+    'unknown grammar': (['--grammar=jsn'], ['grammar', 'json']),
+    'stream of many': (['--stream'], ['stream', 'num_samples=1']),
+    'the same many times': (['--temperature=0', '--num_samples=3'], ['num_samples=3', 'the same']),
+    'penalty of no search': (['--length_penalty=0.5'], ['length_penalty', 'beam_size']),
     'too many tokens': (['--max_new_tokens=2000000'], ['max_new_tokens']),
-    'prompt no UTF-8': (['--prompt=caf\udce9'], ['--prompt: character 4', 'UTF-8']),
-    'stop no UTF-8': (['--stop=\ud83d'], ['--stop: character 1', 'UTF-8']),
+    'prompt no UTF-8': (['--prompt=caf\udce9'], ['prompt: character 4', 'UTF-8']),
+    'stop no UTF-8': (['--stop=\ud83d'], ['stop: character 1', 'UTF-8']),
     'line no UTF-8': (['--prompt_file={}/half'], ['line 1: character 2', 'UTF-8']),
-    'no infilling': (['--suffix=x'], ['--suffix', 'data.fim_rate']),
+    'no infilling': (['--suffix=x'], ['suffix', 'data.fim_rate']),
     'no UTF-8': (['--prompt_file={}/latin1'], ['latin1, line 1', 'UTF-8; if it is latin1: iconv -f latin1 -t utf-8 ']),
-    'no prompt file': (['--prompt_file={}/none'], ['--prompt_file', 'No such file']),
-    'empty prompt file': (['--prompt_file={}/empty'], ['--prompt_file', 'no line']),
+    'no prompt file': (['--prompt_file={}/none'], ['prompt_file', 'No such file']),
+    'empty prompt file': (['--prompt_file={}/empty'], ['prompt_file', 'no line']),
     'two prompts': (['--prompt=a', '--prompt_file={}/empty'], ['--prompt and --prompt_file']),
-    'range': (['--top_p=2'], ['--top_p=2.0']),
-    'contradiction': (['--beam_size=3', '--top_k=5'], ['--beam_size']),
-    'labels': (['--labels=3'], ['--labels', 'no classes']),
+    'range': (['--top_p=2'], ['top_p=2.0']),
+    'contradiction': (['--beam_size=3', '--top_k=5'], ['beam_size']),
+    'labels': (['--labels=3'], ['labels', 'no classes']),
     'no number': (['--temperature=warm'], ['temperature']),
-    'cold': (['--temperature=1e-40'], ['--temperature=1e-40', '0.0001 to 10000']),
-    'hot': (['--temperature=inf'], ['--temperature=inf', '0.0001 to 10000']),
-    'nan': (['--min_p=nan'], ['--min_p=nan', '0 to 1']),
-    'long beams': (['--beam_size=2', '--length_penalty=1000'], ['--length_penalty=1000', '-5 to 5']),
-    'penalty': (['--repetition_penalty=1e30'], ['--repetition_penalty', '0.01 to 100']),
+    'cold': (['--temperature=1e-40'], ['temperature=1e-40', '0.0001 to 10000']),
+    'hot': (['--temperature=inf'], ['temperature=inf', '0.0001 to 10000']),
+    'nan': (['--min_p=nan'], ['min_p=nan', '0 to 1']),
+    'long beams': (['--beam_size=2', '--length_penalty=1000'], ['length_penalty=1000', '-5 to 5']),
+    'penalty': (['--repetition_penalty=1e30'], ['repetition_penalty', '0.01 to 100']),
     'a billion': (['--num_samples=1000000000'], ['num_samples', '1000000']),
-    'suffix of a grammar': (['--suffix=x', '--grammar=json'], ['--suffix', '--grammar']),
-    'prompt of no text': (['--prompt=[1 x', '--grammar=json'], ['--grammar=json', "'[1 '", "'x'"]),
+    'suffix of a grammar': (['--suffix=x', '--grammar=json'], ['suffix', 'grammar']),
+    'prompt of no text': (['--prompt=[1 x', '--grammar=json'], ['grammar=json', "'[1 '", "'x'"]),
 }  # fmt: skip
 
 

@@ -265,7 +265,7 @@ def test_bad_names_and_files(tmp_path, monkeypatch, name, text, words):
         (tmp_path / name).write_bytes(text)
     with pytest.raises(UserError, match=words) as found:
         Grammar(name, BYTES)
-    assert len(str(found.value).splitlines()) == 1 and str(found.value).startswith('--grammar')
+    assert len(str(found.value).splitlines()) == 1 and str(found.value).startswith('grammar')
 
 
 def test_a_file_may_be_compressed_or_begin_with_a_mark(tmp_path):

@@ -160,8 +160,8 @@ IMAGES = {
     'replica(0.0)': 'k: 0.0 is a number',
 }
 TEXTS = {
-    'generate(5)': 'prompts: holds 5, int; it is a text, or a list of texts',
-    "generate(['a', None])": 'prompts: holds None, NoneType',
+    'generate(5)': 'prompt: holds 5, int; it is a text, or a list of texts',
+    "generate(['a', None])": 'prompt: holds None, NoneType',
     "generate('a', n=2.5)": 'n: 2.5 is a number',
     "generate('a', n=0)": 'n: 0; it is 1 to',
     "generate('a', seed=-2**31 - 1)": 'seed: -2147483649; it is',
@@ -174,10 +174,10 @@ TEXTS = {
     "generate('a', draft=True)": 'draft: True is True or False; it holds a text',
     "generate('a', stream=1)": 'stream: is a function',
     "generate(['a', 'b'], stream=print)": 'stream: is a function that is called with a single text',
-    "generate('\\ud800')": 'prompts: text 0, character 1 is no letter',
+    "generate('\\ud800')": "prompt: character 1, '\\ud800', is no UTF-8",
     'log_prob(5)': 'x: holds 5, int; it is a text, or a list of texts',
     'log_prob([1, 2])': 'x: holds 1, int',
-    "log_prob('a\\ud800')": 'x: text 0, character 2 is no letter',
+    "log_prob('a\\ud800')": "x: character 2, '\\ud800', is no UTF-8",
     "sample(2, labels=[1, 2])": 'labels: this model is unconditional',
 }
 
@@ -210,7 +210,7 @@ def test_the_functions_of_the_door_name_their_arguments(smoke, tmp_path):
         lambda: aigc_jax.evaluate(smoke('vae'), progress=1): 'progress: 1; it is a stream',
         lambda: aigc_jax.sample(smoke('vae'), 1.5): 'n: 1.5 is a number',
         lambda: aigc_jax.sample(smoke('vae'), 2, seed='a'): "seed: 'a' is a text",
-        lambda: aigc_jax.generate(smoke('gpt'), 5): 'prompts: holds 5',
+        lambda: aigc_jax.generate(smoke('gpt'), 5): 'prompt: holds 5',
         lambda: aigc_jax.open(smoke('vae'), 1.5): "step=1.5: a number or 'best'",
         lambda: aigc_jax.open(smoke('vae'), True): "step=True: a number or 'best'",
         lambda: aigc_jax.load(smoke('vae'), 'last'): "step=last: a number or 'best'",

@@ -109,7 +109,7 @@ def test_a_task_that_draws_no_samples_trains_and_is_evaluated(runner, tmp_path, 
         path = tmp_path / 'elsewhere' / 'my_task.py'
         path.write_text(path.read_text().replace('axis=(1, 2, 3)', 'axis=1'))
     code, out, err = runner(flag, f'--workdir={tmp_path}/run', '--config.eval.extractor=auto', *more)
-    assert code == 0 and 'error' in out and 'samples/' not in out, err
+    assert code == 0 and 'error' in out and 'samples/' not in out + err, err
     assert {path.name for path in (tmp_path / 'run' / 'plots').iterdir()} == {'curves.png'}
     code, _, err = runner(f'--workdir={tmp_path}/run', '--mode=sample')
     assert_refused((code, '', err), 'draws no samples')
@@ -200,7 +200,11 @@ RETURNS = {  # (what is changed, words of the refusal)
     'a single sample': (("ctx.normal('z', shape)", "ctx.normal('z', shape)[0]"),
                         'Samples.draw returns float32 (8, 8, 1); it'),
     'a capability that is none': (('(Measures(per_example), ', '(per_example, '),
-                                  'its Task holds function; it is a tup'),
+                                  "capabilities of its Task is ['function', 'Samples']; it is a tuple of inst"),
+    'a bare capability': (('(Measures(per_example), Samples(draw))', 'Measures(per_example)'),
+                          'capabilities of its Task is Measures; it is a tuple of instances'),
+    "a metric of a row's name": (("return {'error': jnp", "return {'step': jnp"),
+                                 "Measures has the name 'step', which a row of"),
 }  # fmt: skip
 
 
@@ -281,7 +285,7 @@ def test_a_run_opens_from_any_folder_and_its_file_is_in_the_manifest(tmp_path, m
     # It goes on from its new place; that the file has changed is told as that the package has.
     moved.write_text(moved.read_text() + '# another\n')
     monkeypatch.chdir(moved.parent)
-    train(total_steps=30, log_every_steps=10, eval_every_steps=10, checkpoint_every_steps=10)
+    train(total_steps=40)
     manifest = aigc_jax.open('../run').run.manifest
     assert manifest['starts'][0]['made_with']['own_task'] == first
     assert manifest['own_task'] == hashlib.sha256(moved.read_bytes()).hexdigest() != first
