@@ -43,14 +43,9 @@ def main(argv: list[str]) -> None:
 
 def _parsed(argv: list[str]) -> Callable[[], int]:
     """What is to be done, which returns the exit code. Raises UserError."""
-    if {'--help', '-h'} & set(argv):
-        return lambda: show(f'{__doc__}\n{FLAGS.module_help(__name__)}\n')
     rest, config, overrides = config_lib.split_arguments(argv)
     grid, rest = split_grid(rest)
-    try:
-        words = FLAGS(rest)[1:]
-    except flags.Error as error:
-        raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
+    words = command.read(FLAGS, rest, __doc__, __name__)
     if not FLAGS.workdir:
         raise UserError('--workdir: missing; name the folder of the sweep')
     if words not in ([], ['status']):

@@ -1,6 +1,5 @@
 """What the commands share: flags read with one line for a mistake, JAX set up, and how a command ends."""
 
-import argparse
 import contextlib
 import io
 import os
@@ -17,13 +16,6 @@ from aigc_jax.core.errors import RunError, UserError, printable
 from aigc_jax.core.output import Closed, drop, show
 
 
-class Parser(argparse.ArgumentParser):
-    """Of flags of a command's own; a mistake is a UserError."""
-
-    def error(self, message: str):
-        raise UserError(f'{message} (see --help)')
-
-
 def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
     """absl's flags_parser: `argv` read by absl, then `check`, which raises UserError for flags that do not fit;
     mistakes end in one line and exit code 2."""
@@ -38,6 +30,19 @@ def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
             raise UserError(f'{left[1]!r} is no flag; flags begin with --')
         check()
     return left
+
+
+def read(values: flags.FlagValues, argv: list[str], about: str, module: str) -> list[str]:
+    """The words of `argv`, the program's name first, that are no flags; `values` gets the flags. --help shows `about`
+    and the flags of `module`, and ends the program. Raises UserError."""
+    if {'--help', '-h'} & {*argv}:
+        show(f'{about}\n{values.module_help(module).strip().partition(chr(10))[2]}\n')  # without the module's name
+        sys.exit(0)
+    values.unparse_flags()  # what an earlier call in this process has set
+    try:
+        return values(argv)[1:]
+    except flags.Error as error:
+        raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
 
 
 @contextlib.contextmanager

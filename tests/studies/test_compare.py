@@ -64,7 +64,7 @@ def evaluation(folder):
 
 def call(capsys, *arguments):
     try:
-        compare.main([str(a) for a in arguments])
+        compare.main(['compare', *map(str, arguments)])
         code = 0
     except SystemExit as error:
         code = error.code
@@ -270,7 +270,7 @@ def test_places_are_folders_patterns_and_folders_of_runs(runs, monkeypatch):
         (['{runs}/fast/plots'], 'holds no run'),
         (['{runs}', '--metric=none'], "no run has 'none'"),
         (['{runs}', '--better=less'], 'min or max'),
-        (['{runs}', '--nothing'], 'unrecognized arguments: --nothing'),
+        (['{runs}', '--nothing'], 'Unknown command line flag 'nothing''),
         (['{runs}', '--html={runs}/fast/page.html'], 'lies in the run'),
         (['{runs}', '--html={runs}'], 'is a folder'),
         (['{runs}', '--html={runs}/none/page.html'], 'is no folder'),
