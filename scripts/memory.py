@@ -91,7 +91,8 @@ def recorded(evaluator, programs: dict):
         return call
 
     compile = evaluator.compiled
-    evaluator.compiled = functools.cache(lambda function, stream: watched(function.__name__, compile(function, stream)))
+    name = lambda function: function.__name__.lstrip('_')
+    evaluator.compiled = functools.cache(lambda function, stream: watched(name(function), compile(function, stream)))
     return evaluator
 
 

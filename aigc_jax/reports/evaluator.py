@@ -63,7 +63,7 @@ class Evaluator:
     def reconstruct(self, state: TrainState, seed: int, split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
         """(originals, reconstructions) of the first n examples of a split."""
         n = min(n, len(self.experiment.dataset.splits[split]))
-        pair = self._original, self.task.get(Reconstructs).reconstruct
+        pair = self._originals, self.task.get(Reconstructs).reconstruct
         return tuple(self.over_split(function, state, seed, split, n) for function in pair)
 
     def encode(self, state: TrainState, seed: int, split: str, n: int) -> np.ndarray:
@@ -115,7 +115,7 @@ class Evaluator:
 
     # As `compiled` wants them
 
-    def _original(self, params, extra, batch, ctx):
+    def _originals(self, params, extra, batch, ctx):
         return self.experiment.scaling.to_data(self.experiment.preprocess(batch, ctx)['x'])
 
     def _sample(self, params, extra, labels, ctx):
