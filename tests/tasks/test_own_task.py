@@ -145,7 +145,8 @@ MISTAKES = {
     'an error in make': (('shape, power = dataset.spec.shape', 'shape, power = dataset.shpe'), [],
                          ['my_task.py, line 18: AttributeError']),
     'no Task': (('return Task(', 'return dict('), [], ['make of', 'my_task.py returns dict, not a Task']),
-    'fields without a group': (("'task': {'power'", "'power': {'power'"), [], ['FIELDS of', 'task, model, sample, eval']),
+    'fields without a group': (("'task': {'power'", "'power': {'power'"), [],
+                              ['FIELDS of', 'task, model, sample, eval']),
     'fields that are none': (("'model': {'start': Field(float, 0.5, least=0, most=1, doc=", "'model': {'start': str("),
                              [], ['FIELDS of', 'my_task.py', 'model.start']),
 }  # fmt: skip
