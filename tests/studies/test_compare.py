@@ -270,7 +270,7 @@ def test_places_are_folders_patterns_and_folders_of_runs(runs, monkeypatch):
         (['{runs}/fast/plots'], 'holds no run'),
         (['{runs}', '--metric=none'], "no run has 'none'"),
         (['{runs}', '--better=less'], 'min or max'),
-        (['{runs}', '--nothing'], 'Unknown command line flag 'nothing''),
+        (['{runs}', '--nothing'], "Unknown command line flag 'nothing'"),
         (['{runs}', '--html={runs}/fast/page.html'], 'lies in the run'),
         (['{runs}', '--html={runs}'], 'is a folder'),
         (['{runs}', '--html={runs}/none/page.html'], 'is no folder'),
