@@ -295,7 +295,7 @@ class _Log(logs.Writer):
     """Compares each row that is written with the `lines` of another metrics.jsonl. The first difference is kept."""
 
     def __init__(self, folder: pathlib.Path, step: int, lines: list[bytes]):
-        super().__init__(folder, step, tensorboard=False)
+        super().__init__(folder, step)
         self._lines = lines
         self._next = len(logs.read_lines(self._path))  # those that the file holds already are a beginning of them
         self.difference: Difference | None = None
