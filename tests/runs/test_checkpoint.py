@@ -157,7 +157,7 @@ def test_no_best(folder):
         assert 'step=best' in (said := message(lambda: checkpoints.resolve('best'))) and 'nll' in said
         shutil.rmtree(folder)
     for text in ('newest', '-1', '1.5', '²'):
-        assert f'--step={text}' in message(lambda: checkpoints.resolve(text))
+        assert f'step={text}' in message(lambda: checkpoints.resolve(text))
 
 
 def test_what_does_not_fit_is_named(folder):
