@@ -36,6 +36,18 @@ def load(path: str | pathlib.Path, what: str) -> ModuleType:
     return module
 
 
+def want_trusted(name: str, field: str) -> None:
+    """Raises UserError where the config of a run, which somebody else may have written, names a Python file that is not
+    to be executed unseen: one of a relative path, which is found in whatever folder this process is in, or one that
+    belongs to another user. name: FILE.py, or FILE.py:function."""
+    path = pathlib.Path(name[: name.rfind('.py') + 3]).expanduser()
+    mend = f'look at it, and name it with --config.{field}={path}'
+    if not path.is_absolute():
+        raise UserError(f'{field}: the config of the run names the Python file {path} without its folder; {mend}')
+    if path.exists() and path.stat().st_uid not in (os.getuid(), 0):
+        raise UserError(f'{field}: the config of the run names {path}, a Python file of another user; {mend}')
+
+
 class Raised(UserError):
     """What a function of a researcher's own file raised, which is its __cause__, with the frames from that file on."""
 

@@ -71,9 +71,17 @@ def reads_text(cfg) -> bool:
     return key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
 
 
+def own_file(name: str) -> str | None:
+    """FILE.py[:function], if data.name is one or is made of one; else None."""
+    name = name.removeprefix(STACKED)
+    prefix, colon, _ = name.partition(':')
+    return name if own.is_own(name) and prefix + colon not in KNOWN else None
+
+
 def located(name: str) -> str:
     """data.name with the whole path of an own file, so that its run opens from any folder."""
-    return os.path.abspath(os.path.expanduser(name)) if _parts(name)[0] == OWN else name
+    found = own_file(name)
+    return name if found is None else name.removesuffix(found) + os.path.abspath(os.path.expanduser(found))
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:

@@ -5,12 +5,13 @@ import fcntl
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from ml_collections import ConfigDict
 
-from aigc_jax.core import parallel, processes, records
+from aigc_jax import data, tasks
+from aigc_jax.core import parallel, processes, records, user_code
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import disk_errors, open_append
 from aigc_jax.core.notes import note
@@ -84,6 +85,15 @@ class Run:
         """Opens the logs to go on from `step`; every process but the first writes none. To be closed."""
         return Writer(self.folder, step) if processes.first() else NullWriter()
 
+    def want_trusted(self, given: Collection[str] = ()) -> None:
+        """Raises UserError where the config names a Python file that is not to be executed unseen (core.user_code).
+        given: the fields that the user has named it by."""
+        for field, own_file in (('task.name', tasks.own_file), ('data.name', data.own_file)):
+            group = self.config.get(field.partition('.')[0])
+            name = group.get('name') if isinstance(group, ConfigDict) else None
+            if field not in given and isinstance(name, str) and (found := own_file(name)):
+                user_code.want_trusted(found, field)
+
     def open(self, step: str | int | None = None, overrides=()) -> tuple[Experiment, TrainState]:
         """step: a number, 'best', or None for the newest checkpoint.
 
@@ -93,6 +103,7 @@ class Run:
         Raises UserError.
         """
         config, overrides = self.config, list(overrides)
+        self.want_trusted({name for name, _ in overrides})
         if isinstance(config.get('task'), ConfigDict) and str(config.task.get('name')).endswith('.py'):
             moved = [(name, path) for name, path in overrides if name == 'task.name' and path.endswith('.py')]
             config_lib.override(config, moved)

@@ -84,7 +84,7 @@ def verify(folder: str | pathlib.Path, from_step: int = 0, *, progress: TextIO |
     run from being run again is a Verdict.
     """
     run = Run(folder)
-    run.config  # noqa: B018, raises where there is no run
+    run.want_trusted()  # raises where there is no run, too
     with contextlib.ExitStack() as held:
         with processes.together('lock'):
             if processes.first():

@@ -48,9 +48,14 @@ def is_own(name: str) -> bool:
     return name not in TASKS
 
 
+def own_file(name: str) -> str | None:
+    """FILE.py, if task.name is one; else None."""
+    return name if is_own(name) and name.endswith('.py') else None
+
+
 def located(name: str) -> str:
     """task.name with the whole path of an own file, so that its run opens from any folder."""
-    return os.path.abspath(os.path.expanduser(name)) if is_own(name) and name.endswith('.py') else name
+    return os.path.abspath(os.path.expanduser(name)) if own_file(name) else name
 
 
 def fields(group: str, config, around) -> Group | None:

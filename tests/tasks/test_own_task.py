@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -282,6 +283,22 @@ def test_a_run_opens_from_any_folder_and_its_file_is_in_the_manifest(tmp_path, m
     for place in (moved, 'moved/my_task.py'):
         again = aigc_jax.open('run', overrides={'task.name': str(place)})
         np.testing.assert_array_equal(again.sample(2), expected)
+    # Somebody else's run does not have a file executed that merely lies where the command is given.
+    config = (tmp_path / 'run' / 'config.json').read_text()
+    (tmp_path / 'my_task.py').write_text('raise SystemExit("executed")')
+    for name, field in ((path, 'my_task.py'), ('digits', 'my_task.py:load')):
+        (tmp_path / 'run' / 'config.json').write_text(config.replace(f'"name": "{name}"', f'"name": "{field}"'))
+        with pytest.raises(UserError, match='without its folder; look at it, and name it with --config'):
+            aigc_jax.open('run', overrides={} if name == path else {'task.name': str(moved)})
+    (tmp_path / 'run' / 'config.json').write_text(config)
+    if os.getuid() == 0:  # who alone may give files away
+        os.chown(moved, 65534, 65534)
+        (tmp_path / 'run' / 'config.json').write_text(config.replace(str(path), str(moved)))
+        with pytest.raises(UserError, match='a Python file of another user'):
+            aigc_jax.open('run')
+        aigc_jax.open('run', overrides={'task.name': str(moved)})
+        (tmp_path / 'run' / 'config.json').write_text(config)
+        os.chown(moved, 0, 0)
     # It goes on from its new place; that the file has changed is told as that the package has.
     moved.write_text(moved.read_text() + '# another\n')
     monkeypatch.chdir(moved.parent)
