@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 import aigc_jax.main  # noqa: F401 (defines the flags)
-from aigc_jax import compare, sweep
+from aigc_jax import compare, sweep, verify
 from aigc_jax.core import command
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
@@ -192,8 +192,9 @@ def run_command(line: str, before: dict[str, str]) -> None:
             name = word.removeprefix('--').partition('=')[0]
             assert not word.startswith('--') or name in known, f'{words[1]} has no flag {word}'
         return
-    if 'aigc_jax.compare' in words:
-        return command.read(copy.deepcopy(compare.FLAGS), words[words.index('aigc_jax.compare') :], '', '')
+    for door in (compare, verify):
+        if (name := door.__name__) in words:
+            return command.read(copy.deepcopy(door.FLAGS), words[words.index(name) :], '', '')
     if 'aigc_jax.sweep' in words:
         return run_sweep(words[words.index('aigc_jax.sweep') + 1 :])
     arguments = words[1:] if words[0] == 'aigc-jax' else words[words.index('aigc_jax.main') + 1 :]
@@ -220,7 +221,7 @@ def run_sweep(arguments: list[str]) -> None:
 
 COMMAND = re.compile(
     r'(?:python (?:-P )?-m aigc_jax\.(?:main|sweep)|aigc-jax) (?:status )?--'
-    r'|python -m aigc_jax\.compare |python scripts/'
+    r'|python -m aigc_jax\.(?:compare|verify) |python scripts/'
 )
 
 
@@ -241,7 +242,7 @@ def test_every_command_parses(path):
 
 
 def test_there_are_commands_to_parse():
-    assert len(commands((ROOT / 'README.md').read_text(encoding='utf-8'))) == 6
+    assert len(commands((ROOT / 'README.md').read_text(encoding='utf-8'))) == 9
     for line in (
         '--config=configs/gan.py:none --workdir=x',
         '--config=configs/gan.py --config.nothing=1 --workdir=x',

@@ -1,12 +1,13 @@
 """What the command line and Python take besides a config: ranges of numbers, and checks of what Python gives."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
+
+if TYPE_CHECKING:
+    import numpy as np
 
 N = Field(int, least=1, most=1_000_000)  # samples, or texts for each prompt
 SEED = Field(int, least=-(2**31), most=2**31 - 1)
@@ -26,8 +27,10 @@ def checked(name: str, value: Any, field: Field) -> Any:
     return value
 
 
-def array(name: str, value: Any) -> np.ndarray:
+def array(name: str, value: Any) -> 'np.ndarray':
     """The array that the argument `name` holds, with float32 for float64. Raises UserError where it is none."""
+    import numpy as np  # here, for --help does without
+
     try:
         found = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # rows of unequal lengths; a tensor of another library

@@ -75,7 +75,8 @@ def own_file(name: str) -> str | None:
     """FILE.py[:function], if data.name is one or is made of one; else None."""
     name = name.removeprefix(STACKED)
     prefix, colon, _ = name.partition(':')
-    return name if own.is_own(name) and prefix + colon not in KNOWN else None
+    is_kind = prefix + colon in KNOWN or (colon and prefix.isalpha())  # such as idx:, or txt:, which is misspelt
+    return name if own.is_own(name) and not is_kind else None
 
 
 def located(name: str) -> str:
@@ -130,7 +131,7 @@ def _parts(name: str) -> tuple[str, str]:
     """'idx:DIR' -> ('idx:', 'DIR'); 'FILE.py' -> (OWN, 'FILE.py'). Raises UserError for data that there are not."""
     prefix, colon, where = name.partition(':')
     if prefix + colon not in KNOWN:
-        if own.is_own(name):
+        if own_file(name):
             return OWN, name
         mend = f'; did you mean {prefix}:...?' if f'{prefix}:' in KNOWN else near(prefix + colon, KNOWN)
         of_tfds = '' if colon or not name else f' Of TensorFlow Datasets it is tfds:{name}.'

@@ -47,7 +47,7 @@ def test_workdir_is_a_link_to_nothing(runner, tmp_path):
 
 
 def test_a_field_below_a_number(runner, tmp_path):
-    assert_refused(runner(VAE, f'--workdir={tmp_path}/run', '--config.seed.x=1'), 'seed is no group', '--config.seed=')
+    assert_refused(runner(VAE, f'--workdir={tmp_path}/run', '--config.seed.x=1'), 'seed is no group', 'seed=')
 
 
 @pytest.mark.parametrize('field, value', [('eval.patience', -1), ('eval.ais_chains', 0), ('sample.temperature', -1.0)])
@@ -70,7 +70,8 @@ def test_workdir_with_checkpoints_alone(runner, tmp_path):
 
 @pytest.mark.parametrize('mode', ['evaluate', 'sample'])
 def test_without_a_run(runner, tmp_path, mode):
-    assert_refused(runner(f'--workdir={tmp_path}/run', f'--mode={mode}'), f'{tmp_path}/run', 'config.json', '--config')
+    answer = runner(f'--workdir={tmp_path}/run', f'--mode={mode}')
+    assert_refused(answer, f'{tmp_path}/run', 'config.json', 'train one first')
     assert not list(tmp_path.iterdir())
     (tmp_path / 'config.json').write_text('{"seed": 0')
     assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), f'{tmp_path}/config.json')
@@ -84,7 +85,7 @@ def test_without_a_run(runner, tmp_path, mode):
 def test_without_a_checkpoint(runner, smoke, tmp_path, mode):
     shutil.copy(smoke('vae') / 'config.json', tmp_path)
     before = snapshot(tmp_path)
-    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), str(tmp_path), 'no checkpoint', '--mode=train')
+    assert_refused(runner(f'--workdir={tmp_path}', f'--mode={mode}'), str(tmp_path), 'no checkpoint', 'train it first')
     assert snapshot(tmp_path) == before
 
 
@@ -218,9 +219,9 @@ FINISHED = {
     'another config': ([GAN], ['differing', "task.name: 'gan' now, 'vae' there"]),
     'fewer steps': ([VAE, '--config.total_steps=20'], ['total_steps: 20 now, 40 there', 'may grow']),
     'step not there': (['--mode=evaluate', '--step=30'], ['no checkpoint of step 30', '[20, 40]']),
-    'step of words': (['--mode=evaluate', '--step=newest'], ['--step=newest', 'best']),
-    'negative step': (['--mode=sample', '--step=-1'], ['--step=-1']),
-    'labels': (['--mode=sample', '--labels=1'], ['--labels', 'unconditional']),
+    'step of words': (['--mode=evaluate', '--step=newest'], ['step=newest', 'best']),
+    'negative step': (['--mode=sample', '--step=-1'], ['step=-1']),
+    'labels': (['--mode=sample', '--labels=1'], ['labels', 'unconditional']),
     'model overridden': (['--mode=evaluate', '--config.model.latent_dim=3'],
                          ['model.latent_dim', 'data.*', 'eval.*']),
     'steps overridden': (['--mode=sample', '--config.total_steps=80'], ['total_steps', 'data.*', 'eval.*']),
@@ -291,7 +292,9 @@ def test_nan(command_line, runner, leaves, tmp_path):
     assert sorted(path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()) == ['20', '40']
     assert all(np.isfinite(leaf).all() for leaf in leaves(tmp_path / 'run').values())
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
-    assert [row['step'] for row in rows if row['split'] == 'train'] == [10, 20, 30, 40]
+    *trained, last = (row for row in rows if row['split'] == 'train')
+    assert [row['step'] for row in trained] == [10, 20, 30, 40]
+    assert last == {'step': last['step'], 'split': 'train', 'diverged': 1.0}
     code, out, err = runner(f'--workdir={tmp_path}/run', '--mode=evaluate')
     assert code == 0 and out.startswith('step 40, digits, split test\n'), err
 
@@ -356,7 +359,7 @@ def test_as_processes(command_line, tmp_path):
     """Processes of their own, started by one shell line each: the exit codes and streams are the shell's."""
     commands = {
         '--config=configs/vea.py --workdir=run': 'did you mean configs/vae.py',
-        '--config=configs/vae.py:smoke --workdir=run --config.modle.latent_dim=3': 'did you mean model?',
+        '--config=configs/vae.py:smoke --workdir=run --config.modle.latent_dim=3': 'did you mean model',
         '--workdir=run --mode=evaluate': 'config.json',
         '--config=configs/gan.py:smoke --workdir=run --config.task.loss=hing': 'did you mean hinge?',
     }

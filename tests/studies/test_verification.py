@@ -333,7 +333,7 @@ def test_the_door(copied, command_line):
     done = door(f'--workdir={copied.folder}', '--from_step=30')
     assert done.returncode == 1 and done.stdout.startswith('different\n  evaluation.json: samples/modes.value'), done
     done = door(f'--workdir={copied.folder}', '--form_step=30')
-    assert done.returncode == 2 and not done.stdout and '--form_step=30' in done.stderr, done
+    assert done.returncode == 2 and not done.stdout and 'form_step' in done.stderr, done
 
 
 def test_differences_of_arrays():

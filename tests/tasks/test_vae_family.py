@@ -314,11 +314,11 @@ def test_a_run_of_earlier_days_opens(tmp_path):
     for group, names in (
         ('task', ('estimator', 'free_bits', 'tc_weight')),
         ('model', ('prior', 'pseudo_inputs', 'posterior', 'posterior_context', 'flow', 'stochastic_layers', 'second')),
-        ('eval', ('k_curve', 'ais_temperatures', 'ais_chains', 'ais_examples', 'temperature', 'interpolation')),
+        ('eval', ('k_curve', 'ais_temperatures', 'ais_chains', 'ais_examples', 'interpolation', 'transport_samples')),
     ):
         for name in names:
             del early[group][name]
-    del early.schema
+    del early.schema, early.sample
     (tmp_path / 'config.json').write_text(config_lib.to_json(early))
     found = []
     for experiment in (Experiment(config), Experiment(config_lib.from_json(tmp_path / 'config.json'))):
