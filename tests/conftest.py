@@ -72,6 +72,11 @@ LONG = (
 )  # fmt: skip
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, for many tests wait: for processes to end, for the other of two, for the disk."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_modifyitems(items):
     place = lambda item: item.path.relative_to(ROOT / 'tests').as_posix()
     items.sort(key=lambda item: LONG.index(place(item)) if place(item) in LONG else len(LONG))
