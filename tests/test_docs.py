@@ -34,7 +34,9 @@ HEADING = re.compile(r'"([^"\n]+)"\s+in\s+([\w/]+\.md)')
 GROUPS = re.compile(r'(?:data|model|task|eval|sample|parallel)\.[a-z]\w*(?:\.\w+)*')
 # What a command or a usage line shows in the place of a value of the user's.
 STAND_INS = {
-    '--from_step=N': '--from_step=20','SEED': '0', 'N|best': 'best', 'PLAYER': 'model', '[:variant,…]': '', '[--config.FIELD=VALUE …]': ''}
+    'SEED': '0', 'N|best': 'best', '--from_step=N': '--from_step=20', 'PLAYER': 'model', '[:variant,…]': '',
+    '[--config.FIELD=VALUE …]': '',
+}  # fmt: skip
 
 
 def tracked(*endings: str) -> list[pathlib.Path]:
