@@ -11,7 +11,7 @@ import sys
 from absl import flags
 
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.errors import printable
 from aigc_jax.core.output import show
 
 FLAGS = flags.FlagValues()  # its own, for those of aigc_jax.main are others
@@ -30,8 +30,6 @@ flags.DEFINE_string('html', None, 'write a page with the tables, the curves and 
 def main(argv: list[str]) -> None:
     with command.mistakes():
         runs = command.read(FLAGS, argv, __doc__, __name__)
-        if not runs:
-            raise UserError('RUN: missing; name the folders of two runs or more (see --help)')
     command.run(lambda: _run(runs))
 
 

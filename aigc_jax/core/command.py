@@ -21,9 +21,7 @@ def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
     mistakes end in one line and exit code 2."""
     with mistakes():
         try:
-            left = flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
+            left = _read(flags.FLAGS, argv)
         except SystemExit:
             sys.exit(0)  # absl has printed the help that was asked for, which it holds to be an error
         if len(left) > 1:
@@ -39,8 +37,12 @@ def read(values: flags.FlagValues, argv: list[str], about: str, module: str) -> 
         show(f'{about}\n{values.module_help(module).strip().partition(chr(10))[2]}\n')  # without the module's name
         sys.exit(0)
     values.unparse_flags()  # what an earlier call in this process has set
+    return _read(values, argv)[1:]
+
+
+def _read(values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
-        return values(argv)[1:]
+        return values(argv)
     except flags.Error as error:
         raise UserError(' '.join(str(error).split()) + ' (see --help)') from None
 

@@ -85,14 +85,16 @@ class Run:
         """Opens the logs to go on from `step`; every process but the first writes none. To be closed."""
         return Writer(self.folder, step) if processes.first() else NullWriter()
 
-    def want_trusted(self, given: Collection[str] = ()) -> None:
-        """Raises UserError where the config names a Python file that is not to be executed unseen (core.user_code).
+    def trusted_config(self, given: Collection[str] = ()) -> ConfigDict:
+        """`config`. Raises UserError where it names a Python file that is not to be executed unseen (core.user_code).
         given: the fields that the user has named it by."""
+        config = self.config
         for field, own_file in (('task.name', tasks.own_file), ('data.name', data.own_file)):
-            group = self.config.get(field.partition('.')[0])
+            group = config.get(field.partition('.')[0])
             name = group.get('name') if isinstance(group, ConfigDict) else None
             if field not in given and isinstance(name, str) and (found := own_file(name)):
                 user_code.want_trusted(found, field)
+        return config
 
     def open(self, step: str | int | None = None, overrides=()) -> tuple[Experiment, TrainState]:
         """step: a number, 'best', or None for the newest checkpoint.
@@ -102,8 +104,8 @@ class Run:
         parallel.rules, is opened in shards over the devices that are here, any other on one; a parallel.x says where.
         Raises UserError.
         """
-        config, overrides = self.config, list(overrides)
-        self.want_trusted({name for name, _ in overrides})
+        overrides = list(overrides)
+        config = self.trusted_config({name for name, _ in overrides})
         if isinstance(config.get('task'), ConfigDict) and str(config.task.get('name')).endswith('.py'):
             moved = [(name, path) for name, path in overrides if name == 'task.name' and path.endswith('.py')]
             config_lib.override(config, moved)

@@ -29,7 +29,7 @@ _MOST_DIGITS = 12  # of a digest that is shown
 ABSENT = '–'
 
 
-class Trained:
+class RunData:
     """What the folder of a run holds, read once. All properties raise UserError where a file is damaged."""
 
     def __init__(self, folder: pathlib.Path):
@@ -82,7 +82,7 @@ class Arm:
     """Runs that differ only in their seeds. name: a letter; fields: those of the config that tell the arms apart."""
 
     name: str
-    runs: list[Trained]
+    runs: list[RunData]
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -90,9 +90,9 @@ class Arm:
         return ', '.join(f'{name}={value}' for name, value in self.fields.items() if value != ABSENT)
 
     @functools.cached_property
-    def of_seed(self) -> dict[int, Trained]:
+    def of_seed(self) -> dict[int, RunData]:
         """{seed: the first run that has it}, of those that are finished and those that diverged."""
-        found: dict[int, Trained] = {}
+        found: dict[int, RunData] = {}
         for run in self.runs:
             for seed in run.seeds:
                 if run.results or seed in run.diverged:
@@ -124,12 +124,12 @@ class Arm:
         return dict(sorted(found.items()))
 
 
-def find(places: Sequence[str]) -> list[Trained]:
+def find(places: Sequence[str]) -> list[RunData]:
     """The runs that `places` name: folders of runs, folders that hold runs at any depth, or patterns of either. Each
     is taken once. Raises UserError where a place names none."""
     if not places:
-        raise UserError('no run is named; name the folders of runs, or a folder that holds them')
-    found: dict[tuple[int, int], Trained] = {}
+        raise UserError('no RUN is named; name the folders of runs, or a folder that holds them')
+    found: dict[tuple[int, int], RunData] = {}
     for place in places:
         expanded = os.path.expanduser(place)
         matched = sorted(filter(os.path.isdir, glob.glob(expanded)), key=tables.by_numbers)
@@ -140,7 +140,7 @@ def find(places: Sequence[str]) -> list[Trained]:
             raise UserError(f'{place}: {"holds no run (no config.json)" if matched else "there is no such folder"}')
         for folder in folders:
             status = os.stat(folder)
-            found.setdefault((status.st_dev, status.st_ino), Trained(pathlib.Path(folder)))
+            found.setdefault((status.st_dev, status.st_ino), RunData(pathlib.Path(folder)))
     return list(found.values())
 
 
@@ -157,9 +157,9 @@ def _runs_below(path: str) -> list[str]:
     return [run for folder in below for run in _runs_below(folder)]
 
 
-def group(runs: Sequence[Trained]) -> list[Arm]:
+def group(runs: Sequence[RunData]) -> list[Arm]:
     """The arms, in the order of their first runs. A run whose data have another fingerprint is of another arm."""
-    keys: dict[str, list[Trained]] = {}
+    keys: dict[str, list[RunData]] = {}
     for run in runs:
         identity = {name: value for name, value in run.flat.items() if _bears(name)}
         keys.setdefault(repr((sorted(identity.items()), run.made_with['data.fingerprint'])), []).append(run)

@@ -23,6 +23,7 @@ from aigc_jax.studies import states
 from aigc_jax.studies.rows import texts
 from aigc_jax.studies.states import State
 from aigc_jax.studies.sweeps import Sweep, Trial
+from aigc_jax.training.signals import handling
 
 _POLL, _ELSEWHERE = 0.05, 1.0  # seconds between two looks at our own processes, and at those of others
 Tell = Callable[[Trial, State], None]
@@ -71,7 +72,8 @@ def launch(sweep: Sweep, trials: Sequence[Trial], jobs: int, tell: Tell) -> Outc
 
     SIGINT and SIGTERM are passed on to the processes, once each, and the launcher waits until they have saved.
     """
-    with _Signals() as signals:
+    signals = _Signals()
+    with handling(signals.handle):
         return _Launch(sweep, trials, jobs, tell, signals).run()
 
 
@@ -79,18 +81,9 @@ class _Signals:
     """Counts SIGINT and SIGTERM; `numbers` are those that have not been passed on."""
 
     def __init__(self):
-        self.first, self.numbers, self._before = 0, collections.deque(), {}
+        self.first, self.numbers = 0, collections.deque()
 
-    def __enter__(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame):
+    def handle(self, number, frame):
         self.first = self.first or number
         self.numbers.append(number)
 

@@ -84,17 +84,16 @@ def verify(folder: str | pathlib.Path, from_step: int = 0, *, progress: TextIO |
     run from being run again is a Verdict.
     """
     run = Run(folder)
-    run.want_trusted()  # raises where there is no run, too
+    config = run.trusted_config()
     with contextlib.ExitStack() as held:
         with processes.together('lock'):
             if processes.first():
                 run.paths.check()
                 held.enter_context(run.unchanged())
-        return _verified(run, from_step, progress)
+        return _verified(run, config, from_step, progress)
 
 
-def _verified(run: Run, from_step: int, progress: TextIO | None) -> Verdict:
-    config = run.config
+def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | None) -> Verdict:
     with contextlib.closing(run.checkpoints(config)) as checkpoints:
         kept = checkpoints.steps()
         if not kept:

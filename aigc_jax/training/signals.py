@@ -16,6 +16,18 @@ class Interrupted(Exception):
         self.number, self.step, self.exit_code = number, step, 128 + number
 
 
+@contextlib.contextmanager
+def handling(handler):
+    """SIGINT and SIGTERM go to `handler(number, frame)` inside, and to who had them before after it. It wants the main
+    thread."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
 class Signals:
     """The first SIGINT or SIGTERM asks to stop after the present call; a second one stops at once.
 
@@ -23,19 +35,16 @@ class Signals:
     """
 
     def __init__(self, handled: bool):
-        self._handled, self._before = handled, {}
+        self._handling = handling(self._handle) if handled else contextlib.nullcontext()
         self._number = 0
         self._safe_at = None  # the step at which all is saved, where a signal may end the run at once
 
     def __enter__(self):
-        if self._handled:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+        self._handling.__enter__()
         return self
 
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def __exit__(self, *error):
+        self._handling.__exit__(*error)
 
     def _handle(self, number, frame):
         if self._number:
