@@ -93,11 +93,11 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     sweep = rows.load(config, overrides, grid, FLAGS.seeds)
     trials = sweep.trials(workdir)
     found = status.look(trials)
-    drift.check(sweep, found)
+    drift.check(found)
     todo = [trial for trial, state in found if state.kind != states.DONE]
     jobs = FLAGS.jobs or local.default_jobs()
     if FLAGS.dry_run:
-        show(''.join(f'{shlex.join(local.command(sweep, trial))}\n' for trial in todo))
+        show(''.join(f'{shlex.join(local.command(trial))}\n' for trial in todo))
         return 0
     sweep.write(workdir)
     _tell_others(sweep, workdir)
@@ -109,9 +109,9 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
         ended += 1
         _say(f'{ended}/{len(todo)} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
-    outcome = local.launch(sweep, todo, jobs, tell)
+    outcome = local.launch(todo, jobs, tell)
     found = status.look(trials)
-    drift.check(sweep, found)
+    drift.check(found)
     if outcome.interrupted:
         _say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
         return 128 + outcome.interrupted

@@ -9,16 +9,16 @@ from aigc_jax.runs import manifest
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import rows, states
 from aigc_jax.studies.states import State
-from aigc_jax.studies.sweeps import Sweep, Trial
+from aigc_jax.studies.sweeps import Trial
 
 
-def check(sweep: Sweep, found: list[tuple[Trial, State]]) -> None:
+def check(found: list[tuple[Trial, State]]) -> None:
     """Raises UserError, which names the first run and the fields, where there are such runs."""
     drifted = [trial for trial, state in found if state.kind == states.OTHER]
     if not drifted:
         return
     first = drifted[0]
-    ours = rows.resolved(sweep, first.row.fields, first.seed)
+    ours = rows.resolved(first)
     differing = config_lib.differing(ours, config_lib.from_json(Paths(first.folder).config))
     raise UserError(
         f'--workdir: {len(drifted)} of {len(found)} runs were made with another config; differing in {first.folder}: '

@@ -20,9 +20,9 @@ from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import disk_errors
 from aigc_jax.runs.folder import Run
 from aigc_jax.studies import states
-from aigc_jax.studies.rows import texts
+from aigc_jax.studies.rows import overrides_of
 from aigc_jax.studies.states import State
-from aigc_jax.studies.sweeps import Sweep, Trial
+from aigc_jax.studies.sweeps import Trial
 from aigc_jax.training.signals import handling
 
 _POLL, _ELSEWHERE = 0.05, 1.0  # seconds between two looks at our own processes, and at those of others
@@ -36,12 +36,11 @@ class Outcome(NamedTuple):
     interrupted: int
 
 
-def command(sweep: Sweep, trial: Trial) -> list[str]:
+def command(trial: Trial) -> list[str]:
     """The command line that trains a trial, or goes on with it."""
-    own = [*sweep.overrides, *texts(trial.row.fields), ('seed', str(trial.seed))]
     return [
-        sys.executable, '-m', 'aigc_jax.main', f'--config={sweep.config}', f'--workdir={trial.folder}',
-        *(f'--config.{field}={text}' for field, text in own),
+        sys.executable, '-m', 'aigc_jax.main', f'--config={trial.config}', f'--workdir={trial.folder}',
+        *(f'--config.{field}={text}' for field, text in overrides_of(trial)),
     ]  # fmt: skip
 
 
@@ -67,14 +66,14 @@ def _cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else set()
 
 
-def launch(sweep: Sweep, trials: Sequence[Trial], jobs: int, tell: Tell) -> Outcome:
+def launch(trials: Sequence[Trial], jobs: int, tell: Tell) -> Outcome:
     """Trains `trials`, `jobs` at a time, to their ends. tell: is called with each that ends.
 
     SIGINT and SIGTERM are passed on to the processes, once each, and the launcher waits until they have saved.
     """
     signals = _Signals()
     with handling(signals.handle):
-        return _Launch(sweep, trials, jobs, tell, signals).run()
+        return _Launch(trials, jobs, tell, signals).run()
 
 
 class _Signals:
@@ -91,9 +90,9 @@ class _Signals:
 class _Process:
     """A trial that trains. file: its log, whose lock it holds. slot: which share of the cores it has."""
 
-    def __init__(self, sweep: Sweep, trial: Trial, file, cores: set[int], slot: int):
+    def __init__(self, trial: Trial, file, cores: set[int], slot: int):
         self.trial, self.slot, self._file = trial, slot, file
-        words = command(sweep, trial)
+        words = command(trial)
         with disk_errors(trial.log):
             file.write(f'\n{states.BEGIN}{shlex.join(words)}\n'.encode())
         before = _cores()
@@ -122,8 +121,8 @@ class _Process:
 
 
 class _Launch:
-    def __init__(self, sweep: Sweep, trials: Sequence[Trial], jobs: int, tell: Tell, signals: _Signals):
-        self._sweep, self._tell, self._signals = sweep, tell, signals
+    def __init__(self, trials: Sequence[Trial], jobs: int, tell: Tell, signals: _Signals):
+        self._tell, self._signals = tell, signals
         self._waiting = collections.deque(trials)
         self._running: list[_Process] = []
         self._elsewhere: list[Trial] = []  # another launcher's, or a process of one that was killed
@@ -169,7 +168,7 @@ class _Launch:
                 elif (state := states.look(trial, held=False)).kind in (states.DONE, states.OTHER):
                     self._end(trial, state)  # another launcher has finished it meanwhile
                 else:
-                    process = _Process(self._sweep, trial, file, self._shares[self._free[0]], self._free[0])
+                    process = _Process(trial, file, self._shares[self._free[0]], self._free[0])
                     self._running.append(process)
                     self._free.pop(0)
                     undone.pop_all()

@@ -15,7 +15,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import fields
 from aigc_jax.studies import space
-from aigc_jax.studies.sweeps import Row, Sweep, fingerprint, name_of
+from aigc_jax.studies.sweeps import Row, Sweep, Trial, fingerprint, name_of
 
 MOST_ROWS = 100_000
 _APART = {'seed': 'give --seeds=N', 'num_seeds': 'give --seeds=N'}  # what no row sets
@@ -54,9 +54,14 @@ def load(
     return Sweep(config, tuple(overrides), tuple(found), numbers, base.eval.best_metric)
 
 
-def resolved(sweep: Sweep, fields_of_row: dict[str, Any], seed: int) -> ConfigDict:
+def overrides_of(trial: Trial) -> list[tuple[str, str]]:
+    """[(field, text)] on top of the file of its config."""
+    return [*trial.overrides, *texts(trial.row.fields), ('seed', str(trial.seed))]
+
+
+def resolved(trial: Trial) -> ConfigDict:
     """The config of a trial, as its process resolves it."""
-    return config_lib.load(sweep.config, [*sweep.overrides, *texts(fields_of_row), ('seed', str(seed))])
+    return config_lib.load(trial.config, overrides_of(trial))
 
 
 def texts(row: dict[str, Any]) -> list[tuple[str, str]]:

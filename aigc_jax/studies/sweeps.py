@@ -33,11 +33,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A row with one seed, in the folder `workdir` of the sweep."""
+    """A row with one seed, in the folder `workdir` of the sweep.
+
+    config: FILE.py[:variant,…] that the row's fields are set in, after those of `overrides`, [(field, text)].
+    """
 
     row: Row
     seed: int
     workdir: pathlib.Path
+    config: str
+    overrides: tuple[tuple[str, str], ...] = ()
 
     @functools.cached_property
     def folder(self) -> pathlib.Path:
@@ -66,7 +71,7 @@ class Sweep:
 
     def trials(self, workdir: pathlib.Path) -> list[Trial]:
         """All of them. The seeds of a row come last, so that every row has a result early."""
-        return [Trial(row, seed, workdir) for seed in self.seeds for row in self.rows]
+        return [Trial(row, seed, workdir, self.config, self.overrides) for seed in self.seeds for row in self.rows]
 
     def write(self, workdir: pathlib.Path) -> None:
         atomic_write(workdir / RECORD, json.dumps(dataclasses.asdict(self)) + '\n')

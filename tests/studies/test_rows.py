@@ -93,8 +93,8 @@ def test_every_way_to_check_a_row_gives_the_config_that_its_process_has(tmp_path
     )
     sweep = rows.load(own(tmp_path, body), [('task.r2', '0.125')], seeds=2)
     assert len(sweep.rows) == 24
-    for row in sweep.rows:
-        config = rows.resolved(sweep, row.fields, 1)
+    for trial in sweep.trials(tmp_path)[len(sweep.rows) :]:
+        config, row = rows.resolved(trial), trial.row
         assert sweeps.fingerprint(config_lib.to_json(config)) == row.fingerprint, row
         assert config.seed == 1 and config.task.r2 == 0.125
 
@@ -136,7 +136,7 @@ def test_ten_thousand_rows(tmp_path):
     assert len(sweep.rows) == 10_000
     assert checked < 10
     sweep.write(tmp_path)
-    made = json.loads(config_lib.to_json(rows.resolved(sweep, sweep.rows[0].fields, 0)))
+    made = json.loads(config_lib.to_json(rows.resolved(sweep.trials(tmp_path)[0])))
     for number, trial in enumerate(sweep.trials(tmp_path)):
         fields, config = trial.row.fields, made
         config['batch_size'], config['task']['loss'] = fields['batch_size'], fields['task.loss']
@@ -165,7 +165,7 @@ def test_ten_thousand_rows(tmp_path):
 
 
 def test_hours_are_those_of_all_starts(tmp_path):
-    trial = sweeps.Trial(sweeps.Row('r', {}, '', 1), 0, tmp_path)
+    trial = sweeps.Trial(sweeps.Row('r', {}, '', 1), 0, tmp_path, 'own.py')
     trial.folder.mkdir(parents=True)
     assert states.hours(trial) == 0
     start = '{"time": %s, "event": "start", "step": 0, "seconds": {"imports": 2.0, "data": 1.0}}\n'

@@ -37,15 +37,15 @@ def put(trial, config=None, step=None, final=None, evaluations=(), log=''):
         trial.log.write_text(log)
 
 
-def text(sweep, trial, **changed) -> str:
-    config = rows.resolved(sweep, trial.row.fields, trial.seed)
+def text(trial, **changed) -> str:
+    config = rows.resolved(trial)
     config.update_from_flattened_dict(changed)
     return config_lib.to_json(config)
 
 
 def test_done_by_the_steps_or_by_early_stopping(sweep, trial):
     assert states.look(trial).kind == states.MISSING
-    put(trial, text(sweep, trial))
+    put(trial, text(trial))
     assert states.look(trial).kind == states.STOPPED
     put(trial, step=40)
     assert states.look(trial) == states.State(states.DONE, 40, results=RESULTS)
@@ -58,20 +58,20 @@ def test_done_by_the_steps_or_by_early_stopping(sweep, trial):
 
 
 def test_more_steps_go_on_and_fewer_are_another_config(sweep, trial):
-    put(trial, text(sweep, trial, total_steps=30), step=30, final=30, evaluations=[(10, 5.0), (30, 6.0)])
+    put(trial, text(trial, total_steps=30), step=30, final=30, evaluations=[(10, 5.0), (30, 6.0)])
     assert states.look(trial).kind == states.STOPPED
-    put(trial, text(sweep, trial, total_steps=50), step=50)
+    put(trial, text(trial, total_steps=50), step=50)
     assert states.look(trial).kind == states.OTHER
 
 
 def test_what_bears_identity(sweep, trial):
     same = {'parallel.mode': 'pmap', 'parallel.mesh.data': 8}
-    put(trial, text(sweep, trial, **same), step=40)
+    put(trial, text(trial, **same), step=40)
     assert states.look(trial).kind == states.DONE
-    put(trial, json.dumps(json.loads(text(sweep, trial))))  # written by another hand, or an older version
+    put(trial, json.dumps(json.loads(text(trial))))  # written by another hand, or an older version
     assert states.look(trial).kind == states.DONE
     for name, value in {'seed': 1, 'task.r2': 3.0, 'data.num_examples': 7, 'model.generator.features': (3,)}.items():
-        put(trial, text(sweep, trial, **{name: value}))
+        put(trial, text(trial, **{name: value}))
         assert states.look(trial).kind == states.OTHER, name
 
 
@@ -97,10 +97,10 @@ def test_reasons(trial, log, kind, words):
 
 
 def test_damaged_files_are_named(sweep, trial):
-    put(trial, text(sweep, trial)[:300])
+    put(trial, text(trial)[:300])
     state = states.look(trial)
     assert state.kind == states.FAILED and 'config.json: cannot be read' in state.words
-    put(trial, text(sweep, trial))
+    put(trial, text(trial))
     for damaged in ('{"step": 40, ', '{"step": 40, "samples/modes": 3}', '[]', ''):
         (trial.folder / 'evaluation.json').write_text(damaged)
         state = states.look(trial)
@@ -146,9 +146,9 @@ def test_a_run_that_cannot_be_started_fails_alone(sweep, tmp_path):
     trials, told = sweep.trials(tmp_path), []
     (tmp_path / trials[0].row.name).write_text('a file in the place of the folder')
     for trial in trials[1::2]:
-        put(trial, text(sweep, trial), step=40)  # by another launcher, since it was asked
+        put(trial, text(trial), step=40)  # by another launcher, since it was asked
     todo = [trials[0], *trials[1::2]]
-    outcome = local.launch(sweep, todo, 1, lambda trial, state: told.append((trial, state.kind)))
+    outcome = local.launch(todo, 1, lambda trial, state: told.append((trial, state.kind)))
     assert told == [(todo[0], states.FAILED), (todo[1], states.DONE), (todo[2], states.DONE)]
     assert 'cannot be started: ' in outcome.states[todo[0].name].words and not outcome.interrupted
 

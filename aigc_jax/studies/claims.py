@@ -1,0 +1,132 @@
+"""Studies as data, for `study()` of a study file: a study is a table of claims, each measured with several seeds.
+
+    from aigc_jax.studies.claims import Claim, Published, Study, Versus
+
+    def study():
+        return Study(
+            title='Couplings of flow matching on two moons',
+            seeds=10,
+            claims=[
+                Claim(
+                    name='independent', claim='One Euler step of independent coupling is far from the data',
+                    config='../flow.py:moons', evaluate={'sample.solver': 'euler', 'sample.steps': 1},
+                    metric='samples/w2_squared', better='min',
+                    expected=Published(6.232, sd=0.186, tolerance=0.3, source='arXiv:2503.10636, table 1'),
+                ),
+                …
+            ],
+        )
+
+This file imports nothing of the package, so that a study in any folder can import it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,63}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A value that a publication, or a calculation, gives.
+
+    sd: its standard deviation over n seeds; n None: the source does not say of how many seeds its ± is, and sd is taken
+    for its interval. tolerance: a difference that does not matter. source: the publication and table, or the formula.
+    """
+
+    value: float
+    source: str
+    tolerance: float = 0.0
+    sd: float = 0.0
+    n: int | None = None
+
+    def __post_init__(self):
+        if not all(map(math.isfinite, (self.value, self.tolerance, self.sd))) or min(self.tolerance, self.sd) < 0:
+            raise ValueError(f'Published: {self.value}, tolerance {self.tolerance}, sd {self.sd}: no such value')
+        if not self.source:
+            raise ValueError(f'Published: {self.value} has no source; name the publication and table, or the formula')
+        if self.n is not None and self.n < 2:
+            raise ValueError(f'Published: {self.value}: n={self.n}; an sd is over 2 or more seeds')
+        if not self.tolerance and not self.sd:
+            raise ValueError(f'Published: {self.value} has neither tolerance nor sd; nothing equals it')
+
+
+@dataclasses.dataclass(frozen=True)
+class Versus:
+    """Another claim of the study, by its name, which this claim's runs are better than on this claim's metric."""
+
+    than: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A row of a study.
+
+    name: of the row, for --row; letters, digits and . _ + -. claim: in words. config: FILE.py[:variant,…]; FILE is
+    looked for from the folder of the study file. fields: {field: value} on top of it. Claims of one config and fields
+    share their runs. evaluate: {field: value} of the groups sample and eval, for another evaluation of the same runs.
+
+    metric: of that evaluation. reach: a threshold of the metric. Then a seed's value is whether the metric reaches it
+    (1 or 0, so that the row is a share), and with first_step the first step at which an evaluation in training did.
+    better: 'min' or 'max', whether less or more of the row's value is better. floors: metrics of the same evaluation
+    that stand beside the row, such as the perfect sampler's. seeds: how many; None: the study's.
+    """
+
+    name: str
+    claim: str
+    config: str
+    metric: str
+    better: str
+    expected: Published | Versus | None = None
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    evaluate: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reach: float | None = None
+    first_step: bool = False
+    floors: Sequence[str] = ()
+    seeds: int | None = None
+
+    def __post_init__(self):
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f'Claim: {self.name!r} is no name; it has letters, digits and . _ + -')
+        if self.better not in ('min', 'max'):
+            raise ValueError(f'{self.name}: better={self.better!r}; it is min or max')
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f'{self.name}: seeds={self.seeds}; there is 1 or more')
+        if self.first_step and self.reach is None:
+            raise ValueError(f'{self.name}: first_step needs reach, the value that the metric is to reach')
+        if strange := [field for field in self.evaluate if field.partition('.')[0] not in ('sample', 'eval')]:
+            raise ValueError(f'{self.name}: evaluate sets {strange[0]}; it sets fields of sample and eval alone')
+        if 'seed' in self.fields:
+            raise ValueError(f'{self.name}: fields set seed; the seeds are those of the study')
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """seeds: of each claim, from first_seed on; most_seeds: up to which --until adds some (default: 4 × seeds).
+
+    alpha: 1 − alpha is the level of the intervals and verdicts. pareto: pairs of metrics that are drawn against each
+    other.
+    """
+
+    title: str
+    claims: Sequence[Claim]
+    seeds: int = 3
+    first_seed: int = 0
+    most_seeds: int | None = None
+    alpha: float = 0.05
+    pareto: Sequence[tuple[str, str]] = ()
+
+    def __post_init__(self):
+        names = [claim.name for claim in self.claims]
+        if not names:
+            raise ValueError('Study: it has no claims')
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f'Study: two claims have the name {twice[0]}')
+        for claim in self.claims:
+            if isinstance(claim.expected, Versus) and claim.expected.than not in set(names) - {claim.name}:
+                raise ValueError(f'{claim.name}: better than {claim.expected.than!r}, which is no other claim')
+        if self.seeds < 1 or not 0 < self.alpha < 1:
+            raise ValueError(f'Study: seeds={self.seeds}, alpha={self.alpha}: no such study')
