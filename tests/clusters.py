@@ -1,0 +1,136 @@
+"""A Slurm of two nodes on this machine, on loopback alone, with daemons of its own."""
+
+import contextlib
+import getpass
+import os
+import pathlib
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+PROGRAMS = 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scontrol', 'munged', 'flock'
+SECONDS = 20  # for a daemon to come up, or to go
+CONF = """
+ClusterName=tests
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={root}/munge.sock
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool/%n
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.%n.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SwitchType=switch/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+KillWait=5
+ReturnToService=2
+SlurmdParameters=config_overrides
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
+PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
+PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def missing() -> list[str]:
+    """The programs of Slurm and munge that this machine lacks."""
+    return [name for name in PROGRAMS if not shutil.which(name, path=_path())]
+
+
+def _path() -> str:
+    return f'{os.environ.get("PATH", os.defpath)}:/usr/sbin:/sbin'
+
+
+class Cluster:
+    """env: what a command needs to reach it. Nodes n1 and n2; partitions low, whose jobs are preempted, and high."""
+
+    def __init__(self, grace: int = 30):
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix='slurm_'))  # short: the name of a socket has 108 bytes
+        self.env = {'SLURM_CONF': str(self.root / 'slurm.conf'), 'PATH': _path()}
+        for folder in ('state', 'spool/n1', 'spool/n2'):
+            (self.root / folder).mkdir(parents=True)
+        with contextlib.ExitStack() as bound:
+            sockets = [bound.enter_context(socket.socket()) for _ in range(3)]
+            for one in sockets:
+                one.bind(('127.0.0.1', 0))
+            ports = [one.getsockname()[1] for one in sockets]
+        host, user = socket.gethostname().partition('.')[0], getpass.getuser()
+        pathlib.Path(self.env['SLURM_CONF']).write_text(
+            CONF.format(root=self.root, ports=ports, host=host, user=user, grace=grace)
+        )
+        key = self.root / 'munge.key'
+        key.touch(0o600)
+        key.write_bytes(secrets.token_bytes(128))
+
+    def __enter__(self) -> 'Cluster':
+        try:
+            self.call(
+                'munged', f'--key-file={self.root}/munge.key', f'--socket={self.root}/munge.sock', '--force',
+                f'--pid-file={self.root}/munged.pid', f'--log-file={self.root}/munged.log',
+                f'--seed-file={self.root}/munge.seed',
+            )  # fmt: skip
+            self.call('slurmctld')
+            self.bring('n1')
+            self.bring('n2')
+            self.until(lambda: self.call('sinfo', '-h', '-p', 'low', '-o', '%T %D').split('\n')[0] == 'idle 2')
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error) -> None:
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            self.call('scancel', '--user', getpass.getuser())
+            self.until(lambda: not self.queue())
+        for daemon in ('slurmd.n1', 'slurmd.n2', 'slurmctld', 'munged'):
+            self.kill(daemon, signal.SIGTERM)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def call(self, *words: str) -> str:
+        """What the command prints on stdout; it must not fail."""
+        done = subprocess.run(
+            words, env={**os.environ, **self.env}, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+        )  # fmt: skip
+        assert not done.returncode, (words, done.stderr)
+        return done.stdout
+
+    def bring(self, node: str) -> None:
+        self.call('slurmd', '-N', node)
+
+    def kill(self, daemon: str, number=signal.SIGKILL) -> None:
+        """daemon: slurmctld, munged, slurmd.n1 or slurmd.n2. Waits until it is gone."""
+        try:
+            pid = int((self.root / f'{daemon}.pid').read_text())
+            os.kill(pid, number)
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return
+        self.until(lambda: not pathlib.Path(f'/proc/{pid}').exists())
+
+    def queue(self) -> dict[str, str]:
+        """{job or element: its state} of all that has not ended."""
+        lines = self.call('squeue', '-h', '-r', '-o', '%i %T').splitlines()
+        return dict(line.split() for line in lines)
+
+    def until(self, true, seconds: float = SECONDS) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, self.root
+            time.sleep(0.05)
