@@ -1,4 +1,4 @@
-"""A Slurm of two nodes on this machine, on loopback alone, with daemons of its own."""
+"""A Slurm of four nodes on this machine, on loopback alone, with daemons of its own."""
 
 import contextlib
 import getpass
@@ -13,11 +13,12 @@ import tempfile
 import time
 
 PROGRAMS = 'slurmctld', 'slurmd', 'sbatch', 'srun', 'squeue', 'scontrol', 'munged', 'flock'
-SECONDS = 20  # for a daemon to come up, or to go
+NODES = 'n1', 'n2', 'n3', 'n4'
+SECONDS = 60  # for a daemon to come up, or to go
 CONF = """
 ClusterName=tests
 SlurmctldHost=localhost(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 AuthType=auth/munge
 CredType=cred/munge
@@ -40,13 +41,14 @@ SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
-KillWait=5
+KillWait=30
+MaxJobCount=20000
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 RealMemory=4000
+NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs=4 RealMemory=4000
 PartitionName=low Nodes=n[1-2] Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace}
 PartitionName=high Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF
+PartitionName=steady Nodes=n[3-4] PriorityTier=1 PreemptMode=OFF
 """
 
 
@@ -60,22 +62,25 @@ def _path() -> str:
 
 
 class Cluster:
-    """env: what a command needs to reach it. Nodes n1 and n2; partitions low, whose jobs are preempted, and high."""
+    """env: what a command needs to reach it.
 
-    def __init__(self, grace: int = 30):
+    Partitions: low, whose jobs those of high preempt, both on n1 and n2; steady, on n3 and n4.
+    """
+
+    def __init__(self, grace: int = 120):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix='slurm_'))  # short: the name of a socket has 108 bytes
         self.env = {'SLURM_CONF': str(self.root / 'slurm.conf'), 'PATH': _path()}
-        for folder in ('state', 'spool/n1', 'spool/n2'):
+        for folder in ('state', *(f'spool/{node}' for node in NODES)):
             (self.root / folder).mkdir(parents=True)
         with contextlib.ExitStack() as bound:
-            sockets = [bound.enter_context(socket.socket()) for _ in range(3)]
+            sockets = [bound.enter_context(socket.socket()) for _ in (0, *NODES)]
             for one in sockets:
                 one.bind(('127.0.0.1', 0))
-            ports = [one.getsockname()[1] for one in sockets]
+            port, *ports = [one.getsockname()[1] for one in sockets]
         host, user = socket.gethostname().partition('.')[0], getpass.getuser()
-        pathlib.Path(self.env['SLURM_CONF']).write_text(
-            CONF.format(root=self.root, ports=ports, host=host, user=user, grace=grace)
-        )
+        ports = ','.join(map(str, ports))
+        conf = CONF.format(root=self.root, port=port, ports=ports, host=host, user=user, grace=grace)
+        pathlib.Path(self.env['SLURM_CONF']).write_text(conf)
         key = self.root / 'munge.key'
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(128))
@@ -88,9 +93,9 @@ class Cluster:
                 f'--seed-file={self.root}/munge.seed',
             )  # fmt: skip
             self.call('slurmctld')
-            self.bring('n1')
-            self.bring('n2')
-            self.until(lambda: self.call('sinfo', '-h', '-p', 'low', '-o', '%T %D').split('\n')[0] == 'idle 2')
+            for node in NODES:
+                self.bring(node)
+            self.until(lambda: set(self.call('sinfo', '-h', '-N', '-o', '%T').split()) == {'idle'})
         except BaseException:
             self.__exit__()
             raise
@@ -100,7 +105,7 @@ class Cluster:
         with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
             self.call('scancel', '--user', getpass.getuser())
             self.until(lambda: not self.queue())
-        for daemon in ('slurmd.n1', 'slurmd.n2', 'slurmctld', 'munged'):
+        for daemon in (*(f'slurmd.{node}' for node in NODES), 'slurmctld', 'munged'):
             self.kill(daemon, signal.SIGTERM)
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -116,13 +121,29 @@ class Cluster:
         self.call('slurmd', '-N', node)
 
     def kill(self, daemon: str, number=signal.SIGKILL) -> None:
-        """daemon: slurmctld, munged, slurmd.n1 or slurmd.n2. Waits until it is gone."""
+        """daemon: slurmctld, munged, or slurmd.n1. Waits until it is gone."""
         try:
             pid = int((self.root / f'{daemon}.pid').read_text())
             os.kill(pid, number)
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return
         self.until(lambda: not pathlib.Path(f'/proc/{pid}').exists())
+
+    def cut(self, node: str) -> None:
+        """Kills all that runs on a node at once, as a power failure does."""
+        self.kill(f'slurmd.{node}')
+        ours, stepds = f'SLURM_CONF={self.env["SLURM_CONF"]}'.encode(), set()
+        for path in pathlib.Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                environment = (path / 'environ').read_bytes().split(b'\0')
+                if ours in environment and f'SLURMD_NODENAME={node}'.encode() in environment:
+                    parent = (path / 'stat').read_text().rpartition(') ')[2].split()[1]
+                    if 'slurmstepd' in (pathlib.Path('/proc') / parent / 'comm').read_text():
+                        stepds.add(int(parent))
+                    os.kill(int(path.name), signal.SIGKILL)
+        for pid in stepds:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def queue(self) -> dict[str, str]:
         """{job or element: its state} of all that has not ended."""
