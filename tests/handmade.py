@@ -66,6 +66,12 @@ def of_every_kind() -> Report:
 def hostile() -> Report:
     of = claim('hostile', claim=HOSTILE, metric=HOSTILE, config=HOSTILE, expected=Published(1.0, HOSTILE, 0.5))
     one = finding(
-        of, [1.0, 1.1], commit=HOSTILE, marks={HOSTILE: 1.0}, words=HOSTILE, absent=(HOSTILE,), verdict=HOSTILE
+        of,
+        [1.0, 1.1],
+        commit=HOSTILE,
+        marks={HOSTILE: 1.0},
+        words=HOSTILE,
+        absent=(HOSTILE,),
+        verdict=findings.UNDECIDED,
     )
     return report(one, title=HOSTILE, registration=HOSTILE, notes=(HOSTILE,))

@@ -13,20 +13,6 @@ _MARKS = re.compile(
     r'[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|<(?=[\w/!?])|&(?=#?\w+;)'
     r'|^>|^[#+=-](?=[\s#+=-]|$)|(?:(?<=^\d)|(?<=^\d\d))[.)](?=\s|$)'
 )
-_COLUMNS = {
-    'row': lambda f: escape(f.claim.name),
-    'verdict': lambda f: escape(f.verdict),
-    'measured': lambda f: escape(words.mean(f)),
-    'expected': lambda f: escape(words.expected(f)),
-    'seeds': words.count,
-    'p': words.p,
-    'beside it': lambda f: escape(words.marks(f)),
-    'hours': lambda f: words.hours(f.hours) if f.seeds else '',
-    'claim': lambda f: escape(f.claim.claim),
-    'metric': lambda f: escape(words.metric(f.claim)),
-    'source': lambda f: escape(words.source(f.claim)),
-}  # fmt: skip
-_UNALIGNED = ('claim', 'metric', 'source')  # long ones, last
 
 
 def markdown(report: Report, command: str = '') -> str:
@@ -40,23 +26,20 @@ def markdown(report: Report, command: str = '') -> str:
 
 
 def table(report: Report, claims: Sequence[str] | None = None) -> str:
-    """The Markdown table: a line for each claim, of those named if any are. Columns that are empty are left out.
-    Raises UserError for a name that is no claim's."""
+    """The Markdown table: a line for each claim, of those named if any are. Raises UserError for a name that is no
+    claim's."""
     findings = {finding.claim.name: finding for finding in report.findings}
     if claims is not None:
         if unknown := [name for name in claims if name not in findings]:
             raise UserError(f'{report.study}: has no claim {unknown[0]!r}; known: {", ".join(findings)}')
         findings = {name: findings[name] for name in claims}
-    columns = {title: [of(finding) for finding in findings.values()] for title, of in _COLUMNS.items()}
-    columns = {title: cells for title, cells in columns.items() if any(cells) or title == 'row'}
-    for title in columns.keys() - set(_UNALIGNED):
-        wide = max(map(_width, (title, '---', *columns[title])))
-        columns[title] = [cell + ' ' * (wide - _width(cell)) for cell in columns[title]]
-    heads = [title.ljust(_width(cells[0])) if title not in _UNALIGNED and cells else title
-             for title, cells in columns.items()]  # fmt: skip
-    rules = ['-' * max(3, len(head)) for head in heads]
-    lines = [heads, rules, *zip(*columns.values(), strict=True)]
-    return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
+    columns = []
+    for title, cells in words.columns([*findings.values()]).items():
+        column = [title, '---', *map(escape, cells)]
+        wide = 3 if title in words.LONG else max(map(_width, column))
+        column = [cell + ' ' * (wide - _width(cell)) for cell in column]
+        columns.append([column[0], '-' * max(wide, len(title)), *column[2:]])
+    return ''.join('| ' + ' | '.join(line) + ' |\n' for line in zip(*columns, strict=True))
 
 
 def escape(text: str) -> str:

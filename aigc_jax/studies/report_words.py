@@ -101,12 +101,16 @@ def metric(claim: Claim) -> str:
 def published(expected: Published) -> str:
     """'6.232 ± 0.186 (n=10), tolerance 0.3'. The value as the source gives it, rounded to its ± where it is a formula
     of many digits."""
-    words = _given(expected.value, expected.sd or expected.tolerance)
+    words = published_value(expected)
     if expected.sd:
         places = max(_after_point(words), _after_point(sd := _given(expected.sd, expected.sd)))
         words, sd = _padded(words, places), _padded(sd, places)
         words += f' ± {sd}' + (f' (n={expected.n})' if expected.n is not None else '')
     return words + (f', tolerance {expected.tolerance:.4g}' if expected.tolerance else '')
+
+
+def published_value(expected: Published) -> str:
+    return _given(expected.value, expected.sd or expected.tolerance)
 
 
 def _given(value: float, spread: float) -> str:
@@ -226,6 +230,28 @@ def said(finding: Finding) -> dict[str, str]:
 
 def _equals(words: str) -> str:
     return words if words.startswith('<') else f'= {words}'
+
+
+COLUMNS = {
+    'row': lambda finding: one_line(finding.claim.name),
+    'verdict': lambda finding: one_line(finding.verdict),
+    'measured': mean,
+    'expected': expected,
+    'seeds': count,
+    'p': p,
+    'beside it': marks,
+    'hours': lambda finding: hours(finding.hours) if finding.seeds else '',
+    'claim': lambda finding: one_line(finding.claim.claim),
+    'metric': lambda finding: metric(finding.claim),
+    'source': lambda finding: source(finding.claim),
+}
+LONG = ('claim', 'metric', 'source')  # the columns of many words, which are the last
+
+
+def columns(findings: Sequence[Finding]) -> dict[str, list[str]]:
+    """{title: a cell of each finding} of the table of claims, without the columns that are empty."""
+    found = {title: [of(finding) for finding in findings] for title, of in COLUMNS.items()}
+    return {title: cells for title, cells in found.items() if any(cells) or title == 'row'}
 
 
 def commits(seeds: Iterable[Seed]) -> list[str]:
