@@ -46,10 +46,9 @@ def dots(panels: dict[str, list[tuple[Sequence[float], float, tuple[float, float
                 axes.plot([k + 0.28, k + 0.42], [mean, mean], color=colour, linewidth=2)
                 if interval:
                     axes.plot([k + 0.35] * 2, interval, color=colour, linewidth=1.2)
-        axes.set_title(metric, fontsize=9, loc='left', parse_math=False)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_xlim(-0.5, len(names) - 0.3)
-        plain(axes)
+        _finish(axes, metric)
     return png(figure)
 
 
@@ -79,11 +78,10 @@ def curves(panels: dict[str, dict[str, list[dict[int, dict[int, float]]]]], name
                         axes.plot(steps, table.T, color=colour, linewidth=0.5, alpha=0.5)
                     low, high = table.min(axis=0), table.max(axis=0)
                     axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.set_title(metric, fontsize=9, loc='left', parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
         axes.set_xlabel('step', fontsize=8)
-        plain(axes)
+        _finish(axes, metric)
     shades = zip(names, colours(len(names)), strict=True)
     handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in shades]
     handles += [Line2D([], [], color='0.35', linestyle=s, label=n) for n, s in (('train', '-'), ('eval', _DASHED))]
@@ -100,3 +98,11 @@ def _panels(count: int) -> tuple:
     lines = math.ceil(count / columns)
     figure = new_figure(0.3 + columns * _WIDE, 0.4 + lines * _TALL, layout='constrained')
     return figure, [figure.add_subplot(lines, columns, k + 1) for k in range(count)]
+
+
+def _finish(axes, metric: str) -> None:
+    axes.set_title(metric, fontsize=9, loc='left', parse_math=False)
+    plain(axes)
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines if line.get_transform() == axes.transData):
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, 'no finite value', fontsize=8, color='0.4', ha='center', transform=axes.transAxes)

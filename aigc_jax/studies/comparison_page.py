@@ -64,13 +64,14 @@ def _metric(measured: Measured, mark) -> str:
     rows = []
     for entry in measured.entries:
         said = [comparison_lib.difference_words(entry), comparison_lib.extra_words(entry)]
-        cells = [comparison_lib.mean_words(entry.row), comparison_lib.seed_values(entry.values)]
+        seeds = comparison_lib.seed_values(entry.values).replace(': ', ':\u00a0')  # on one line with its value
+        cells = [comparison_lib.mean_words(entry.row), seeds]
         difference = '<br>'.join(markup.escape(words) for words in said if words)
         rows.append([mark(entry.arm.name), str(len(entry.values)), *map(markup.escape, cells), difference])
     head = ['arm', 'n', 'mean', 'each seed', 'difference']
     absent = f'<p>{comparison_lib.absent_words(measured)}</p>' if measured.absent else ''
     title = markup.escape(measured.title + comparison_lib.better_words(measured.better))
-    return f'<h3>{title}</h3>{markup.table(head, rows)}{absent}'
+    return f'<h3>{title}</h3>{markup.table(head, rows, (2,))}{absent}'
 
 
 def _dots(comparison: Comparison) -> bytes:

@@ -10,7 +10,7 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em; color: #222 }
 .wide { overflow-x: auto; margin: .6em 0 1.6em } table { border-collapse: collapse }
 th, td { border-bottom: 1px solid #ddd; padding: .25em .8em .25em 0; text-align: left; vertical-align: top }
-td { overflow-wrap: anywhere; min-width: 4em } th { font-weight: 600 } td.short { white-space: nowrap }
+td { overflow-wrap: break-word } th { font-weight: 600 } td.short { white-space: nowrap }
 h1 { font-size: 1.6em; margin: 0 0 .4em } h2 { font-size: 1.2em; margin: 1.8em 0 .3em }
 h3 { font-size: 1em; margin: 1.2em 0 0 } img { max-width: 100%; height: auto; display: block }
 pre { background: #f5f5f5; padding: .6em; overflow-x: auto } .arm { font-weight: 600 } .note { color: #8a4b00 }
