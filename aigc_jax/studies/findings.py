@@ -105,6 +105,8 @@ def read(path: pathlib.Path) -> Report:
 
 
 def _finding(found: dict[str, Any]) -> Finding:
+    if found['verdict'] not in VERDICTS:
+        raise ValueError(f'{found["verdict"]!r} is no verdict')
     claim = found['claim'] | {'floors': tuple(found['claim']['floors'])}
     if (expected := claim['expected']) is not None:
         claim['expected'] = Versus(**expected) if 'than' in expected else Published(**expected)
