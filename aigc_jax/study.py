@@ -25,7 +25,7 @@ flags.DEFINE_string('workdir', None, 'the folder of the study: its runs and its 
 flags.DEFINE_string('config', None, 'FILE.py, which defines study()', **_own)
 flags.DEFINE_string('row', None, 'only this claim; with --seed its number of that seed once more', **_own)
 flags.DEFINE_integer('seed', None, 'with --row: make this single number again, and compare it to the bit', **_own)
-flags.DEFINE_string('until', None, 'p<ALPHA: add seeds until each verdict stands; ALPHA is spent over all looks', **_own)
+flags.DEFINE_string('until', None, 'p<ALPHA: add seeds until verdicts stand; ALPHA is spent over all looks', **_own)
 flags.DEFINE_float('budget', None, 'hours of training after which no run is started', 0.0, **_own)
 flags.DEFINE_bool('render', False, 'write the report of the runs that are there, and run nothing', **_own)
 flags.DEFINE_integer(

@@ -38,10 +38,9 @@ class Conduct:
         trained = {trial.name: trial for trial, _ in pairs}
         drift.check([(trial, found.state(trial)) for trial in trained.values()])
         is_open = lambda trial: found.state(trial).kind != DONE and trial.name not in self._tried
-        more = {
-            evaluated.name: evaluated for trial, evaluated in pairs
-            if evaluated.evaluation and is_open(evaluated) and found.state(trial).kind == DONE and found.state(trial).results
-        }  # fmt: skip
+        # A run that diverged has no results, and is not evaluated.
+        whole = [two for trial, two in pairs if two.evaluation and found.state(trial).results]
+        more = {trial.name: trial for trial in whole if is_open(trial)}
         return [trial for trial in trained.values() if is_open(trial)], list(more.values())
 
     def run(self) -> int:

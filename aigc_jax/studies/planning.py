@@ -124,8 +124,8 @@ def load(path: str) -> Plan:
         key = settings[claim.name].row.fingerprint
         if (twin := twins.setdefault(key, claim)) is not claim and settings[twin.name] is not settings[claim.name]:
             raise UserError(
-                f'{file.name}: claims {twin.name} and {claim.name} write the same config in two ways, which would train '
-                f'it twice; give both the same config and fields'
+                f'{file.name}: claims {twin.name} and {claim.name} write the same config in two ways, which would be '
+                f'trained twice; give both the same config and fields'
             )
     return Plan(file.absolute(), study, settings, evaluations, registered)
 

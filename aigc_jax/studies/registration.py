@@ -56,9 +56,8 @@ def register(workdir: pathlib.Path, study_digest: str, alpha: float | None) -> R
     """
     before = read(workdir)
     if alpha is not None and before.alpha not in (None, alpha):
-        raise UserError(
-            f'--until: this study spends alpha = {before.alpha:g} in {workdir}; give p<{before.alpha:g}, or another folder'
-        )
+        alpha = f'{before.alpha:g}'
+        raise UserError(f'--until: {workdir} spends alpha = {alpha}; give p<{alpha}, or another folder')
     found = before.registrations
     if not found or found[-1][1] != study_digest:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')

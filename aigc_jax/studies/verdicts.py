@@ -1,9 +1,9 @@
-"""From the values of seeds to the findings of a study: means, intervals, tests, verdicts, and how many seeds are missing.
+"""From the values of seeds to the findings of a study: means, intervals, tests, verdicts, how many seeds are missing.
 
-A study that may be looked at more than once (--until) spends alpha over its looks, by Pocock's rule in the form of
-Lan and DeMets (1983): look k has intervals of 1 − level_k (power.look_levels). O'Brien and Fleming's rule would leave the
-first looks at few seeds nothing: 1e-4 of 0.05 for 3 of 12. A finding is that of the first look whose verdict stands, a
-function of the results alone.
+A study that may be looked at more than once (--until) spends alpha over its looks, by Pocock's rule in the form of Lan
+and DeMets (1983): look k has intervals of 1 − level_k (power.look_levels). O'Brien and Fleming's rule would leave the
+first looks at few seeds nothing: 1e-4 of 0.05 for 3 of 12. A finding is that of the first look whose verdict stands,
+a function of the results alone.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ Seeds = dict[int, Seed]
 
 
 def looks(study: Study, claim: Claim, alpha: float | None, replicas: int = 1) -> list[Look]:
-    """alpha: of --until, over all looks; None: one look, at the study's. replicas: seeds of a run, which come together."""
+    """alpha: of --until, over all looks; None: one look at the study's. replicas: the seeds that a run has."""
     first = claim.seeds or study.seeds
     if alpha is None or claim.expected is None:
         return [(first, study.alpha)]
@@ -97,8 +97,8 @@ def _row(claim: Claim, values: np.ndarray, level: float) -> Measurement:
     if claim.reach is not None:
         from scipy.stats import binomtest
 
-        test = binomtest(int(values.sum()), n).proportion_ci(1 - level, 'wilson')
-        return {'value': float(values.mean()), 'low': float(test.low), 'high': float(test.high), 'n': n, 'over': 'seeds'}
+        low, high = map(float, binomtest(int(values.sum()), n).proportion_ci(1 - level, 'wilson'))
+        return {'value': float(values.mean()), 'low': low, 'high': high, 'n': n, 'over': 'seeds'}
     alive = values[np.isfinite(values)]
     return statistics.mean(alive, level) | ({'diverged': n - len(alive)} if len(alive) < n else {})
 
