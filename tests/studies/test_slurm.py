@@ -27,12 +27,12 @@ SMALL = (
 )  # fmt: skip
 TWO = (*SMALL, f'--sweep.{RATE}=1e-3,3e-4')
 ONE = (*SMALL, f'--sweep.{RATE}=1e-3')
-# A run that is a step of a job waits at the step HOLD_AT behind its call, until the file HOLD_UNTIL is there.
+# A run that is a step of a job waits behind the call of the step HOLD_AT, until a signal comes or the file HOLD_UNTIL.
 HOLD = """
 import os
 
 if 'HOLD_AT' in os.environ and 'SLURM_STEP_ID' in os.environ:
-    import pathlib, time
+    import pathlib, signal, time
     from aigc_jax.training import loop
 
     called, until = loop.Loop.called, pathlib.Path(os.environ['HOLD_UNTIL'])
@@ -40,8 +40,9 @@ if 'HOLD_AT' in os.environ and 'SLURM_STEP_ID' in os.environ:
     def held(self, *arguments):
         called(self, *arguments)
         if self.step == int(os.environ['HOLD_AT']) and not until.exists():
+            heard = signal.getsignal(signal.SIGTERM).__self__
             until.with_name(until.name + '.' + os.environ['SLURM_PROCID']).touch()
-            while not until.exists():
+            while not until.exists() and not heard._number:
                 time.sleep(0.02)
 
     loop.Loop.called = held
@@ -201,8 +202,6 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
     two.until_held()
     job = cluster.call('sbatch', '--parsable', '-p', 'high', '-N2', '--exclusive', '-o', '/dev/null', '--wrap=true')
     for sweep in (one, two):
-        sweep.until_said('SIGTERM: stops as soon as all is saved')
-        sweep.go()
         sweep.until_said('requeued; it goes on from here')
         sweep.release()
     whole.finish()
@@ -217,9 +216,6 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
 
 
 def test_the_time_limit_requeues(limited, local):
-    limited.until_held()
-    limited.until_said('SIGTERM: stops as soon as all is saved')
-    limited.go()
     limited.until_said('requeued; it goes on from here')
     limited.release()
     limited.finish()
@@ -233,8 +229,6 @@ def test_what_is_cancelled_is_saved_and_not_requeued(cluster, local, tmp_path):
     sweep.until_held()
     (job,) = sweep.jobs('RUNNING')
     cluster.call('scancel', job)
-    sweep.until_said('SIGTERM: stops as soon as all is saved')
-    sweep.go()
     cluster.until(lambda: job not in cluster.queue(), SECONDS)
     assert 'SIGTERM: saved at step 13' in sweep.log() and 'requeued' not in sweep.log()
     code, out, _ = sweep.run('status')
