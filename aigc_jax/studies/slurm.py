@@ -124,7 +124,7 @@ def wait(trials: Sequence[Trial], tell: Tell) -> Outcome:
                 elif state.kind not in (states.MISSING, states.STOPPED) or _is_late(trial, left):
                     ended[name] = state
                     tell(waiting.pop(name), state)
-            pause = min(1.5 * pause, _POLL)
+            pause = min(1.2 * pause, _POLL)
             end = time.monotonic() + pause
             while waiting and not got and time.monotonic() < end:
                 time.sleep(0.1)
