@@ -145,6 +145,12 @@ class Cluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def release(self) -> None:
+        """Requeued jobs start at once, not after two minutes, and are not limited again."""
+        for line in self.call('squeue', '-h', '-r', '-t', 'PENDING', '-o', '%i %r').splitlines():
+            if line.endswith(' BeginTime'):
+                self.call('scontrol', 'update', f'jobid={line.split()[0]}', 'StartTime=now', 'TimeLimit=60')
+
     def queue(self) -> dict[str, str]:
         """{job or element: its state} of all that has not ended."""
         lines = self.call('squeue', '-h', '-r', '-o', '%i %T').splitlines()

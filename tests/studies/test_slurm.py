@@ -105,12 +105,6 @@ class Sweep:
         """From here on nothing is held."""
         self._go.touch()
 
-    def release(self) -> None:
-        """The requeued job starts at once, not after two minutes, and is not limited again."""
-        self.cluster.until(lambda: self.jobs(), SECONDS)
-        for job in self.jobs():
-            self.cluster.call('scontrol', 'update', f'jobid={job}', 'StartTime=now', 'TimeLimit=60')
-
     def jobs(self, state: str = 'PENDING') -> list[str]:
         lines = self.cluster.call('squeue', '-h', '-r', '-o', '%i %T %o').splitlines()
         own = [line.split() for line in lines if f'{self.workdir.resolve()}/' in line]
@@ -119,11 +113,15 @@ class Sweep:
     def log(self) -> str:
         return ''.join(path.read_text() for path in self.workdir.glob('*/seed-*.log'))
 
-    def finish(self) -> str:
-        """Waits for what is queued, submits what is missing. The table."""
-        code, out, err = self.run('--wait')
-        assert code == 0, (out, err, self.log()[-3000:])
-        return out
+    def finish(self) -> None:
+        """Waits for what is queued, and submits what is missing."""
+        process, end = self.start('--wait'), time.monotonic() + SECONDS
+        while process.poll() is None and time.monotonic() < end:
+            self.cluster.release()
+            time.sleep(0.2)
+        process.kill()
+        out, err = process.communicate()
+        assert process.returncode == 0, (out, err, self.log()[-3000:])
 
     def bits(self) -> dict[str, bytes]:
         names = 'metrics.jsonl', 'evaluation.json', 'config.json'
@@ -203,7 +201,6 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
     job = cluster.call('sbatch', '--parsable', '-p', 'high', '-N2', '--exclusive', '-o', '/dev/null', '--wrap=true')
     for sweep in (one, two):
         sweep.until_said('requeued; it goes on from here')
-        sweep.release()
     whole.finish()
     assert job.strip() not in cluster.queue()
     for sweep, bits in ((one, local[0]), (two, whole.bits())):
@@ -218,10 +215,9 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
 def test_the_time_limit_requeues(limited, local):
     limited.until_said('requeued; it goes on from here')
     limited.go()  # on a slow machine it may not have come so far
-    limited.release()
     limited.finish()
     assert same(limited, local[0])
-    assert limited.log().count('\n$ ') == 2
+    assert limited.log().count('\n$ ') >= 2  # it may have been limited once more meanwhile
 
 
 def test_what_is_cancelled_is_saved_and_not_requeued(cluster, local, tmp_path):
@@ -252,7 +248,6 @@ def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluste
     sweep.go()
     cluster.call('slurmctld')
     cluster.bring('n1')
-    sweep.release()
     sweep.finish()
     assert same(sweep, local[0])
     assert sweep.log().count('\n$ ') == 2 and 'from step 10 on' in sweep.log()
