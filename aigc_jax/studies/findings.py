@@ -16,7 +16,8 @@ from aigc_jax.reports.tables import finite
 from aigc_jax.studies.claims import Claim, Published, Versus
 
 REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING = 'reproduced', 'better', 'worse', 'undecided', 'missing'
-VERDICTS = REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING
+MEASURED = 'measured'  # of a claim that is compared with nothing
+VERDICTS = REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING, MEASURED
 
 
 @dataclasses.dataclass(frozen=True)

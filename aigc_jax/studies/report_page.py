@@ -9,6 +9,7 @@ from aigc_jax.studies.report_pictures import Curves, Pictures
 # The shapes are those of the pictures.
 _SIGNS = {
     findings.REPRODUCED: '●', findings.BETTER: '▲', findings.WORSE: '▼', findings.UNDECIDED: '◇', findings.MISSING: '□',
+    findings.MEASURED: '○',
 }  # fmt: skip
 _MOST_IN_WORDS = 2000  # claims that have a section of their own
 

@@ -23,6 +23,7 @@ _GREY = '#666666'
 STYLES = {
     findings.REPRODUCED: Style(BLUE, 'o'), findings.BETTER: Style(GREEN, '^'), findings.WORSE: Style(ORANGE, 'v'),
     findings.UNDECIDED: Style(_GREY, 'D', filled=False), findings.MISSING: Style(_GREY, 's', filled=False),
+    findings.MEASURED: Style(_GREY, 'o'),
 }  # fmt: skip
 MOST_ROWS, MOST_PANELS = 160, 40  # so that 10,000 claims are drawn within seconds
 _ROWS_EACH = 40  # of one picture

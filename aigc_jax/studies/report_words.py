@@ -265,8 +265,10 @@ def notes(report: Report) -> list[str]:
         found.append(f'The seeds are of {len(of)} commits: {", ".join(of)}.')
     elif of:
         found.append(f'All seeds are of {"commit " if of != ["no commit"] else "code with "}{of[0]}.')
-    if (kinds := len({seed.numerics for seed in seeds})) > 1:
-        found.append(f'The seeds were computed in {kinds} ways that may differ in their bits, such as other devices.')
+    mixed = [f.claim.name for f in report.findings if len({seed.numerics for seed in f.seeds.values()}) > 1]
+    if mixed:
+        of = ', '.join(mixed)
+        found.append(f'The seeds of {of} were computed in ways that may differ in their bits, such as other devices.')
     return found
 
 
