@@ -23,7 +23,7 @@ def finding(of: Claim, values, wanted: int | None = None, commit: str = 'c0ffee'
         fields['row'] = intervals.wilson(sum(values), len(values), 'seeds')
     elif len(values):
         fields.setdefault('row', statistics.mean(values))
-        if len(values) > 1:
+        if len(values) > 1 and all(map(math.isfinite, values)):
             fields.setdefault('iqm', statistics.bootstrap(values, statistics.iqm))
             fields.setdefault('bootstrap', statistics.bootstrap(values))
     return Finding(of, len(values) if wanted is None else wanted, fields.pop('level', 0.05), seeds, **fields)

@@ -1,12 +1,10 @@
 """A study's report as one page of HTML: report.html."""
 
-from collections.abc import Iterable
-
 from aigc_jax.studies import findings, markup
 from aigc_jax.studies import report_pictures as pictures
 from aigc_jax.studies import report_words as words
 from aigc_jax.studies.findings import Finding, Report
-from aigc_jax.studies.report_pictures import Curves
+from aigc_jax.studies.report_pictures import Curves, Pictures
 
 # The shapes are those of the pictures.
 _SIGNS = {
@@ -30,8 +28,6 @@ def page(report: Report, curves: Curves | None = None, command: str = '') -> str
         'interval. The grey bar is the published value with its own interval and the tolerance. A dashed line is a '
         'value that stands beside it.',
     )  # fmt: skip
-    if len([finding for finding in report.findings if finding.seeds]) > pictures.MOST_ROWS:
-        parts.append(f'<p class="note">The pictures show the first {pictures.MOST_ROWS} claims.</p>')
     parts += _pictures(
         'Trade-offs', pictures.fronts(report),
         'A point is a setting, with the intervals of both metrics. No other setting has better means than a filled one '
@@ -82,10 +78,13 @@ def _verdict(verdict: str) -> str:
     return f'<span style="color:{pictures.STYLES[verdict].colour}">{_SIGNS[verdict]}</span> {verdict}'
 
 
-def _pictures(title: str, shown: Iterable[tuple[bytes, str]], said: str) -> list[str]:
+def _pictures(title: str, pictures: Pictures, said: str) -> list[str]:
     """Nothing where there is none."""
-    parts = [markup.picture(png, about) for png, about in shown]
-    return [f'<h2>{title}</h2><p>{said}</p>', *parts] if parts else []
+    drawn, left_out = pictures
+    if not drawn:
+        return []
+    note = [f'<p class="note">{left_out}</p>'] if left_out else []
+    return [f'<h2>{title}</h2><p>{said}</p>', *(markup.picture(png, about) for png, about in drawn), *note]
 
 
 def _section(finding: Finding) -> str:

@@ -9,6 +9,7 @@ a function of the results alone.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.studies import power, statistics
 from aigc_jax.studies.claims import Claim, Published, Study, Versus
 from aigc_jax.studies.findings import MEASURED, REPRODUCED, UNDECIDED, Finding, Seed
+from aigc_jax.studies.statistics import Difference
 
 FISHER = "Fisher's exact"
 _RULE = 'pocock'
@@ -49,12 +51,11 @@ def finding(study: Study, claim: Claim, looked: Sequence[Look], seeds: Seeds, ot
         wanted = range(study.first_seed, study.first_seed + n)
         if not all(seed in seeds and (other is None or seed in other) for seed in wanted):
             break
-        ours = {seed: seeds[seed] for seed in wanted}
-        found = _judged(claim, level, ours, other and {seed: other[seed] for seed in wanted})
-        if found.verdict != UNDECIDED:
-            return found
+        found = {seed: seeds[seed] for seed in wanted}, other and {seed: other[seed] for seed in wanted}, level
+        if judged(claim, _values(found[0]), other and _values(found[1]), level).verdict != UNDECIDED:
+            break
     if found is not None:
-        return found
+        return _described(claim, *found)
     n, level = looked[0]
     ours = {seed: one for seed, one in sorted(seeds.items()) if seed < study.first_seed + n}
     return Finding(claim, n, level, ours, _row(claim, _values(ours), level) if ours else {})
@@ -73,20 +74,44 @@ def _values(seeds: Seeds) -> np.ndarray:
     return np.array([one.value for one in seeds.values()], np.float64)
 
 
-def _judged(claim: Claim, level: float, seeds: Seeds, other: Seeds | None) -> Finding:
-    values = _values(seeds)
-    found = Finding(claim, len(seeds), level, seeds, _row(claim, values, level))
+class Judgement(NamedTuple):
+    """row: that the verdict is of. difference: to the other claim; None without one."""
+
+    verdict: str
+    row: Measurement
+    difference: Difference | None = None
+
+
+def judged(claim: Claim, values: np.ndarray, other: np.ndarray | None, level: float) -> Judgement:
+    """values, other: of the same seeds, in one order; nan of one that diverged, which counts as the worst."""
+    row = _row(claim, values, level)
+    if isinstance(claim.expected, Published):
+        if row.get('diverged'):
+            row = statistics.mean(statistics.diverged_as_worst(values, claim.better), level)
+        return Judgement(statistics.verdict(row, _region(claim.expected), claim.better), row)
+    if isinstance(claim.expected, Versus):
+        difference = _difference(claim, values, other, level)
+        verdict = statistics.arm_verdict(difference, values, other, claim.better, level)
+        return Judgement(REPRODUCED if verdict == 'better' else verdict, row, difference)
+    return Judgement(MEASURED, row)
+
+
+def _described(claim: Claim, seeds: Seeds, other: Seeds | None, level: float) -> Finding:
+    values, against = _values(seeds), None if other is None else _values(other)
+    found = judged(claim, values, against, level)
+    more = {}
     if len(values) > 1 and claim.reach is None:
         worst = statistics.diverged_as_worst(values, claim.better)
-        found = dataclasses.replace(
-            found, bootstrap=statistics.bootstrap(worst, alpha=level),
-            iqm=statistics.bootstrap(worst, statistics.iqm, level),
-        )  # fmt: skip
-    if isinstance(claim.expected, Published):
-        return _against_published(found, claim.expected, values)
-    if isinstance(claim.expected, Versus):
-        return _against_other(found, values, _values(other))
-    return dataclasses.replace(found, verdict=MEASURED)
+        more = {
+            'bootstrap': statistics.bootstrap(worst, alpha=level),
+            'iqm': statistics.bootstrap(worst, statistics.iqm, level),
+        }
+    if found.difference:
+        more |= {'difference': found.difference.row, 'p': found.difference.p, 'test': found.difference.test}
+        if len(values) > 1:
+            more['improvement'] = statistics.probability_of_improvement(values, against, claim.better, level)
+    done = Finding(claim, len(seeds), level, seeds, _row(claim, values, level), verdict=found.verdict, **more)
+    return dataclasses.replace(done, words=_words(done, found, values, against))
 
 
 def _row(claim: Claim, values: np.ndarray, level: float) -> Measurement:
@@ -103,58 +128,45 @@ def _row(claim: Claim, values: np.ndarray, level: float) -> Measurement:
     return statistics.mean(alive, level) | ({'diverged': n - len(alive)} if len(alive) < n else {})
 
 
-def _against_published(found: Finding, published: Published, values: np.ndarray) -> Finding:
-    claim, row = found.claim, found.row
-    if row.get('diverged'):  # counts as the worst
-        row = statistics.mean(statistics.diverged_as_worst(values, claim.better), found.level)
-    region = statistics.published_region(published.value, published.tolerance, published.sd, published.n)
-    verdict = statistics.verdict(row, region, claim.better)
-    words = ''
-    if claim.reach is None and len(values) > 1 and np.isfinite(values).all():
-        sd = float(values.std(ddof=1))
-        words = _resolve(sd, len(values), 1, found.level)
-        if verdict == UNDECIDED:
-            distance = min(abs(row['value'] - edge) for edge in region)
-            words += '; ' + _more(found, distance, sd, len(values) - 1, 1)
-    elif len(values) == 1:
-        words = 'one seed shows no spread between seeds'
-    return dataclasses.replace(found, verdict=verdict, words=words)
+def _region(published: Published) -> tuple[float, float]:
+    return statistics.published_region(published.value, published.tolerance, published.sd, published.n)
 
 
-def _against_other(found: Finding, a: np.ndarray, b: np.ndarray) -> Finding:
-    """Both have the same seeds, so that the test is paired; of shares it is not."""
-    claim, level = found.claim, found.level
-    if claim.reach is not None and not claim.first_step:
-        from scipy.stats import fisher_exact
+def _difference(claim: Claim, a: np.ndarray, b: np.ndarray, level: float) -> Difference:
+    """a − b. Both have the same seeds, so that the test is paired; of shares it is not."""
+    if claim.reach is None or claim.first_step:
+        return statistics.difference(a, b, claim.better, paired=True, alpha=level)
+    from scipy.stats import fisher_exact
 
-        n, p = len(a), 1.0
-        if n > 1:
-            p = float(fisher_exact([[a.sum(), n - a.sum()], [b.sum(), n - b.sum()]]).pvalue)
-        row = {'value': float(a.mean() - b.mean()), 'n': n, 'over': 'seeds'}
-        difference = statistics.Difference(row, p, FISHER)
+    n, p = len(a), math.nan
+    if n > 1:
+        p = float(fisher_exact([[a.sum(), n - a.sum()], [b.sum(), n - b.sum()]]).pvalue)
+    row = {'value': float(a.mean() - b.mean()), 'ci': math.nan, 'n': n, 'over': 'seeds'}
+    return Difference(row, p, FISHER if n > 1 else '')
+
+
+def _words(found: Finding, judgement: Judgement, values: np.ndarray, other: np.ndarray | None) -> str:
+    """What so many seeds resolve, and how many more an undecided claim needs."""
+    n, claim = len(values), found.claim
+    if n == 1 and claim.expected is not None:
+        return 'one seed shows no spread between seeds'
+    if isinstance(claim.expected, Published):
+        spread = values if claim.reach is None else np.array([math.nan])
+        distance = min(abs(judgement.row['value'] - edge) for edge in _region(claim.expected))
+    elif found.test == statistics.PAIRED:
+        spread, distance = values - other, abs(found.difference['value'])
     else:
-        difference = statistics.difference(a, b, claim.better, paired=True, alpha=level)
-    verdict = statistics.arm_verdict(difference, a, b, claim.better, level)
-    words = ''
-    if difference.test == statistics.PAIRED:
-        sd = float(np.std(a - b, ddof=1))
-        words = _resolve(sd, len(a), 1, level)
-        if verdict == UNDECIDED:
-            words += '; ' + _more(found, abs(difference.row['value']), sd, len(a) - 1, 1)
-    improvement = statistics.probability_of_improvement(a, b, claim.better, level) if len(a) > 1 else {}
-    return dataclasses.replace(
-        found, difference=difference.row, p=difference.p, test=difference.test, improvement=improvement, words=words,
-        verdict=REPRODUCED if verdict == 'better' else verdict,
-    )  # fmt: skip
+        return ''
+    if not np.isfinite(spread).all():
+        return ''
+    sd = float(spread.std(ddof=1))
+    words = f'{n} seeds resolve {power.resolvable(sd, n, 1, found.level):.2g} at {power.POWER:.0%}'
+    return f'{words}; {_more(found, distance, sd)}' if found.verdict == UNDECIDED else words
 
 
-def _resolve(sd: float, n: int, samples: int, level: float) -> str:
-    return f'{n} seeds resolve {power.resolvable(sd, n, samples, level):.2g} at {power.POWER:.0%}'
-
-
-def _more(found: Finding, distance: float, sd: float, df: int, samples: int) -> str:
+def _more(found: Finding, distance: float, sd: float) -> str:
     """How many seeds would decide it, and the hours that they take."""
-    needed, few, many = power.seeds_by_pilot(distance, sd, df, samples, found.level)
+    needed, few, many = power.seeds_by_pilot(distance, sd, len(found.seeds) - 1, 1, found.level)
     if not math.isfinite(needed):
         return 'no number of seeds up to 100,000 decides it'
     more = max(1, math.ceil(needed) - len(found.seeds))
