@@ -149,7 +149,8 @@ class Cluster:
         """Requeued jobs start at once, not after two minutes, and are not limited again."""
         for line in self.call('squeue', '-h', '-r', '-t', 'PENDING', '-o', '%i %r').splitlines():
             if line.endswith(' BeginTime'):
-                self.call('scontrol', 'update', f'jobid={line.split()[0]}', 'StartTime=now', 'TimeLimit=60')
+                with contextlib.suppress(AssertionError):  # it may have started meanwhile
+                    self.call('scontrol', 'update', f'jobid={line.split()[0]}', 'StartTime=now', 'TimeLimit=60')
 
     def queue(self) -> dict[str, str]:
         """{job or element: its state} of all that has not ended."""
