@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from aigc_jax import sweep
 from aigc_jax.core import command
 from aigc_jax.core.errors import UserError, near, printable
 from aigc_jax.core.output import show
@@ -31,7 +32,9 @@ flags.DEFINE_bool('render', False, 'write the report of the runs that are there,
 flags.DEFINE_integer(
     'jobs', None, 'so many processes at a time (default: one for each core, or one on an accelerator)', 1, 1000, **_own
 )  # fmt: skip
-flags.DEFINE_bool('dry_run', False, 'show the commands, and write nothing', **_own)
+flags.DEFINE_string('launcher', 'local', f'one of {", ".join(sweep.LAUNCHERS)}', **_own)
+flags.DEFINE_string('sbatch', '', "slurm: options of sbatch, such as '--partition=gpu --gpus=1 --time=60'", **_own)
+flags.DEFINE_bool('dry_run', False, 'show the commands, or the job script, and write nothing', **_own)
 
 
 def main(argv: list[str]) -> None:
@@ -55,6 +58,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         raise UserError(f'--workdir: {workdir} is a file')
     if FLAGS.seed is not None and not FLAGS.row:
         raise UserError('--seed: missing --row, the claim whose number is to be made again')
+    sweep.check_launcher(FLAGS, 'sbatch')
     alpha = _alpha(FLAGS.until)
     if FLAGS.render and (given := [name for name in ('row', 'seed', 'until', 'budget') if FLAGS[name].present]):
         raise UserError(f'--{given[0]}: --render runs nothing; leave out one of the two')
@@ -75,21 +79,26 @@ def _alpha(text: str | None) -> float | None:
 
 
 def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
-    from aigc_jax.studies import conduct, local, planning, registration, report
+    from aigc_jax.studies import conduct, local, planning, registration, report, slurm
 
     plan = planning.load(config)
     if FLAGS.row and FLAGS.row not in plan.claims:
         raise UserError(f'--row: {plan.path.name} has no claim {FLAGS.row!r}{near(FLAGS.row, plan.claims)}')
     claims = [FLAGS.row] if FLAGS.row else list(plan.claims)
-    jobs = FLAGS.jobs or local.default_jobs()
+    of_slurm, options = FLAGS.launcher == 'slurm', slurm.Options(FLAGS.sbatch, FLAGS.jobs)
+    jobs = FLAGS.jobs or (slurm.MOST if of_slurm else local.default_jobs())
     launch = lambda trials, tell: local.launch(trials, jobs, tell)
+    if of_slurm:
+        slurm.check(options, workdir)
+        launch = lambda trials, tell: slurm.launch(trials, options, tell)
     if FLAGS.seed is not None:
         return _again(plan, plan.claims[FLAGS.row], workdir, launch)
     spent = alpha if alpha is not None else registration.read(workdir).alpha
     study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, _say)
     if FLAGS.dry_run:
         train, evaluate = study.todo()
-        show(''.join(f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate]))
+        commands = (f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate])
+        show(''.join(slurm.scripts([*train, *evaluate], options) if of_slurm else commands))
         return 0
     interrupted = 0
     if not FLAGS.render:

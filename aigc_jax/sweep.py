@@ -53,11 +53,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         raise UserError('--workdir: missing; name the folder of the sweep')
     if words not in ([], ['status']):
         raise UserError(f'{words[0]!r} is no command; status is the only one')
-    if FLAGS.launcher not in LAUNCHERS:
-        raise UserError(f'--launcher: {FLAGS.launcher!r}{near(FLAGS.launcher, LAUNCHERS)}')
-    for name in ('sbatch', 'wait'):
-        if FLAGS[name].value and FLAGS.launcher != 'slurm':
-            raise UserError(f'--{name}: is for --launcher=slurm')
+    check_launcher(FLAGS, 'sbatch', 'wait')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir: {workdir} is a file')
@@ -68,6 +64,15 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     if not config:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
     return lambda: _launch(workdir, config, overrides, grid)
+
+
+def check_launcher(values: flags.FlagValues, *of_slurm: str) -> None:
+    """Raises UserError. of_slurm: the flags that the Slurm launcher alone has."""
+    if values.launcher not in LAUNCHERS:
+        raise UserError(f'--launcher: {values.launcher!r}{near(values.launcher, LAUNCHERS)}')
+    for name in of_slurm:
+        if values[name].value and values.launcher != 'slurm':
+            raise UserError(f'--{name}: is for --launcher=slurm')
 
 
 def split_grid(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -145,7 +150,7 @@ def _submit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]
     slurm.check(options, workdir)
     if FLAGS.dry_run:
         found = queue.beside(status.look(todo), queue.read(workdir) if queue.scripts(workdir) else {})
-        show('\n'.join(slurm.scripts(slurm.missing(found), options)))
+        show(''.join(slurm.scripts(slurm.missing(found), options)))
         return None
     jobs, submitted = slurm.submit(todo, options) if todo else ([], [])
     sweep.write(workdir)

@@ -122,6 +122,8 @@ def wait(trials: Sequence[Trial], tell: Tell) -> Outcome:
                 if state.kind == states.RUNNING:
                     left.pop(name, None)
                 elif state.kind not in (states.MISSING, states.STOPPED) or _is_late(trial, left):
+                    if state.kind == states.MISSING:
+                        state = State(states.MISSING, words='its job left the queue, and wrote nothing')
                     ended[name] = state
                     tell(waiting.pop(name), state)
             pause = min(1.2 * pause, _POLL)
