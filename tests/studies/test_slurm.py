@@ -1,6 +1,7 @@
 """Sweeps on a Slurm of two nodes that the tests start: arrays, preemption, the time limit, kills, nodes that go."""
 
 import copy
+import io
 import json
 import os
 import pathlib
@@ -8,7 +9,9 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import clusters
 import pytest
@@ -75,20 +78,27 @@ class Sweep:
             self._env |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_COORDINATOR_BIND_ADDRESS': address}
 
     def start(self, *flags) -> subprocess.Popen:
-        words = ['status', f'--workdir={self.workdir}'] if flags == ('status',) else [*self.arguments, *flags]
         return subprocess.Popen(
-            [sys.executable, '-m', 'aigc_jax.sweep', *words], cwd=ROOT, env=self._env,
+            [sys.executable, '-m', 'aigc_jax.sweep', *self._words(flags)], cwd=ROOT, env=self._env,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def run(self, *flags) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr)"""
-        process = self.start(*flags)
-        try:
-            out, err = process.communicate(timeout=SECONDS)
-        finally:
-            process.kill()
-        return process.returncode, out, err
+        """(exit code, stdout, stderr) of the same in this process, which has imported everything."""
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for name, text in self._env.items():
+                patch.setenv(name, text)
+            patch.chdir(ROOT)
+            patch.setattr(door, 'FLAGS', copy.deepcopy(door.FLAGS))  # as they are before any command
+            try:
+                door.main(['sweep', *self._words(flags)])
+            except SystemExit as ended:
+                code = ended.code
+        return code, out.getvalue(), err.getvalue()
+
+    def _words(self, flags) -> list[str]:
+        return ['status', f'--workdir={self.workdir}'] if flags == ('status',) else [*self.arguments, *flags]
 
     def submit(self) -> None:
         code, out, err = self.run()
@@ -114,14 +124,21 @@ class Sweep:
         return ''.join(path.read_text() for path in self.workdir.glob('*/seed-*.log'))
 
     def finish(self) -> None:
-        """Waits for what is queued, and submits what is missing."""
-        process, end = self.start('--wait'), time.monotonic() + SECONDS
-        while process.poll() is None and time.monotonic() < end:
-            self.cluster.release()
-            time.sleep(0.2)
-        process.kill()
-        out, err = process.communicate()
-        assert process.returncode == 0, (out, err, self.log()[-3000:])
+        """Waits for what is queued, and submits what is missing. Requeued jobs start at once."""
+        ended = threading.Event()
+
+        def release():
+            while not ended.wait(0.2):
+                self.cluster.release()
+
+        thread = threading.Thread(target=release)
+        thread.start()
+        try:
+            code, out, err = self.run('--wait')
+        finally:
+            ended.set()
+            thread.join()
+        assert code == 0, (out, err, self.log()[-3000:])
 
     def bits(self) -> dict[str, bytes]:
         names = 'metrics.jsonl', 'evaluation.json', 'config.json'
@@ -253,22 +270,9 @@ def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluste
     assert sweep.log().count('\n$ ') == 2 and 'from step 10 on' in sweep.log()
 
 
-def test_what_sbatch_refuses_is_told_in_one_line_and_leaves_nothing(cluster, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(ROOT)
-    for name, text in cluster.env.items():
-        monkeypatch.setenv(name, text)
-    flags = door.FLAGS
-
-    def refused(*arguments, code=2):
-        monkeypatch.setattr(door, 'FLAGS', copy.deepcopy(flags))  # as they are before any command
-        with pytest.raises(SystemExit) as ended:
-            door.main(['sweep', *ONE, f'--workdir={tmp_path / "none" / "deep"}', *arguments])
-        out, err = capsys.readouterr()
-        assert (ended.value.code, out) == (code, '') and err.startswith('error: ') and err.count('\n') == 1, err
-        assert not (tmp_path / 'none').exists()
-        return err
-
-    for options, words in (
+@pytest.mark.parametrize(
+    'options, words',
+    [
         ('--partition=nowhere', 'invalid partition specified: nowhere'),
         ('--bogus', "unrecognized option '--bogus'"),
         ('--array=0-7', '--jobs=N says how many'),
@@ -276,12 +280,24 @@ def test_what_sbatch_refuses_is_told_in_one_line_and_leaves_nothing(cluster, mon
         ('gpu', 'is no option of sbatch'),
         ("--comment='", 'No closing quotation'),
         ('--time=1\n#SBATCH --wrap=x', 'holds characters'),
-    ):
-        assert words in refused('--launcher=slurm', f'--sbatch={options}')
-    assert '--wait: is for --launcher=slurm' in refused('--wait')
-    assert '--sbatch: is for --launcher=slurm' in refused('--sbatch=--time=1')
-    monkeypatch.setenv('PATH', '/nowhere')
-    assert 'sbatch is not here' in refused('--launcher=slurm')
+    ],
+)
+def test_what_sbatch_refuses_is_told_in_one_line_and_leaves_nothing(cluster, tmp_path, options, words):
+    sweep = Sweep(cluster, tmp_path, *ONE, sbatch=options)
+    code, out, err = sweep.run()
+    assert (code, out) == (2, '') and err.startswith('error: ') and err.count('\n') == 1 and words in err, err
+    assert not sweep.workdir.exists()
+
+
+def test_flags_of_slurm_and_a_machine_without_it(cluster, tmp_path):
+    sweep = Sweep(cluster, tmp_path, *ONE)
+    for flag in ('--wait', '--sbatch=--time=1'):
+        code, out, err = sweep.run('--launcher=local', flag)
+        assert (code, out) == (2, '') and err == f'error: {flag.partition("=")[0]}: is for --launcher=slurm\n'
+    sweep._env |= {'PATH': '/nowhere'}
+    code, out, err = sweep.run()
+    assert (code, out) == (2, '') and err.startswith('error: --launcher=slurm: sbatch is not here; '), err
+    assert not sweep.workdir.exists()
 
 
 def test_nodes_that_do_not_see_the_folder_are_told(cluster, tmp_path):
@@ -299,18 +315,18 @@ def test_nodes_that_do_not_see_the_folder_are_told(cluster, tmp_path):
     assert 'note: 1 runs were submitted, are no longer queued, and wrote nothing: ' in err
 
 
-def test_the_queue_of_ten_thousand_runs_is_read_fast(cluster, monkeypatch, tmp_path):
+def test_the_queue_of_two_thousand_runs_is_read_fast(cluster, monkeypatch, tmp_path):
     for name, text in cluster.env.items():
         monkeypatch.setenv(name, text)
-    rows = tuple(sweeps.Row(f'row-{k:08x}', {}, '', 10) for k in range(10_000))
+    rows = tuple(sweeps.Row(f'row-{k:08x}', {}, '', 10) for k in range(2000))
     trials = sweeps.Sweep('configs/gan.py', (), rows, (0,)).trials(tmp_path)
     jobs, submitted = slurm.submit(trials, slurm.Options('--hold'))
-    assert (len(jobs), submitted) == (10, trials)
+    assert (len(jobs), submitted) == (2, trials)
     began = time.monotonic()
     found = queue.beside(status.look(trials), queue.read(tmp_path))
     seconds = time.monotonic() - began
     assert {state.kind for _, state in found} == {states.QUEUED}
     assert slurm.submit(trials, slurm.Options('--hold')) == ([], [])
     cluster.call('scancel', *jobs)
-    print(f'10,000 queued runs: {seconds:.2f} s')  # with all cores busy more than the 2 s of a quiet machine
+    print(f'2,000 queued runs: {seconds:.2f} s')  # with all cores busy more than on a quiet machine
     assert seconds < 20
