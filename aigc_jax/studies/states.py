@@ -208,9 +208,10 @@ def _reason(log: pathlib.Path) -> str:
         return ''
     if said := [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]:
         return _line(said[-1])
-    if code < 0:
-        memory = ', perhaps by the system for want of memory' if -code == signal.SIGKILL else ''
-        return f'killed by {signal.Signals(-code).name}{memory}'
+    number = -code if code < 0 else code - 128  # the latter by a shell, and by srun
+    if number in {*signal.Signals}:
+        memory = ', perhaps by the system for want of memory' if number == signal.SIGKILL else ''
+        return f'killed by {signal.Signals(number).name}{memory}'
     return _line(lines[-1]) if code or any(line.startswith('Traceback (most recent') for line in lines) else ''
 
 
