@@ -110,6 +110,7 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
 def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
     from aigc_jax.studies import again, conduct
 
+    plan = again.settled(plan, claim, workdir)
     old = again.before(plan, claim, FLAGS.seed, workdir)
     for trial in again.trials(plan, claim, FLAGS.seed, workdir).trials:
         outcome = launch([trial], conduct.tell(_say))
