@@ -1,8 +1,8 @@
 """The command line of studies.
 
-python -m aigc_jax.study --config=configs/studies/NAME.py --workdir=DIR [--row=R] [--until='p<0.01'] [--budget=HOURS]
-python -m aigc_jax.study --config=configs/studies/NAME.py --workdir=DIR --render
-python -m aigc_jax.study --config=configs/studies/NAME.py --workdir=DIR --row=R --seed=S
+python -m aigc_jax.study --config=configs/studies/oracles.py --workdir=DIR [--row=R] [--until='p<0.01'] [--budget=HOURS]
+python -m aigc_jax.study --config=configs/studies/oracles.py --workdir=DIR --render
+python -m aigc_jax.study --config=configs/studies/oracles.py --workdir=DIR --row=R --seed=S
 """
 
 import pathlib
