@@ -14,6 +14,7 @@ from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import manifest as manifest_lib
 from aigc_jax.runs import numerics
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.early_stopping import is_over
@@ -74,7 +75,7 @@ class RunData:
         """What of the manifest may change results, {'packages.jax': '0.10.2'}."""
         manifest = self.run.manifest
         of_bits = {name: _words(value) for name, value in numerics.part(manifest).items()}
-        return {name: _words(_at(manifest, name)) for name in _OF_THE_MANIFEST} | of_bits
+        return {name: _words(manifest_lib.at(manifest, name)) for name in _OF_THE_MANIFEST} | of_bits
 
 
 @dataclasses.dataclass
@@ -228,12 +229,6 @@ def _of_seed(row: Measurement, seed: int) -> Measurement:
 
 def _bears(name: str) -> bool:
     return name not in _OF_ONE_ARM and not name.startswith('parallel.')
-
-
-def _at(group: dict, name: str):
-    for part in name.split('.'):
-        group = group.get(part) if isinstance(group, dict) else None
-    return group
 
 
 def _words(value) -> str:

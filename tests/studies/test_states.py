@@ -1,10 +1,16 @@
 """How a trial stands, by files as runs leave them."""
 
+import contextlib
 import json
+import math
+import os
 import pathlib
+import random
+import re
 
 import pytest
 
+from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import drift, local, rows, states, status
 
@@ -161,3 +167,56 @@ def test_cores_are_shared_evenly(monkeypatch):
     assert local.shares(3) == [{2}, {5}, {2}]
     monkeypatch.setattr(local, '_cores', set)
     assert local.shares(2) == [set(), set()]
+
+
+JUNK = [
+    b'', b'[]', b'{}', b'null', b'\x00' * 9, b'\xff\xfe', b'[' * 5000, b'"' * 3, b'9' * 5000, b'1e999', b'"x"',
+    b'{"a":', b'\n', b'\n\n$ ', b'[exit code -99]\n', b'[exit code ' + b'9' * 5000 + b']\n', b'NaN', b'true', b'-',
+]  # fmt: skip
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+    match draw.randrange(5):
+        case 0:
+            return data[:a]
+        case 1:
+            return data[:a] + data[b:]
+        case 2:
+            return data[:a] + draw.choice(JUNK) + data[b:]
+        case 3:  # a value in the place of another
+            return re.sub(rb'(: )[^,\n]+', lambda m: m[1] + draw.choice(JUNK) if draw.random() < 0.2 else m[0], data)
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 4)):
+        changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def test_no_damage_to_any_file_is_more_than_a_failure_of_its_run(sweep, trial):
+    """Files cut short, with flipped bits, with other values: status tells of all runs, whatever one of them is."""
+    put(trial, text(trial), step=40, final=40, evaluations=[(10, 5.0), (20, 6.0), (40, 7.0)])
+    made_with = {'source': 'aa', 'packages': {'jax': '0'}, 'data': {'fingerprint': 'ab'}}
+    (trial.folder / 'manifest.json').write_text(json.dumps(made_with))
+    begin = {'time': 1e9, 'elapsed': 0.1, 'event': 'start', 'step': 0, 'seconds': {'imports': 1.0}}
+    logs = [{'time': 1e9 + k, 'elapsed': k, 'step': k, 'steps_per_second': 2.0} for k in range(9)]
+    (trial.folder / 'timing.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [begin, *logs]))
+    trial.log.write_text('\n$ a\nerror: no data: give\nmore\n[exit code 2]\n')
+    names = ['config.json', 'evaluation.json', 'manifest.json', 'metrics.jsonl', 'timing.jsonl']
+    files = [*(trial.folder / name for name in names), trial.log]
+    whole = {path: path.read_bytes() for path in files}
+    draw, kinds = random.Random(0), set()
+    for _ in range(int(os.environ.get('AIGC_JAX_DAMAGES', 300))):
+        for path in (struck := draw.sample(files, draw.randint(1, 2))):
+            path.write_bytes(damaged(whole[path], draw))
+        if draw.random() < 0.3:
+            (trial.folder / 'evaluation.json').unlink()
+        found = [(trial, states.look(trial, held=draw.random() < 0.2))]
+        assert math.isfinite(states.hours(trial)) and states.hours(trial) >= 0
+        lines = status.table(sweep, found, status.metric_of(sweep, found, None)) + status.summary(found)
+        assert all(line.isprintable() for line in lines.split('\n'))
+        with contextlib.suppress(UserError):
+            [*drift.notes(found)]
+        kinds.add(found[0][1].kind)
+        for path in {*struck, trial.folder / 'evaluation.json'}:
+            path.write_bytes(whole[path])
+    assert kinds >= {states.DONE, states.FAILED, states.OTHER}

@@ -1,5 +1,6 @@
 """Sweeps through the command line: real runs, failures, kills, two launchers at once, drift."""
 
+import contextlib
 import copy
 import json
 import os
@@ -142,18 +143,83 @@ def test_a_failure_stops_nothing_and_is_tried_again(tmp_path):
     assert code == 1 and 'failed: ' in out and str(path) in out
 
 
-def test_a_launcher_that_is_killed_at_any_moment_leaves_the_same_table(finished, tmp_path):
+def processes(workdir) -> dict[int, str]:
+    """{pid: the name of its run; '' of a launcher} of what works on the sweep in this folder."""
+    found = {}
+    for entry in pathlib.Path('/proc').glob('[0-9]*'):
+        try:
+            words = (entry / 'cmdline').read_bytes().decode().split('\0')
+        except OSError:  # it has ended
+            continue
+        place = next((word.removeprefix('--workdir=') for word in words if word.startswith(f'--workdir={workdir}')), '')
+        if place and 'aigc_jax.sweep' in words:
+            found[int(entry.name)] = ''
+        elif place and 'aigc_jax.main' in words:
+            found[int(entry.name)] = os.path.relpath(place, workdir)
+    return found
+
+
+def newest(run) -> int:
+    """The step of the newest checkpoint that is whole."""
+    return max((int(path.name) for path in run.glob('checkpoints/[0-9]*') if path.name.isdecimal()), default=0)
+
+
+def starts(run) -> list[int]:
+    """The steps that its processes went on from."""
+    path = run / 'manifest.json'
+    return [start['step'] for start in json.loads(path.read_text())['starts']] if path.exists() else []
+
+
+def strike(workdir, moments, saved) -> None:
+    """One event strikes one or all of what works on the sweep. saved: gets (run, starts before, newest checkpoint)."""
+    time.sleep(moments.uniform(0, 6))
+    if not (alive := processes(workdir)):
+        return
+    struck = [*alive] if moments.random() < 0.2 else [moments.choice([*alive])]
+    if moments.random() < 0.2:
+        stop_a_while(struck, moments.uniform(0.1, 3))
+        return
+    for pid in struck:
+        if run := alive[pid]:
+            saved.append((run, len(starts(workdir / run)), newest(workdir / run)))
+        signal_(pid, signal.SIGKILL)
+
+
+def stop_a_while(pids, seconds) -> None:
+    for pid in pids:
+        signal_(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    for pid in pids:
+        signal_(pid, signal.SIGCONT)
+
+
+def signal_(pid, number) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='processes are found in /proc')
+def test_what_is_killed_or_stopped_at_any_moment_leaves_the_same_table(finished, tmp_path):
+    """Launchers, one or two at a time, and runs. AIGC_JAX_KILLS=100 strikes so often."""
     _, table = finished
-    moments = random.Random(0)
-    for _ in range(3):
-        process = start(tmp_path, *GRID)
-        # 2 s on: its processes begin. A slow machine gets to an earlier moment.
-        time.sleep(2 + 6 * moments.random())
-        process.kill()
-        process.communicate()
-    code, out, err = sweep(tmp_path, *GRID)
-    assert (code, out) == (0, table), err
-    assert bits(tmp_path) == bits(finished[0])
+    moments, left = random.Random(0), int(os.environ.get('AIGC_JAX_KILLS', '5'))
+    while left > 0:
+        workdir, launchers, saved = tmp_path / f'left-{left}', [], []
+        for _ in range(min(left, 10)):
+            launchers = [process for process in launchers if process.poll() is None]
+            while len(launchers) < 1 + (moments.random() < 0.3):
+                launchers.append(start(workdir, *GRID))
+            strike(workdir, moments, saved)
+            left -= 1
+        last = start(workdir, *GRID)
+        for process in [*launchers, last]:
+            out, err = process.communicate(timeout=SECONDS)
+            assert process.returncode == -signal.SIGKILL or (process.returncode, out) in ((0, table), (1, out)), err
+        code, out, err = sweep(workdir, *GRID)
+        assert (code, out) == (0, table), err
+        assert bits(workdir) == bits(finished[0])
+        for run, before, step in saved:
+            assert all(begun >= step for begun in starts(workdir / run)[before:]), (run, before, step)
 
 
 def test_a_signal_saves_all_runs(tmp_path):
