@@ -78,7 +78,7 @@ def hours(trial: Trial) -> float:
     for start, end in zip(starts, [*(later.start() for later in starts), len(data)][1:], strict=True):
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a damaged line says nothing
             begun = records.parse(start[0])
-            last = records.parse(data[data.rfind(b'\n', start.start(), end - 1) + 1 : end])
+            last = records.parse(data[max(start.start(), data.rfind(b'\n', 0, end - 1) + 1) : end])
             # An older run has only a clock that somebody may have put back.
             lived = last['elapsed'] if 'elapsed' in last else max(0.0, last['time'] - begun['time'])
             lived += sum(begun['seconds'].values())

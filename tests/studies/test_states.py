@@ -7,6 +7,8 @@ import os
 import pathlib
 import random
 import re
+import resource
+import sys
 
 import pytest
 
@@ -90,6 +92,7 @@ def test_what_bears_identity(sweep, trial):
         ('\n$ a\nTraceback (most recent call last):\n  x\nKeyError: 1\n[exit code 1]\n', states.FAILED, 'KeyError: 1'),
         ('\n$ a\nstep 10\n[exit code -9]\n', states.FAILED, 'killed by SIGKILL'),
         ('\n$ a\nstep 10\n[exit code -11]\n', states.FAILED, 'killed by SIGSEGV'),
+        ('\n$ a\nstep 10\n[exit code -35]\n', states.FAILED, 'killed by signal 35'),
         ('\n$ a\nSIGTERM: saved at step 10\n[exit code 143]\n', states.MISSING, ''),
         ('\n$ a\n[exit code -2]\n', states.MISSING, ''),
         ('\n$ a\nerror: \x1b[31mred\n[exit code 1]\n', states.FAILED, '\\x1b[31mred'),
@@ -157,6 +160,46 @@ def test_a_run_that_cannot_be_started_fails_alone(sweep, tmp_path):
     outcome = local.launch(todo, 1, lambda trial, state: told.append((trial, state.kind)))
     assert told == [(todo[0], states.FAILED), (todo[1], states.DONE), (todo[2], states.DONE)]
     assert 'cannot be started: ' in outcome.states[todo[0].name].words and not outcome.interrupted
+
+
+def test_why_a_run_cannot_be_started_stands_in_the_table(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, 'command', lambda trial: [str(tmp_path / 'no such program')])
+    trials = sweep.trials(tmp_path)
+    local.launch(trials, 1, lambda *_: None)
+    found = status.look(trials)
+    assert [state.kind for _, state in found] == [states.FAILED] * 4
+    assert status.table(sweep, found, '').count(': failed: cannot be started: [Errno 2] No such file') == 4
+
+
+def test_where_no_more_processes_can_be_started_the_others_wait_for_those_that_run(sweep, tmp_path, monkeypatch):
+    """By the limit of open files, each process having a log; root has no limit of processes."""
+    finishes = 'import time; time.sleep(0.5); import os, sys; os.rename(sys.argv[1] + ".made", sys.argv[1])'
+    monkeypatch.setattr(local, 'command', lambda t: [sys.executable, '-c', finishes, f'{t.folder}/evaluation.json'])
+    trials, told = sweep.trials(tmp_path), []
+    for trial in trials:
+        put(trial, text(trial), step=40)
+        os.rename(trial.folder / 'evaluation.json', trial.folder / 'evaluation.json.made')
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir('/proc/self/fd')))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest)]  # all below it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 6, before[1]))
+    try:
+        local.launch(trials, 3, lambda trial, state: told.append((trial.name, state.kind, state.words)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for number in taken:
+            os.close(number)
+    assert sorted(told) == sorted((trial.name, states.DONE, '') for trial in trials)
+
+
+def test_hours_are_those_of_a_clock_that_nobody_sets(trial):
+    trial.folder.mkdir(parents=True)
+    begin = {'time': 1e9, 'elapsed': 0.0, 'event': 'start', 'step': 0, 'seconds': {'imports': 30.0}}
+    later = [{'time': t, 'elapsed': e, 'event': 'log', 'step': 1} for t, e in ((2e9, 10.0), (5e8, 60.0))]
+    again = {**begin, 'time': 3e9}
+    lines = [*(json.dumps(row) + '\n' for row in (begin, *later, again)), '{"time": 3e9, "elapsed": 999']
+    (trial.folder / 'timing.jsonl').write_text(''.join(lines))
+    assert states.hours(trial) == pytest.approx((30 + 60 + 30) / 3600)
 
 
 def test_cores_are_shared_evenly(monkeypatch):

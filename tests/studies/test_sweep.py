@@ -27,12 +27,15 @@ GRID = (*SMALL, f'--sweep.{RATE}=1e-3,3e-4', '--seeds=2', '--jobs=2')
 
 
 def start(workdir, *arguments) -> subprocess.Popen:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-m', 'aigc_jax.sweep', *arguments, f'--workdir={workdir}']
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, 'PYTHONPATH': path},
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return {**os.environ, 'PYTHONPATH': path}
 
 
 def sweep(workdir, *arguments) -> tuple[int, str, str]:
@@ -105,6 +108,8 @@ def test_the_same_command_again_does_nothing(finished):
     assert code == 0 and out.splitlines()[0].split() == ['row', 'done', 'samples/modes']
     assert out.splitlines()[-1].startswith('4 runs: 4 done; ')
     assert sweep(workdir, 'status')[1].startswith(table)
+    code, out, err = sweep(workdir, *GRID, '--metric=samples/mode')
+    assert (code, out) == (2, '') and 'did you mean samples/modes' in err and '4 runs' not in err
 
 
 def test_a_changed_config_under_a_run_is_named_and_refused(finished, tmp_path):
@@ -119,7 +124,13 @@ def test_a_changed_config_under_a_run_is_named_and_refused(finished, tmp_path):
     # Rows that go leave their runs where they are, with a note; logging and the layout bear no identity.
     code, out, err = sweep(workdir, *SMALL, f'--sweep.{RATE}=1e-3', '--config.parallel.mesh.data=1')
     assert code == 0 and len(out.splitlines()) == 2
-    assert 'note: ' in err and 'not in this sweep: init_value=0.0003-' in err
+    (gone,) = (path.name for path in workdir.glob('init_value=0.0003-*'))
+    (row,) = (path.name for path in workdir.glob('init_value=0.001-*'))
+    assert f'not in this sweep: {gone}, {row}/seed-1\n' in err
+    # Without stderr what is said goes nowhere; stdout is for results.
+    command = f'{sys.executable} -m aigc_jax.sweep status --workdir={workdir} 2>&-'
+    done = subprocess.run(['sh', '-c', command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    assert done.returncode == 0 and out in done.stdout and 'note: ' not in done.stdout
 
 
 def test_a_failure_stops_nothing_and_is_tried_again(tmp_path):
@@ -151,11 +162,12 @@ def processes(workdir) -> dict[int, str]:
             words = (entry / 'cmdline').read_bytes().decode().split('\0')
         except OSError:  # it has ended
             continue
-        place = next((word.removeprefix('--workdir=') for word in words if word.startswith(f'--workdir={workdir}')), '')
-        if place and 'aigc_jax.sweep' in words:
+        flag = f'--workdir={workdir}'
+        mine = [word.removeprefix('--workdir=') for word in words if word == flag or word.startswith(f'{flag}/')]
+        if mine and 'aigc_jax.sweep' in words:
             found[int(entry.name)] = ''
-        elif place and 'aigc_jax.main' in words:
-            found[int(entry.name)] = os.path.relpath(place, workdir)
+        elif mine and 'aigc_jax.main' in words:
+            found[int(entry.name)] = os.path.relpath(mine[0], workdir)
     return found
 
 
