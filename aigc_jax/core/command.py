@@ -12,7 +12,7 @@ from collections.abc import Callable
 from absl import flags
 
 from aigc_jax.core import processes, user_code
-from aigc_jax.core.errors import RunError, UserError, printable
+from aigc_jax.core.errors import RunError, UserError, one_line, printable
 from aigc_jax.core.output import Closed, drop, open_closed, show
 
 
@@ -83,6 +83,8 @@ def run(body: Callable[[], int | None]) -> None:
         print('interrupted', file=sys.stderr)
         _leave(130)
     except Exception as error:  # a fault of the program, or a collective with a process that has ended
+        if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
+            end(RunError(f'the device has no memory left: {one_line(error)}; a smaller batch or model takes less'))
         user_code.name_file(error)
         if not processes.several():
             raise

@@ -202,12 +202,13 @@ def _count(n: float) -> str:
 
 def mean_words(row: Measurement) -> str:
     """'46.1 ± 0.4 (over 180 examples), without the 1 not finite'."""
-    words = f'{row["value"]:.6g}' if math.isfinite(row['value']) else 'not finite'
+    if not math.isfinite(row['value']):
+        return 'not finite'
+    words = f'{row["value"]:.6g}'
     if found := intervals.limits(row):
         words += f' ± {row["ci"]:.3g}' if 'ci' in row else f' ({found[0]:.4g} to {found[1]:.4g})'
         words += f' (over {row["n"]} {row["over"]})' if row.get('over') != 'seeds' else ''
-    lost = row.get('diverged', 0) or (len(row['values']) if 'values' in row and not row['seeds'] else 0)
-    return words + (f', without the {lost} not finite' if lost else '')
+    return words + (f', without the {row["diverged"]} not finite' if row.get('diverged') else '')
 
 
 def difference_words(entry: Entry) -> str:

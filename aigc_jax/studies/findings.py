@@ -16,7 +16,8 @@ from aigc_jax.reports.tables import finite
 from aigc_jax.studies.claims import Claim, Published, Versus
 
 REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING = 'reproduced', 'better', 'worse', 'undecided', 'missing'
-VERDICTS = REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING
+MEASURED = 'measured'  # of a claim that is compared with nothing
+VERDICTS = REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING, MEASURED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ def read(path: pathlib.Path) -> Report:
 
 
 def _finding(found: dict[str, Any]) -> Finding:
+    if found['verdict'] not in VERDICTS:
+        raise ValueError(f'{found["verdict"]!r} is no verdict')
     claim = found['claim'] | {'floors': tuple(found['claim']['floors'])}
     if (expected := claim['expected']) is not None:
         claim['expected'] = Versus(**expected) if 'than' in expected else Published(**expected)

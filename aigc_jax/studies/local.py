@@ -39,10 +39,13 @@ class Outcome(NamedTuple):
 
 
 def command(trial: Trial) -> list[str]:
-    """The command line that trains a trial, or goes on with it."""
+    """The command line of a trial, which goes on with what was begun."""
+    how, fields = [f'--config={trial.config}'], overrides_of(trial)
+    if trial.evaluation:
+        how, fields = ['--mode=evaluate'], trial.evaluation.fields
     return [
-        sys.executable, '-m', 'aigc_jax.main', f'--config={trial.config}', f'--workdir={trial.folder}',
-        *(f'--config.{field}={text}' for field, text in overrides_of(trial)),
+        sys.executable, '-m', 'aigc_jax.main', *how, f'--workdir={trial.folder}',
+        *(f'--config.{field}={text}' for field, text in fields),
     ]  # fmt: skip
 
 

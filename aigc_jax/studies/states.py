@@ -7,6 +7,7 @@ inherits the open file: a launcher that is killed leaves no doubt about whether 
 
 import contextlib
 import fcntl
+import hashlib
 import math
 import os
 import pathlib
@@ -50,6 +51,8 @@ def look(trial: Trial, held: bool | None = None) -> State:
     held: whether a process of it lives, where that is known: the launcher itself may hold the lock.
     """
     paths = Paths(trial.folder)
+    if trial.evaluation:
+        return _look_at_evaluation(trial, paths, held)
     try:
         config = _text(paths.config)
         if config is not None and not _is_same(trial, config):
@@ -67,6 +70,29 @@ def look(trial: Trial, held: bool | None = None) -> State:
     if reason := _reason(trial.log):
         return State(FAILED, step, reason)
     return State(MISSING) if config is None else State(STOPPED, step)
+
+
+def _look_at_evaluation(trial: Trial, paths: Paths, held: bool | None) -> State:
+    """Of one that evaluates a finished run once more. An evaluation of an earlier training of the run is none of it."""
+    path = paths.manifest
+    try:
+        digest, path = hashlib.sha256(path.read_bytes()).hexdigest(), paths.evaluation
+        step = records.read(path)['step']
+        for path in sorted(paths.evaluations.glob('*.json')):
+            found = records.read(path)
+            flat = {f'{group}.{name}': v for group in ('data', 'sample', 'eval') for name, v in found[group].items()}
+            same = all(name in flat and flat[name] == v for name, v in trial.evaluation.made_with.items())
+            if same and (found['manifest'], found['step']) == (digest, step):
+                return State(DONE, step, results=found['metrics'])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = getattr(error, 'strerror', None) or error
+        return State(FAILED, words=_line(f'{path}: cannot be read as an evaluation: {why}; remove it'))
+    if is_held(trial.log) if held is None else held:
+        return State(RUNNING)
+    reason = _reason(trial.log)
+    return State(FAILED, words=reason) if reason else State(MISSING)
 
 
 def hours(trial: Trial) -> float:
