@@ -13,8 +13,8 @@ from collections.abc import Callable
 from absl import flags
 
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, near, printable
-from aigc_jax.core.output import show
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import states, status, sweeps
 
@@ -94,6 +94,7 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     trials = sweep.trials(workdir)
     found = status.look(trials)
     drift.check(found)
+    status.metric_of(sweep, found, FLAGS.metric)  # a misspelt one is told before anything starts, if a run is done
     todo = [trial for trial, state in found if state.kind != states.DONE]
     jobs = FLAGS.jobs or local.default_jobs()
     if FLAGS.dry_run:
@@ -101,24 +102,29 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
         return 0
     sweep.write(workdir)
     _tell_others(sweep, workdir)
-    _say(f'{len(trials)} runs, {len(trials) - len(todo)} of them done; {jobs} at a time, {_cores(local.shares(jobs))}')
+    say(f'{len(trials)} runs, {len(trials) - len(todo)} of them done; {jobs} at a time, {_cores(local.shares(jobs))}')
     ended = 0
 
     def tell(trial, state):
         nonlocal ended
         ended += 1
-        _say(f'{ended}/{len(todo)} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
+        say(f'{ended}/{len(todo)} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
     outcome = local.launch(todo, jobs, tell)
     found = status.look(trials)
     drift.check(found)
     if outcome.interrupted:
-        _say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
+        say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
         return 128 + outcome.interrupted
-    show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)))
-    _say(status.summary(found))
+    try:
+        metric = status.metric_of(sweep, found, FLAGS.metric)
+    except UserError as error:  # the runs are done, and their table is shown all the same
+        say(f'note: {error}')
+        metric = status.metric_of(sweep, found, None)
+    show(status.table(sweep, found, metric))
+    say(status.summary(found))
     for line in drift.notes(found):
-        _say(f'note: {line}')
+        say(f'note: {line}')
     return 0 if all(state.kind == states.DONE for _, state in found) else 1
 
 
@@ -129,11 +135,7 @@ def _cores(shares: list[set[int]]) -> str:
 def _tell_others(sweep: sweeps.Sweep, workdir: pathlib.Path) -> None:
     if others := list(sweeps.others(sweep, workdir)):
         more = f' and {len(others) - 3} more' if len(others) > 3 else ''
-        _say(f'note: {workdir} holds runs of rows that are not in this sweep: {", ".join(others[:3])}{more}')
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+        say(f'note: {workdir} holds runs that are not in this sweep: {", ".join(others[:3])}{more}')
 
 
 if __name__ == '__main__':
