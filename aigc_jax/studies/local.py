@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from aigc_jax.core import slurm
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import disk_errors
 from aigc_jax.runs.folder import Run
@@ -107,7 +108,8 @@ class _Process:
             # A session of its own: Ctrl-C in a terminal reaches the launcher alone, which passes it on once. A second
             # one would end the process before it has saved.
             self.popen = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                env=slurm.outside(),  # in a job the launcher is what Slurm sees, not each run
             )  # fmt: skip
         finally:
             if cores:

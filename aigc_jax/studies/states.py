@@ -24,6 +24,7 @@ from aigc_jax.runs.paths import Paths
 from aigc_jax.studies.sweeps import Trial, fingerprint
 
 DONE, RUNNING, STOPPED, FAILED, MISSING, OTHER = 'done', 'running', 'stopped', 'failed', 'missing', 'another config'
+QUEUED = 'queued'  # of which the files do not tell, but the queue of a cluster
 BEGIN, END = '$ ', '[exit code '
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 _TAIL = 1 << 14  # bytes of a log's end; a traceback has less
