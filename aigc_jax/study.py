@@ -16,8 +16,8 @@ from absl import flags
 
 from aigc_jax import sweep
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, near, printable
-from aigc_jax.core.output import show
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
 
 FLAGS = flags.FlagValues()
@@ -94,7 +94,7 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
     if FLAGS.seed is not None:
         return _again(plan, plan.claims[FLAGS.row], workdir, launch)
     spent = alpha if alpha is not None else registration.read(workdir).alpha
-    study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, _say)
+    study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, say)
     if FLAGS.dry_run:
         train, evaluate = study.todo()
         commands = (f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate])
@@ -108,10 +108,11 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
     elif not workdir.is_dir():
         raise UserError(f'--workdir: there is no folder {workdir}; run the study without --render')
     found = study.gathered()
-    show(report.write(found, f'python -m aigc_jax.study --config={config} --workdir={workdir}'))
-    _say(f'written: {", ".join(str(workdir / name) for name in report.FILES)}')
+    made_by = ['python', '-m', 'aigc_jax.study', f'--config={config}', f'--workdir={workdir}']
+    show(report.write(found, shlex.join(made_by)))
+    say(f'written: {", ".join(str(workdir / name) for name in report.FILES)}')
     if interrupted:
-        _say(f'{signal.Signals(interrupted).name}: the same command goes on from here')
+        say(f'{signal.Signals(interrupted).name}: the same command goes on from here')
         return 128 + interrupted
     return 1 if conduct.unfinished(found, claims) else 0
 
@@ -119,9 +120,10 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
 def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
     from aigc_jax.studies import again, conduct
 
+    plan = again.settled(plan, claim, workdir)
     old = again.before(plan, claim, FLAGS.seed, workdir)
     for trial in again.trials(plan, claim, FLAGS.seed, workdir).trials:
-        outcome = launch([trial], conduct.tell(_say))
+        outcome = launch([trial], conduct.tell(say))
         if outcome.interrupted:
             return 128 + outcome.interrupted
     if (now := again.made(plan, claim, FLAGS.seed, workdir)) is None:
@@ -129,10 +131,6 @@ def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
     words, code = again.words(claim, FLAGS.seed, now, old)
     show(words + '\n')
     return code
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from absl import flags
 
 from aigc_jax.core import command
-from aigc_jax.core.errors import RunError, UserError, near, printable
-from aigc_jax.core.output import show
+from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import queue, states, status, sweeps
 
@@ -97,11 +97,11 @@ def _status(workdir: pathlib.Path) -> int:
         if queue.scripts(workdir):
             found = queue.beside(found, queue.read(workdir))
     except (UserError, RunError) as error:
-        _say(f'note: {error}')
+        say(f'note: {error}')
     show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)) + status.summary(found) + '\n')
     _tell_others(sweep, workdir)
     if line := queue.lost(found, workdir):
-        _say(f'note: {line}')
+        say(f'note: {line}')
     return 0
 
 
@@ -112,18 +112,24 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     trials = sweep.trials(workdir)
     found = status.look(trials)
     drift.check(found)
+    status.metric_of(sweep, found, FLAGS.metric)  # a misspelt one is told before anything starts, if a run is done
     todo = [trial for trial, state in found if state.kind != states.DONE]
     if (outcome := (_submit if FLAGS.launcher == 'slurm' else _train)(sweep, workdir, todo)) is None:
         return 0
     found = status.look(trials)
     drift.check(found)
     if outcome.interrupted:
-        _say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
+        say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
         return 128 + outcome.interrupted
-    show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)))
-    _say(status.summary(found))
+    try:
+        metric = status.metric_of(sweep, found, FLAGS.metric)
+    except UserError as error:  # the runs are done, and their table is shown all the same
+        say(f'note: {error}')
+        metric = status.metric_of(sweep, found, None)
+    show(status.table(sweep, found, metric))
+    say(status.summary(found))
     for line in filter(None, [*drift.notes(found), queue.lost(found, workdir)]):
-        _say(f'note: {line}')
+        say(f'note: {line}')
     return 0 if all(state.kind == states.DONE for _, state in found) else 1
 
 
@@ -137,7 +143,7 @@ def _train(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial])
         return None
     sweep.write(workdir)
     _tell_others(sweep, workdir)
-    _say(f'{_count(sweep, todo)}; {jobs} at a time, {_cores(local.shares(jobs))}')
+    say(f'{_count(sweep, todo)}; {jobs} at a time, {_cores(local.shares(jobs))}')
     return local.launch(todo, jobs, _teller(len(todo)))
 
 
@@ -155,13 +161,13 @@ def _submit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]
     jobs, submitted = slurm.submit(todo, options) if todo else ([], [])
     sweep.write(workdir)
     _tell_others(sweep, workdir)
-    _say(
+    say(
         f'{_count(sweep, todo)}, {len(todo) - len(submitted)} queued or running before; {len(submitted)} submitted'
         + (f', as job {", ".join(jobs)}' if jobs else '')
     )
     if FLAGS.wait or not todo:
         return slurm.wait(todo, _teller(len(todo))) if todo else Outcome({}, 0)
-    _say(f'python -m aigc_jax.sweep status --workdir={shlex.quote(str(workdir))} shows how they stand')
+    say(f'python -m aigc_jax.sweep status --workdir={shlex.quote(str(workdir))} shows how they stand')
     return None
 
 
@@ -176,7 +182,7 @@ def _teller(total: int) -> Callable[[sweeps.Trial, states.State], None]:
     def tell(trial, state):
         nonlocal ended
         ended += 1
-        _say(f'{ended}/{total} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
+        say(f'{ended}/{total} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
     return tell
 
@@ -188,11 +194,7 @@ def _cores(shares: list[set[int]]) -> str:
 def _tell_others(sweep: sweeps.Sweep, workdir: pathlib.Path) -> None:
     if others := list(sweeps.others(sweep, workdir)):
         more = f' and {len(others) - 3} more' if len(others) > 3 else ''
-        _say(f'note: {workdir} holds runs of rows that are not in this sweep: {", ".join(others[:3])}{more}')
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+        say(f'note: {workdir} holds runs that are not in this sweep: {", ".join(others[:3])}{more}')
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from absl import flags
 
 from aigc_jax.core import processes, slurm, user_code
 from aigc_jax.core.errors import RunError, UserError, one_line, printable
-from aigc_jax.core.output import Closed, drop, show
+from aigc_jax.core.output import Closed, drop, open_closed, show
 
 
 def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
@@ -50,6 +50,7 @@ def _read(values: flags.FlagValues, argv: list[str]) -> list[str]:
 @contextlib.contextmanager
 def mistakes():
     """Ends the program with one line and exit code 2 where the body raises UserError."""
+    open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?

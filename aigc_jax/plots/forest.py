@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aigc_jax.plots.figure import is_wide, new_figure, plain, png
+from aigc_jax.plots.figure import is_wide, new_figure, nothing, plain, png
 
 _WIDE, _ROW, _EDGE = 10.0, 0.27, 0.8  # inches: of a picture, of each row, of what stands above and below the rows
 _LINEAR, _FAR = 4.0, 300.0  # half-widths of a region: up to which the scale is linear, and beyond which it ends
@@ -82,8 +82,12 @@ def dots(title: str, rows: Sequence[Row], styles: Mapping[str, Style]) -> bytes:
     logarithmic where the values are positive and differ by more than a factor of 50."""
     figure, axes = _rows_figure([row.label for row in rows])
     of_row = lambda row: (*row.values, row.value, *row.marks, *(row.region or ()), *(row.interval or ()))
-    if is_wide([x for row in rows for x in of_row(row)]):
+    shown = [x for row in rows for x in of_row(row)]
+    if is_wide(shown):
         axes.set_xscale('log')
+    if not np.isfinite(shown).any():
+        axes.set_xticks([])
+        nothing(axes)
     for k, row in enumerate(rows):
         style, values = styles[row.kind], np.asarray(row.values, np.float64)
         if row.region:

@@ -57,7 +57,7 @@ class Reader(html.parser.HTMLParser):
 def test_the_page_has_the_numbers_and_the_pictures_of_each_claim():
     page = Reader(report_page.page(handmade.of_every_kind(), CURVES, 'python -m aigc_jax.study --config=own.py'))
     rows = {re.sub('what .* claims', '', row[0]): row[1:] for row in page.rows if row[0]}
-    assert rows['row'] == ['verdict', 'measured', 'expected', 'seeds', 'p', 'beside it', 'hours']
+    assert rows['row'] == ['verdict', 'measured', 'expected', 'seeds', 'p', 'for reference', 'hours']
     assert rows['a'] == [
         '● reproduced', '1.005 ± 0.038', '1.000 ± 0.186 (n=10), tolerance 0.05arXiv:1234.5678, table 1', '4 of 4', '',
         'perfect sampler 0.0004', '1',
@@ -113,8 +113,10 @@ def test_claims_of_the_same_runs_have_one_curve(monkeypatch):
     twice = [handmade.claim('a'), handmade.claim('again', evaluate={'sample.steps': 2})]
     other = [handmade.claim(f'o{k}', fields={'seed_of': k}) for k in range(8)]
     report = handmade.report(*(handmade.finding(one, [1.0]) for one in twice + other))
-    report_pictures.curves(report, {f.claim.name: CURVES['a'] for f in report.findings})
+    curves = {f.claim.name: CURVES['a'] for f in report.findings}
+    report_pictures.curves(report, curves | {'again': {'model/other': CURVES['a']['model/loss']}})
     assert [names for _, names in seen] == [['a', *(f'o{k}' for k in range(6))], ['o6', 'o7']]
+    assert [*seen[0][0]] == ['model/loss', 'model/other'] and seen[0][0]['model/other']['eval'][1] == {}
     assert seen[0][0]['model/loss']['train'] == [CURVES['a']['model/loss']['train']] * 7
 
 
