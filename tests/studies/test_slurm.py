@@ -1,11 +1,14 @@
 """Sweeps on a Slurm of two nodes that the tests start: arrays, preemption, the time limit, kills, nodes that go."""
 
+import contextlib
 import copy
 import io
 import json
 import os
 import pathlib
 import random
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +114,15 @@ class Sweep:
     def until_said(self, text: str) -> None:
         self.cluster.until(lambda: text in self.log(), SECONDS)
 
+    def kill_run(self) -> None:
+        """The process that trains."""
+        for path in pathlib.Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                words = (path / 'cmdline').read_bytes().decode().split('\0')
+                if 'aigc_jax.main' in words and f'--workdir={self.workdir}/' in ' '.join(words):
+                    if (path / 'comm').read_text().startswith('python'):
+                        os.kill(int(path.name), signal.SIGKILL)
+
     def go(self) -> None:
         """From here on nothing is held."""
         self._go.touch()
@@ -179,7 +191,7 @@ def same(sweep: Sweep, bits: dict[str, bytes]) -> bool:
 
 def test_an_array_gives_what_the_local_launcher_gives(cluster, local, tmp_path):
     """While launchers are killed, and two are there at once."""
-    sweep = Sweep(cluster, tmp_path, *TWO, sbatch='--partition=steady')
+    sweep = Sweep(cluster, tmp_path / "it's 50% é", *TWO, sbatch='--partition=steady')
     code, script, _ = sweep.run('--dry_run', '--jobs=1')
     assert code == 0 and script.startswith('#!') and '#SBATCH --array=0-1%1\n' in script
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
@@ -268,6 +280,28 @@ def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluste
     sweep.finish()
     assert same(sweep, local[0])
     assert sweep.log().count('\n$ ') == 2 and 'from step 10 on' in sweep.log()
+
+
+def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tmp_path):
+    grid = (*SMALL, f'--sweep.{RATE}=1e30,1e-3')
+    sweep = Sweep(cluster, tmp_path, *grid, at=13, sbatch='--partition=steady')
+    code, _, err = sweep.run()
+    assert code == 0 and '2 submitted, as job' in err
+    sweep.until_held()
+    sweep.kill_run()
+    code, table, err = sweep.run('--wait')
+    assert code == 1, err
+    lines = table.splitlines()
+    assert [line.split()[1] for line in lines[1:3]] == ['0/1', '0/1']
+    assert 'seed-0: failed: step ' in lines[3] and ' is nan' in lines[3]
+    assert lines[4].endswith('seed-0: failed, step 10: killed by SIGKILL, perhaps by the system for want of memory')
+    sweep.go()
+    code, again, err = sweep.run('--wait')
+    assert code == 1 and again.splitlines()[3] == lines[3], err
+    assert [line.split()[1] for line in again.splitlines()[1:3]] == ['0/1', '1/1']
+    for folder in sweep.workdir.glob('init_value=1e_30*'):
+        shutil.rmtree(folder)
+    assert same(sweep, local[0])
 
 
 @pytest.mark.parametrize(
