@@ -35,7 +35,7 @@ printf -v line ' %q' "$@"
 printf '\\n$%s\\n' "$line" >&9
 "$@" >&9 2>&9 & pid=$!
 trap 'kill -TERM $pid' TERM
-while wait $pid; code=$?; kill -0 $pid 2>/dev/null; do :; done
+while wait $pid; code=$?; [ $code -gt 128 ] && kill -0 $pid 2>/dev/null; do :; done
 [ $code -eq 0 ] || echo "{states.END}$code]" >&9
 exit $code
 """

@@ -200,6 +200,8 @@ def test_an_array_gives_what_the_local_launcher_gives(cluster, local, tmp_path):
     cluster.until(lambda: len(sweep.jobs('RUNNING')) == 1, SECONDS)
     launchers[0].kill()
     launchers[0].communicate()
+    cluster.kill('slurmd.n3')  # what runs there runs on
+    cluster.bring('n3')
     code, out, _ = sweep.run('status')
     assert code == 0 and ': queued: job ' in out and ', JobArrayTaskLimit\n' in out
     assert out.splitlines()[-1].startswith('2 runs: 1 running, 1 queued; ')
@@ -270,12 +272,13 @@ def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluste
     sweep.until_held()
     cluster.kill('slurmctld')
     code, out, err = sweep.run('status')
-    assert code == 0 and ': running, step ' in out and 'note: squeue: ' in err
+    assert code == 0 and ': running, step ' in out and 'note: squeue: ' in err, (out, err)
     code, out, err = sweep.run()
     assert (code, out) == (1, '') and err.startswith('error: squeue: ') and err.count('\n') == 1
+    cluster.call('slurmctld')
+    cluster.until(lambda: sweep.jobs('RUNNING'), SECONDS)
     cluster.cut('n1')
     sweep.go()
-    cluster.call('slurmctld')
     cluster.bring('n1')
     sweep.finish()
     assert same(sweep, local[0])
