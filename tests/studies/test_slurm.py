@@ -200,6 +200,7 @@ def test_an_array_gives_what_the_local_launcher_gives(cluster, local, tmp_path):
     cluster.until(lambda: len(sweep.jobs('RUNNING')) == 1, SECONDS)
     launchers[0].kill()
     launchers[0].communicate()
+    sweep.until_said('\ndata: ')
     cluster.kill('slurmd.n3')  # what runs there runs on
     cluster.bring('n3')
     code, out, _ = sweep.run('status')
