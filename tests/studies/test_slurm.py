@@ -19,6 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import clusters
 import pytest
 
+from aigc_jax import study
 from aigc_jax import sweep as door
 from aigc_jax.studies import queue, slurm, states, status, sweeps
 
@@ -86,16 +87,16 @@ class Sweep:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, *flags) -> tuple[int, str, str]:
+    def run(self, *flags, program=door) -> tuple[int, str, str]:
         """(exit code, stdout, stderr) of the same in this process, which has imported everything."""
         out, err, code = io.StringIO(), io.StringIO(), 0
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             for name, text in self._env.items():
                 patch.setenv(name, text)
             patch.chdir(ROOT)
-            patch.setattr(door, 'FLAGS', copy.deepcopy(door.FLAGS))  # as they are before any command
+            patch.setattr(program, 'FLAGS', copy.deepcopy(program.FLAGS))  # as they are before any command
             try:
-                door.main(['sweep', *self._words(flags)])
+                program.main(['', *self._words(flags)])
             except SystemExit as ended:
                 code = ended.code
         return code, out.getvalue(), err.getvalue()
@@ -306,6 +307,27 @@ def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tm
     for folder in sweep.workdir.glob('init_value=1e_30*'):
         shutil.rmtree(folder)
     assert same(sweep, local[0])
+
+
+def test_a_study_gives_what_local_runs_give(cluster, local, tmp_path):
+    """Its run has the config of the first row of the sweep."""
+    fields = {words.partition('=')[0].removeprefix('--config.'): words.partition('=')[2] for words in SMALL[1:]}
+    fields = {name: int(text) for name, text in fields.items()} | {RATE: 1e-3}
+    (tmp_path / 'own.py').write_text(
+        'from aigc_jax.studies.claims import Claim, Published, Study\n\n\ndef study():\n'
+        f'    claim = Claim("a", "a holds", {str(ROOT / "configs/gan.py:ring8,smoke")!r}, "samples/modes", "max",\n'
+        f'                  Published(1.0, "table 1", 1.0), fields={fields!r})\n'
+        '    return Study("One", [claim], seeds=1)\n'
+    )
+    sweep = Sweep(cluster, tmp_path / 'runs', sbatch='--partition=steady')
+    sweep.arguments = [f'--config={tmp_path / "own.py"}', *sweep.arguments]
+    code, out, err = sweep.run('--dry_run', program=study)
+    assert code == 0 and '#SBATCH --array=0-0\n' in out, err
+    code, out, err = sweep.run(program=study)
+    (run,) = sweep.workdir.glob('*/seed-0')
+    assert (sweep.workdir / 'report.json').exists() and ': done' in err, (code, err)
+    for name in ('metrics.jsonl', 'evaluation.json', 'config.json'):
+        assert (run / name).read_bytes() in local[0].values(), name
 
 
 @pytest.mark.parametrize(
