@@ -101,14 +101,16 @@ def _status(workdir: pathlib.Path) -> int:
     if (sweep := sweeps.read(workdir)) is None:
         raise UserError(f'{workdir}: no sweep is there ({sweeps.RECORD} is missing); run one with --config=…')
     found = status.look(sweep.trials(workdir))
-    try:
-        if queue.scripts(workdir):
+    line = ''
+    if queue.scripts(workdir) and any(state.kind != states.DONE for _, state in found):
+        try:
             found = queue.beside(found, queue.read(workdir))
-    except (UserError, RunError) as error:
-        say(f'note: {error}')
+            line = queue.lost(found, workdir)
+        except (UserError, RunError) as error:
+            line = str(error)
     show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)) + status.summary(found) + '\n')
     _tell_others(sweep, workdir)
-    if line := queue.lost(found, workdir):
+    if line:
         say(f'note: {line}')
     return 0
 
@@ -137,7 +139,7 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
         metric = status.metric_of(sweep, found, None)
     show(status.table(sweep, found, metric))
     say(status.summary(found))
-    for line in filter(None, [*drift.notes(found), queue.lost(found, workdir)]):
+    for line in drift.notes(found):
         say(f'note: {line}')
     return 0 if all(state.kind == states.DONE for _, state in found) else 1
 
@@ -167,8 +169,13 @@ def _submit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]
         found = queue.beside(status.look(todo), queue.read(workdir) if queue.scripts(workdir) else {})
         show(''.join(slurm.scripts(slurm.missing(found), options)))
         return None
-    jobs, submitted = slurm.submit(todo, options) if todo else ([], [])
-    sweep.write(workdir)
+    jobs, submitted = [], []
+    try:
+        if todo:
+            jobs, submitted = slurm.submit(todo, options)
+    finally:  # sbatch may have taken some arrays and refused others
+        if not todo or queue.scripts(workdir):
+            sweep.write(workdir)
     _tell_others(sweep, workdir)
     say(
         f'{_count(sweep, todo)}, {len(todo) - len(submitted)} queued or running before; {len(submitted)} submitted'
