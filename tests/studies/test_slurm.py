@@ -121,7 +121,7 @@ class Sweep:
             with contextlib.suppress(OSError):
                 words = (path / 'cmdline').read_bytes().decode().split('\0')
                 if 'aigc_jax.main' in words and f'--workdir={self.workdir}/' in ' '.join(words):
-                    if (path / 'comm').read_text().startswith('python'):
+                    if (path / 'comm').read_text() != 'srun\n':
                         os.kill(int(path.name), signal.SIGKILL)
 
     def go(self) -> None:
@@ -298,13 +298,13 @@ def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tm
     assert code == 1, err
     lines = table.splitlines()
     assert [line.split()[1] for line in lines[1:3]] == ['0/1', '0/1']
-    assert 'seed-0: failed: step ' in lines[3] and ' is nan' in lines[3]
+    assert 'seed-0: failed: step ' in lines[3] and '; training stopped.' in lines[3]
     assert lines[4].endswith('seed-0: failed, step 10: killed by SIGKILL, perhaps by the system for want of memory')
     sweep.go()
     code, again, err = sweep.run('--wait')
     assert code == 1 and again.splitlines()[3] == lines[3], err
     assert [line.split()[1] for line in again.splitlines()[1:3]] == ['0/1', '1/1']
-    for folder in sweep.workdir.glob('init_value=1e_30*'):
+    for folder in sweep.workdir.glob('init_value=1e+30*'):
         shutil.rmtree(folder)
     assert same(sweep, local[0])
 
