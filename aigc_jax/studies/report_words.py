@@ -223,6 +223,10 @@ def said(finding: Finding) -> dict[str, str]:
         lines['interquartile mean'] = f'{measured(finding.iqm)}, by bootstrap'
     if math.isfinite(finding.bootstrap.get('value', math.nan)):
         lines['mean'] = f'{measured(finding.bootstrap)}, by bootstrap'
+    if finding.tuning:
+        rows = ', '.join(f'{row}: {number(value)}' for row, value in finding.tuning.items())
+        best = ' '.join(f'{name}={value}' for name, value in finding.chosen.items())
+        lines['tuned on the validation split'] = one_line(rows + (f'; chosen: {best}' if best else ''))
     lines['hours'] = hours(finding.hours) if finding.seeds else ''
     lines['commit'] = ', '.join(commits(finding.seeds.values()))
     return {name: words for name, words in lines.items() if words}

@@ -85,6 +85,7 @@ def verify(folder: str | pathlib.Path, from_step: int = 0, *, progress: TextIO |
     """
     run = Run(folder)
     config = run.trusted_config()
+    config_lib.check(config)
     with contextlib.ExitStack() as held:
         with processes.together('lock'):
             if processes.first():

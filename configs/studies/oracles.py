@@ -145,8 +145,9 @@ def study():
         Claim(
             name='gaussian-flow-probe', claim="So does Hutchinson's estimate of the divergence, with one probe a point",
             config='own/gaussian.py', fields={**_FLOW, 'eval.transport_samples': 500}, metric='model/nll', better='min',
+            # The estimate of a point has a standard deviation of about 0.7 nats, that of 10,000 points one of 0.007.
             evaluate={'eval.probes': 1},
-            expected=Published(gaussian_nll, tolerance=plane, source='mean −log N(x; μ, Σ) of the test split'),
+            expected=Published(gaussian_nll, tolerance=plane + 0.02, source='mean −log N(x; μ, Σ) of the test split'),
         ),
         Claim(
             name='kneser-ney', claim='A 3-gram model with Kneser-Ney smoothing finds a Markov chain of second order',
