@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax.core import parallel, processes, records, tree
-from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.errors import RunError, UserError, first_line
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import TrainState
 from aigc_jax.runs import config as config_lib
@@ -107,7 +107,7 @@ def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | N
             try:
                 checkpoints.check(step)
             except UserError as error:
-                place, text = f'checkpoint of step {step}', _first_line(error)
+                place, text = f'checkpoint of step {step}', first_line(error)
                 return verdict(DIFFERENT, found=(Difference(step, place, text),))
     try:
         finished = is_over(config, run, end) or (end == config.total_steps and _evaluated_at(run.paths.evaluation, end))
@@ -128,7 +128,7 @@ def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | N
         try:
             rerun.train(progress)
         except UserError as error:
-            return verdict(NOT_COMPARABLE, reasons=(_first_line(error),), notes=notes)
+            return verdict(NOT_COMPARABLE, reasons=(first_line(error),), notes=notes)
         doubts = ground.doubts + _of_loaders(run.manifest, rerun.manifest)
         equal = {'checkpoints': tuple(rerun.equal), 'rows': rerun.rows_equal, 'evaluation': rerun.evaluation_equal}
     if not rerun.found:
@@ -148,10 +148,6 @@ def _evaluated_at(path: pathlib.Path, step: int) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return path.exists() and records.read(path).get('step') == step
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split('\n')[0]
 
 
 @contextlib.contextmanager
@@ -196,7 +192,7 @@ class _Rerun(Run):
             pass
         except Diverged as error:
             self._row_differs()
-            self.found.append(Difference(None, 'the rerun', f'it diverged where the run did not: {_first_line(error)}'))
+            self.found.append(Difference(None, 'the rerun', f'it diverged where the run did not: {first_line(error)}'))
         if processes.first() and not self.found:
             self._compare_ends()
         self.found = [Difference(*each) for each in processes.gather('found', self.found)[0]]
@@ -345,7 +341,7 @@ class _Compared(Checkpoints):
         try:
             return super().restore(step, template)
         except UserError as error:
-            self._rerun.compared(step, _first_line(error))
+            self._rerun.compared(step, first_line(error))
             raise
 
     def _difference(self, step: int, state: TrainState, metrics: dict[str, float]) -> str | None:
@@ -358,7 +354,7 @@ class _Compared(Checkpoints):
                     there, here = (np.asarray(parallel.fetch(x)) for x in (leaf, now[name]))
                     found[name] = differences.of_arrays(there, here, self._rerun.seeds)
         except UserError as error:  # it is damaged, or another model's
-            return _first_line(error)
+            return first_line(error)
         differing = sorted((name for name in found if found[name]), key=lambda name: not name.startswith('params/'))
         if differing:
             return f'{len(differing)} of {len(found)} leaves differ; {differing[0]}: {found[differing[0]]}'

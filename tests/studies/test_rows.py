@@ -11,7 +11,7 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
-from aigc_jax.studies import rows, states, status, sweeps
+from aigc_jax.studies import local, rows, states, status, sweeps
 from aigc_jax.studies.sweeps import name_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -97,6 +97,15 @@ def test_every_way_to_check_a_row_gives_the_config_that_its_process_has(tmp_path
         config, row = rows.resolved(trial), trial.row
         assert sweeps.fingerprint(config_lib.to_json(config)) == row.fingerprint, row
         assert config.seed == 1 and config.task.r2 == 0.125
+
+
+def test_a_config_may_lie_anywhere(tmp_path):
+    """Its path may hold what a shell, a flag or a config name holds too."""
+    folder = tmp_path / '-a: b=c, ü 数据'
+    folder.mkdir()
+    config = own(folder, '[{"task.r1": 0.5}]')
+    (trial,) = rows.load(config, []).trials(folder / 'runs')
+    assert rows.resolved(trial).task.r1 == 0.5 and f'--config={config}' in local.command(trial)
 
 
 def test_names_are_short_and_stay_where_rows_are_added(tmp_path):

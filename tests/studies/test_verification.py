@@ -193,6 +193,12 @@ def test_a_changed_width(copied):
     assert found.step == 10 and 'of another model' in found.text
 
 
+def test_a_config_that_lacks_a_group_is_refused_in_one_line(copied):
+    edited(copied.paths.config, lambda config: config.update(parallel=3))
+    with pytest.raises(UserError, match='parallel'):
+        verify(copied.folder)
+
+
 def test_changed_lines_of_metrics(copied):
     kept = lines(copied)
     k = next(k for k, line in enumerate(kept) if '"step": 15, "split": "eval"' in line)
