@@ -155,8 +155,8 @@ def test_ten_thousand_rows(tmp_path):
         found = {'ci': 0.1, 'n': 100, 'over': 'samples'}
         results = {f'samples/metric{k}': {'value': number + k, **found} for k in range(8)}
         (trial.folder / 'evaluation.json').write_text(json.dumps({'step': 40, **results}, indent=2) + '\n')
-        start = {'time': 1e9, 'event': 'start', 'step': 0, 'seconds': {'imports': 1.0}}
-        logs = [{'time': 1e9 + k, 'event': 'log', 'step': k, 'steps_per_second': 1.0} for k in range(40)]
+        start = {'time': 1e9, 'elapsed': 0.0, 'event': 'start', 'step': 0, 'seconds': {'imports': 1.0}}
+        logs = [{'time': 1e9 + k, 'elapsed': k, 'event': 'log', 'step': k, 'steps_per_second': 1.0} for k in range(40)]
         (trial.folder / 'timing.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [start, *logs]))
     command = [sys.executable, '-m', 'aigc_jax.sweep', 'status', f'--workdir={tmp_path}', '--metric=samples/metric1']
     for _ in range(3):  # other processes of the machine slow it down
