@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core import parallel, processes, records, tree
 from aigc_jax.core.errors import RunError, UserError, first_line
-from aigc_jax.core.files import atomic_write
+from aigc_jax.core.files import atomic_write, disk_errors
 from aigc_jax.core.types import TrainState
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs
@@ -80,8 +80,8 @@ def verify(folder: str | pathlib.Path, from_step: int = 0, *, progress: TextIO |
     A finished run is compared to its end, with its final evaluation; any other up to its newest checkpoint. It takes no
     longer than the run itself did. progress: a stream that the progress is shown on.
 
-    Raises UserError where there is no run, no such checkpoint, or where another trains in the folder. What keeps the
-    run from being run again is a Verdict.
+    Raises UserError where there is no run, no such checkpoint, where another trains in the folder, or where the disk or
+    the memory here is full, which says nothing of the run. What else keeps the run from being run again is a Verdict.
     """
     run = Run(folder)
     config = run.trusted_config()
@@ -91,7 +91,10 @@ def verify(folder: str | pathlib.Path, from_step: int = 0, *, progress: TextIO |
             if processes.first():
                 run.paths.check()
                 held.enter_context(run.unchanged())
-        return _verified(run, config, from_step, progress)
+        try:
+            return _verified(run, config, from_step, progress)
+        except (RunError, MemoryError) as error:
+            raise UserError(f'{run.folder}: cannot be run again here: {first_line(error)}') from None
 
 
 def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | None) -> Verdict:
@@ -154,7 +157,10 @@ def _evaluated_at(path: pathlib.Path, step: int) -> bool:
 def _temporary_folder() -> Iterator[pathlib.Path]:
     """One for all processes."""
     with contextlib.ExitStack() as held:
-        own = held.enter_context(tempfile.TemporaryDirectory(prefix='aigc_jax_verify_')) if processes.first() else None
+        own = None
+        with processes.together('temporary folder'), disk_errors('a temporary folder (TMPDIR says where)'):
+            if processes.first():
+                own = held.enter_context(tempfile.TemporaryDirectory(prefix='aigc_jax_verify_'))
         yield pathlib.Path(processes.gather('temporary folder', own)[0])
 
 

@@ -331,6 +331,15 @@ def test_what_is_no_run_or_trains_now_is_refused(copied, tmp_path):
     assert 'no checkpoint is kept' in the_reason(copied)
 
 
+def test_a_full_disk_here_is_no_difference(copied, tmp_path, command_line):
+    """Exit code 1 says that the run is different."""
+    program = "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))\n"
+    program += 'from aigc_jax import verify\nverify.main(sys.argv)\n'
+    done = command_line.python('-c', program, f'--workdir={copied.folder}', '--from_step=20')
+    assert done.returncode == 2 and not done.stdout, done
+    assert 'cannot be run again here: cannot write ' in done.stderr and 'Traceback' not in done.stderr
+
+
 def test_the_door(copied, command_line):
     door = lambda *arguments: command_line.python('-m', 'aigc_jax.verify', *arguments)
     done = door(f'--workdir={copied.folder}', '--from_step=20')
