@@ -23,7 +23,7 @@ from aigc_jax.runs import config as config_lib
 FLAGS = flags.FlagValues()
 _own = {'flag_values': FLAGS}
 flags.DEFINE_string('workdir', None, 'the folder of the study: its runs and its report', **_own)
-flags.DEFINE_string('config', None, 'FILE.py, which defines study()', **_own)
+flags.DEFINE_string('config', None, 'FILE.py[:ARGUMENT], which defines study()', **_own)
 flags.DEFINE_string('row', None, 'only this claim; with --seed its number of that seed once more', **_own)
 flags.DEFINE_integer('seed', None, 'with --row: make this single number again, and compare it to the bit', **_own)
 flags.DEFINE_string('until', None, 'p<ALPHA: add seeds until verdicts stand; ALPHA is spent over all looks', **_own)

@@ -18,6 +18,7 @@ from aigc_jax.core import command
 from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import queue, states, status, sweeps
 
 LAUNCHERS = ('local', 'slurm')  # which wait for runs, as a study does
@@ -65,6 +66,8 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir: {workdir} is a file')
+    if Paths(workdir).config.exists():
+        raise UserError(f'--workdir: {workdir} is the folder of a run; name another for the sweep')
     if words:
         if config or overrides or grid:
             raise UserError('--config: status reads the sweep of the workdir; leave it out')

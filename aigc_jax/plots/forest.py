@@ -94,7 +94,8 @@ def dots(title: str, rows: Sequence[Row], styles: Mapping[str, Style]) -> bytes:
             axes.barh(k, row.region[1] - row.region[0], 0.8, row.region[0], color=_REGION, zorder=0)
         # Apart, always in the same way, so that seeds of one value are seen.
         at, finite = k + 0.22 * np.sin(2.4 * np.arange(len(values))), np.isfinite(values)
-        axes.plot(values[finite], at[finite], 'o', color='0.35', markersize=3, alpha=0.55, markeredgewidth=0)
+        dot = {'color': '0.35', 'markersize': 3, 'alpha': 0.55, 'markeredgewidth': 0, 'zorder': 2.5}
+        axes.plot(values[finite], at[finite], 'o', **dot)
         if not finite.all():
             lost = at[~finite]
             edge = axes.get_yaxis_transform()

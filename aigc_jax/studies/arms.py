@@ -155,14 +155,18 @@ def find(places: Sequence[str]) -> list[RunData]:
 def _runs_below(path: str) -> list[str]:
     if not os.path.isdir(path):
         raise UserError(f'{path}: is no folder; name the folder of a run')
-    if os.path.exists(os.path.join(path, 'config.json')):
-        return [path]
-    try:
-        below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read: {error.strerror or error}') from None
-    below.sort(key=tables.by_numbers)
-    return [run for folder in below for run in _runs_below(folder)]
+    found, left = [], [path]
+    while left:
+        path = left.pop()
+        if os.path.exists(os.path.join(path, 'config.json')):
+            found.append(path)
+            continue
+        try:
+            below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            raise UserError(f'{path}: cannot be read: {error.strerror or error}') from None
+        left += sorted(below, key=tables.by_numbers, reverse=True)
+    return found
 
 
 def group(runs: Sequence[RunData]) -> list[Arm]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import pathlib
@@ -126,13 +127,23 @@ class Plan:
 
 
 def load(path: str) -> Plan:
-    """Raises UserError, for the first claim that is wrong."""
-    file = pathlib.Path(path).expanduser()
+    """The plan of 'FILE.py[:ARGUMENT]', whose study() is given the argument, such as the folder of its data.
+
+    Raises UserError, for the first claim that is wrong.
+    """
+    found = re.fullmatch(r'(.+?\.py|[^:]*)(?::(.*))?', path, re.DOTALL)
+    file = pathlib.Path(found[1]).expanduser()
     module = user_code.load(file, '--config')
     if not hasattr(module, 'study'):
-        raise UserError(f'--config: {path} defines no study(); it returns aigc_jax.studies.claims.Study')
+        raise UserError(f'--config: {file} defines no study(); it returns aigc_jax.studies.claims.Study')
     with user_code.errors_of(file, '--config'):
-        study = module.study()
+        parameters = inspect.signature(module.study).parameters.values()
+        if found[2] and not parameters:
+            raise UserError(f'--config: study() of {file} takes no argument; leave out :{found[2]}')
+        if not found[2] and any(one.default is one.empty for one in parameters):
+            names = ', '.join(one.name for one in parameters)
+            raise UserError(f'--config: study({names}) of {file} takes an argument; give it as {file}:ARGUMENT')
+        study = module.study(found[2]) if found[2] else module.study()
         if not isinstance(study, Study):
             raise TypeError(f'study() returns {type(study).__name__}, not aigc_jax.studies.claims.Study')
         registered = registration.digest(study)

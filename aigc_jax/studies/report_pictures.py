@@ -86,11 +86,15 @@ def _left_out(count: int, of: str) -> str:
 
 def fronts(report: Report) -> Pictures:
     """A Pareto plot for each pair of metrics of which settings have both, up to MOST_PANELS."""
-    drawn = []
+    drawn, notes = [], []
     for pair in report.pareto[:MOST_PANELS]:
-        points = paired(report, pair)
+        points, both = paired(report, pair), ' and '.join(map(words.one_line, pair))
         better = [{one[k].claim.better for one in points.values()} for k in (0, 1)]
-        if not points or max(map(len, better)) > 1:
+        if not points:
+            notes.append(f'No setting has seeds of both {both}.')
+            continue
+        if max(map(len, better)) > 1:
+            notes.append(f'Claims of {both} differ in whether less or more is better, so no front is drawn.')
             continue
         rows = [[one[k].row for one in points.values()] for k in (0, 1)]
         values = [[row['value'] for row in of] for of in rows]
@@ -98,7 +102,7 @@ def fronts(report: Report) -> Pictures:
         names, titles = [short(name) for name in points], tuple(short(words.one_line(name)) for name in pair)
         png = pareto.pareto(*values, *limits, names, titles, tuple(one.pop() for one in better))
         drawn.append((png, f'{" against ".join(titles)}, by setting'))
-    return drawn, _left_out(len(report.pareto) - MOST_PANELS, 'pairs')
+    return drawn, ' '.join(notes) or _left_out(len(report.pareto) - MOST_PANELS, 'pairs')
 
 
 def paired(report: Report, pair: tuple[str, str]) -> dict[str, tuple[Finding, Finding]]:

@@ -218,6 +218,9 @@ def said(finding: Finding) -> dict[str, str]:
     if finding.improvement:
         lines['probability of improvement'] = measured(finding.improvement)
     lines['for reference'] = marks(finding)
+    if finding.order:
+        low, high = (number(finding.order[end]) for end in ('value', 'high'))
+        lines['almost stochastic order'] = f'ε = {low}, at most {high} (0: better at each quantile; 1: worse)'
     lines['each seed'] = values(finding)
     if math.isfinite(finding.iqm.get('value', math.nan)):
         lines['interquartile mean'] = f'{measured(finding.iqm)}, by bootstrap'

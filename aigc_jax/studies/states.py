@@ -31,7 +31,7 @@ _FATAL = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.
 _TAIL = 1 << 14  # bytes of a log's end; a traceback has less
 _SEED, _TOTAL = re.compile(r'\n  "seed": (-?\d{1,18})\b'), re.compile(r'\n  "total_steps": (\d{1,18})\b')
 _PATIENT = re.compile(r'\n    "patience": [1-9]')
-_START = re.compile(rb'^{"time": .*"event": "start".*\n', re.MULTILINE)
+_START = re.compile(b'"event": "start"')
 
 
 class State(NamedTuple):
@@ -101,12 +101,12 @@ def hours(trial: Trial) -> float:
     """That the processes of its run have lived, by timing.jsonl: of one that was killed, up to its last line."""
     data = _bytes(Paths(trial.folder).timing)
     data = data[: data.rfind(b'\n') + 1]
-    starts = list(_START.finditer(data))
+    starts = [data.rfind(b'\n', 0, found.start()) + 1 for found in _START.finditer(data)]
     seconds = 0.0
-    for start, end in zip(starts, [*(later.start() for later in starts), len(data)][1:], strict=True):
+    for start, end in zip(starts, [*starts, len(data)][1:], strict=True):
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a damaged line says nothing
-            begun = records.parse(start[0])
-            last = records.parse(data[max(start.start(), data.rfind(b'\n', 0, end - 1) + 1) : end])
+            begun = records.parse(data[start : data.index(b'\n', start)])
+            last = records.parse(data[data.rfind(b'\n', 0, end - 1) + 1 : end])
             # An older run has only a clock that somebody may have put back.
             lived = last['elapsed'] if 'elapsed' in last else max(0.0, last['time'] - begun['time'])
             lived += sum(begun['seconds'].values())

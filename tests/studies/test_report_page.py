@@ -133,10 +133,14 @@ def test_a_setting_is_a_point_where_it_has_both_metrics(monkeypatch):
         (handmade.claim('d.y', evaluate={'eval.n': 1}, **y), [5.0]), (handmade.claim('e.x', **setting(3), **x), []),
     ]  # fmt: skip
     report = handmade.report(*(handmade.finding(*one) for one in of), pareto=(('x', 'y'), ('x', 'z')))
-    report_pictures.fronts(report)
+    assert report_pictures.fronts(report)[1] == 'No setting has seeds of both x and z.'
     ((x, y, x_limits, y_limits, names, titles, better),) = drawn
     assert (x, y, names, titles, better) == ([1.1, 2.0], [3.0, 5.0], ['a', 'b'], ('x', 'y'), ('min', 'max'))
     assert x_limits[0][0] < 1.1 < x_limits[0][1] and np.isnan(y_limits).all()
+    other = handmade.claim('f.y', fields={'model.width': 3}, metric='y', better='min'), [1.0]
+    of[-1] = of[-1][0], [4.0]
+    report = handmade.report(*(handmade.finding(*one) for one in [*of, other]), pareto=(('x', 'y'),))
+    assert 'Claims of x and y differ in whether less or more is better' in report_page.page(report)
 
 
 def test_a_row_lies_to_the_right_where_it_is_better(monkeypatch):

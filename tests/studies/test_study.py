@@ -180,6 +180,15 @@ def study():
     assert len(late.begun) == 1 and 'evaluation' in late.begun[0]
 
 
+def test_a_study_may_take_an_argument(tmp_path):
+    body = f"def study(name='digits'): return Study(name, [Claim('a', 'x', {GAN!r}, 'm', 'min')])"
+    path = write(tmp_path, body)
+    assert planning.load(path).study.title == 'digits' and planning.load(f'{path}:C:/a b').study.title == 'C:/a b'
+    assert planning.load(f'{path}:own').name == 'own'
+    with pytest.raises(UserError, match='takes no argument; leave out :own'):
+        planning.load(write(tmp_path, TWO) + ':own')
+
+
 TUNED = f"""
 from aigc_jax.studies.claims import Tuning
 from aigc_jax.studies.space import values
@@ -297,6 +306,7 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
     'body, words',
     [
         ('', 'defines no study()'),
+        ('def study(folder): return 3', 'study(folder) of '),
         ('def study(): return 3', 'returns int, not aigc_jax.studies.claims.Study'),
         ("def study(): return Study('t', [])", 'Study: it has no claims'),
         (one('no.py'), 'own.py, claim a: config: there is no file'),
