@@ -299,7 +299,9 @@ def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tm
     lines = table.splitlines()
     assert [line.split()[1] for line in lines[1:3]] == ['0/1', '0/1']
     assert 'seed-0: failed: step ' in lines[3] and '; training stopped.' in lines[3]
-    assert lines[4].endswith('seed-0: failed, step 10: killed by SIGKILL, perhaps by the system for want of memory')
+    assert lines[4].endswith(
+        'seed-0: failed, step 10 of 20: killed by SIGKILL, perhaps by the system for want of memory'
+    )
     sweep.go()
     code, again, err = sweep.run('--wait')
     assert code == 1 and again.splitlines()[3] == lines[3], err
