@@ -233,7 +233,7 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
     two.until_held()
     job = cluster.call('sbatch', '--parsable', '-p', 'high', '-N2', '--exclusive', '-o', '/dev/null', '--wrap=true')
     for sweep in (one, two):
-        sweep.until_said('requeued; it goes on from here')
+        sweep.until_said('is requeued, and goes on from here')
     whole.finish()
     assert job.strip() not in cluster.queue()
     for sweep, bits in ((one, local[0]), (two, whole.bits())):
@@ -246,7 +246,7 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
 
 
 def test_the_time_limit_requeues(limited, local):
-    limited.until_said('requeued; it goes on from here')
+    limited.until_said('is requeued, and goes on from here')
     limited.go()  # on a slow machine it may not have come so far
     limited.finish()
     assert same(limited, local[0])
