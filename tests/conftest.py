@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from refusals import Runner
 
+for name in [name for name in os.environ if name.startswith('SLURM_')]:  # they are no part of a job that they run in
+    del os.environ[name]
 # Before anything imports jax: tests run on the CPU, and compile each program once for the whole session.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Most of their time is compilation: a third less without LLVM's optimization, and half of the rest with the older code
