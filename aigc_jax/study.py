@@ -14,15 +14,16 @@ from collections.abc import Callable
 
 from absl import flags
 
+from aigc_jax import sweep
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, near, printable
-from aigc_jax.core.output import show
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
 
 FLAGS = flags.FlagValues()
 _own = {'flag_values': FLAGS}
 flags.DEFINE_string('workdir', None, 'the folder of the study: its runs and its report', **_own)
-flags.DEFINE_string('config', None, 'FILE.py, which defines study()', **_own)
+flags.DEFINE_string('config', None, 'FILE.py[:ARGUMENT], which defines study()', **_own)
 flags.DEFINE_string('row', None, 'only this claim; with --seed its number of that seed once more', **_own)
 flags.DEFINE_integer('seed', None, 'with --row: make this single number again, and compare it to the bit', **_own)
 flags.DEFINE_string('until', None, 'p<ALPHA: add seeds until verdicts stand; ALPHA is spent over all looks', **_own)
@@ -31,7 +32,9 @@ flags.DEFINE_bool('render', False, 'write the report of the runs that are there,
 flags.DEFINE_integer(
     'jobs', None, 'so many processes at a time (default: one for each core, or one on an accelerator)', 1, 1000, **_own
 )  # fmt: skip
-flags.DEFINE_bool('dry_run', False, 'show the commands, and write nothing', **_own)
+flags.DEFINE_string('launcher', 'local', f'one of {", ".join(sweep.LAUNCHERS)}', **_own)
+flags.DEFINE_string('sbatch', '', "slurm: options of sbatch, such as '--partition=gpu --gpus=1 --time=60'", **_own)
+flags.DEFINE_bool('dry_run', False, 'show the commands, or the job script, and write nothing', **_own)
 
 
 def main(argv: list[str]) -> None:
@@ -55,6 +58,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         raise UserError(f'--workdir: {workdir} is a file')
     if FLAGS.seed is not None and not FLAGS.row:
         raise UserError('--seed: missing --row, the claim whose number is to be made again')
+    sweep.check_launcher(FLAGS, 'sbatch')
     alpha = _alpha(FLAGS.until)
     if FLAGS.render and (given := [name for name in ('row', 'seed', 'until', 'budget') if FLAGS[name].present]):
         raise UserError(f'--{given[0]}: --render runs nothing; leave out one of the two')
@@ -75,21 +79,26 @@ def _alpha(text: str | None) -> float | None:
 
 
 def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
-    from aigc_jax.studies import conduct, local, planning, registration, report
+    from aigc_jax.studies import conduct, local, planning, registration, report, slurm
 
     plan = planning.load(config)
     if FLAGS.row and FLAGS.row not in plan.claims:
         raise UserError(f'--row: {plan.path.name} has no claim {FLAGS.row!r}{near(FLAGS.row, plan.claims)}')
     claims = [FLAGS.row] if FLAGS.row else list(plan.claims)
-    jobs = FLAGS.jobs or local.default_jobs()
+    of_slurm, options = FLAGS.launcher == 'slurm', slurm.Options(FLAGS.sbatch, FLAGS.jobs)
+    jobs = FLAGS.jobs or (slurm.MOST if of_slurm else local.default_jobs())
     launch = lambda trials, tell: local.launch(trials, jobs, tell)
+    if of_slurm:
+        slurm.check(options, workdir)
+        launch = lambda trials, tell: slurm.launch(trials, options, tell)
     if FLAGS.seed is not None:
         return _again(plan, plan.claims[FLAGS.row], workdir, launch)
     spent = alpha if alpha is not None else registration.read(workdir).alpha
-    study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, _say)
+    study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, say)
     if FLAGS.dry_run:
         train, evaluate = study.todo()
-        show(''.join(f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate]))
+        commands = (f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate])
+        show(''.join(slurm.scripts([*train, *evaluate], options) if of_slurm else commands))
         return 0
     interrupted = 0
     if not FLAGS.render:
@@ -99,10 +108,11 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
     elif not workdir.is_dir():
         raise UserError(f'--workdir: there is no folder {workdir}; run the study without --render')
     found = study.gathered()
-    show(report.write(found, f'python -m aigc_jax.study --config={config} --workdir={workdir}'))
-    _say(f'written: {", ".join(str(workdir / name) for name in report.FILES)}')
+    made_by = ['python', '-m', 'aigc_jax.study', f'--config={config}', f'--workdir={workdir}']
+    show(report.write(found, shlex.join(made_by)))
+    say(f'written: {", ".join(str(workdir / name) for name in report.FILES)}')
     if interrupted:
-        _say(f'{signal.Signals(interrupted).name}: the same command goes on from here')
+        say(f'{signal.Signals(interrupted).name}: the same command goes on from here')
         return 128 + interrupted
     return 1 if conduct.unfinished(found, claims) else 0
 
@@ -110,9 +120,10 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
 def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
     from aigc_jax.studies import again, conduct
 
+    plan = again.settled(plan, claim, workdir)
     old = again.before(plan, claim, FLAGS.seed, workdir)
     for trial in again.trials(plan, claim, FLAGS.seed, workdir).trials:
-        outcome = launch([trial], conduct.tell(_say))
+        outcome = launch([trial], conduct.tell(say))
         if outcome.interrupted:
             return 128 + outcome.interrupted
     if (now := again.made(plan, claim, FLAGS.seed, workdir)) is None:
@@ -120,10 +131,6 @@ def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
     words, code = again.words(claim, FLAGS.seed, now, old)
     show(words + '\n')
     return code
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -63,10 +63,14 @@ TABLES = {  # (file, name between the marks) -> what renders it
 
 
 def study_table(study: str, rows: list[str] | None) -> str:
-    """The results of a study that are in the repository, of these rows or all. Raises UserError."""
+    """The results of a study that are in the repository, of these rows or all. Raises ValueError."""
+    from aigc_jax.core.errors import UserError
     from aigc_jax.studies import findings, report_text
 
-    return report_text.table(findings.read(ROOT / 'configs' / 'studies' / f'{study}.results.json'), rows)
+    try:
+        return report_text.table(findings.read(ROOT / 'configs' / 'studies' / f'{study}.results.json'), rows)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def tables() -> dict:

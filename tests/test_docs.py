@@ -312,5 +312,5 @@ def test_tables_of_studies_are_those_of_their_results(tmp_path):
     assert docs.rendered('README.md', page.read_text(encoding='utf-8')) == want
     for name, words in (('study:other', 'other.results.json: cannot be read'), ('study:own:d', "has no claim 'd'")):
         page.write_text(mark(name), encoding='utf-8')
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(ValueError, match=words):
             docs.rendered('README.md', mark(name))

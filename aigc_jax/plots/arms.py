@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aigc_jax.plots.figure import COLOURS, new_figure, plain, png
+from aigc_jax.plots.figure import COLOURS, new_figure, nothing, plain, png
 
 _WIDE, _TALL, _COLUMNS = 3.2, 2.2, 3  # inches of a panel; panels beside each other
 _LETTER = 0.07  # inches of a letter of the legend
@@ -84,7 +84,8 @@ def curves(panels: dict[str, dict[str, list[dict[int, dict[int, float]]]]], name
         _finish(axes, metric)
     shades = zip(names, colours(len(names)), strict=True)
     handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in shades]
-    handles += [Line2D([], [], color='0.35', linestyle=s, label=n) for n, s in (('train', '-'), ('eval', _DASHED))]
+    drawn, styles = {split for splits in panels.values() for split in splits}, {'train': '-', 'eval': _DASHED}
+    handles += [Line2D([], [], color='0.35', linestyle=styles[s], label=s) for s in styles if s in drawn]
     letters = max(map(len, (*names, 'train')))
     columns = max(1, min(8, int(figure.get_figwidth() / (0.6 + _LETTER * letters))))
     legend = figure.legend(handles=handles, loc='outside upper left', ncols=columns, fontsize=8, frameon=False)
@@ -105,4 +106,4 @@ def _finish(axes, metric: str) -> None:
     plain(axes)
     if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines if line.get_transform() == axes.transData):
         axes.set_yticks([])
-        axes.text(0.5, 0.5, 'no finite value', fontsize=8, color='0.4', ha='center', transform=axes.transAxes)
+        nothing(axes)

@@ -34,6 +34,11 @@ def plain(axes) -> None:
     axes.spines[['top', 'right']].set_visible(False)
 
 
+def nothing(axes) -> None:
+    """Says so in the middle of axes whose values are all nan or infinite."""
+    axes.text(0.5, 0.5, 'no finite value', fontsize=8, color='0.4', ha='center', va='center', transform=axes.transAxes)
+
+
 def is_wide(values) -> bool:
     """Whether positive values differ so much that a logarithmic axis shows them better."""
     values = np.asarray(values, np.float64)

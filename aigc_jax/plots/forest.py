@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aigc_jax.plots.figure import is_wide, new_figure, plain, png
+from aigc_jax.plots.figure import is_wide, new_figure, nothing, plain, png
 
 _WIDE, _ROW, _EDGE = 10.0, 0.27, 0.8  # inches: of a picture, of each row, of what stands above and below the rows
 _LINEAR, _FAR = 4.0, 300.0  # half-widths of a region: up to which the scale is linear, and beyond which it ends
@@ -82,15 +82,20 @@ def dots(title: str, rows: Sequence[Row], styles: Mapping[str, Style]) -> bytes:
     logarithmic where the values are positive and differ by more than a factor of 50."""
     figure, axes = _rows_figure([row.label for row in rows])
     of_row = lambda row: (*row.values, row.value, *row.marks, *(row.region or ()), *(row.interval or ()))
-    if is_wide([x for row in rows for x in of_row(row)]):
+    shown = [x for row in rows for x in of_row(row)]
+    if is_wide(shown):
         axes.set_xscale('log')
+    if not np.isfinite(shown).any():
+        axes.set_xticks([])
+        nothing(axes)
     for k, row in enumerate(rows):
         style, values = styles[row.kind], np.asarray(row.values, np.float64)
         if row.region:
             axes.barh(k, row.region[1] - row.region[0], 0.8, row.region[0], color=_REGION, zorder=0)
         # Apart, always in the same way, so that seeds of one value are seen.
         at, finite = k + 0.22 * np.sin(2.4 * np.arange(len(values))), np.isfinite(values)
-        axes.plot(values[finite], at[finite], 'o', color='0.35', markersize=3, alpha=0.55, markeredgewidth=0)
+        dot = {'color': '0.35', 'markersize': 3, 'alpha': 0.55, 'markeredgewidth': 0, 'zorder': 2.5}
+        axes.plot(values[finite], at[finite], 'o', **dot)
         if not finite.all():
             lost = at[~finite]
             edge = axes.get_yaxis_transform()

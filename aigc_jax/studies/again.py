@@ -21,6 +21,21 @@ class Before:
     where: str
 
 
+def settled(plan: Plan, claim: Claim, workdir: pathlib.Path) -> Plan:
+    """With the setting that the tuning of this claim chose. Raises UserError where it is not over."""
+    if claim.name not in plan.candidates:
+        return plan
+    found = gathering.Gathered(plan, workdir, None)
+    if claim.name not in found.open:
+        return found.plan
+    if plan.results.exists():
+        for one in findings.read(plan.results).findings:
+            rows = [dict(row) for row in claim.tune]
+            if one.claim.name == claim.name and one.chosen in rows:
+                return plan.chosen({claim.name: rows.index(one.chosen)})
+    raise UserError(f'--seed: claim {claim.name} is not tuned yet in {workdir}; run the study first')
+
+
 def before(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Before | None:
     """The number in the runs of `workdir`, else in the report that was committed beside the study; None: in neither."""
     found = gathering.Gathered(plan, workdir, None).seeds(claim, seed)

@@ -140,8 +140,10 @@ class Comparison:
     def _mean(self, arm: Arm, name: str, rows: dict[int, Measurement]) -> Measurement:
         by_seed = {seed: {name: row} for seed, row in rows.items()}
         for seed, row in rows.items():
-            if 'exp_of' in row:
-                by_seed[seed][row['exp_of']] = arm.rows(row['exp_of'])[seed]
+            if isinstance(base := row.get('exp_of'), str):
+                if not (found := arm.rows(base).get(seed)):
+                    raise UserError(f'{arm.of_seed[seed].folder}: its evaluation has {name}, but no {base}')
+                by_seed[seed][base] = found
         return tables.across(by_seed)[name]
 
     def _direction(self, name: str) -> str:
@@ -280,5 +282,5 @@ def seed_values(values: dict[int, float]) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

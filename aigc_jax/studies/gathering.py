@@ -7,13 +7,15 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from aigc_jax.core.errors import UserError, near
-from aigc_jax.metrics.intervals import MARKS
+from aigc_jax.metrics.intervals import MARKS, Measurement
 from aigc_jax.metrics.names import named
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import manifest, numerics
 from aigc_jax.runs.paths import Paths
-from aigc_jax.studies import registration, states, status, verdicts
+from aigc_jax.studies import registration, states, statistics, status, verdicts
 from aigc_jax.studies.arms import RunData
 from aigc_jax.studies.claims import Claim, Versus
 from aigc_jax.studies.findings import Finding, Report, Seed
@@ -35,6 +37,11 @@ class Gathered:
         self._states: dict[str, State] = {}
         self._trials: dict[str, Trial] = {}
         self._made_by: dict[str, Seed] = {}
+        self.tuning = {name: self._tuned(self.plan.claims[name]) for name in self.plan.candidates}
+        choices = {name: self._best(values) for name, values in self.tuning.items()}
+        self.open = {name for name, best in choices.items() if best is None}  # not tuned yet
+        self.plan = self.plan.chosen({name: best for name, best in choices.items() if best is not None})
+        self.choices = choices
 
     @functools.cached_property
     def looks(self) -> dict[str, list[Look]]:
@@ -76,7 +83,11 @@ class Gathered:
         return found
 
     def wanted(self, claim: Claim) -> list[Pair]:
-        """Those of the next look at this claim; none where its verdict stands, or all its looks are over."""
+        """Those of the next look at this claim; none where its verdict stands, or all its looks are over. Of one that
+        is not tuned those that tune it."""
+        if names := self._open_for(claim):
+            trials = [self.plan.tuning_trials(self.plan.claims[name], self.workdir) for name in names]
+            return [Pair(one, one) for of_claim in trials for of_row in of_claim for one in of_row]
         seeds = verdicts.next_look(self.looks[claim.name], self.findings[claim.name])
         return self.trials(claim, seeds) if seeds else []
 
@@ -104,7 +115,55 @@ class Gathered:
         rule = f'--until spends alpha = {self.alpha:g} over the looks at a claim, by the rule of Pocock'
         return [f'{rule}: {"; or ".join(found)}']
 
+    def _open_for(self, claim: Claim) -> list[str]:
+        """Which of the claim and that it is compared with are not tuned yet."""
+        names = [claim.name, claim.expected.than] if isinstance(claim.expected, Versus) else [claim.name]
+        return [name for name in names if name in self.open]
+
+    def _tuned(self, claim: Claim) -> list[list[float | None]]:
+        """Of each candidate the metric of each seed on the validation split; None: it is not there."""
+        tuning, found = self.plan.study.tuning, []
+        for trials in self.plan.tuning_trials(claim, self.workdir):
+            values: list[float | None] = []
+            for trial in trials:
+                state, replicas = self.state(trial), self.plan.candidates[claim.name][0].tuned.replicas
+                if state.kind != DONE:
+                    values += [None] * replicas
+                elif not state.results:  # it diverged
+                    values += [math.nan] * replicas
+                elif name := named(tuning.metric, state.results):
+                    values += _of_seeds(state.results[name], range(trial.seed, trial.seed + replicas)).values()
+                else:
+                    near_ones = near(tuning.metric, state.results)
+                    raise UserError(f'Tuning: metric={tuning.metric!r}: {trial.name} has none{near_ones}')
+            found.append(values)
+        return found
+
+    def _best(self, values: list[list[float | None]]) -> int | None:
+        """The candidate with the best mean, the first of equals; None where a run is missing."""
+        if any(value is None for of_row in values for value in of_row):
+            return None
+        better = self.plan.study.tuning.better
+        means = [float(np.mean(statistics.diverged_as_worst(of_row, better))) for of_row in values]
+        return means.index(min(means) if better == 'min' else max(means))
+
     def _finding(self, claim: Claim) -> Finding:
+        found = self._untuned(claim) if self._open_for(claim) else self._measured(claim)
+        if claim.name not in self.tuning:
+            return found
+        mean = lambda of_row: math.nan if None in of_row else math.fsum(of_row) / len(of_row)
+        rows = {_row_words(row): mean(values) for row, values in zip(claim.tune, self.tuning[claim.name], strict=True)}
+        best = self.choices[claim.name]
+        return dataclasses.replace(found, tuning=rows, chosen={} if best is None else dict(claim.tune[best]))
+
+    def _untuned(self, claim: Claim) -> Finding:
+        n, level = self.looks[claim.name][0]
+        trials = [pair.trained for pair in self.wanted(claim)]
+        done = sum(self.state(trial).kind == DONE for trial in trials)
+        words = f'{done} of {len(trials)} runs of its tuning are there'
+        return Finding(claim, n, level, words=words, absent=tuple(self._lines(trials)))
+
+    def _measured(self, claim: Claim) -> Finding:
         looked = self.looks[claim.name]
         seeds, marks, why = self._seeds(claim, self.plan.trials(claim, looked[-1][0], self.workdir))
         other = None
@@ -117,12 +176,15 @@ class Gathered:
         return dataclasses.replace(found, marks=marks, absent=tuple(absent))
 
     def _absent(self, claim: Claim, seeds: int) -> list[str]:
-        """A line for each trial of this look that is not done."""
-        found = []
-        for trial in (trial for pair in self.trials(claim, seeds) for trial in pair.trials):
-            if (state := self.state(trial)).kind not in (DONE, states.MISSING):
-                found.append(f'{trial.name}: {status.words_of(trial, state)}')
-        return found
+        return self._lines([trial for pair in self.trials(claim, seeds) for trial in pair.trials])
+
+    def _lines(self, trials: Sequence[Trial]) -> list[str]:
+        """One for each that was begun and is not done."""
+        looked = [(trial, self.state(trial)) for trial in trials]
+        return [
+            f'{trial.name}: {status.words_of(trial, state)}' for trial, state in looked
+            if state.kind not in (DONE, states.MISSING)
+        ]  # fmt: skip
 
     def seeds(self, claim: Claim, seed: int) -> Seeds:
         """Those of the run with this seed, as far as it is there."""
@@ -165,13 +227,7 @@ class Gathered:
             return _first_steps(claim, RunData(trained.folder), numbers)
         if (name := named(claim.metric, results)) is None:
             raise UserError(f'its evaluation has no {claim.metric!r}{near(claim.metric, results)}')
-        row = results[name]
-        of_seeds = row['values'] if isinstance(row.get('values'), dict) else {str(numbers[0]): row['value']}
-        try:
-            values = {n: of_seeds[str(n)] for n in numbers}
-        except KeyError as error:
-            raise UserError(f'its evaluation has no seed {error.args[0]}') from None
-        values = {n: math.nan if value is None else float(value) for n, value in values.items()}
+        values = _of_seeds(results[name], numbers)
         if claim.reach is None:
             return values
         return {n: float(value >= claim.reach) for n, value in values.items()}  # nan reaches nothing
@@ -198,6 +254,20 @@ class Gathered:
     def _diverged(self, trial: Trial) -> bool:
         run = RunData(trial.folder)
         return run.diverged >= {*run.seeds}
+
+
+def _of_seeds(row: Measurement, numbers: range) -> dict[int, float]:
+    """{seed: value} of a row of an evaluation.json. Raises UserError."""
+    of_seeds = row['values'] if isinstance(row.get('values'), dict) else {str(numbers[0]): row['value']}
+    try:
+        values = {n: of_seeds[str(n)] for n in numbers}
+    except KeyError as error:
+        raise UserError(f'its evaluation has no seed {error.args[0]}') from None
+    return {n: math.nan if value is None else float(value) for n, value in values.items()}
+
+
+def _row_words(row) -> str:
+    return ' '.join(f'{field}={value}' for field, value in row.items())
 
 
 def _first_steps(claim: Claim, run: RunData, numbers: range) -> dict[int, float]:

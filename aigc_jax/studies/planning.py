@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from aigc_jax.studies.rows import texts
 from aigc_jax.studies.sweeps import Evaluation, Row, Trial, fingerprint, name_of
 
 _GROUPS = 'data', 'sample', 'eval'  # of a config, which an evaluation's file records
+_VALID = {'eval.final_split': 'valid'}  # what is tuned is chosen by, never the test split
 
 
 class Pair(NamedTuple):
@@ -57,19 +59,47 @@ class Setting:
         return Evaluation(fields, {n: v for n, v in made_with.items() if v != by_data.get(n, 'auto')})
 
 
+class Candidate(NamedTuple):
+    """One row of a claim's `tune`: the setting that it is tuned with, on the validation split, and reported with."""
+
+    fields: dict[str, Any]
+    tuned: Setting
+    reported: Setting
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A study file that was read and checked. settings, evaluations: by the name of a claim."""
+    """A study file that was read and checked. settings, evaluations, candidates: by the name of a claim.
+
+    candidates: of the claims that are tuned. Until one is chosen, the claim has the setting of the first.
+    """
 
     path: pathlib.Path
     study: Study
     settings: dict[str, Setting]
     evaluations: dict[str, Evaluation | None]
+    candidates: dict[str, list[Candidate]]
     registration: str
 
     @property
     def name(self) -> str:
         return self.path.stem
+
+    def chosen(self, choices: dict[str, int]) -> 'Plan':
+        """With the setting that was chosen for each of these claims. choices: {claim: number of its candidate}."""
+        settings = {name: self.candidates[name][k].reported for name, k in choices.items()}
+        return dataclasses.replace(self, settings=self.settings | settings)
+
+    def tuning_trials(self, claim: Claim, workdir: pathlib.Path) -> list[list[Trial]]:
+        """Of each candidate those of its seeds."""
+        tuning = self.study.tuning
+        return [
+            [
+                Trial(one.tuned.row, seed, workdir, one.tuned.config)
+                for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds, one.tuned.replicas)
+            ]
+            for one in self.candidates[claim.name]
+        ]
 
     @functools.cached_property
     def claims(self) -> dict[str, Claim]:
@@ -97,48 +127,79 @@ class Plan:
 
 
 def load(path: str) -> Plan:
-    """Raises UserError, for the first claim that is wrong."""
-    file = pathlib.Path(path).expanduser()
+    """The plan of 'FILE.py[:ARGUMENT]', whose study() is given the argument, such as the folder of its data.
+
+    Raises UserError, for the first claim that is wrong.
+    """
+    found = re.fullmatch(r'(.+?\.py|[^:]*)(?::(.*))?', path, re.DOTALL)
+    file = pathlib.Path(found[1]).expanduser()
     module = user_code.load(file, '--config')
     if not hasattr(module, 'study'):
-        raise UserError(f'--config: {path} defines no study(); it returns aigc_jax.studies.claims.Study')
+        raise UserError(f'--config: {file} defines no study(); it returns aigc_jax.studies.claims.Study')
     with user_code.errors_of(file, '--config'):
-        study = module.study()
+        parameters = inspect.signature(module.study).parameters.values()
+        if found[2] and not parameters:
+            raise UserError(f'--config: study() of {file} takes no argument; leave out :{found[2]}')
+        if not found[2] and any(one.default is one.empty for one in parameters):
+            names = ', '.join(one.name for one in parameters)
+            raise UserError(f'--config: study({names}) of {file} takes an argument; give it as {file}:ARGUMENT')
+        study = module.study(found[2]) if found[2] else module.study()
         if not isinstance(study, Study):
             raise TypeError(f'study() returns {type(study).__name__}, not aigc_jax.studies.claims.Study')
         registered = registration.digest(study)
     by_key: dict[str, Setting] = {}
-    settings, evaluations = {}, {}
+    settings, evaluations, candidates = {}, {}, {}
+
+    def setting(claim: Claim, more: dict[str, Any]) -> Setting:
+        fields = dict(claim.fields) | more
+        key = json.dumps([claim.config, fields], sort_keys=True)
+        if key not in by_key:
+            by_key[key] = _setting(file, claim.config, fields)
+        return by_key[key]
+
     for claim in study.claims:
-        key = json.dumps([claim.config, dict(claim.fields)], sort_keys=True)
         try:
-            if key not in by_key:
-                by_key[key] = _setting(file, claim)
-            settings[claim.name] = by_key[key]
-            evaluations[claim.name] = by_key[key].evaluation(dict(claim.evaluate))
+            if claim.tune:
+                rows = [dict(row) for row in claim.tune]
+                found = [Candidate(row, setting(claim, row | _VALID), setting(claim, row)) for row in rows]
+                candidates[claim.name] = found
+                _check_budget(study, candidates)
+            settings[claim.name] = setting(claim, dict(claim.tune[0]) if claim.tune else {})
+            evaluations[claim.name] = settings[claim.name].evaluation(dict(claim.evaluate))
         except UserError as error:
             raise UserError(f'{file.name}, claim {claim.name}: {str(error).removeprefix("--config.")}') from None
-        _check_seeds(claim, study, by_key[key])
-    twins: dict[str, Claim] = {}
+        _check_seeds(claim, study, settings[claim.name])
+    twins: dict[tuple[str, int], Claim] = {}
     for claim in study.claims:
-        key = settings[claim.name].row.fingerprint
+        row = settings[claim.name].row
+        key = row.fingerprint, row.total_steps
         if (twin := twins.setdefault(key, claim)) is not claim and settings[twin.name] is not settings[claim.name]:
             raise UserError(
                 f'{file.name}: claims {twin.name} and {claim.name} write the same config in two ways, which would be '
                 f'trained twice; give both the same config and fields'
             )
-    return Plan(file.absolute(), study, settings, evaluations, registered)
+    return Plan(file.absolute(), study, settings, evaluations, candidates, registered)
 
 
-def _setting(file: pathlib.Path, claim: Claim) -> Setting:
-    found = re.fullmatch(r'(.+\.py|[^:]*)(:.*)?', claim.config, re.DOTALL)
+def _setting(file: pathlib.Path, config: str, fields: dict[str, Any]) -> Setting:
+    found = re.fullmatch(r'(.+\.py|[^:]*)(:.*)?', config, re.DOTALL)
     config = os.path.normpath(file.absolute().parent / pathlib.Path(found[1]).expanduser()) + (found[2] or '')
-    fields = dict(claim.fields)
     resolved = config_lib.load(config, texts(fields))
     named = pathlib.PurePath(found[1]).stem + (found[2] or '')
     name = name_of({'config': named} | fields).removeprefix('config=')
     row = Row(name, fields, fingerprint(config_lib.to_json(resolved)), resolved.total_steps)
     return Setting(row, config, resolved.num_seeds, resolved)
+
+
+def _check_budget(study: Study, candidates: dict[str, list[Candidate]]) -> None:
+    """All candidates are trained for as many steps with as many seeds."""
+    settings = [one.tuned for found in candidates.values() for one in found]
+    if len({setting.row.total_steps for setting in settings}) > 1:
+        steps = ', '.join(sorted({str(setting.row.total_steps) for setting in settings}))
+        raise UserError(f'tune: the rows are trained for other numbers of steps: {steps}; give all as many')
+    if len({setting.replicas for setting in settings}) > 1 or study.tuning.seeds % settings[0].replicas:
+        runs = f'runs of num_seeds={settings[0].replicas}; give a multiple of it, and all rows the same num_seeds'
+        raise UserError(f'tune: {study.tuning.seeds} seeds of tuning in {runs}')
 
 
 def _check_seeds(claim: Claim, study: Study, setting: Setting) -> None:

@@ -9,7 +9,7 @@ from aigc_jax.studies.findings import Report
 # {column of report_words: (head, how LaTeX sets it)}
 _COLUMNS = {
     'claim': ('Claim', r'p{0.34\linewidth}'), 'measured': ('Measured', 'l'), 'expected': ('Expected', 'l'),
-    'seeds': ('Seeds', 'l'), 'p': ('$p$', 'l'), 'beside it': ('Beside it', 'l'), 'verdict': ('Verdict', 'l'),
+    'seeds': ('Seeds', 'l'), 'p': ('$p$', 'l'), 'for reference': ('For reference', 'l'), 'verdict': ('Verdict', 'l'),
 }  # fmt: skip
 _SPECIAL = {
     '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '#': r'\#', '%': r'\%', '_': r'\_',

@@ -79,12 +79,11 @@ def _verdict(verdict: str) -> str:
 
 
 def _pictures(title: str, pictures: Pictures, said: str) -> list[str]:
-    """Nothing where there is none."""
-    drawn, left_out = pictures
-    if not drawn:
-        return []
-    note = [f'<p class="note">{left_out}</p>'] if left_out else []
-    return [f'<h2>{title}</h2><p>{said}</p>', *(markup.picture(png, about) for png, about in drawn), *note]
+    """Nothing where there is neither a picture nor a note."""
+    drawn, note = pictures
+    parts = [f'<h2>{title}</h2>'] if drawn or note else []
+    parts += [f'<p>{said}</p>', *(markup.picture(png, about) for png, about in drawn)] if drawn else []
+    return [*parts, f'<p class="note">{markup.escape(note)}</p>'] if note else parts
 
 
 def _section(finding: Finding) -> str:

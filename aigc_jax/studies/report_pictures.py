@@ -23,7 +23,7 @@ _GREY = '#666666'
 STYLES = {
     findings.REPRODUCED: Style(BLUE, 'o'), findings.BETTER: Style(GREEN, '^'), findings.WORSE: Style(ORANGE, 'v'),
     findings.UNDECIDED: Style(_GREY, 'D', filled=False), findings.MISSING: Style(_GREY, 's', filled=False),
-    findings.MEASURED: Style(_GREY, 'o'),
+    findings.MEASURED: Style(_GREY, 'o', filled=False),
 }  # fmt: skip
 MOST_ROWS, MOST_PANELS = 160, 40  # so that 10,000 claims are drawn within seconds
 _ROWS_EACH = 40  # of one picture
@@ -57,20 +57,22 @@ def seeds(report: Report) -> Pictures:
 def curves(report: Report, of: Curves) -> Pictures:
     """Metrics over the steps, up to MOST_PANELS panels. Claims of the same runs have the same curves, which are drawn
     once. of: {claim: {metric: {'train' or 'eval': {seed: {step: value}}}}}."""
-    named: dict[str, str] = {}
+    runs: dict[str, tuple[str, dict]] = {}  # a name and all metrics of each
     for finding in report.findings:
-        if finding.claim.name in of:
-            named.setdefault(_runs(finding.claim), finding.claim.name)
+        if own := of.get(finding.claim.name):
+            _, metrics = runs.setdefault(_runs(finding.claim), (finding.claim.name, {}))
+            metrics.update((metric, splits) for metric, splits in own.items() if metric not in metrics)
     drawn, left, left_out = [], MOST_PANELS, 0
-    for names in _parts([*named.values()], len(COLOURS)):
-        metrics = [*dict.fromkeys(metric for name in names for metric in of[name])]
+    for part in _parts([*runs.values()], len(COLOURS)):
+        names, held = [name for name, _ in part], [metrics for _, metrics in part]
+        metrics = [*dict.fromkeys(metric for one in held for metric in one)]
         left_out += max(len(metrics) - left, 0)
         if not (metrics := metrics[:left]):
             continue
         left -= len(metrics)
         panels = {}
         for metric in metrics:
-            of_arms = [of[name].get(metric, {}) for name in names]
+            of_arms = [one.get(metric, {}) for one in held]
             splits = [split for split in ('train', 'eval') if any(split in one for one in of_arms)]
             panels[short(printable(metric))] = {split: [one.get(split, {}) for one in of_arms] for split in splits}
         png = arms.curves(panels, [short(name) for name in names])
@@ -84,11 +86,15 @@ def _left_out(count: int, of: str) -> str:
 
 def fronts(report: Report) -> Pictures:
     """A Pareto plot for each pair of metrics of which settings have both, up to MOST_PANELS."""
-    drawn = []
+    drawn, notes = [], []
     for pair in report.pareto[:MOST_PANELS]:
-        points = paired(report, pair)
+        points, both = paired(report, pair), ' and '.join(map(words.one_line, pair))
         better = [{one[k].claim.better for one in points.values()} for k in (0, 1)]
-        if not points or max(map(len, better)) > 1:
+        if not points:
+            notes.append(f'No setting has seeds of both {both}.')
+            continue
+        if max(map(len, better)) > 1:
+            notes.append(f'Claims of {both} differ in whether less or more is better, so no front is drawn.')
             continue
         rows = [[one[k].row for one in points.values()] for k in (0, 1)]
         values = [[row['value'] for row in of] for of in rows]
@@ -96,7 +102,7 @@ def fronts(report: Report) -> Pictures:
         names, titles = [short(name) for name in points], tuple(short(words.one_line(name)) for name in pair)
         png = pareto.pareto(*values, *limits, names, titles, tuple(one.pop() for one in better))
         drawn.append((png, f'{" against ".join(titles)}, by setting'))
-    return drawn, _left_out(len(report.pareto) - MOST_PANELS, 'pairs')
+    return drawn, ' '.join(notes) or _left_out(len(report.pareto) - MOST_PANELS, 'pairs')
 
 
 def paired(report: Report, pair: tuple[str, str]) -> dict[str, tuple[Finding, Finding]]:
@@ -121,7 +127,7 @@ def _row(finding: Finding) -> Row:
         region = statistics.published_region(expected.value, expected.tolerance, expected.sd, expected.n)
         said += f'  [{words.published_value(expected)}]'
     elif isinstance(expected, Versus):
-        said += f'  (than {expected.than})'
+        said += f'  (better than {expected.than})'
     return Row(
         short(claim.name), finding.row['value'], intervals.limits(finding.row), region, finding.verdict, said,
         1 if claim.better == 'max' else -1, finding.values, [*finding.marks.values()],

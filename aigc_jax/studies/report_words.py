@@ -15,7 +15,7 @@ from aigc_jax.studies.findings import VERDICTS, Finding, Report, Seed
 
 _DIGITS = 4  # significant, of a value without an interval
 _LARGE, _SMALL = 7, -4  # exponents from which, and below which, a number is written with its exponent
-_MOST_COMMIT = 12  # digits of a commit that are shown
+_MOST_COMMIT, _NO_COMMIT = 12, 'no commit'  # digits of a commit that are shown
 
 
 def one_line(text: str) -> str:
@@ -210,19 +210,26 @@ def said(finding: Finding) -> dict[str, str]:
     """{what: words} of all that a finding says in numbers; what it does not have is left out."""
     claim = finding.claim
     lines = {'measured': mean(finding), 'seeds': count(finding), 'metric': metric(claim)}
-    if finding.seeds and intervals.limits(finding.row):
-        lines['measured'] += f', interval of {level(finding)}'
+    if finding.level == 0.05 and intervals.limits(finding.row):
+        lines['measured'] += f' (at {level(finding)})'
     lines['expected'] = '; '.join(words for words in (expected(finding), source(claim)) if words)
     if finding.test:
         lines['test'] = one_line(finding.test) + (f', p {_equals(p(finding))}' if p(finding) else '')
     if finding.improvement:
         lines['probability of improvement'] = measured(finding.improvement)
-    lines['beside it'] = marks(finding)
+    lines['for reference'] = marks(finding)
+    if finding.order:
+        low, high = (number(finding.order[end]) for end in ('value', 'high'))
+        lines['almost stochastic order'] = f'ε = {low}, at most {high} (0: better at each quantile; 1: worse)'
     lines['each seed'] = values(finding)
     if math.isfinite(finding.iqm.get('value', math.nan)):
         lines['interquartile mean'] = f'{measured(finding.iqm)}, by bootstrap'
     if math.isfinite(finding.bootstrap.get('value', math.nan)):
         lines['mean'] = f'{measured(finding.bootstrap)}, by bootstrap'
+    if finding.tuning:
+        rows = ', '.join(f'{row}: {number(value)}' for row, value in finding.tuning.items())
+        best = ' '.join(f'{name}={value}' for name, value in finding.chosen.items())
+        lines['tuned on the validation split'] = one_line(rows + (f'; chosen: {best}' if best else ''))
     lines['hours'] = hours(finding.hours) if finding.seeds else ''
     lines['commit'] = ', '.join(commits(finding.seeds.values()))
     return {name: words for name, words in lines.items() if words}
@@ -239,7 +246,7 @@ COLUMNS = {
     'expected': expected,
     'seeds': count,
     'p': p,
-    'beside it': marks,
+    'for reference': marks,
     'hours': lambda finding: hours(finding.hours) if finding.seeds else '',
     'claim': lambda finding: one_line(finding.claim.claim),
     'metric': lambda finding: metric(finding.claim),
@@ -255,7 +262,7 @@ def columns(findings: Sequence[Finding]) -> dict[str, list[str]]:
 
 
 def commits(seeds: Iterable[Seed]) -> list[str]:
-    return sorted({one_line(seed.commit)[:_MOST_COMMIT] or 'no commit' for seed in seeds})
+    return sorted({one_line(seed.commit)[:_MOST_COMMIT] or _NO_COMMIT for seed in seeds})
 
 
 def notes(report: Report) -> list[str]:
@@ -264,7 +271,7 @@ def notes(report: Report) -> list[str]:
     if len(of := commits(seeds)) > 1:
         found.append(f'The seeds are of {len(of)} commits: {", ".join(of)}.')
     elif of:
-        found.append(f'All seeds are of {"commit " if of != ["no commit"] else "code with "}{of[0]}.')
+        found.append(f'All seeds are of commit {of[0]}.' if of != [_NO_COMMIT] else 'The seeds are of no known commit.')
     mixed = [f.claim.name for f in report.findings if len({seed.numerics for seed in f.seeds.values()}) > 1]
     if mixed:
         of = ', '.join(mixed)

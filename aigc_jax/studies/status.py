@@ -12,7 +12,7 @@ from aigc_jax.studies.states import DONE, FAILED, RUNNING, State
 from aigc_jax.studies.sweeps import Row, Sweep, Trial
 
 States = list[tuple[Trial, State]]
-_ORDER = DONE, RUNNING, states.STOPPED, FAILED, states.MISSING, states.OTHER
+_ORDER = DONE, RUNNING, states.QUEUED, states.STOPPED, FAILED, states.MISSING, states.OTHER
 
 
 def look(trials: Sequence[Trial]) -> States:

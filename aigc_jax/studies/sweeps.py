@@ -114,9 +114,15 @@ def read(workdir: pathlib.Path) -> Sweep | None:
 
 
 def others(sweep: Sweep, workdir: pathlib.Path) -> Iterator[str]:
-    """The names of the folders that hold runs of rows which the sweep no longer has."""
-    unknown = set(os.listdir(workdir)) - {row.name for row in sweep.rows}
-    yield from (name for name in sorted(unknown) if any((workdir / name).glob('seed-*/config.json')))
+    """ROW, or ROW/seed-S, of the folders that hold runs of rows and seeds which the sweep no longer has."""
+    rows, seeds = {row.name for row in sweep.rows}, {f'seed-{seed}' for seed in sweep.seeds}
+    for name in sorted(os.listdir(workdir)):
+        if not os.path.isdir(folder := os.path.join(workdir, name)):
+            continue
+        known = seeds if name in rows else ()
+        unknown = sorted(run for run in os.listdir(folder) if run.startswith('seed-') and run not in known)
+        found = [f'{name}/{run}' for run in unknown if os.path.exists(os.path.join(folder, run, 'config.json'))]
+        yield from found if name in rows else [name] * bool(found)
 
 
 def fingerprint(config: str) -> str:

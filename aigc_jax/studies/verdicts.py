@@ -58,7 +58,8 @@ def finding(study: Study, claim: Claim, looked: Sequence[Look], seeds: Seeds, ot
         return _described(claim, *found)
     n, level = looked[0]
     ours = {seed: one for seed, one in sorted(seeds.items()) if seed < study.first_seed + n}
-    return Finding(claim, n, level, ours, _row(claim, _values(ours), level) if ours else {})
+    row = _row(claim, _values(ours), level) if ours else {}
+    return Finding(claim, n, level, ours, row, words=_power(claim, n, level, _values(ours)))
 
 
 def next_look(looked: Sequence[Look], found: Finding) -> int | None:
@@ -110,6 +111,7 @@ def _described(claim: Claim, seeds: Seeds, other: Seeds | None, level: float) ->
         more |= {'difference': found.difference.row, 'p': found.difference.p, 'test': found.difference.test}
         if len(values) > 1:
             more['improvement'] = statistics.probability_of_improvement(values, against, claim.better, level)
+            more['order'] = statistics.almost_stochastic_order(values, against, claim.better, level)
     done = Finding(claim, len(seeds), level, seeds, _row(claim, values, level), verdict=found.verdict, **more)
     return dataclasses.replace(done, words=_words(done, found, values, against))
 
@@ -162,6 +164,18 @@ def _words(found: Finding, judgement: Judgement, values: np.ndarray, other: np.n
     sd = float(spread.std(ddof=1))
     words = f'{n} seeds resolve {power.resolvable(sd, n, 1, found.level):.2g} at {power.POWER:.0%}'
     return f'{words}; {_more(found, distance, sd)}' if found.verdict == UNDECIDED else words
+
+
+def _power(claim: Claim, n: int, level: float, values: np.ndarray) -> str:
+    """What n seeds will resolve, by the spread of the seeds that are there, else by the published one."""
+    if claim.reach is not None or n < 2 or not isinstance(claim.expected, Published):
+        return ''
+    sd, by = claim.expected.sd if claim.expected.n else 0.0, 'the published standard deviation'
+    if len(values) > 1 and np.isfinite(values).all():
+        sd, by = float(values.std(ddof=1)), f'the spread of the {len(values)} that are there'
+    if not sd:
+        return ''
+    return f'{n} seeds resolve {power.resolvable(sd, n, 1, level):.2g} at {power.POWER:.0%}, by {by}'
 
 
 def _more(found: Finding, distance: float, sd: float) -> str:

@@ -28,7 +28,7 @@ def rows(table: str) -> list[list[str]]:
 def test_the_table_has_the_numbers_of_each_claim():
     table = report_latex.table(handmade.of_every_kind())
     head, *found = rows(table)
-    assert head == ['Claim', 'Measured', 'Expected', 'Seeds', '$p$', 'Beside it', 'Verdict']
+    assert head == ['Claim', 'Measured', 'Expected', 'Seeds', '$p$', 'For reference', 'Verdict']
     of = {row[0]: row[1:] for row in found}
     assert of['what a claims'] == [
         r'1.005 $\pm$ 0.038', r'1.000 $\pm$ 0.186 (n=10), tolerance 0.05', '4 of 4', '', 'perfect sampler 0.0004',

@@ -57,7 +57,7 @@ class Reader(html.parser.HTMLParser):
 def test_the_page_has_the_numbers_and_the_pictures_of_each_claim():
     page = Reader(report_page.page(handmade.of_every_kind(), CURVES, 'python -m aigc_jax.study --config=own.py'))
     rows = {re.sub('what .* claims', '', row[0]): row[1:] for row in page.rows if row[0]}
-    assert rows['row'] == ['verdict', 'measured', 'expected', 'seeds', 'p', 'beside it', 'hours']
+    assert rows['row'] == ['verdict', 'measured', 'expected', 'seeds', 'p', 'for reference', 'hours']
     assert rows['a'] == [
         '● reproduced', '1.005 ± 0.038', '1.000 ± 0.186 (n=10), tolerance 0.05arXiv:1234.5678, table 1', '4 of 4', '',
         'perfect sampler 0.0004', '1',
@@ -113,8 +113,10 @@ def test_claims_of_the_same_runs_have_one_curve(monkeypatch):
     twice = [handmade.claim('a'), handmade.claim('again', evaluate={'sample.steps': 2})]
     other = [handmade.claim(f'o{k}', fields={'seed_of': k}) for k in range(8)]
     report = handmade.report(*(handmade.finding(one, [1.0]) for one in twice + other))
-    report_pictures.curves(report, {f.claim.name: CURVES['a'] for f in report.findings})
+    curves = {f.claim.name: CURVES['a'] for f in report.findings}
+    report_pictures.curves(report, curves | {'again': {'model/other': CURVES['a']['model/loss']}})
     assert [names for _, names in seen] == [['a', *(f'o{k}' for k in range(6))], ['o6', 'o7']]
+    assert [*seen[0][0]] == ['model/loss', 'model/other'] and seen[0][0]['model/other']['eval'][1] == {}
     assert seen[0][0]['model/loss']['train'] == [CURVES['a']['model/loss']['train']] * 7
 
 
@@ -131,10 +133,14 @@ def test_a_setting_is_a_point_where_it_has_both_metrics(monkeypatch):
         (handmade.claim('d.y', evaluate={'eval.n': 1}, **y), [5.0]), (handmade.claim('e.x', **setting(3), **x), []),
     ]  # fmt: skip
     report = handmade.report(*(handmade.finding(*one) for one in of), pareto=(('x', 'y'), ('x', 'z')))
-    report_pictures.fronts(report)
+    assert report_pictures.fronts(report)[1] == 'No setting has seeds of both x and z.'
     ((x, y, x_limits, y_limits, names, titles, better),) = drawn
     assert (x, y, names, titles, better) == ([1.1, 2.0], [3.0, 5.0], ['a', 'b'], ('x', 'y'), ('min', 'max'))
     assert x_limits[0][0] < 1.1 < x_limits[0][1] and np.isnan(y_limits).all()
+    other = handmade.claim('f.y', fields={'model.width': 3}, metric='y', better='min'), [1.0]
+    of[-1] = of[-1][0], [4.0]
+    report = handmade.report(*(handmade.finding(*one) for one in [*of, other]), pareto=(('x', 'y'),))
+    assert 'Claims of x and y differ in whether less or more is better' in report_page.page(report)
 
 
 def test_a_row_lies_to_the_right_where_it_is_better(monkeypatch):

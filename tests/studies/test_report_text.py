@@ -64,7 +64,7 @@ def test_the_table_has_the_numbers_of_each_claim():
     assert [*rows] == ['a', 'b', 'share', 'steps', 'diverged', 'one', 'none']
     a = rows['a']
     assert (a['verdict'], a['seeds'], a['hours'], a['p']) == ('reproduced', '4 of 4', '1', '')
-    assert a['measured'] == '1.005 ± 0.038' and a['beside it'] == 'perfect sampler 0.0004'
+    assert a['measured'] == '1.005 ± 0.038' and a['for reference'] == 'perfect sampler 0.0004'
     assert a['expected'] == '1.000 ± 0.186 (n=10), tolerance 0.05' and a['source'] == 'arXiv:1234.5678, table 1'
     assert rows['b']['expected'] == 'better than a: -0.5025 ± 0.0080'
     assert rows['b']['verdict'] == 'better' and float(rows['b']['p'].removeprefix('< ')) <= 1e-4
@@ -102,7 +102,7 @@ def test_the_report_says_what_each_claim_found_and_lacks():
     assert '- The seeds of tuning are 100 to 109.\n- All seeds are of commit c0ffeec0ffee.\n' in text
     a = sections['a']
     assert '\nwhat a claims\n' in a and '- verdict: reproduced\n' in a
-    assert '- measured: 1.005 ± 0.038, interval of 95 %\n' in a
+    assert '- measured: 1.005 ± 0.038 (at 95 %)\n' in a
     assert '- each seed: 0: 1.020 1: 0.990 2: 1.030 3: 0.980\n' in a
     assert '- interquartile mean: 1.005 (0.980–1.030), by bootstrap\n' in a and '- config: `../gan.py:ring8`\n' in a
     assert "- test: Student's paired t, p < 0.0001\n" in sections['b'] and '`task.loss=hinge`' in sections['b']
@@ -126,7 +126,7 @@ def test_an_interval_of_another_level_says_so():
     one = handmade.finding(handmade.claim('a'), [1.0, 2.0], level=0.02)
     text = report_text.markdown(handmade.report(one))
     assert cells(report_text.table(handmade.report(one)))[0]['measured'].endswith('(at 98 %)')
-    assert 'interval of 98 %' in text
+    assert text.count('(at 98 %)') == 2
 
 
 def test_hostile_text_stays_text():

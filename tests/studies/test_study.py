@@ -180,6 +180,84 @@ def study():
     assert len(late.begun) == 1 and 'evaluation' in late.begun[0]
 
 
+def test_a_study_may_take_an_argument(tmp_path):
+    body = f"def study(name='digits'): return Study(name, [Claim('a', 'x', {GAN!r}, 'm', 'min')])"
+    path = write(tmp_path, body)
+    assert planning.load(path).study.title == 'digits' and planning.load(f'{path}:C:/a b').study.title == 'C:/a b'
+    assert planning.load(f'{path}:own').name == 'own'
+    with pytest.raises(UserError, match='takes no argument; leave out :own'):
+        planning.load(write(tmp_path, TWO) + ':own')
+
+
+TUNED = f"""
+from aigc_jax.studies.claims import Tuning
+from aigc_jax.studies.space import values
+def study():
+    own = dict(config={GAN!r}, metric='samples/modes', better='max')
+    return Study('Tuned', seeds=3, tuning=Tuning('model/nll', 'min', seeds=2), claims=[
+        Claim('a', 'x', tune=values('task.r1', [0.0, 0.5, 1.0]), **own),
+        Claim('b', 'x', tune=values('task.r2', [0.25, 0.5, 1.0]), expected=Versus('a'), **own),
+    ])
+"""
+
+
+class TunedRuns(Runs):
+    """The best of task.r1 is 0.5, and of task.r2 1.0, by the validation split, which the runs of the report are not
+    measured on."""
+
+    def results(self, config, value) -> dict:
+        tuned = config.eval.final_split == 'valid'
+        assert tuned == (config.seed >= 1_000_000)
+        nll = abs(config.task.r1 - 0.5) + abs(config.task.r2 - 1.0) + 0.01 * config.seed % 2
+        return {'samples/modes': {'value': value + config.task.r2 + 0.1 * config.seed * config.task.r2}} | (
+            {'model/nll': {'value': nll}} if tuned else {}
+        )
+
+
+def test_settings_are_chosen_on_the_validation_split_by_seeds_that_are_not_reported(tmp_path):
+    path = write(tmp_path, TUNED)
+    fails = TunedRuns(lambda trial: None if trial.seed == 1_000_001 and 'r2=0.5' in trial.name else 5.0)
+    found = conducted(path, tmp_path, fails)
+    a, b = found.findings.values()
+    assert len(fails.begun) == 12 + 3  # a is tuned and reported; b is not tuned
+    assert a.verdict == findings.MEASURED and a.chosen == {'task.r1': 0.5} and len(a.tuning) == 3
+    assert b.verdict == findings.MISSING and b.words == '5 of 6 runs of its tuning are there' and not b.chosen
+    assert b.absent[0].endswith('failed: no luck') and math.isnan(b.tuning['task.r2=0.5'])
+    runs = TunedRuns(lambda trial: 5.0)
+    found = conducted(path, tmp_path, runs)
+    assert found.findings['b'].chosen == {'task.r2': 1.0} and len(runs.begun) == 4
+    assert found.findings['b'].verdict == findings.REPRODUCED
+    text = report.write(found, 'the command')
+    (line,) = [line for line in text.split('\n') if 'split: task.r2=0.25: 1.2' in line]
+    assert line.endswith('; chosen: task.r2=1.0')
+    assert findings.read(tmp_path / 'report.json').findings[1].chosen == {'task.r2': 1.0}
+    # Somebody else makes a number again, with the setting that was chosen.
+    plan = planning.load(path)
+    with pytest.raises(UserError, match='claim a is not tuned yet'):
+        again.settled(plan, plan.claims['a'], tmp_path / 'other')
+    (tmp_path / 'report.json').rename(plan.results)
+    assert again.settled(plan, plan.claims['a'], tmp_path / 'other').settings['a'].row.fields == {'task.r1': 0.5}
+
+
+@pytest.mark.parametrize(
+    'old, new, words',
+    [
+        ("Tuning('model/nll', 'min', seeds=2)", 'None', 'the study has no Tuning'),
+        ('[0.25, 0.5, 1.0]', '[0.25, 0.5]', 'tuned with other budgets, in rows: a 3, b 2'),
+        ("tune=values('task.r2', [0.25, 0.5, 1.0]), ", '', 'of it and a one is tuned'),
+        ('seeds=2)', 'seeds=2, first_seed=11)', 'first_seed=11 is a seed of the report; give one from 12 on'),
+        ("'task.r2', [0.25, 0.5, 1.0]", "'total_steps', [20, 40, 60]", 'trained for other numbers of steps'),
+        ("'task.r2', [0.25, 0.5, 1.0]", "'num_seeds', [1, 2, 4]", 'all rows the same num_seeds'),
+        ('[0.25, 0.5, 1.0]', '[0.25]', 'nothing to choose'),
+        ('tune=values', "fields={'task.r1': 0, 'task.r2': 0}, tune=values", 'both fields and tune set'),
+    ],
+)
+def test_unfair_tuning_is_refused(tmp_path, old, new, words):
+    assert old in TUNED
+    with pytest.raises(UserError, match=words):
+        planning.load(write(tmp_path, TUNED.replace(old, new)))
+
+
 def test_a_run_of_another_config_is_refused(tmp_path):
     runs = Runs(lambda trial: 5.0)
     conducted(write(tmp_path, TWO), tmp_path, runs)
@@ -228,6 +306,7 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
     'body, words',
     [
         ('', 'defines no study()'),
+        ('def study(folder): return 3', 'study(folder) of '),
         ('def study(): return 3', 'returns int, not aigc_jax.studies.claims.Study'),
         ("def study(): return Study('t', [])", 'Study: it has no claims'),
         (one('no.py'), 'own.py, claim a: config: there is no file'),

@@ -78,6 +78,7 @@ def test_first_steps_are_summed_up_by_their_median_and_a_seed_that_never_came_is
 def test_two_claims_are_compared_by_pairs_of_seeds():
     ours, theirs = (10.1, 12.0, 14.2, 16.1), (10.9, 13.1, 15.0, 17.2)
     better = found(claim('min', Versus('b')), *ours, other=seeds(*theirs))
+    assert better.order['value'] == 0 and better.improvement['value'] > 0.5
     assert better.verdict == findings.REPRODUCED and better.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert found(claim('max', Versus('b')), *ours, other=seeds(*theirs)).verdict == findings.WORSE
     assert found(claim('min', Versus('b')), *ours, other=seeds(*ours[::-1])).verdict == findings.UNDECIDED
@@ -96,8 +97,11 @@ def test_what_is_not_there_is_missing():
     some = found(claim(), 40.0, 40.1, n=3)
     assert some.verdict == findings.MISSING and some.wanted == 3 and list(some.seeds) == [0, 1]
     assert some.row['value'] == pytest.approx(40.05)
+    assert some.words == '3 seeds resolve 0.23 at 80%, by the spread of the 2 that are there'
     none = found(claim(), n=3)
-    assert none.verdict == findings.MISSING and none.row == {}
+    assert none.verdict == findings.MISSING and none.row == {} and none.words == ''
+    before = found(claim(expected=Published(40.0, 'table 1', sd=0.4, n=10)), n=3)
+    assert before.words == '3 seeds resolve 1.3 at 80%, by the published standard deviation'
     alone = found(claim('min', Versus('b')), 1.0, 2.0, other=seeds(1.0), n=2)
     assert alone.verdict == findings.MISSING
 
