@@ -1,6 +1,7 @@
 """The command line of sweeps.
 
 python -m aigc_jax.sweep --config=FILE.py[:variant,…] --workdir=DIR [--seeds=N] [--jobs=N] [--dry_run]
+    [--launcher=slurm] [--sbatch='--partition=P --time=60'] [--wait]
 python -m aigc_jax.sweep status --workdir=DIR [--metric=NAME]
 """
 
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from absl import flags
 
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, near, printable
-from aigc_jax.core.output import show
+from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
-from aigc_jax.studies import states, status, sweeps
+from aigc_jax.runs.paths import Paths
+from aigc_jax.studies import queue, states, status, sweeps
 
-LAUNCHERS = ('local',)
+LAUNCHERS = ('local', 'slurm')
 FLAGS = flags.FlagValues()  # its own, for those of aigc_jax.main are others
 _own = {'flag_values': FLAGS}
 flags.DEFINE_string('workdir', None, 'the folder of the sweep, with a folder for each row and seed', **_own)
@@ -26,10 +28,12 @@ flags.DEFINE_string('config', None, 'FILE.py[:variant,…], with --config.FIELD=
 flags.DEFINE_string('sweep.FIELD', None, 'VALUE,VALUE,…: every combination of these, with each row of sweep()', **_own)
 flags.DEFINE_integer('seeds', None, "each row so often, from the config's seed on (default: once)", 1, 10_000, **_own)
 flags.DEFINE_integer(
-    'jobs', None, 'so many processes at a time (default: one for each core, or one on an accelerator)', 1, 1000, **_own
+    'jobs', None, 'so many runs at a time (local: by default one for each core, one on an accelerator)', 1, 1000, **_own
 )  # fmt: skip
 flags.DEFINE_string('launcher', 'local', f'one of {", ".join(LAUNCHERS)}', **_own)
-flags.DEFINE_bool('dry_run', False, 'show the commands, and write nothing', **_own)
+flags.DEFINE_string('sbatch', '', "slurm: options of sbatch, such as '--partition=gpu --gpus=1 --time=60'", **_own)
+flags.DEFINE_bool('wait', False, 'slurm: wait until all runs have ended, and show the table', **_own)
+flags.DEFINE_bool('dry_run', False, 'show the commands, or the job script, and write nothing', **_own)
 flags.DEFINE_string(
     'metric', None, 'in the table (default: eval.best_metric, or the first of the final evaluation)', **_own
 )  # fmt: skip
@@ -50,11 +54,12 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         raise UserError('--workdir: missing; name the folder of the sweep')
     if words not in ([], ['status']):
         raise UserError(f'{words[0]!r} is no command; status is the only one')
-    if FLAGS.launcher not in LAUNCHERS:
-        raise UserError(f'--launcher: {FLAGS.launcher!r}{near(FLAGS.launcher, LAUNCHERS)}')
+    check_launcher(FLAGS, 'sbatch', 'wait')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir: {workdir} is a file')
+    if Paths(workdir).config.exists():
+        raise UserError(f'--workdir: {workdir} is the folder of a run; name another for the sweep')
     if words:
         if config or overrides or grid:
             raise UserError('--config: status reads the sweep of the workdir; leave it out')
@@ -62,6 +67,15 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     if not config:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
     return lambda: _launch(workdir, config, overrides, grid)
+
+
+def check_launcher(values: flags.FlagValues, *of_slurm: str) -> None:
+    """Raises UserError. of_slurm: the flags that the Slurm launcher alone has."""
+    if values.launcher not in LAUNCHERS:
+        raise UserError(f'--launcher: {values.launcher!r}{near(values.launcher, LAUNCHERS)}')
+    for name in of_slurm:
+        if values[name].value and values.launcher != 'slurm':
+            raise UserError(f'--{name}: is for --launcher=slurm')
 
 
 def split_grid(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -82,44 +96,98 @@ def _status(workdir: pathlib.Path) -> int:
     if (sweep := sweeps.read(workdir)) is None:
         raise UserError(f'{workdir}: no sweep is there ({sweeps.RECORD} is missing); run one with --config=…')
     found = status.look(sweep.trials(workdir))
+    try:
+        if queue.scripts(workdir):
+            found = queue.beside(found, queue.read(workdir))
+    except (UserError, RunError) as error:
+        say(f'note: {error}')
     show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)) + status.summary(found) + '\n')
     _tell_others(sweep, workdir)
+    if line := queue.lost(found, workdir):
+        say(f'note: {line}')
     return 0
 
 
 def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]], grid: list[tuple[str, str]]) -> int:
-    from aigc_jax.studies import drift, local, rows  # these import JAX, for which `status` need not wait
+    from aigc_jax.studies import drift, rows  # these import JAX, for which `status` need not wait
 
     sweep = rows.load(config, overrides, grid, FLAGS.seeds)
     trials = sweep.trials(workdir)
     found = status.look(trials)
     drift.check(found)
+    status.metric_of(sweep, found, FLAGS.metric)  # a misspelt one is told before anything starts, if a run is done
     todo = [trial for trial, state in found if state.kind != states.DONE]
+    if (outcome := (_submit if FLAGS.launcher == 'slurm' else _train)(sweep, workdir, todo)) is None:
+        return 0
+    found = status.look(trials)
+    drift.check(found)
+    if outcome.interrupted:
+        say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
+        return 128 + outcome.interrupted
+    try:
+        metric = status.metric_of(sweep, found, FLAGS.metric)
+    except UserError as error:  # the runs are done, and their table is shown all the same
+        say(f'note: {error}')
+        metric = status.metric_of(sweep, found, None)
+    show(status.table(sweep, found, metric))
+    say(status.summary(found))
+    for line in filter(None, [*drift.notes(found), queue.lost(found, workdir)]):
+        say(f'note: {line}')
+    return 0 if all(state.kind == states.DONE for _, state in found) else 1
+
+
+def _train(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]):
+    """The outcome of the local launcher; None where nothing is to be trained."""
+    from aigc_jax.studies import local
+
     jobs = FLAGS.jobs or local.default_jobs()
     if FLAGS.dry_run:
         show(''.join(f'{shlex.join(local.command(trial))}\n' for trial in todo))
-        return 0
+        return None
     sweep.write(workdir)
     _tell_others(sweep, workdir)
-    _say(f'{len(trials)} runs, {len(trials) - len(todo)} of them done; {jobs} at a time, {_cores(local.shares(jobs))}')
+    say(f'{_count(sweep, todo)}; {jobs} at a time, {_cores(local.shares(jobs))}')
+    return local.launch(todo, jobs, _teller(len(todo)))
+
+
+def _submit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]):
+    """The outcome of the Slurm launcher; None where it is not waited for, or nothing is to be submitted."""
+    from aigc_jax.studies import slurm
+    from aigc_jax.studies.local import Outcome
+
+    options = slurm.Options(FLAGS.sbatch, FLAGS.jobs)
+    slurm.check(options, workdir)
+    if FLAGS.dry_run:
+        found = queue.beside(status.look(todo), queue.read(workdir) if queue.scripts(workdir) else {})
+        show(''.join(slurm.scripts(slurm.missing(found), options)))
+        return None
+    jobs, submitted = slurm.submit(todo, options) if todo else ([], [])
+    sweep.write(workdir)
+    _tell_others(sweep, workdir)
+    say(
+        f'{_count(sweep, todo)}, {len(todo) - len(submitted)} queued or running before; {len(submitted)} submitted'
+        + (f', as job {", ".join(jobs)}' if jobs else '')
+    )
+    if FLAGS.wait or not todo:
+        return slurm.wait(todo, _teller(len(todo))) if todo else Outcome({}, 0)
+    say(f'python -m aigc_jax.sweep status --workdir={shlex.quote(str(workdir))} shows how they stand')
+    return None
+
+
+def _count(sweep: sweeps.Sweep, todo: list[sweeps.Trial]) -> str:
+    total = len(sweep.rows) * len(sweep.seeds)
+    return f'{total} runs, {total - len(todo)} of them done'
+
+
+def _teller(total: int) -> Callable[[sweeps.Trial, states.State], None]:
     ended = 0
 
     def tell(trial, state):
         nonlocal ended
         ended += 1
-        _say(f'{ended}/{len(todo)} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
+        say(f'{ended}/{total} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
-    outcome = local.launch(todo, jobs, tell)
-    found = status.look(trials)
-    drift.check(found)
-    if outcome.interrupted:
-        _say(f'{signal.Signals(outcome.interrupted).name}: the same command goes on from here')
-        return 128 + outcome.interrupted
-    show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)))
-    _say(status.summary(found))
-    for line in drift.notes(found):
-        _say(f'note: {line}')
-    return 0 if all(state.kind == states.DONE for _, state in found) else 1
+    return tell
 
 
 def _cores(shares: list[set[int]]) -> str:
@@ -129,11 +197,7 @@ def _cores(shares: list[set[int]]) -> str:
 def _tell_others(sweep: sweeps.Sweep, workdir: pathlib.Path) -> None:
     if others := list(sweeps.others(sweep, workdir)):
         more = f' and {len(others) - 3} more' if len(others) > 3 else ''
-        _say(f'note: {workdir} holds runs of rows that are not in this sweep: {", ".join(others[:3])}{more}')
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+        say(f'note: {workdir} holds runs that are not in this sweep: {", ".join(others[:3])}{more}')
 
 
 if __name__ == '__main__':

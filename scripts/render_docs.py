@@ -3,15 +3,19 @@
     python scripts/render_docs.py            # writes them
     python scripts/render_docs.py --check    # exit code 1 where one is not what the code says
 
-To add a table: a function that returns it, and a line in TABLES.
+To add a table: a function that returns it, and a line in TABLES. The results of a study, in the folder configs/studies
+as STUDY.results.json, stand in any document between `<!-- study:STUDY:begin -->` and `<!-- study:STUDY:end -->`, and
+some of its rows between `<!-- study:STUDY:ROW,ROW:begin -->` and `<!-- study:STUDY:ROW,ROW:end -->`.
 """
 
 import argparse
+import functools
 import pathlib
 import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+STUDY = re.compile(r'<!-- (study:([^\s:]+)(?::([^\s:]+))?):begin -->')
 sys.path.insert(0, str(ROOT))  # what stands beside this file is documented, installed or not
 
 
@@ -58,14 +62,37 @@ TABLES = {  # (file, name between the marks) -> what renders it
 }
 
 
+def study_table(study: str, rows: list[str] | None) -> str:
+    """The results of a study that are in the repository, of these rows or all. Raises ValueError."""
+    from aigc_jax.core.errors import UserError
+    from aigc_jax.studies import findings, report_text
+
+    try:
+        return report_text.table(findings.read(ROOT / 'configs' / 'studies' / f'{study}.results.json'), rows)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+def tables() -> dict:
+    """TABLES, and the studies that the documents name."""
+    found = dict(TABLES)
+    for pattern in ('*.md', 'aigc_jax/**/*.md', 'configs/**/*.md'):
+        for path in sorted(ROOT.glob(pattern)):
+            for mark, study, rows in STUDY.findall(path.read_text(encoding='utf-8')):
+                render = functools.partial(study_table, study, rows.split(',') if rows else None)
+                found[path.relative_to(ROOT).as_posix(), mark] = render
+    return found
+
+
 def rendered(file: str, text: str) -> str:
     """The text of a README with its tables as the code has them. Raises ValueError where a mark is missing."""
-    for (of, name), render in TABLES.items():
+    for (of, name), render in tables().items():
         if of == file:
             begin, end = f'<!-- {name}:begin -->\n', f'<!-- {name}:end -->'
             if text.count(begin) != 1 or text.count(end) != 1:
                 raise ValueError(f'{file}: the marks {begin.strip()} and {end} must stand there once')
-            text = re.sub(f'{begin}.*{end}', lambda _: begin + render() + end, text, flags=re.DOTALL)
+            before, after = text.partition(begin)[0], text.partition(end)[2]
+            text = before + begin + render() + end + after
     return text
 
 
@@ -74,7 +101,7 @@ def main() -> int:
     parser.add_argument('--check', action='store_true', help='write nothing; fail where a table is not as rendered')
     check = parser.parse_args().check
     stale = []
-    for file in sorted({file for file, _ in TABLES}):
+    for file in sorted({file for file, _ in tables()}):
         text = (ROOT / file).read_text(encoding='utf-8')
         if (new := rendered(file, text)) != text:
             stale.append(file)

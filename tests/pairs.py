@@ -75,11 +75,10 @@ class Pair:
             time.sleep(0.02)
 
     def end(self, seconds: float = SECONDS) -> list[int]:
-        """Both exit codes; the processes are killed where they take too long."""
+        """Both exit codes; the processes are killed where they take too long. output: what each printed on stdout."""
         try:
             end = time.monotonic() + seconds
-            for process in self.processes:
-                process.communicate(timeout=max(0.1, end - time.monotonic()))
+            self.output = [p.communicate(timeout=max(0.1, end - time.monotonic()))[0] for p in self.processes]
         finally:
             self.kill()
         return [process.returncode for process in self.processes]

@@ -19,7 +19,9 @@ from aigc_jax import compare, sweep, verify
 from aigc_jax.core import command
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
-from aigc_jax.studies import rows
+from aigc_jax.studies import report_text, rows
+from aigc_jax.studies.claims import Claim
+from aigc_jax.studies.findings import Finding, Report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
@@ -285,10 +287,30 @@ def renderer():
 
 
 def test_tables_are_as_rendered():
-    for file, name in renderer().TABLES:
+    for file, name in renderer().tables():
         text = (ROOT / file).read_text(encoding='utf-8')
         assert renderer().rendered(file, text) == text, f'{file}: run python scripts/render_docs.py'
         begin = f'<!-- {name}:begin -->\n'
         assert renderer().rendered(file, text.replace(begin, begin + 'a line by hand\n')) == text
         with pytest.raises(ValueError, match=name):
             renderer().rendered(file, text.replace(begin, ''))
+
+
+def test_tables_of_studies_are_those_of_their_results(tmp_path):
+    """All rows, or those that a mark names; the document says where a study or a row is not there."""
+    docs, studies = renderer(), tmp_path / 'configs' / 'studies'
+    docs.ROOT, docs.TABLES = tmp_path, {}
+    studies.mkdir(parents=True)
+    claims = [Claim(name, name, 'own.py', 'model/nll', 'min') for name in ('a', 'b', 'c')]
+    report = Report('own', 'Own', 'ab' * 32, tuple(Finding(claim, 3, 0.05) for claim in claims))
+    (studies / 'own.results.json').write_text(report.to_json(), encoding='utf-8')
+    mark = lambda name, inner='': f'<!-- {name}:begin -->\n{inner}<!-- {name}:end -->\n'
+    page = tmp_path / 'README.md'
+    page.write_text(mark('study:own') + 'between\n' + mark('study:own:c,a', 'a line by hand\n'), encoding='utf-8')
+    want = mark('study:own', report_text.table(report)) + 'between\n'
+    want += mark('study:own:c,a', report_text.table(report, ['c', 'a']))
+    assert docs.rendered('README.md', page.read_text(encoding='utf-8')) == want
+    for name, words in (('study:other', 'other.results.json: cannot be read'), ('study:own:d', "has no claim 'd'")):
+        page.write_text(mark(name), encoding='utf-8')
+        with pytest.raises(ValueError, match=words):
+            docs.rendered('README.md', mark(name))

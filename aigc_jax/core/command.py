@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from absl import flags
 
-from aigc_jax.core import processes, user_code
-from aigc_jax.core.errors import RunError, UserError, printable
-from aigc_jax.core.output import Closed, drop, show
+from aigc_jax.core import processes, slurm, user_code
+from aigc_jax.core.errors import RunError, UserError, one_line, printable
+from aigc_jax.core.output import Closed, drop, open_closed, show
 
 
 def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
@@ -50,6 +50,7 @@ def _read(values: flags.FlagValues, argv: list[str]) -> list[str]:
 @contextlib.contextmanager
 def mistakes():
     """Ends the program with one line and exit code 2 where the body raises UserError."""
+    open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='replace')  # a terminal that has no ± shows ?
@@ -63,11 +64,15 @@ def run(body: Callable[[], int | None]) -> None:
     """Calls `body`, and ends the program with the exit code that it returns (None: 0), or by what it raises: a mistake
     of the user with one line and exit code 2."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
+    if slurm.is_in_job():
+        signal.signal(signal.SIGTERM, _stop_in_job)  # until a training handles it
     try:
         exit_code = body() or 0
         show('')
         if processes.several():
             processes.finish()
+            _leave(exit_code)
+        if exit_code > 128:
             _leave(exit_code)
         if exit_code:
             sys.exit(exit_code)
@@ -82,6 +87,8 @@ def run(body: Callable[[], int | None]) -> None:
         print('interrupted', file=sys.stderr)
         _leave(130)
     except Exception as error:  # a fault of the program, or a collective with a process that has ended
+        if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
+            end(RunError(f'the device has no memory left: {one_line(error)}; a smaller batch or model takes less'))
         user_code.name_file(error)
         if not processes.several():
             raise
@@ -131,8 +138,14 @@ def end(error: Exception) -> None:
     sys.exit(error.exit_code)
 
 
+def _stop_in_job(number, frame) -> None:
+    slurm.stay(128 + number)
+    os._exit(128 + number)
+
+
 def _leave(exit_code: int) -> None:
     """At once. Otherwise Python waits at its end for what XLA and its threads still compute, or other processes."""
     sys.stdout.flush()
     sys.stderr.flush()
+    slurm.stay(exit_code)
     os._exit(exit_code)

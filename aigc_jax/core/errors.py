@@ -37,6 +37,11 @@ def one_line(error: BaseException) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
 
 
+def first_line(error: BaseException | str) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).partition('\n')[0]
+
+
 def check_type(name: str, value, kind: type) -> None:
     """Raises UserError unless `value`, of the field `name`, is a `kind`; a whole number serves as a float."""
     if kind is dict:

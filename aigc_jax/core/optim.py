@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from aigc_jax.core import schema, tree
-from aigc_jax.core.errors import UserError, check_type, near
+from aigc_jax.core.errors import UserError, check_type, first_line, near
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Tree
 
@@ -187,7 +187,7 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     try:
         jax.eval_shape(lambda p: whole.update(p, whole.init(p), p), params)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        said = str(error).strip().splitlines()[0]
+        said = first_line(error)
         raise UserError(
             f'{what}: optax.{config.name} cannot train with this schedule and these options: {said}'
         ) from None

@@ -5,8 +5,9 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterable
+from typing import TextIO
 
-from aigc_jax.core.errors import RunError
+from aigc_jax.core.errors import RunError, printable
 
 
 class Closed(RunError):
@@ -41,8 +42,29 @@ def _failing():
         raise RunError(f'stdout: cannot be written: {error.strerror or error}') from None
 
 
-def drop() -> None:
-    """What stands in the buffer of stdout goes nowhere: Python would try again at its exit."""
+def say(text: str) -> None:
+    """A line for a person on stderr. It is lost where stderr is a full disk or a terminal that is gone: what is said is
+    no result. Raises Closed where nobody reads it."""
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise Closed('stderr is closed') from None
+    except OSError:
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO | None = None) -> None:
+    """What stands in the buffer of a stream (None: of stdout) goes nowhere: Python would try again at its exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, (stream or sys.stdout).fileno())
     os.close(nowhere)
+
+
+def open_closed() -> None:
+    """Streams that the process was started without go nowhere. Otherwise the files that it opens would get their
+    numbers, and what is said on stderr would go to stdout."""
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the least that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode))

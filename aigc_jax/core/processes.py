@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from aigc_jax.core import slurm
 from aigc_jax.core.errors import RunError, UserError, one_line
 from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, ended
 
@@ -248,6 +249,7 @@ def _end(text: str, exit_code: int, tell: bool) -> NoReturn:
         if tell and _stars:
             _stars[0].tell(text, exit_code)
     _say(f'error: {text}' if exit_code < 128 else text)
+    slurm.stay(exit_code, first())
     os._exit(exit_code)
 
 

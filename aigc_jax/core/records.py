@@ -15,6 +15,9 @@ def parse(text: str | bytes) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
+    begin = ('{', '[') if isinstance(text, str) else (b'{', b'[')
+    if sum(map(text.count, begin)) <= _MOST_DEPTH:
+        return value
     level, depth = [value], 0
     inside = lambda held: held.values() if isinstance(held, dict) else held
     while level := [inner for held in level if isinstance(held, (dict, list)) for inner in inside(held)]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, first_line, near
 from aigc_jax.core.files import SUFFIXES, read_text
 from aigc_jax.data.tokenizers import Tokenizer
 from aigc_jax.decoding import endings
@@ -63,7 +63,7 @@ class Grammar:
         rules += '\n%llguidance {"no_forcing": true}\n'
         self._first = llguidance.LLMatcher(library, rules, log_level=0, limits=limits)
         if self._first.is_error():
-            raise UserError(f'grammar={name}: {_first_line(self._first.get_error())}')
+            raise UserError(f'grammar={name}: {first_line(self._first.get_error())}')
         self._begun: dict[tuple[int, ...], tuple] = {}
 
     def begin(self, prompts: Sequence[Sequence[int]]) -> 'Matchers':
@@ -185,7 +185,7 @@ class Matchers:
     def _fail(self, i: int) -> None:
         grammar, matcher = self._grammar, self._matchers[i]
         text = grammar._tokenizer.decode(self._written[i])
-        error = _first_line(matcher.get_error())
+        error = first_line(matcher.get_error())
         reason = 'the tokenizer has no token that can follow' if error.startswith('NoExtension') else error
         raise UserError(f'grammar={grammar.name}: after {text[-40:]!r}: {reason}')
 
@@ -212,10 +212,6 @@ class _Spelled:
 
     def __call__(self, text: bytes) -> list[int]:
         raise NotImplementedError  # asked for texts that a grammar forces alone
-
-
-def _first_line(error: str) -> str:
-    return error.strip().split('\n')[0]
 
 
 def _bytes_of_letters() -> dict[str, int]:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from aigc_jax.core import memory, npy, progress, rng
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, first_line
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.records import regular
 from aigc_jax.core.types import Array
@@ -146,7 +146,7 @@ def onnx(path: pathlib.Path) -> Extractor:
     except UserError:
         raise
     except Exception as error:  # of the library's own kinds, which have no base of their own
-        raise UserError(f'eval.extractor: {path} is no ONNX network: {str(error).splitlines()[0]}') from None
+        raise UserError(f'eval.extractor: {path} is no ONNX network: {first_line(error)}') from None
     given = session.get_inputs()
     shape, kind = (given[0].shape, given[0].type) if len(given) == 1 else ((), '')
     channel = next((axis for axis in (1, 3) if len(shape) == 4 and shape[axis] in (1, 3)), 0)
@@ -168,7 +168,7 @@ def onnx(path: pathlib.Path) -> Extractor:
         try:
             found = session.run([session.get_outputs()[0].name], {given[0].name: np.ascontiguousarray(x)})[0]
         except Exception as error:  # as above
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise UserError(f'eval.extractor: {path}: fails for images of {image_shape}: {why}') from None
         return np.asarray(found, np.float32).reshape(len(x), -1)
 

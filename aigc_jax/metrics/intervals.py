@@ -136,10 +136,12 @@ def across(rows: dict[str, Measurement]) -> Measurement:
     alive = {seed: value for seed, value in values.items() if math.isfinite(value)}
     numbers = np.array([*alive.values()])
     kept = {name: value for name, value in first.items() if name not in ('ci', 'low', 'high', 'n', 'over')}
-    for mark in MARKS:
-        if mark in first:
-            kept[mark] = float(np.mean([row[mark] for row in rows.values()]))
-    if 'difference' in first:
+    for name in (*MARKS, 'difference'):  # evaluations of two versions need not have the same
+        if not all(name in row for row in rows.values()):
+            kept.pop(name, None)
+        elif name != 'difference':
+            kept[name] = float(np.mean([row[name] for row in rows.values()]))
+    if 'difference' in kept:
         kept['difference'] = across({seed: row['difference'] for seed, row in rows.items()})
     joined = {**kept, 'value': float(numbers.mean()) if len(numbers) else math.nan}
     alike = next((rows[seed] for seed in alive), first)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aigc_jax.plots.figure import COLOURS, new_figure, png
+from aigc_jax.plots.figure import COLOURS, new_figure, nothing, plain, png
 
 _WIDE, _TALL, _COLUMNS = 3.2, 2.2, 3  # inches of a panel; panels beside each other
+_LETTER = 0.07  # inches of a letter of the legend
 _DASHED = (0, (4, 2))
 _MOST_THIN = 16  # seeds of which each has a line of its own
 
@@ -45,10 +46,9 @@ def dots(panels: dict[str, list[tuple[Sequence[float], float, tuple[float, float
                 axes.plot([k + 0.28, k + 0.42], [mean, mean], color=colour, linewidth=2)
                 if interval:
                     axes.plot([k + 0.35] * 2, interval, color=colour, linewidth=1.2)
-        axes.set_title(metric, fontsize=9, loc='left', parse_math=False)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_xlim(-0.5, len(names) - 0.3)
-        _plain(axes)
+        _finish(axes, metric)
     return png(figure)
 
 
@@ -78,15 +78,19 @@ def curves(panels: dict[str, dict[str, list[dict[int, dict[int, float]]]]], name
                         axes.plot(steps, table.T, color=colour, linewidth=0.5, alpha=0.5)
                     low, high = table.min(axis=0), table.max(axis=0)
                     axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.set_title(metric, fontsize=9, loc='left', parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(EngFormatter(sep=''))
         axes.set_xlabel('step', fontsize=8)
-        _plain(axes)
+        _finish(axes, metric)
     shades = zip(names, colours(len(names)), strict=True)
     handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in shades]
-    handles += [Line2D([], [], color='0.35', linestyle=s, label=n) for n, s in (('train', '-'), ('eval', _DASHED))]
-    figure.legend(handles=handles, loc='outside upper left', ncols=8, fontsize=8, frameon=False)
+    drawn, styles = {split for splits in panels.values() for split in splits}, {'train': '-', 'eval': _DASHED}
+    handles += [Line2D([], [], color='0.35', linestyle=styles[s], label=s) for s in styles if s in drawn]
+    letters = max(map(len, (*names, 'train')))
+    columns = max(1, min(8, int(figure.get_figwidth() / (0.6 + _LETTER * letters))))
+    legend = figure.legend(handles=handles, loc='outside upper left', ncols=columns, fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return png(figure)
 
 
@@ -97,7 +101,9 @@ def _panels(count: int) -> tuple:
     return figure, [figure.add_subplot(lines, columns, k + 1) for k in range(count)]
 
 
-def _plain(axes) -> None:
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[['top', 'right']].set_visible(False)
+def _finish(axes, metric: str) -> None:
+    axes.set_title(metric, fontsize=9, loc='left', parse_math=False)
+    plain(axes)
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines if line.get_transform() == axes.transData):
+        axes.set_yticks([])
+        nothing(axes)

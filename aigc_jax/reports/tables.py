@@ -7,11 +7,11 @@ import re
 
 import numpy as np
 
-from aigc_jax.core import records
-from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.errors import printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.metrics import intervals
 from aigc_jax.metrics.intervals import MARKS, Measurement, ratio
+from aigc_jax.runs import results as results_lib
 
 Results = dict[str, Measurement]  # {metric: …}
 
@@ -52,17 +52,14 @@ def write(path: pathlib.Path, step: int, by_seed: dict[int, Results]) -> None:
 
 def read(path: pathlib.Path) -> tuple[int, Results] | None:
     """(step, what `across` gave) of an evaluation.json; None where there is none. Raises UserError."""
-    if not path.exists():
+    if not (found := results_lib.read(path)):
         return None
+    step, results = found[0], _with_nan(found[1])
     try:
-        results = _with_nan(records.read(path))
-        step = results.pop('step')
         if printable(shown := table(results)) != shown:
             raise ValueError('a name holds control characters')
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'{path}: cannot be read as an evaluation ({error}); remove it, and --mode=evaluate makes it again'
-        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise results_lib.damaged(path, error) from None
     return step, results
 
 

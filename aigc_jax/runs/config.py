@@ -30,7 +30,7 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
     define VARIANTS, {name: {'a.b': value}}, which are set one after the other. A get_config(arg) that takes an argument
     is given 'variant,…', and sets the variants itself; without VARIANTS, the argument may be any.
     """
-    path, _, arg = re.fullmatch(r'(.+\.py|[^:]*)(:(.*))?', path_and_arg, re.DOTALL).groups(default='')
+    path, arg = file_and_argument(path_and_arg)
     module = user_code.load(path, 'config')
     if not hasattr(module, 'get_config'):
         raise UserError(f'config: {path} defines no get_config()')
@@ -66,6 +66,12 @@ def load(path_and_arg: str, overrides: list[tuple[str, str]]) -> ConfigDict:
         mend = '; a variant that replaces a group goes behind those that set its fields' if chosen[1:] else ''
         raise UserError(f'config: {path}{f":{arg}" if arg else ""}: {error}{mend}') from None
     return resolved(config, overrides)
+
+
+def file_and_argument(path_and_arg: str) -> tuple[str, str]:
+    """('FILE.py', 'variant,…') of 'FILE.py:variant,…'. A path may hold colons."""
+    path, _, arg = re.fullmatch(r'(.+\.py|[^:]*)(:(.*))?', path_and_arg, re.DOTALL).groups(default='')
+    return path, arg
 
 
 def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:

@@ -37,6 +37,7 @@ class Writer:
         _cut_back(self._path, lambda line: (row := _row(line))['step'] <= step and row['split'] != 'final')
         _cut_back(paths.timing, lambda line: records.parse(line) is not None)
         # Unbuffered: a row is in the file when `metrics` returns, and a full disk is met there, not at close.
+        self._opened = time.monotonic()
         with disk_errors(workdir):
             self._metrics = open_append(self._path)
             self._timing = open_append(paths.timing)
@@ -60,8 +61,10 @@ class Writer:
         _append(self._metrics, as_line(row))
 
     def timing(self, **fields) -> None:
-        """Writes one row: {"time": seconds since the epoch, **fields}."""
-        _append(self._timing, as_line({'time': time.time()} | fields))
+        """Writes one row: {"time": seconds since the epoch, "elapsed": seconds since the logs were opened, by a clock
+        that nobody sets, **fields}."""
+        elapsed = round(time.monotonic() - self._opened, 6)
+        _append(self._timing, as_line({'time': time.time(), 'elapsed': elapsed} | fields))
 
     def flush(self) -> None:
         """Brings metrics.jsonl to the disk; call it before the checkpoint that its rows belong to."""

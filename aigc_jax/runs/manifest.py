@@ -61,6 +61,13 @@ def read(path: pathlib.Path) -> dict:
     return manifest
 
 
+def at(manifest: dict, name: str):
+    """What stands at 'data.fingerprint'; None where nothing does."""
+    for part in name.split('.'):
+        manifest = manifest.get(part) if isinstance(manifest, dict) else None
+    return manifest
+
+
 def _unreadable(path: pathlib.Path, why: str) -> UserError:
     return UserError(f'{path}: cannot be read as a manifest: {why}; bring it back from a copy, or remove it')
 

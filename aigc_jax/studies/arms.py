@@ -14,6 +14,7 @@ from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import manifest as manifest_lib
 from aigc_jax.runs import numerics
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.early_stopping import is_over
@@ -25,6 +26,11 @@ _OF_THE_MANIFEST = (
     'source', 'commit', 'data.fingerprint', 'data.loader_sha256', 'packages.flax', 'packages.optax', 'packages.numpy',
     'python',
 )  # fmt: skip
+# Of a config, by which the seeds of a run are known, and whether it is finished.
+_READ = {
+    'seed': int, 'num_seeds': int, 'total_steps': int, 'eval.patience': int, 'eval.best_metric': str,
+    'eval.best_mode': str,
+}  # fmt: skip
 _MOST_DIGITS = 12  # of a digest that is shown
 ABSENT = '–'
 
@@ -36,10 +42,12 @@ class RunData:
         self.run, self.folder = Run(folder), folder
         self.config = self.run.config
         self.flat = config_lib.flatten(self.config)
-        first, count = self.flat.get('seed'), self.flat.get('num_seeds', 1)
-        if type(first) is not int or type(count) is not int or not 1 <= count <= 1 << 16:
-            raise UserError(f'{folder}: its config.json names no seeds')
-        self.seeds = tuple(range(first, first + count))
+        for name, kind in _READ.items():
+            if type(value := self.flat.get(name)) is not kind:
+                raise UserError(f'{self.run.paths.config}: {name} is {value!r}; bring it back from a copy')
+        if not 1 <= self.config.num_seeds <= 1 << 16:
+            raise UserError(f'{self.run.paths.config}: num_seeds is {self.config.num_seeds}')
+        self.seeds = tuple(range(self.config.seed, self.config.seed + self.config.num_seeds))
 
     @functools.cached_property
     def rows(self) -> list[dict]:
@@ -63,7 +71,7 @@ class RunData:
             return {}
         try:
             return {seed: {name: _of_seed(row, seed) for name, row in found[1].items()} for seed in self.seeds}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(
                 f'{self.run.paths.evaluation}: cannot be read as that of seeds {self.seeds[0]} to {self.seeds[-1]} '
                 f'({error}); remove it, and the command that trained the run makes it again'
@@ -74,7 +82,7 @@ class RunData:
         """What of the manifest may change results, {'packages.jax': '0.10.2'}."""
         manifest = self.run.manifest
         of_bits = {name: _words(value) for name, value in numerics.part(manifest).items()}
-        return {name: _words(_at(manifest, name)) for name in _OF_THE_MANIFEST} | of_bits
+        return {name: _words(manifest_lib.at(manifest, name)) for name in _OF_THE_MANIFEST} | of_bits
 
 
 @dataclasses.dataclass
@@ -147,14 +155,18 @@ def find(places: Sequence[str]) -> list[RunData]:
 def _runs_below(path: str) -> list[str]:
     if not os.path.isdir(path):
         raise UserError(f'{path}: is no folder; name the folder of a run')
-    if os.path.exists(os.path.join(path, 'config.json')):
-        return [path]
-    try:
-        below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read: {error.strerror or error}') from None
-    below.sort(key=tables.by_numbers)
-    return [run for folder in below for run in _runs_below(folder)]
+    found, left = [], [path]
+    while left:
+        path = left.pop()
+        if os.path.exists(os.path.join(path, 'config.json')):
+            found.append(path)
+            continue
+        try:
+            below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            raise UserError(f'{path}: cannot be read: {error.strerror or error}') from None
+        left += sorted(below, key=tables.by_numbers, reverse=True)
+    return found
 
 
 def group(runs: Sequence[RunData]) -> list[Arm]:
@@ -214,7 +226,7 @@ def seed_words(seeds: Sequence[int]) -> str:
 def _of_seed(row: Measurement, seed: int) -> Measurement:
     """One seed's own row of a row that may be over replicas, of which reports/tables.py joined it."""
     if 'values' not in row:
-        return row
+        return row | {'value': float(row['value'])}
     value = row['values'][str(seed)]
     if not isinstance(value, (int, float, type(None))):
         raise TypeError(f'{value!r} is no number')
@@ -223,17 +235,12 @@ def _of_seed(row: Measurement, seed: int) -> Measurement:
     own = {name: inner for name, inner in row.items() if name not in joined}
     if 'difference' in own:
         own['difference'] = _of_seed(row['difference'], seed)
-    return own | ({'n': row['n_each']} if 'n_each' in row else {}) | {'value': math.nan if value is None else value}
+    own |= {'n': row['n_each']} if 'n_each' in row else {}
+    return own | {'value': math.nan if value is None else float(value)}
 
 
 def _bears(name: str) -> bool:
     return name not in _OF_ONE_ARM and not name.startswith('parallel.')
-
-
-def _at(group: dict, name: str):
-    for part in name.split('.'):
-        group = group.get(part) if isinstance(group, dict) else None
-    return group
 
 
 def _words(value) -> str:

@@ -62,6 +62,23 @@ class Versus:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How one setting of each claim is chosen before its seeds are run: by the mean of `metric` on the validation split
+    over `seeds` seeds from first_seed on, which are no seeds of the report. better: 'min' or 'max', of that metric."""
+
+    metric: str
+    better: str
+    seeds: int = 1
+    first_seed: int = 1_000_000
+
+    def __post_init__(self):
+        if self.better not in ('min', 'max'):
+            raise ValueError(f'Tuning: better={self.better!r}; it is min or max')
+        if self.seeds < 1:
+            raise ValueError(f'Tuning: seeds={self.seeds}; there is 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
 class Claim:
     """A row of a study.
 
@@ -73,6 +90,7 @@ class Claim:
     (1 or 0, so that the row is a share), and with first_step the first step at which an evaluation in training did.
     better: 'min' or 'max', whether less or more of the row's value is better. floors: metrics of the same evaluation
     that stand beside the row, such as the perfect sampler's. seeds: how many; None: the study's.
+    tune: rows {field: value}, as studies/space.py makes them, of which the study's Tuning chooses one.
     """
 
     name: str
@@ -87,6 +105,7 @@ class Claim:
     first_step: bool = False
     floors: Sequence[str] = ()
     seeds: int | None = None
+    tune: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self):
         if not _NAME.fullmatch(self.name):
@@ -99,14 +118,20 @@ class Claim:
             raise ValueError(f'{self.name}: first_step needs reach, the value that the metric is to reach')
         if strange := [field for field in self.evaluate if field.partition('.')[0] not in ('sample', 'eval')]:
             raise ValueError(f'{self.name}: evaluate sets {strange[0]}; it sets fields of sample and eval alone')
-        if 'seed' in self.fields:
-            raise ValueError(f'{self.name}: fields set seed; the seeds are those of the study')
+        for row in (self.fields, *self.tune):
+            if 'seed' in row:
+                raise ValueError(f'{self.name}: fields set seed; the seeds are those of the study')
+        if twice := {field for row in self.tune for field in row} & self.fields.keys():
+            raise ValueError(f'{self.name}: both fields and tune set {min(twice)}; leave out one of them')
+        if len(self.tune) == 1:
+            raise ValueError(f'{self.name}: tune has one row, so that there is nothing to choose; put it into fields')
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """seeds: of each claim, from first_seed on; most_seeds: up to which --until adds some (default: 4 × seeds).
 
+    tuning: of the claims that have `tune`, all of them as many rows, so that each arm is tuned with the same budget.
     alpha: 1 − alpha is the level of the intervals and verdicts. pareto: pairs of metrics that are drawn against each
     other.
     """
@@ -118,6 +143,7 @@ class Study:
     most_seeds: int | None = None
     alpha: float = 0.05
     pareto: Sequence[tuple[str, str]] = ()
+    tuning: Tuning | None = None
 
     def __post_init__(self):
         names = [claim.name for claim in self.claims]
@@ -128,5 +154,23 @@ class Study:
         for claim in self.claims:
             if isinstance(claim.expected, Versus) and claim.expected.than not in set(names) - {claim.name}:
                 raise ValueError(f'{claim.name}: better than {claim.expected.than!r}, which is no other claim')
+        self._check_tuning()
         if self.seeds < 1 or not 0 < self.alpha < 1:
             raise ValueError(f'Study: seeds={self.seeds}, alpha={self.alpha}: no such study')
+
+    def _check_tuning(self) -> None:
+        tuned = {claim.name: len(claim.tune) for claim in self.claims if claim.tune}
+        if tuned and self.tuning is None:
+            raise ValueError(f'{min(tuned)}: tune, but the study has no Tuning(metric, better)')
+        if len({*tuned.values()}) > 1:
+            budgets = ', '.join(f'{name} {count}' for name, count in tuned.items())
+            raise ValueError(f'Study: the claims are tuned with other budgets, in rows: {budgets}; give all as many')
+        for claim in self.claims:
+            if isinstance(claim.expected, Versus) and (claim.name in tuned) != (claim.expected.than in tuned):
+                raise ValueError(f'{claim.name}: of it and {claim.expected.than} one is tuned; tune both, or neither')
+        if tuned:
+            most = max(claim.seeds or self.seeds for claim in self.claims)
+            last = self.first_seed + max(most, self.most_seeds or 4 * most)
+            first = self.tuning.first_seed
+            if first < last and self.first_seed < first + self.tuning.seeds:
+                raise ValueError(f'Tuning: first_seed={first} is a seed of the report; give one from {last} on')

@@ -140,8 +140,10 @@ class Comparison:
     def _mean(self, arm: Arm, name: str, rows: dict[int, Measurement]) -> Measurement:
         by_seed = {seed: {name: row} for seed, row in rows.items()}
         for seed, row in rows.items():
-            if 'exp_of' in row:
-                by_seed[seed][row['exp_of']] = arm.rows(row['exp_of'])[seed]
+            if isinstance(base := row.get('exp_of'), str):
+                if not (found := arm.rows(base).get(seed)):
+                    raise UserError(f'{arm.of_seed[seed].folder}: its evaluation has {name}, but no {base}')
+                by_seed[seed][base] = found
         return tables.across(by_seed)[name]
 
     def _direction(self, name: str) -> str:
@@ -200,12 +202,13 @@ def _count(n: float) -> str:
 
 def mean_words(row: Measurement) -> str:
     """'46.1 ± 0.4 (over 180 examples), without the 1 not finite'."""
-    words = f'{row["value"]:.6g}' if math.isfinite(row['value']) else 'not finite'
+    if not math.isfinite(row['value']):
+        return 'not finite'
+    words = f'{row["value"]:.6g}'
     if found := intervals.limits(row):
         words += f' ± {row["ci"]:.3g}' if 'ci' in row else f' ({found[0]:.4g} to {found[1]:.4g})'
         words += f' (over {row["n"]} {row["over"]})' if row.get('over') != 'seeds' else ''
-    lost = row.get('diverged', 0) or (len(row['values']) if 'values' in row and not row['seeds'] else 0)
-    return words + (f', without the {lost} not finite' if lost else '')
+    return words + (f', without the {row["diverged"]} not finite' if row.get('diverged') else '')
 
 
 def difference_words(entry: Entry) -> str:
@@ -279,5 +282,5 @@ def seed_values(values: dict[int, float]) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,27 +1,18 @@
-"""A comparison as one page of HTML that holds its pictures, and needs no other file and no network."""
+"""A comparison as one page of HTML."""
 
-import base64
-import html
 import os
 import pathlib
-from collections.abc import Sequence
 
 from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.metrics import intervals
 from aigc_jax.plots import arms as plots
 from aigc_jax.studies import comparison as comparison_lib
+from aigc_jax.studies import markup
 from aigc_jax.studies.arms import seed_words
 from aigc_jax.studies.comparison import SPLITS, Comparison, Measured
 
 _MOST_PANELS = 60
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: .6em 0 1.6em }
-th, td { border-bottom: 1px solid #ddd; padding: .25em .8em .25em 0; text-align: left; vertical-align: top }
-td { overflow-wrap: anywhere } th { font-weight: 600 } h2 { font-size: 1.15em; margin: 1.6em 0 .2em }
-h3 { font-size: 1em; margin: 1em 0 0 } img { max-width: 100% } .arm { font-weight: 600 } .note { color: #8a4b00 }
-"""
 
 
 def check(path: pathlib.Path, comparison: Comparison) -> None:
@@ -45,45 +36,42 @@ def page(comparison: Comparison) -> str:
     names = [arm.name for arm in arms]
     shades = dict(zip(names, plots.colours(len(arms)), strict=True))
     mark = lambda name: f'<span class="arm" style="color:{shades[name]}">{name}</span>'
-    parts = ['<h1>Comparison of runs</h1>', '<h2>Arms</h2>']
+    parts = ['<h2>Arms</h2>']
     rows = []
     for arm in arms:
         seeds = seed_words(sorted({seed for run in arm.runs for seed in run.seeds}))
-        folders = '<br>'.join(_escape(str(run.folder)) for run in arm.runs)
-        rows.append([mark(arm.name), _escape(arm.label), seeds, folders])
-    parts.append(_table(['arm', 'fields', 'seeds', 'runs'], rows))
-    parts += [f'<p class="note">{_escape(remark)}</p>' for remark in comparison.remarks]
+        folders = '<br>'.join(markup.escape(str(run.folder)) for run in arm.runs)
+        rows.append([mark(arm.name), markup.escape(arm.label), seeds, folders])
+    parts.append(markup.table(['arm', 'fields', 'seeds', 'runs'], rows))
+    parts += [f'<p class="note">{markup.escape(remark)}</p>' for remark in comparison.remarks]
     for title, table in comparison_lib.comparison_tables(comparison).items():
         head = [table[0][0], *(mark(name) for name in table[0][1:])]
-        rows = [[_escape(cell) for cell in row] for row in table[1:]]
-        parts += [f'<h2>What differs: {title}</h2>', _table(head, rows)]
+        rows = [[markup.escape(cell) for cell in row] for row in table[1:]]
+        parts += [f'<h2>What differs: {title}</h2>', markup.table(head, rows)]
     if comparison.metrics:
         parts.append(f'<h2>Metrics</h2><p>A circle is a seed. The bar is the mean with its 95 % interval. Differences '
                      f'are to {mark(names[0])}.</p>')  # fmt: skip
-        parts.append(_picture(_dots(comparison), 'the value of each seed, by metric and arm'))
+        parts.append(markup.picture(_dots(comparison), 'the value of each seed, by metric and arm'))
         parts += [_metric(measured, mark) for measured in comparison.metrics]
     if panels := _curves(comparison):
         said = 'A thin line is a seed. The thick line is the median over an arm. The band reaches from the '
         parts.append(f'<h2>Curves</h2><p>{said}lowest to the highest of the seeds that have come to a step.</p>')
-        parts.append(_picture(plots.curves(panels, names), 'metrics over the steps, by arm'))
-    body = '\n'.join(parts)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Comparison of runs</title>'
-        f'<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n'
-    )
+        parts.append(markup.picture(plots.curves(panels, names), 'metrics over the steps, by arm'))
+    return markup.document('Comparison of runs', parts)
 
 
 def _metric(measured: Measured, mark) -> str:
     rows = []
     for entry in measured.entries:
         said = [comparison_lib.difference_words(entry), comparison_lib.extra_words(entry)]
-        cells = [comparison_lib.mean_words(entry.row), comparison_lib.seed_values(entry.values)]
-        difference = '<br>'.join(_escape(words) for words in said if words)
-        rows.append([mark(entry.arm.name), str(len(entry.values)), *map(_escape, cells), difference])
+        seeds = comparison_lib.seed_values(entry.values).replace(': ', ':\u00a0')  # on one line with its value
+        cells = [comparison_lib.mean_words(entry.row), seeds]
+        difference = '<br>'.join(markup.escape(words) for words in said if words)
+        rows.append([mark(entry.arm.name), str(len(entry.values)), *map(markup.escape, cells), difference])
     head = ['arm', 'n', 'mean', 'each seed', 'difference']
     absent = f'<p>{comparison_lib.absent_words(measured)}</p>' if measured.absent else ''
-    title = _escape(measured.title + comparison_lib.better_words(measured.better))
-    return f'<h3>{title}</h3>{_table(head, rows)}{absent}'
+    title = markup.escape(measured.title + comparison_lib.better_words(measured.better))
+    return f'<h3>{title}</h3>{markup.table(head, rows, (2,))}{absent}'
 
 
 def _dots(comparison: Comparison) -> bytes:
@@ -107,17 +95,3 @@ def _curves(comparison: Comparison) -> dict:
         }
         for name in [*names][:_MOST_PANELS]
     }
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Of cells that are HTML already."""
-    line = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{cell}</{tag}>' for cell in cells) + '</tr>'
-    return '<table>' + line(head, 'th') + ''.join(line(row, 'td') for row in rows) + '</table>'
-
-
-def _picture(data: bytes, words: str) -> str:
-    return f'<img alt="{_escape(words)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text))

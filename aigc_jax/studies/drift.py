@@ -30,20 +30,14 @@ def notes(found: list[tuple[Trial, State]]) -> Iterator[str]:
     """A line for each ground that the finished runs do not share, by their manifests: the code, the version of JAX, and
     among the seeds of a row the data and an own task. Raises UserError where a manifest is damaged."""
     made = [(trial, manifest.read(Paths(trial.folder).manifest)) for trial, state in found if state.kind == states.DONE]
-    for what, of in (
-        ('code (sha256)', lambda made_with: str(made_with.get('source'))[:8]),
-        ('jax', lambda made_with: str(made_with.get('packages', {}).get('jax'))),
-    ):
-        counts = collections.Counter(of(made_with) for _, made_with in made)
+    for what, name, most in (('code (sha256)', 'source', 8), ('jax', 'packages.jax', 40)):
+        counts = collections.Counter(str(manifest.at(made_with, name))[:most] for _, made_with in made)
         if len(counts) > 1:
             shown = ', '.join(f'{count} with {value}' for value, count in counts.most_common(3))
             yield f'the finished runs do not have the same {what}: {shown}'
-    for what, of in (
-        ('data', lambda made_with: made_with.get('data', {}).get('fingerprint')),
-        ('file of task.name', lambda made_with: made_with.get('own_task')),
-    ):
+    for what, name in (('data', 'data.fingerprint'), ('file of task.name', 'own_task')):
         by_row = collections.defaultdict(set)
         for trial, made_with in made:
-            by_row[trial.row.name].add(of(made_with))
+            by_row[trial.row.name].add(str(manifest.at(made_with, name)))
         if several := [name for name, different in by_row.items() if len(different) > 1]:
             yield f'the seeds of {len(several)} rows do not have the same {what}, such as those of {several[0]}'

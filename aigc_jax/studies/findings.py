@@ -16,7 +16,8 @@ from aigc_jax.reports.tables import finite
 from aigc_jax.studies.claims import Claim, Published, Versus
 
 REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING = 'reproduced', 'better', 'worse', 'undecided', 'missing'
-VERDICTS = REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING
+MEASURED = 'measured'  # of a claim that is compared with nothing
+VERDICTS = REPRODUCED, BETTER, WORSE, UNDECIDED, MISSING, MEASURED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Finding:
     wanted: how many seeds it is to have. seeds: those that it has. row: their mean with its interval of 1 − level,
     Wilson's of a share. bootstrap, iqm: the mean and the interquartile mean with intervals by bootstrap; {} of fewer
     than 2 seeds and of a share. marks: {name: value} of floors that stand beside it.
-    difference: to the claim that it is compared with, with p, and `test`, its name; {} without one.
+    difference: to the claim that it is compared with, with p, and `test`, its name; improvement, order: the
+    probability of improvement and almost stochastic order over it; {} without one.
+    tuning: {row of the claim's `tune`, as text: its mean on the validation split}; chosen: the row that was chosen.
     verdict: one of VERDICTS. words: what it lacks, such as seeds, in plain words. absent: a line for each run that is
     not there, with its reason.
     """
@@ -59,6 +62,9 @@ class Finding:
     p: float = math.nan
     test: str = ''
     improvement: Measurement = dataclasses.field(default_factory=dict)
+    order: Measurement = dataclasses.field(default_factory=dict)
+    tuning: dict[str, float] = dataclasses.field(default_factory=dict)
+    chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     verdict: str = MISSING
     words: str = ''
     absent: tuple[str, ...] = ()
@@ -104,11 +110,14 @@ def read(path: pathlib.Path) -> Report:
 
 
 def _finding(found: dict[str, Any]) -> Finding:
-    claim = found['claim'] | {'floors': tuple(found['claim']['floors'])}
+    if found['verdict'] not in VERDICTS:
+        raise ValueError(f'{found["verdict"]!r} is no verdict')
+    claim = found['claim'] | {name: tuple(found['claim'][name]) for name in ('floors', 'tune')}
     if (expected := claim['expected']) is not None:
         claim['expected'] = Versus(**expected) if 'than' in expected else Published(**expected)
     seeds = {int(number): Seed(**_with_nan(seed)) for number, seed in found['seeds'].items()}
-    rows = {name: _with_nan(found[name]) for name in ('row', 'bootstrap', 'iqm', 'difference', 'improvement', 'marks')}
+    measured = 'row', 'bootstrap', 'iqm', 'difference', 'improvement', 'order', 'marks', 'tuning'
+    rows = {name: _with_nan(found[name]) for name in measured}
     own = {'claim': Claim(**claim), 'seeds': seeds, 'absent': tuple(found['absent']), **rows}
     return Finding(**found | own | {'p': math.nan if found['p'] is None else found['p']})
 

@@ -6,6 +6,7 @@ their ends, and the next launcher waits for them.
 
 import collections
 import contextlib
+import errno
 import glob
 import os
 import shlex
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from aigc_jax.core import slurm
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import disk_errors
 from aigc_jax.runs.folder import Run
@@ -26,6 +28,7 @@ from aigc_jax.studies.sweeps import Trial
 from aigc_jax.training.signals import handling
 
 _POLL, _ELSEWHERE = 0.05, 1.0  # seconds between two looks at our own processes, and at those of others
+_TOO_MANY = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}  # processes, or open files
 Tell = Callable[[Trial, State], None]
 
 
@@ -37,10 +40,13 @@ class Outcome(NamedTuple):
 
 
 def command(trial: Trial) -> list[str]:
-    """The command line that trains a trial, or goes on with it."""
+    """The command line of a trial, which goes on with what was begun."""
+    how, fields = [f'--config={trial.config}'], overrides_of(trial)
+    if trial.evaluation:
+        how, fields = ['--mode=evaluate'], trial.evaluation.fields
     return [
-        sys.executable, '-m', 'aigc_jax.main', f'--config={trial.config}', f'--workdir={trial.folder}',
-        *(f'--config.{field}={text}' for field, text in overrides_of(trial)),
+        sys.executable, '-m', 'aigc_jax.main', *how, f'--workdir={trial.folder}',
+        *(f'--config.{field}={text}' for field, text in fields),
     ]  # fmt: skip
 
 
@@ -102,7 +108,8 @@ class _Process:
             # A session of its own: Ctrl-C in a terminal reaches the launcher alone, which passes it on once. A second
             # one would end the process before it has saved.
             self.popen = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+                env=slurm.outside(),  # in a job the launcher is what Slurm sees, not each run
             )  # fmt: skip
         finally:
             if cores:
@@ -129,6 +136,7 @@ class _Launch:
         self._shares, self._free = shares(jobs), list(range(jobs))
         self._states: dict[str, State] = {}
         self._asked = 0.0
+        self._crowded = False  # no other process can be started before one ends
 
     def run(self) -> Outcome:
         try:
@@ -145,10 +153,11 @@ class _Launch:
                 number = self._signals.numbers.popleft()
                 for process in self._running:
                     process.popen.send_signal(number)
-            while self._waiting and self._free and not self._signals.first:
+            while self._waiting and self._free and not self._crowded and not self._signals.first:
                 self._begin(self._waiting.popleft())
             for process in [process for process in self._running if process.ended()]:
                 self._running.remove(process)
+                self._crowded = False
                 self._free.append(process.slot)
                 self._end(process.trial, states.look(process.trial, held=False))
                 process.close()
@@ -157,23 +166,30 @@ class _Launch:
         return Outcome(self._states, self._signals.first)
 
     def _begin(self, trial: Trial) -> None:
-        with contextlib.ExitStack() as undone:
-            try:
-                if (file := states.held(trial.log)) is None:
-                    self._elsewhere.append(trial)
-                    return
-                undone.callback(file.close)
-                if _trained_by_hand(trial):
-                    self._elsewhere.append(trial)
-                elif (state := states.look(trial, held=False)).kind in (states.DONE, states.OTHER):
-                    self._end(trial, state)  # another launcher has finished it meanwhile
-                else:
-                    process = _Process(trial, file, self._shares[self._free[0]], self._free[0])
-                    self._running.append(process)
-                    self._free.pop(0)
-                    undone.pop_all()
-            except (OSError, RunError) as error:  # a full disk, no more processes: the others may still end well
-                self._end(trial, State(states.FAILED, words=f'cannot be started: {error}'))
+        file, ended = None, None
+        try:
+            file = states.held(trial.log)
+            if file is None or _trained_by_hand(trial):
+                self._elsewhere.append(trial)
+            elif (state := states.look(trial, held=False)).kind in (states.DONE, states.OTHER):
+                ended = state  # another launcher has finished it meanwhile
+            else:
+                self._running.append(_Process(trial, file, self._shares[self._free[0]], self._free[0]))
+                self._free.pop(0)
+                return
+        except (OSError, RunError) as error:  # such as a full disk: the others may still end well
+            if self._running and getattr(error.__cause__ or error, 'errno', None) in _TOO_MANY:
+                self._waiting.appendleft(trial)
+                self._crowded = True
+            else:
+                ended = State(states.FAILED, words=f'cannot be started: {error}')
+                with contextlib.suppress(OSError):
+                    if file:
+                        file.write(f'error: {ended.words}\n'.encode(errors='replace'))
+        if file:
+            file.close()
+        if ended:
+            self._end(trial, ended)
 
     def _end(self, trial: Trial, state: State) -> None:
         self._states[trial.name] = state
@@ -204,3 +220,5 @@ def _trained_by_hand(trial: Trial) -> bool:
             return False
     except UserError:
         return True
+    except RunError:  # its own process will say why it cannot be locked
+        return False

@@ -57,8 +57,10 @@ def resolvable(sd: float, n: int, samples: int = 2, alpha: float = 0.05, wanted:
 
     if n < 2:
         return math.nan
-    unit = math.sqrt(samples / n)  # the standard error, of sd 1
-    return sd * brentq(lambda d: power(d, 1.0, n, samples, alpha) - wanted, 0.0, 200 * unit)
+    enough = math.sqrt(samples / n)  # the standard error, of sd 1
+    while power(enough, 1.0, n, samples, alpha) < wanted:  # far, for few seeds and a small alpha
+        enough *= 2
+    return sd * brentq(lambda d: power(d, 1.0, n, samples, alpha) - wanted, 0.0, enough)
 
 
 def seeds_needed(d: float, sd: float, samples: int = 2, alpha: float = 0.05, wanted: float = POWER) -> float:

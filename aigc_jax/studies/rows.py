@@ -70,7 +70,7 @@ def texts(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _rows(config: str, grid: list[tuple[str, str]], seeds: int | None) -> list[dict[str, Any]]:
-    path = config.partition(':')[0]
+    path, _ = config_lib.file_and_argument(config)
     module = user_code.load(path, '--config')
     rows: Any = [{}]
     if hasattr(module, 'sweep'):

@@ -5,8 +5,10 @@ launcher ends it with the exit code. A process of the trial holds the log's lock
 inherits the open file: a launcher that is killed leaves no doubt about whether its children live.
 """
 
+import contextlib
 import fcntl
-import json
+import hashlib
+import math
 import os
 import pathlib
 import re
@@ -17,17 +19,18 @@ from aigc_jax.core import records
 from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import open_append
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies.sweeps import Trial, fingerprint
 
 DONE, RUNNING, STOPPED, FAILED, MISSING, OTHER = 'done', 'running', 'stopped', 'failed', 'missing', 'another config'
+QUEUED = 'queued'  # of which the files do not tell, but the queue of a cluster
 BEGIN, END = '$ ', '[exit code '
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 _TAIL = 1 << 14  # bytes of a log's end; a traceback has less
-_SEED, _TOTAL = re.compile(r'\n  "seed": (-?\d+)'), re.compile(r'\n  "total_steps": (\d+)')
+_SEED, _TOTAL = re.compile(r'\n  "seed": (-?\d{1,18})\b'), re.compile(r'\n  "total_steps": (\d{1,18})\b')
 _PATIENT = re.compile(r'\n    "patience": [1-9]')
-_START = re.compile(rb'^{"time": ([0-9.]+), "event": "start".*\n', re.MULTILINE)
-_LINE = b'{"time": '
+_START = re.compile(b'"event": "start"')
 
 
 class State(NamedTuple):
@@ -49,6 +52,8 @@ def look(trial: Trial, held: bool | None = None) -> State:
     held: whether a process of it lives, where that is known: the launcher itself may hold the lock.
     """
     paths = Paths(trial.folder)
+    if trial.evaluation:
+        return _look_at_evaluation(trial, paths, held)
     try:
         config = _text(paths.config)
         if config is not None and not _is_same(trial, config):
@@ -68,16 +73,43 @@ def look(trial: Trial, held: bool | None = None) -> State:
     return State(MISSING) if config is None else State(STOPPED, step)
 
 
+def _look_at_evaluation(trial: Trial, paths: Paths, held: bool | None) -> State:
+    """Of one that evaluates a finished run once more. An evaluation of an earlier training of the run is none of it."""
+    path = paths.manifest
+    try:
+        digest, path = hashlib.sha256(path.read_bytes()).hexdigest(), paths.evaluation
+        step = records.read(path)['step']
+        for path in sorted(paths.evaluations.glob('*.json')):
+            found = records.read(path)
+            flat = {f'{group}.{name}': v for group in ('data', 'sample', 'eval') for name, v in found[group].items()}
+            same = all(name in flat and flat[name] == v for name, v in trial.evaluation.made_with.items())
+            if same and (found['manifest'], found['step']) == (digest, step):
+                return State(DONE, step, results=found['metrics'])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = getattr(error, 'strerror', None) or error
+        return State(FAILED, words=_line(f'{path}: cannot be read as an evaluation: {why}; remove it'))
+    if is_held(trial.log) if held is None else held:
+        return State(RUNNING)
+    reason = _reason(trial.log)
+    return State(FAILED, words=reason) if reason else State(MISSING)
+
+
 def hours(trial: Trial) -> float:
     """That the processes of its run have lived, by timing.jsonl: of one that was killed, up to its last line."""
     data = _bytes(Paths(trial.folder).timing)
     data = data[: data.rfind(b'\n') + 1]
-    starts = list(_START.finditer(data))
+    starts = [data.rfind(b'\n', 0, found.start()) + 1 for found in _START.finditer(data)]
     seconds = 0.0
-    for start, end in zip(starts, [*(later.start() for later in starts), len(data)][1:], strict=True):
-        last = data.rfind(_LINE, start.start(), end) + len(_LINE)
-        seconds += max(0.0, float(data[last : data.index(b',', last)]) - float(start[1]))  # a clock may be put back
-        seconds += sum(json.loads(start[0])['seconds'].values())
+    for start, end in zip(starts, [*starts, len(data)][1:], strict=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # a damaged line says nothing
+            begun = records.parse(data[start : data.index(b'\n', start)])
+            last = records.parse(data[data.rfind(b'\n', 0, end - 1) + 1 : end])
+            # An older run has only a clock that somebody may have put back.
+            lived = last['elapsed'] if 'elapsed' in last else max(0.0, last['time'] - begun['time'])
+            lived += sum(begun['seconds'].values())
+            seconds += lived if 0 <= lived < math.inf else 0.0
     return seconds / 3600
 
 
@@ -134,16 +166,9 @@ def _is_same(trial: Trial, config: str) -> bool:
 
 def _finished(trial: Trial, paths: Paths, config: str) -> tuple[int, dict] | None:
     """(its last step, its results) where the run has ended, by its total_steps or by early stopping."""
-    try:
-        results = records.read(paths.evaluation)
-        step = results.pop('step')
-        if not all('value' in found for found in results.values()) or type(step) is not int:
-            raise ValueError('it holds no metrics')
-    except FileNotFoundError:
+    if not (found := results_lib.read(paths.evaluation)):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, 'strerror', None) or error
-        raise UserError(f'{paths.evaluation}: cannot be read as an evaluation: {why}; remove it') from None
+    step, results = found
     if step == trial.row.total_steps:
         return step, results
     if not _PATIENT.search(config):
@@ -162,9 +187,9 @@ def _progress(paths: Paths) -> tuple[int, float]:
     step, speed = 0, 0.0
     for line in _bytes(paths.timing, 4096).split(b'\n'):
         try:
-            row = json.loads(line)
+            row = records.parse(line)
             step, speed = int(row.get('step', step)), float(row.get('steps_per_second', speed))
-        except (ValueError, TypeError, AttributeError):  # the first and the last line may be cut
+        except (ValueError, TypeError, AttributeError, OverflowError):  # the first and the last line may be cut
             continue
     return step, speed
 
@@ -174,7 +199,7 @@ def _reason(log: pathlib.Path) -> str:
     text = '\n' + _bytes(log, _TAIL).decode(errors='replace')
     lines = [line for line in text[text.rfind('\n' + BEGIN) + 1 :].split('\n') if line.strip()]
     code = 0
-    if lines and (ended := re.match(re.escape(END) + r'(-?\d+)', lines[-1])):
+    if lines and (ended := re.match(re.escape(END) + r'(-?\d{1,9})\]', lines[-1])):
         code = int(ended[1])
         lines.pop()
     if code - 128 in INTERRUPTS or -code in INTERRUPTS:
@@ -183,7 +208,8 @@ def _reason(log: pathlib.Path) -> str:
         return _line(said[-1])
     if code < 0:
         memory = ', perhaps by the system for want of memory' if -code == signal.SIGKILL else ''
-        return f'killed by {signal.Signals(-code).name}{memory}'
+        names = {number.value: number.name for number in signal.Signals}
+        return f'killed by {names.get(-code, f"signal {-code}")}{memory}'
     return _line(lines[-1]) if code or any(line.startswith('Traceback (most recent') for line in lines) else ''
 
 

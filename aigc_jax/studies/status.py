@@ -12,7 +12,7 @@ from aigc_jax.studies.states import DONE, FAILED, RUNNING, State
 from aigc_jax.studies.sweeps import Row, Sweep, Trial
 
 States = list[tuple[Trial, State]]
-_ORDER = DONE, RUNNING, states.STOPPED, FAILED, states.MISSING, states.OTHER
+_ORDER = DONE, RUNNING, states.QUEUED, states.STOPPED, FAILED, states.MISSING, states.OTHER
 
 
 def look(trials: Sequence[Trial]) -> States:
@@ -42,7 +42,7 @@ def table(sweep: Sweep, found: States, metric: str) -> str:
     lines = [f'{"row":<{width}}  done  {metric or "metric"}']
     lines += [_line(row, by_row[row.name], metric, width) for row in sweep.rows]
     open_ones = [(trial, state) for trial, state in found if state.kind not in (DONE, states.MISSING)]
-    lines += [f'{trial.name}: {_words(trial, state)}' for trial, state in open_ones]
+    lines += [f'{trial.name}: {words_of(trial, state)}' for trial, state in open_ones]
     return ''.join(printable(line).rstrip() + '\n' for line in lines)
 
 
@@ -87,7 +87,7 @@ def mean_words(values: Sequence[float]) -> str:
     return words + (f' ({lost} of {len(values)} not finite)' if lost else '')
 
 
-def _words(trial: Trial, state: State) -> str:
+def words_of(trial: Trial, state: State) -> str:
     """What a trial that is not done does, or why it does not."""
     at = f'step {state.step} of {trial.row.total_steps}'
     if state.kind == RUNNING and state.speed:

@@ -32,10 +32,24 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Another evaluation of a finished run. fields: [(field, text)] on top of the run's config. made_with: {field: what
+    the resolved config holds}, which tells its file in evaluations/ from those of others."""
+
+    fields: tuple[tuple[str, str], ...]
+    made_with: dict[str, Any]
+
+    @functools.cached_property
+    def name(self) -> str:
+        return f'evaluation-{hashlib.sha256(json.dumps(self.fields).encode()).hexdigest()[:8]}'
+
+
+@dataclasses.dataclass(frozen=True)
 class Trial:
     """A row with one seed, in the folder `workdir` of the sweep.
 
     config: FILE.py[:variant,…] that the row's fields are set in, after those of `overrides`, [(field, text)].
+    evaluation: of a trial that evaluates the run of the row and seed once more; None of one that trains it.
     """
 
     row: Row
@@ -43,11 +57,12 @@ class Trial:
     workdir: pathlib.Path
     config: str
     overrides: tuple[tuple[str, str], ...] = ()
+    evaluation: Evaluation | None = None
 
     @functools.cached_property
     def folder(self) -> pathlib.Path:
         """Of its run."""
-        return self.workdir / self.name
+        return self.workdir / self.row.name / f'seed-{self.seed}'
 
     @property
     def log(self) -> pathlib.Path:
@@ -56,7 +71,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        return f'{self.row.name}/seed-{self.seed}'
+        return f'{self.row.name}/seed-{self.seed}' + (f'-{self.evaluation.name}' if self.evaluation else '')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +114,15 @@ def read(workdir: pathlib.Path) -> Sweep | None:
 
 
 def others(sweep: Sweep, workdir: pathlib.Path) -> Iterator[str]:
-    """The names of the folders that hold runs of rows which the sweep no longer has."""
-    unknown = set(os.listdir(workdir)) - {row.name for row in sweep.rows}
-    yield from (name for name in sorted(unknown) if any((workdir / name).glob('seed-*/config.json')))
+    """ROW, or ROW/seed-S, of the folders that hold runs of rows and seeds which the sweep no longer has."""
+    rows, seeds = {row.name for row in sweep.rows}, {f'seed-{seed}' for seed in sweep.seeds}
+    for name in sorted(os.listdir(workdir)):
+        if not os.path.isdir(folder := os.path.join(workdir, name)):
+            continue
+        known = seeds if name in rows else ()
+        unknown = sorted(run for run in os.listdir(folder) if run.startswith('seed-') and run not in known)
+        found = [f'{name}/{run}' for run in unknown if os.path.exists(os.path.join(folder, run, 'config.json'))]
+        yield from found if name in rows else [name] * bool(found)
 
 
 def fingerprint(config: str) -> str:

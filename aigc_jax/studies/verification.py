@@ -19,8 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax.core import parallel, processes, records, tree
-from aigc_jax.core.errors import RunError, UserError
-from aigc_jax.core.files import atomic_write
+from aigc_jax.core.errors import RunError, UserError, first_line
+from aigc_jax.core.files import atomic_write, disk_errors
 from aigc_jax.core.types import TrainState
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import logs
@@ -80,17 +80,21 @@ def verify(folder: str | pathlib.Path, from_step: int = 0, *, progress: TextIO |
     A finished run is compared to its end, with its final evaluation; any other up to its newest checkpoint. It takes no
     longer than the run itself did. progress: a stream that the progress is shown on.
 
-    Raises UserError where there is no run, no such checkpoint, or where another trains in the folder. What keeps the
-    run from being run again is a Verdict.
+    Raises UserError where there is no run, no such checkpoint, where another trains in the folder, or where the disk or
+    the memory here is full, which says nothing of the run. What else keeps the run from being run again is a Verdict.
     """
     run = Run(folder)
     config = run.trusted_config()
+    config_lib.check(config)
     with contextlib.ExitStack() as held:
         with processes.together('lock'):
             if processes.first():
                 run.paths.check()
                 held.enter_context(run.unchanged())
-        return _verified(run, config, from_step, progress)
+        try:
+            return _verified(run, config, from_step, progress)
+        except (RunError, MemoryError) as error:
+            raise UserError(f'{run.folder}: cannot be run again here: {first_line(error)}') from None
 
 
 def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | None) -> Verdict:
@@ -106,7 +110,7 @@ def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | N
             try:
                 checkpoints.check(step)
             except UserError as error:
-                place, text = f'checkpoint of step {step}', _first_line(error)
+                place, text = f'checkpoint of step {step}', first_line(error)
                 return verdict(DIFFERENT, found=(Difference(step, place, text),))
     try:
         finished = is_over(config, run, end) or (end == config.total_steps and _evaluated_at(run.paths.evaluation, end))
@@ -127,7 +131,7 @@ def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | N
         try:
             rerun.train(progress)
         except UserError as error:
-            return verdict(NOT_COMPARABLE, reasons=(_first_line(error),), notes=notes)
+            return verdict(NOT_COMPARABLE, reasons=(first_line(error),), notes=notes)
         doubts = ground.doubts + _of_loaders(run.manifest, rerun.manifest)
         equal = {'checkpoints': tuple(rerun.equal), 'rows': rerun.rows_equal, 'evaluation': rerun.evaluation_equal}
     if not rerun.found:
@@ -149,15 +153,14 @@ def _evaluated_at(path: pathlib.Path, step: int) -> bool:
     return True
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split('\n')[0]
-
-
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[pathlib.Path]:
     """One for all processes."""
     with contextlib.ExitStack() as held:
-        own = held.enter_context(tempfile.TemporaryDirectory(prefix='aigc_jax_verify_')) if processes.first() else None
+        own = None
+        with processes.together('temporary folder'), disk_errors('a temporary folder (TMPDIR says where)'):
+            if processes.first():
+                own = held.enter_context(tempfile.TemporaryDirectory(prefix='aigc_jax_verify_'))
         yield pathlib.Path(processes.gather('temporary folder', own)[0])
 
 
@@ -195,7 +198,7 @@ class _Rerun(Run):
             pass
         except Diverged as error:
             self._row_differs()
-            self.found.append(Difference(None, 'the rerun', f'it diverged where the run did not: {_first_line(error)}'))
+            self.found.append(Difference(None, 'the rerun', f'it diverged where the run did not: {first_line(error)}'))
         if processes.first() and not self.found:
             self._compare_ends()
         self.found = [Difference(*each) for each in processes.gather('found', self.found)[0]]
@@ -344,7 +347,7 @@ class _Compared(Checkpoints):
         try:
             return super().restore(step, template)
         except UserError as error:
-            self._rerun.compared(step, _first_line(error))
+            self._rerun.compared(step, first_line(error))
             raise
 
     def _difference(self, step: int, state: TrainState, metrics: dict[str, float]) -> str | None:
@@ -357,7 +360,7 @@ class _Compared(Checkpoints):
                     there, here = (np.asarray(parallel.fetch(x)) for x in (leaf, now[name]))
                     found[name] = differences.of_arrays(there, here, self._rerun.seeds)
         except UserError as error:  # it is damaged, or another model's
-            return _first_line(error)
+            return first_line(error)
         differing = sorted((name for name in found if found[name]), key=lambda name: not name.startswith('params/'))
         if differing:
             return f'{len(differing)} of {len(found)} leaves differ; {differing[0]}: {found[differing[0]]}'

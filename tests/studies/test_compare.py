@@ -248,6 +248,17 @@ def test_arms_that_lack_a_metric_are_named(copies):
     assert '  no value: A\n' in comparison.text(compared)
 
 
+def test_evaluations_of_two_versions_of_an_arm_are_compared_by_what_both_have(copies):
+    path = copies / 'slow' / 'seed1' / 'evaluation.json'
+    found = evaluation(path.parent)
+    name = next(name for name, row in found.items() if name != 'step' and 'perfect' not in row)
+    first = evaluation(copies / 'slow' / 'seed0')
+    first[name]['perfect'] = 1.0
+    (copies / 'slow' / 'seed0' / 'evaluation.json').write_text(json.dumps(first))
+    (entry,) = of(comparison.Comparison([str(copies / 'slow')]), name).entries
+    assert len(entry.values) == 2 and 'perfect' not in entry.row
+
+
 def test_arms_are_lettered():
     assert [arms._letters(k) for k in (0, 25, 26, 27, 701, 702)] == ['A', 'Z', 'AA', 'AB', 'ZZ', 'AAA']
 
@@ -290,6 +301,10 @@ def test_a_mistake_is_one_line(runs, capsys, arguments, words):
         ('config.json', '{"seed": "x"}'),
         ('evaluation.json', '[]'),
         ('evaluation.json', '{"step": 20, "m": {"value": 1, "n": 2, "values": {"7": 1}}}'),
+        ('evaluation.json', '{"step": 20, "m": {"value": 1, "n": 2, "exp_of": "none", "values": {"0": 1, "1": 2}}}'),
+        ('evaluation.json', '{"step": 20, "m": {"value": 1, "n": 2, "values": {"0": 1%s, "1": 2}}}' % ('0' * 400)),
+        ('evaluation.json', '{"step": 20, "m": {"n": 2}}'),
+        ('config.json', '{"seed": 0, "num_seeds": 2, "total_steps": 20, "eval": 3}'),
         ('manifest.json', '{"data": 3}'),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
-from aigc_jax.studies import rows, states, status, sweeps
+from aigc_jax.studies import local, rows, states, status, sweeps
 from aigc_jax.studies.sweeps import name_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -99,6 +99,15 @@ def test_every_way_to_check_a_row_gives_the_config_that_its_process_has(tmp_path
         assert config.seed == 1 and config.task.r2 == 0.125
 
 
+def test_a_config_may_lie_anywhere(tmp_path):
+    """Its path may hold what a shell, a flag or a config name holds too."""
+    folder = tmp_path / '-a: b=c, ü 数据'
+    folder.mkdir()
+    config = own(folder, '[{"task.r1": 0.5}]')
+    (trial,) = rows.load(config, []).trials(folder / 'runs')
+    assert rows.resolved(trial).task.r1 == 0.5 and f'--config={config}' in local.command(trial)
+
+
 def test_names_are_short_and_stay_where_rows_are_added(tmp_path):
     assert name_of({'task.r1': 0.5, 'model.generator.features': (4, 8)}).startswith('r1=0.5,features=4x8-')
     both = {'optim.generator.schedule.init_value': 1e-3, 'optim.discriminator.schedule.init_value': 2e-3}
@@ -146,8 +155,8 @@ def test_ten_thousand_rows(tmp_path):
         found = {'ci': 0.1, 'n': 100, 'over': 'samples'}
         results = {f'samples/metric{k}': {'value': number + k, **found} for k in range(8)}
         (trial.folder / 'evaluation.json').write_text(json.dumps({'step': 40, **results}, indent=2) + '\n')
-        start = {'time': 1e9, 'event': 'start', 'step': 0, 'seconds': {'imports': 1.0}}
-        logs = [{'time': 1e9 + k, 'event': 'log', 'step': k, 'steps_per_second': 1.0} for k in range(40)]
+        start = {'time': 1e9, 'elapsed': 0.0, 'event': 'start', 'step': 0, 'seconds': {'imports': 1.0}}
+        logs = [{'time': 1e9 + k, 'elapsed': k, 'event': 'log', 'step': k, 'steps_per_second': 1.0} for k in range(40)]
         (trial.folder / 'timing.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [start, *logs]))
     command = [sys.executable, '-m', 'aigc_jax.sweep', 'status', f'--workdir={tmp_path}', '--metric=samples/metric1']
     for _ in range(3):  # other processes of the machine slow it down

@@ -1,10 +1,18 @@
 """How a trial stands, by files as runs leave them."""
 
+import contextlib
 import json
+import math
+import os
 import pathlib
+import random
+import re
+import resource
+import sys
 
 import pytest
 
+from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import drift, local, rows, states, status
 
@@ -84,6 +92,7 @@ def test_what_bears_identity(sweep, trial):
         ('\n$ a\nTraceback (most recent call last):\n  x\nKeyError: 1\n[exit code 1]\n', states.FAILED, 'KeyError: 1'),
         ('\n$ a\nstep 10\n[exit code -9]\n', states.FAILED, 'killed by SIGKILL'),
         ('\n$ a\nstep 10\n[exit code -11]\n', states.FAILED, 'killed by SIGSEGV'),
+        ('\n$ a\nstep 10\n[exit code -35]\n', states.FAILED, 'killed by signal 35'),
         ('\n$ a\nSIGTERM: saved at step 10\n[exit code 143]\n', states.MISSING, ''),
         ('\n$ a\n[exit code -2]\n', states.MISSING, ''),
         ('\n$ a\nerror: \x1b[31mred\n[exit code 1]\n', states.FAILED, '\\x1b[31mred'),
@@ -153,6 +162,46 @@ def test_a_run_that_cannot_be_started_fails_alone(sweep, tmp_path):
     assert 'cannot be started: ' in outcome.states[todo[0].name].words and not outcome.interrupted
 
 
+def test_why_a_run_cannot_be_started_stands_in_the_table(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, 'command', lambda trial: [str(tmp_path / 'no such program')])
+    trials = sweep.trials(tmp_path)
+    local.launch(trials, 1, lambda *_: None)
+    found = status.look(trials)
+    assert [state.kind for _, state in found] == [states.FAILED] * 4
+    assert status.table(sweep, found, '').count(': failed: cannot be started: [Errno 2] No such file') == 4
+
+
+def test_where_no_more_processes_can_be_started_the_others_wait_for_those_that_run(sweep, tmp_path, monkeypatch):
+    """By the limit of open files, each process having a log; root has no limit of processes."""
+    finishes = 'import time; time.sleep(0.5); import os, sys; os.rename(sys.argv[1] + ".made", sys.argv[1])'
+    monkeypatch.setattr(local, 'command', lambda t: [sys.executable, '-c', finishes, f'{t.folder}/evaluation.json'])
+    trials, told = sweep.trials(tmp_path), []
+    for trial in trials:
+        put(trial, text(trial), step=40)
+        os.rename(trial.folder / 'evaluation.json', trial.folder / 'evaluation.json.made')
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir('/proc/self/fd')))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest)]  # all below it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 6, before[1]))
+    try:
+        local.launch(trials, 3, lambda trial, state: told.append((trial.name, state.kind, state.words)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for number in taken:
+            os.close(number)
+    assert sorted(told) == sorted((trial.name, states.DONE, '') for trial in trials)
+
+
+def test_hours_are_those_of_a_clock_that_nobody_sets(trial):
+    trial.folder.mkdir(parents=True)
+    begin = {'time': 1e9, 'elapsed': 0.0, 'event': 'start', 'step': 0, 'seconds': {'imports': 30.0}}
+    later = [{'time': t, 'elapsed': e, 'event': 'log', 'step': 1} for t, e in ((2e9, 10.0), (5e8, 60.0))]
+    again = {**begin, 'time': 3e9}
+    lines = [*(json.dumps(row) + '\n' for row in (begin, *later, again)), '{"time": 3e9, "elapsed": 999']
+    (trial.folder / 'timing.jsonl').write_text(''.join(lines))
+    assert states.hours(trial) == pytest.approx((30 + 60 + 30) / 3600)
+
+
 def test_cores_are_shared_evenly(monkeypatch):
     monkeypatch.setattr(local, '_cores', lambda: {0, 1, 2, 3, 4, 5, 6})
     assert local.shares(3) == [{0, 1}, {2, 3}, {4, 5}]
@@ -161,3 +210,56 @@ def test_cores_are_shared_evenly(monkeypatch):
     assert local.shares(3) == [{2}, {5}, {2}]
     monkeypatch.setattr(local, '_cores', set)
     assert local.shares(2) == [set(), set()]
+
+
+JUNK = [
+    b'', b'[]', b'{}', b'null', b'\x00' * 9, b'\xff\xfe', b'[' * 5000, b'"' * 3, b'9' * 5000, b'1e999', b'"x"',
+    b'{"a":', b'\n', b'\n\n$ ', b'[exit code -99]\n', b'[exit code ' + b'9' * 5000 + b']\n', b'NaN', b'true', b'-',
+]  # fmt: skip
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
+    match draw.randrange(5):
+        case 0:
+            return data[:a]
+        case 1:
+            return data[:a] + data[b:]
+        case 2:
+            return data[:a] + draw.choice(JUNK) + data[b:]
+        case 3:  # a value in the place of another
+            return re.sub(rb'(: )[^,\n]+', lambda m: m[1] + draw.choice(JUNK) if draw.random() < 0.2 else m[0], data)
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 4)):
+        changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def test_no_damage_to_any_file_is_more_than_a_failure_of_its_run(sweep, trial):
+    """Files cut short, with flipped bits, with other values: status tells of all runs, whatever one of them is."""
+    put(trial, text(trial), step=40, final=40, evaluations=[(10, 5.0), (20, 6.0), (40, 7.0)])
+    made_with = {'source': 'aa', 'packages': {'jax': '0'}, 'data': {'fingerprint': 'ab'}}
+    (trial.folder / 'manifest.json').write_text(json.dumps(made_with))
+    begin = {'time': 1e9, 'elapsed': 0.1, 'event': 'start', 'step': 0, 'seconds': {'imports': 1.0}}
+    logs = [{'time': 1e9 + k, 'elapsed': k, 'step': k, 'steps_per_second': 2.0} for k in range(9)]
+    (trial.folder / 'timing.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in [begin, *logs]))
+    trial.log.write_text('\n$ a\nerror: no data: give\nmore\n[exit code 2]\n')
+    names = ['config.json', 'evaluation.json', 'manifest.json', 'metrics.jsonl', 'timing.jsonl']
+    files = [*(trial.folder / name for name in names), trial.log]
+    whole = {path: path.read_bytes() for path in files}
+    draw, kinds = random.Random(0), set()
+    for _ in range(int(os.environ.get('AIGC_JAX_DAMAGES', 300))):
+        for path in (struck := draw.sample(files, draw.randint(1, 2))):
+            path.write_bytes(damaged(whole[path], draw))
+        if draw.random() < 0.3:
+            (trial.folder / 'evaluation.json').unlink()
+        found = [(trial, states.look(trial, held=draw.random() < 0.2))]
+        assert math.isfinite(states.hours(trial)) and states.hours(trial) >= 0
+        lines = status.table(sweep, found, status.metric_of(sweep, found, None)) + status.summary(found)
+        assert all(line.isprintable() for line in lines.split('\n'))
+        with contextlib.suppress(UserError):
+            [*drift.notes(found)]
+        kinds.add(found[0][1].kind)
+        for path in {*struck, trial.folder / 'evaluation.json'}:
+            path.write_bytes(whole[path])
+    assert kinds >= {states.DONE, states.FAILED, states.OTHER}

@@ -1,5 +1,6 @@
 """Sweeps through the command line: real runs, failures, kills, two launchers at once, drift."""
 
+import contextlib
 import copy
 import json
 import os
@@ -26,12 +27,15 @@ GRID = (*SMALL, f'--sweep.{RATE}=1e-3,3e-4', '--seeds=2', '--jobs=2')
 
 
 def start(workdir, *arguments) -> subprocess.Popen:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-m', 'aigc_jax.sweep', *arguments, f'--workdir={workdir}']
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, 'PYTHONPATH': path},
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return {**os.environ, 'PYTHONPATH': path}
 
 
 def sweep(workdir, *arguments) -> tuple[int, str, str]:
@@ -104,6 +108,8 @@ def test_the_same_command_again_does_nothing(finished):
     assert code == 0 and out.splitlines()[0].split() == ['row', 'done', 'samples/modes']
     assert out.splitlines()[-1].startswith('4 runs: 4 done; ')
     assert sweep(workdir, 'status')[1].startswith(table)
+    code, out, err = sweep(workdir, *GRID, '--metric=samples/mode')
+    assert (code, out) == (2, '') and 'did you mean samples/modes' in err and '4 runs' not in err
 
 
 def test_a_changed_config_under_a_run_is_named_and_refused(finished, tmp_path):
@@ -118,7 +124,13 @@ def test_a_changed_config_under_a_run_is_named_and_refused(finished, tmp_path):
     # Rows that go leave their runs where they are, with a note; logging and the layout bear no identity.
     code, out, err = sweep(workdir, *SMALL, f'--sweep.{RATE}=1e-3', '--config.parallel.mesh.data=1')
     assert code == 0 and len(out.splitlines()) == 2
-    assert 'note: ' in err and 'not in this sweep: init_value=0.0003-' in err
+    (gone,) = (path.name for path in workdir.glob('init_value=0.0003-*'))
+    (row,) = (path.name for path in workdir.glob('init_value=0.001-*'))
+    assert f'not in this sweep: {gone}, {row}/seed-1\n' in err
+    # Without stderr what is said goes nowhere; stdout is for results.
+    command = f'{sys.executable} -m aigc_jax.sweep status --workdir={workdir} 2>&-'
+    done = subprocess.run(['sh', '-c', command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment())
+    assert done.returncode == 0 and out in done.stdout and 'note: ' not in done.stdout
 
 
 def test_a_failure_stops_nothing_and_is_tried_again(tmp_path):
@@ -142,18 +154,101 @@ def test_a_failure_stops_nothing_and_is_tried_again(tmp_path):
     assert code == 1 and 'failed: ' in out and str(path) in out
 
 
-def test_a_launcher_that_is_killed_at_any_moment_leaves_the_same_table(finished, tmp_path):
+def processes(workdir) -> dict[int, str]:
+    """{pid: the name of its run; '' of a launcher} of what works on the sweep in this folder."""
+    found = {}
+    for entry in pathlib.Path('/proc').glob('[0-9]*'):
+        try:
+            words = (entry / 'cmdline').read_bytes().decode().split('\0')
+        except OSError:  # it has ended
+            continue
+        flag = f'--workdir={workdir}'
+        mine = [word.removeprefix('--workdir=') for word in words if word == flag or word.startswith(f'{flag}/')]
+        if mine and 'aigc_jax.sweep' in words:
+            found[int(entry.name)] = ''
+        elif mine and 'aigc_jax.main' in words:
+            found[int(entry.name)] = os.path.relpath(mine[0], workdir)
+    return found
+
+
+def newest(run) -> int:
+    """The step of the newest checkpoint that is whole."""
+    return max((int(path.name) for path in run.glob('checkpoints/[0-9]*') if path.name.isdecimal()), default=0)
+
+
+def starts(run) -> list[int]:
+    """The steps that its processes went on from."""
+    path = run / 'manifest.json'
+    return [start['step'] for start in json.loads(path.read_text())['starts']] if path.exists() else []
+
+
+def strike(workdir, moments, saved) -> None:
+    """One event strikes one or all of what works on the sweep. saved: gets (run, starts before, newest checkpoint)."""
+    time.sleep(moments.uniform(0, 6))
+    if not (alive := processes(workdir)):
+        return
+    struck = [*alive] if moments.random() < 0.2 else [moments.choice([*alive])]
+    if moments.random() < 0.2:
+        stop_a_while(struck, moments.uniform(0.1, 3))
+        return
+    for pid in struck:
+        if run := alive[pid]:
+            saved.append((run, len(starts(workdir / run)), newest(workdir / run)))
+        signal_(pid, signal.SIGKILL)
+
+
+def stop_a_while(pids, seconds) -> None:
+    for pid in pids:
+        signal_(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    for pid in pids:
+        signal_(pid, signal.SIGCONT)
+
+
+def signal_(pid, number) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='processes are found in /proc')
+def test_what_is_killed_or_stopped_at_any_moment_leaves_the_same_table(finished, tmp_path):
+    """Launchers, one or two at a time, and runs. AIGC_JAX_KILLS=100 strikes so often."""
     _, table = finished
-    moments = random.Random(0)
-    for _ in range(3):
-        process = start(tmp_path, *GRID)
-        # 2 s on: its processes begin. A slow machine gets to an earlier moment.
-        time.sleep(2 + 6 * moments.random())
-        process.kill()
-        process.communicate()
-    code, out, err = sweep(tmp_path, *GRID)
-    assert (code, out) == (0, table), err
-    assert bits(tmp_path) == bits(finished[0])
+    moments, left = random.Random(0), int(os.environ.get('AIGC_JAX_KILLS', '4'))
+    while left > 0:
+        workdir, launchers, saved = tmp_path / f'left-{left}', [], []
+        for _ in range(min(left, 10)):
+            launchers = [process for process in launchers if process.poll() is None]
+            while len(launchers) < 1 + (moments.random() < 0.3):
+                launchers.append(start(workdir, *GRID))
+            strike(workdir, moments, saved)
+            left -= 1
+        last = start(workdir, *GRID)
+        for process in [*launchers, last]:
+            out, err = process.communicate(timeout=SECONDS)
+            assert process.returncode == -signal.SIGKILL or (process.returncode, out) in ((0, table), (1, out)), err
+        code, out, err = sweep(workdir, *GRID)
+        assert (code, out) == (0, table), err
+        assert bits(workdir) == bits(finished[0])
+        for run, before, step in saved:
+            assert all(begun >= step for begun in starts(workdir / run)[before:]), (run, before, step)
+
+
+@pytest.mark.skipif('AIGC_JAX_KILLS' not in os.environ or os.geteuid() != 0, reason='AIGC_JAX_KILLS=N, as root')
+def test_a_full_disk_loses_nothing(finished, tmp_path):
+    """A disk of its own, which takes two of the four runs."""
+    workdir, table = finished
+    mount = lambda options: subprocess.run(['mount', *options, str(tmp_path)], check=True)
+    mount(['-t', 'tmpfs', '-o', 'size=1500k', 'tmpfs'])
+    try:
+        code, out, err = sweep(tmp_path / 'sweep', *GRID)
+        assert code == 1 and 'No space left on device' in out and 'Traceback' not in out + err
+        mount(['-o', 'remount,size=16m'])
+        code, out, err = sweep(tmp_path / 'sweep', *GRID)
+        assert (code, out) == (0, table), err
+        assert bits(tmp_path / 'sweep') == bits(workdir)
+    finally:
+        subprocess.run(['umount', str(tmp_path)], check=True)
 
 
 def test_a_signal_saves_all_runs(tmp_path):
@@ -196,3 +291,9 @@ def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys):
         assert (ended.value.code, out) == (2, '') and err.startswith('error: ') and word in err, (arguments, err)
         assert 'Traceback' not in err and len(err.splitlines()) <= 3
     assert not (tmp_path / 'none').exists()
+    (tmp_path / 'none').mkdir()
+    (tmp_path / 'none' / 'config.json').write_text('{}')
+    monkeypatch.setattr(door, 'FLAGS', copy.deepcopy(flags))
+    with pytest.raises(SystemExit):
+        door.main(['sweep', '--config=configs/gan.py', '--seeds=2', f'--workdir={tmp_path / "none"}'])
+    assert 'is the folder of a run' in capsys.readouterr().err

@@ -193,6 +193,12 @@ def test_a_changed_width(copied):
     assert found.step == 10 and 'of another model' in found.text
 
 
+def test_a_config_that_lacks_a_group_is_refused_in_one_line(copied):
+    edited(copied.paths.config, lambda config: config.update(parallel=3))
+    with pytest.raises(UserError, match='parallel'):
+        verify(copied.folder)
+
+
 def test_changed_lines_of_metrics(copied):
     kept = lines(copied)
     k = next(k for k, line in enumerate(kept) if '"step": 15, "split": "eval"' in line)
@@ -323,6 +329,15 @@ def test_what_is_no_run_or_trains_now_is_refused(copied, tmp_path):
         pass
     shutil.rmtree(copied.paths.checkpoints)
     assert 'no checkpoint is kept' in the_reason(copied)
+
+
+def test_a_full_disk_here_is_no_difference(copied, tmp_path, command_line):
+    """Exit code 1 says that the run is different."""
+    program = "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))\n"
+    program += 'from aigc_jax import verify\nverify.main(sys.argv)\n'
+    done = command_line.python('-c', program, f'--workdir={copied.folder}', '--from_step=20')
+    assert done.returncode == 2 and not done.stdout, done
+    assert 'cannot be run again here: cannot write ' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_the_door(copied, command_line):

@@ -538,3 +538,15 @@ def test_a_field_that_is_learned_carries_the_source_to_the_data(tmp_path):
         distance[solver] = squared_wasserstein(samples, experiment.examples('test', np.arange(500))['x'])
     real = make('ring8,smoke', data__name='ring8').dataset.splits['test'].arrays['x']
     assert distance['dopri5'] < 0.01 + 2 * floor(real, 500) < 0.3 < distance['euler']
+
+
+def test_the_divergence_in_many_dimensions_takes_no_more_memory():
+    matrix = jax.random.normal(jax.random.key(0), (150, 150))
+    f = lambda t, x: t * jnp.tanh(x @ matrix)
+    x = jax.random.normal(jax.random.key(1), (3, 150))
+    value, trace = solvers.divergence(f, jnp.float32(0.5), x, None)
+    expected = jax.vmap(lambda x: jnp.trace(jax.jacobian(lambda x: f(0.5, x))(x)))(x)
+    np.testing.assert_allclose(trace, expected, rtol=1e-4)
+    np.testing.assert_array_equal(value, f(jnp.float32(0.5), x))
+    wide = lambda n: jax.jit(lambda x: solvers.divergence(lambda t, x: x * x, 0.5, x, None)).lower(jnp.zeros((n, 4096)))
+    assert wide(8).compile().memory_analysis().temp_size_in_bytes < 4096 * 4096 * 8

@@ -54,6 +54,15 @@ def test_streamed_terminated_and_resumed_two_processes_train_as_one(command_line
     pair = Pair(command_line, tmp_path, 'gan:smoke', **fields)
     assert pair.end() == [0, 0], pair.errors()
     assert_same_run(leaves, pair.workdir, smoke('gan'))
+    # They run it again, and find what was changed, which comes last.
+    evaluation = json.loads((pair.workdir / 'evaluation.json').read_text())
+    evaluation[min(evaluation.keys() - {'step'})]['value'] += 1
+    (pair.workdir / 'evaluation.json').write_text(json.dumps(evaluation))
+    before = 'import sys\nfrom aigc_jax import verify\nverify.main(sys.argv)\n'
+    pair = Pair(command_line, tmp_path, None, 2 * ({'before': before},), flags=['--from_step=10'])
+    assert pair.end() == [1, 1], pair.errors()
+    assert pair.output[0].startswith('different\n  evaluation.json: ') and not pair.output[1], pair.output
+    assert 'before that, equal: checkpoint' in pair.output[0] and 'rows of metrics.jsonl' in pair.output[0]
 
 
 def test_two_processes_evaluate_and_sample_a_run_in_shards_as_one(command_line, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from aigc_jax.core import memory
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, first_line
 from aigc_jax.core.notes import note
 from aigc_jax.core.records import regular
 from aigc_jax.data.sources import arrays
@@ -131,7 +131,7 @@ def _open(path: pathlib.Path, then):
             with Image.open(file, formats=sorted(set(_FORMATS.values()))) as image:
                 return then(image)
     except _BROKEN as e:
-        reason = str(getattr(e, 'strerror', None) or e).splitlines()[0]
+        reason = first_line(getattr(e, 'strerror', None) or e)
         raise UserError(f'{path}: cannot be read ({reason}); replace it, or remove it') from e
 
 

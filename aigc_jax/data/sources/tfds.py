@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.core.errors import RunError, UserError, first_line, near
 from aigc_jax.data.dataset import Dataset, divide
 from aigc_jax.data.sources import text
 from aigc_jax.data.specs import Images, Points
@@ -38,7 +38,7 @@ class Stream:
             # Threads read many examples five times faster, and one three times slower.
             examples = self._source.__getitems__(rows) if np.ndim(index) else [self._source[rows[0]]]
         except RuntimeError as e:
-            raise RunError(f'{self._name}: a record of {rows[:3]}... is unreadable: {_first_line(e)}') from e
+            raise RunError(f'{self._name}: a record of {rows[:3]}... is unreadable: {first_line(e)}') from e
         batch = {name: np.stack([example[key] for example in examples]) for name, key in self._keys.items()}
         if 'label' in batch:
             batch['label'] = batch['label'].astype(np.int32)
@@ -99,7 +99,7 @@ class _Documents:
             try:
                 examples = self._source.__getitems__(rows)
             except RuntimeError as e:
-                raise UserError(f'{self._name}: a record is unreadable: {_first_line(e)}; prepare it again') from e
+                raise UserError(f'{self._name}: a record is unreadable: {first_line(e)}; prepare it again') from e
             for row, example in zip(rows, examples, strict=True):
                 text = example[self._key]
                 try:
@@ -188,7 +188,7 @@ def _builder(cfg, name: str):
     except Exception as e:  # a damaged folder: TFDS raises whatever its parsers do
         raise UserError(
             f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
-            f'version, or prepare it again:\n  {_first_line(e)}'
+            f'version, or prepare it again:\n  {first_line(e)}'
         ) from e
     place, overwrite = shlex.quote(folder), ' --overwrite' if prepared_as else ''
     raise UserError(
@@ -263,7 +263,3 @@ def _fingerprint(info, streams: dict[str, Stream]) -> str:
 
 def _licence(info) -> str:
     return info.redistribution_info.license or 'not stated; see www.tensorflow.org/datasets/catalog'
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,6 +19,7 @@ MOST_STEPS, LEAST_STEP = 10_000, 1e-8
 
 # Of the second stage and of the sum, of methods of order 2: c2, b1, b2.
 _TWO_STAGES = {'midpoint': (0.5, 0.0, 1.0), 'heun': (1.0, 0.5, 0.5)}
+_DIRECTIONS = 64  # of Jacobian-vector products at once
 FIXED = {'euler': 1, 'midpoint': 2, 'heun': 2}  # evaluations a step
 SOLVERS = (*FIXED, 'dopri5')
 
@@ -113,6 +114,10 @@ def divergence(f: Field, t: Array, x: Array, probes: Array | None) -> tuple[Arra
     """(f(t, x), Σ ∂f_i/∂x_i (n,)): the trace itself, by D Jacobian-vector products, where probes is None; else
     Hutchinson's estimate, the mean of εᵀ (∂f/∂x) ε over ε of probes (K, n, D) (Grathwohl et al. 2019, section 3.1)."""
     moved = lambda direction: jax.jvp(lambda x: f(t, x), (x,), (direction,))
+    if probes is None and x.shape[-1] > _DIRECTIONS:  # all at once would take D times the memory of f
+        basis = np.eye(x.shape[-1], dtype=x.dtype)
+        part = lambda e: jnp.sum(moved(jnp.broadcast_to(e, x.shape))[1] * e, axis=-1)
+        return f(t, x), jnp.sum(jax.lax.map(part, basis, batch_size=_DIRECTIONS), axis=0)
     if probes is None:
         probes = jnp.broadcast_to(np.eye(x.shape[-1], dtype=x.dtype)[:, None], (x.shape[-1], *x.shape))
         reduce = jnp.sum

@@ -1,0 +1,81 @@
+"""One number of a study's tables, made again from nothing."""
+
+import dataclasses
+import pathlib
+import shutil
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.studies import findings, gathering
+from aigc_jax.studies.claims import Claim
+from aigc_jax.studies.findings import Seed
+from aigc_jax.studies.planning import Pair, Plan
+
+FOLDER = 'again'  # below the study's, for the runs that are made again
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """A number that is to be made again, and where it stands."""
+
+    seed: Seed
+    where: str
+
+
+def settled(plan: Plan, claim: Claim, workdir: pathlib.Path) -> Plan:
+    """With the setting that the tuning of this claim chose. Raises UserError where it is not over."""
+    if claim.name not in plan.candidates:
+        return plan
+    found = gathering.Gathered(plan, workdir, None)
+    if claim.name not in found.open:
+        return found.plan
+    if plan.results.exists():
+        for one in findings.read(plan.results).findings:
+            rows = [dict(row) for row in claim.tune]
+            if one.claim.name == claim.name and one.chosen in rows:
+                return plan.chosen({claim.name: rows.index(one.chosen)})
+    raise UserError(f'--seed: claim {claim.name} is not tuned yet in {workdir}; run the study first')
+
+
+def before(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Before | None:
+    """The number in the runs of `workdir`, else in the report that was committed beside the study; None: in neither."""
+    found = gathering.Gathered(plan, workdir, None).seeds(claim, seed)
+    if seed in found:
+        return Before(found[seed], str(workdir))
+    if plan.results.exists():
+        for one in findings.read(plan.results).findings:
+            if one.claim.name == claim.name and seed in one.seeds:
+                return Before(one.seeds[seed], plan.results.name)
+    return None
+
+
+def trials(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Pair:
+    """Those of the run with this seed, in a folder that is empty then. Raises UserError."""
+    first, replicas = plan.study.first_seed, plan.settings[claim.name].replicas
+    if seed < first:
+        raise UserError(f'--seed={seed}: the seeds of {plan.name} begin with {first}')
+    place = first + (seed - first) // replicas * replicas
+    (pair,) = plan.trials_of(claim, [place], workdir / FOLDER)
+    shutil.rmtree(pair.trained.folder, ignore_errors=True)
+    for trial in pair.trials:
+        trial.log.unlink(missing_ok=True)
+    return pair
+
+
+def made(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Seed | None:
+    """What the trials gave; None where they failed."""
+    return gathering.Gathered(plan, workdir / FOLDER, None).seeds(claim, seed).get(seed)
+
+
+def words(claim: Claim, seed: int, now: Seed, old: Before | None) -> tuple[str, int]:
+    """(a line that says whether the number is the same, the exit code: 0 the same, 1 another, 2 nothing to compare)."""
+    begin = f'{claim.name}, seed {seed}: {claim.metric} = {now.value!r}'
+    if old is None:
+        return f'{begin}; there is no earlier value to compare it with', 2
+    if repr(old.seed.value) == repr(now.value):
+        return f'{begin}, the same to the bit as in {old.where}', 0
+    why = ''
+    if old.seed.numerics != now.numerics:
+        why = '; the numerics differ (version of JAX, device, threads, flags), so that the rounding may'
+    elif old.seed.commit != now.commit:
+        why = f'; the code was {old.seed.commit or "unknown"} and is {now.commit or "unknown"}'
+    return f'{begin}; in {old.where} it is {old.seed.value!r}, a difference of {now.value - old.seed.value:.3g}{why}', 1

@@ -1,0 +1,282 @@
+"""What the runs of a study have given so far, read from their folders alone."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.metrics.intervals import MARKS, Measurement
+from aigc_jax.metrics.names import named
+from aigc_jax.reports.tables import Results
+from aigc_jax.runs import manifest, numerics
+from aigc_jax.runs.paths import Paths
+from aigc_jax.studies import registration, states, statistics, status, verdicts
+from aigc_jax.studies.arms import RunData
+from aigc_jax.studies.claims import Claim, Versus
+from aigc_jax.studies.findings import Finding, Report, Seed
+from aigc_jax.studies.planning import Pair, Plan
+from aigc_jax.studies.states import DONE, FAILED, State
+from aigc_jax.studies.sweeps import Trial
+from aigc_jax.studies.verdicts import Look, Seeds
+
+
+@dataclasses.dataclass
+class Gathered:
+    """The trials of a study, each looked at once. alpha: of --until, or None."""
+
+    plan: Plan
+    workdir: pathlib.Path
+    alpha: float | None
+
+    def __post_init__(self):
+        self._states: dict[str, State] = {}
+        self._trials: dict[str, Trial] = {}
+        self._made_by: dict[str, Seed] = {}
+        self.tuning = {name: self._tuned(self.plan.claims[name]) for name in self.plan.candidates}
+        choices = {name: self._best(values) for name, values in self.tuning.items()}
+        self.open = {name for name, best in choices.items() if best is None}  # not tuned yet
+        self.plan = self.plan.chosen({name: best for name, best in choices.items() if best is not None})
+        self.choices = choices
+
+    @functools.cached_property
+    def looks(self) -> dict[str, list[Look]]:
+        """Of each claim, as far as the claim that is compared with it goes."""
+        plan, found, known = self.plan, {}, {}
+        for claim in plan.study.claims:
+            replicas = plan.settings[claim.name].replicas
+            if isinstance(claim.expected, Versus):
+                replicas = math.lcm(replicas, plan.settings[claim.expected.than].replicas)
+            key = plan.seeds(claim), replicas, claim.expected is None
+            if key not in known:
+                known[key] = verdicts.looks(plan.study, claim, self.alpha, replicas)
+            found[claim.name] = known[key]
+        return found
+
+    @functools.cached_property
+    def findings(self) -> dict[str, Finding]:
+        return {claim.name: self._finding(claim) for claim in self.plan.study.claims}
+
+    def state(self, trial: Trial) -> State:
+        """One that diverged is done: it counts as the worst, and would diverge again."""
+        if trial.name not in self._states:
+            state = states.look(trial)
+            if state.kind == FAILED and not trial.evaluation and self._diverged(trial):
+                state = State(DONE, state.step, results={})
+            self._states[trial.name], self._trials[trial.name] = state, trial
+        return self._states[trial.name]
+
+    @property
+    def trained(self) -> list[tuple[Trial, State]]:
+        """The runs that were looked at."""
+        return [(trial, self._states[name]) for name, trial in self._trials.items() if not trial.evaluation]
+
+    def trials(self, claim: Claim, seeds: int) -> list[Pair]:
+        """Those of its first seeds, and of the claim that it is compared with."""
+        found = self.plan.trials(claim, seeds, self.workdir)
+        if isinstance(claim.expected, Versus):
+            found += self.plan.trials(self.plan.claims[claim.expected.than], seeds, self.workdir)
+        return found
+
+    def wanted(self, claim: Claim) -> list[Pair]:
+        """Those of the next look at this claim; none where its verdict stands, or all its looks are over. Of one that
+        is not tuned those that tune it."""
+        if names := self._open_for(claim):
+            trials = [self.plan.tuning_trials(self.plan.claims[name], self.workdir) for name in names]
+            return [Pair(one, one) for of_claim in trials for of_row in of_claim for one in of_row]
+        seeds = verdicts.next_look(self.looks[claim.name], self.findings[claim.name])
+        return self.trials(claim, seeds) if seeds else []
+
+    def report(self, notes: tuple[str, ...] = ()) -> Report:
+        """Raises UserError where a file of a run is damaged."""
+        plan, record = self.plan, registration.read(self.workdir)
+        told = registration.note(record, plan.registration)
+        notes = tuple(filter(None, [told, *self._spending(), *notes]))
+        found = tuple(self.findings.values())
+        hours = {seed.run: 0.0 for one in found for seed in one.seeds.values()}
+        for one in found:
+            for run in {seed.run for seed in one.seeds.values()}:
+                hours[run] = max(hours[run], math.fsum(seed.hours for seed in one.seeds.values() if seed.run == run))
+        return Report(
+            plan.name, plan.study.title, plan.registration, found, math.fsum(hours.values()), notes,
+            tuple(map(tuple, plan.study.pareto)),
+        )  # fmt: skip
+
+    def _spending(self) -> list[str]:
+        if self.alpha is None:
+            return []
+        found = {}
+        for looked in self.looks.values():
+            found[', '.join(f'{n} seeds (level {level:.2g})' for n, level in looked)] = None
+        rule = f'--until spends alpha = {self.alpha:g} over the looks at a claim, by the rule of Pocock'
+        return [f'{rule}: {"; or ".join(found)}']
+
+    def _open_for(self, claim: Claim) -> list[str]:
+        """Which of the claim and that it is compared with are not tuned yet."""
+        names = [claim.name, claim.expected.than] if isinstance(claim.expected, Versus) else [claim.name]
+        return [name for name in names if name in self.open]
+
+    def _tuned(self, claim: Claim) -> list[list[float | None]]:
+        """Of each candidate the metric of each seed on the validation split; None: it is not there."""
+        tuning, found = self.plan.study.tuning, []
+        for trials in self.plan.tuning_trials(claim, self.workdir):
+            values: list[float | None] = []
+            for trial in trials:
+                state, replicas = self.state(trial), self.plan.candidates[claim.name][0].tuned.replicas
+                if state.kind != DONE:
+                    values += [None] * replicas
+                elif not state.results:  # it diverged
+                    values += [math.nan] * replicas
+                elif name := named(tuning.metric, state.results):
+                    values += _of_seeds(state.results[name], range(trial.seed, trial.seed + replicas)).values()
+                else:
+                    near_ones = near(tuning.metric, state.results)
+                    raise UserError(f'Tuning: metric={tuning.metric!r}: {trial.name} has none{near_ones}')
+            found.append(values)
+        return found
+
+    def _best(self, values: list[list[float | None]]) -> int | None:
+        """The candidate with the best mean, the first of equals; None where a run is missing."""
+        if any(value is None for of_row in values for value in of_row):
+            return None
+        better = self.plan.study.tuning.better
+        means = [float(np.mean(statistics.diverged_as_worst(of_row, better))) for of_row in values]
+        return means.index(min(means) if better == 'min' else max(means))
+
+    def _finding(self, claim: Claim) -> Finding:
+        found = self._untuned(claim) if self._open_for(claim) else self._measured(claim)
+        if claim.name not in self.tuning:
+            return found
+        mean = lambda of_row: math.nan if None in of_row else math.fsum(of_row) / len(of_row)
+        rows = {_row_words(row): mean(values) for row, values in zip(claim.tune, self.tuning[claim.name], strict=True)}
+        best = self.choices[claim.name]
+        return dataclasses.replace(found, tuning=rows, chosen={} if best is None else dict(claim.tune[best]))
+
+    def _untuned(self, claim: Claim) -> Finding:
+        n, level = self.looks[claim.name][0]
+        trials = [pair.trained for pair in self.wanted(claim)]
+        done = sum(self.state(trial).kind == DONE for trial in trials)
+        words = f'{done} of {len(trials)} runs of its tuning are there'
+        return Finding(claim, n, level, words=words, absent=tuple(self._lines(trials)))
+
+    def _measured(self, claim: Claim) -> Finding:
+        looked = self.looks[claim.name]
+        seeds, marks, why = self._seeds(claim, self.plan.trials(claim, looked[-1][0], self.workdir))
+        other = None
+        if isinstance(claim.expected, Versus):
+            than = self.plan.claims[claim.expected.than]
+            other = self._seeds(than, self.plan.trials(than, looked[-1][0], self.workdir))[0]
+        found = verdicts.finding(self.plan.study, claim, looked, seeds, other)
+        n = verdicts.next_look(looked, found)
+        absent = list(dict.fromkeys([*self._absent(claim, n), *why])) if n else []
+        return dataclasses.replace(found, marks=marks, absent=tuple(absent))
+
+    def _absent(self, claim: Claim, seeds: int) -> list[str]:
+        return self._lines([trial for pair in self.trials(claim, seeds) for trial in pair.trials])
+
+    def _lines(self, trials: Sequence[Trial]) -> list[str]:
+        """One for each that was begun and is not done."""
+        looked = [(trial, self.state(trial)) for trial in trials]
+        return [
+            f'{trial.name}: {status.words_of(trial, state)}' for trial, state in looked
+            if state.kind not in (DONE, states.MISSING)
+        ]  # fmt: skip
+
+    def seeds(self, claim: Claim, seed: int) -> Seeds:
+        """Those of the run with this seed, as far as it is there."""
+        first, replicas = self.plan.study.first_seed, self.plan.settings[claim.name].replicas
+        place = first + (seed - first) // replicas * replicas
+        return self._seeds(claim, self.plan.trials_of(claim, [place], self.workdir))[0]
+
+    def _seeds(
+        self, claim: Claim, trials: Sequence[Pair]
+    ) -> tuple[Seeds, dict[str, float], list[str]]:
+        """({seed: Seed} of those that are there, marks, a line for each run whose evaluation lacks the metric)."""
+        found: Seeds = {}
+        marks: dict[str, list[float]] = {}
+        lacking: list[str] = []
+        for trained, evaluated in trials:
+            if self.state(trained).kind != DONE:
+                continue
+            results, numbers = self.state(evaluated).results, self._numbers(claim, trained)
+            if not self.state(trained).results:  # it diverged
+                values = dict.fromkeys(numbers, math.nan)
+            elif results is None:
+                continue
+            else:
+                try:
+                    values = self._values(claim, trained, results, numbers)
+                except UserError as error:
+                    lacking.append(f'{trained.name}: {error}')
+                    continue
+                for name, value in self._marks(claim, results).items():
+                    marks.setdefault(name, []).append(value)
+            made = self._made(trained, len(numbers))
+            found |= {seed: dataclasses.replace(made, value=value) for seed, value in values.items()}
+        return found, {name: math.fsum(values) / len(values) for name, values in marks.items()}, lacking
+
+    def _numbers(self, claim: Claim, trained: Trial) -> range:
+        return range(trained.seed, trained.seed + self.plan.settings[claim.name].replicas)
+
+    def _values(self, claim: Claim, trained: Trial, results: Results, numbers: range) -> dict[int, float]:
+        if claim.first_step:
+            return _first_steps(claim, RunData(trained.folder), numbers)
+        if (name := named(claim.metric, results)) is None:
+            raise UserError(f'its evaluation has no {claim.metric!r}{near(claim.metric, results)}')
+        values = _of_seeds(results[name], numbers)
+        if claim.reach is None:
+            return values
+        return {n: float(value >= claim.reach) for n, value in values.items()}  # nan reaches nothing
+
+    def _marks(self, claim: Claim, results: Results) -> dict[str, float]:
+        row = results.get(named(claim.metric, results) or '', {}) if claim.reach is None else {}
+        found = {label: row[mark] for mark, label in MARKS.items() if row.get(mark) is not None}
+        for floor in claim.floors:
+            if (name := named(floor, results)) and results[name]['value'] is not None:
+                found[name] = results[name]['value']
+        return found
+
+    def _made(self, trained: Trial, replicas: int) -> Seed:
+        """What made the run, without a value."""
+        if trained.name not in self._made_by:
+            path = Paths(trained.folder).manifest
+            made_with = manifest.read(path)
+            commit = str(made_with.get('commit') or '')[:12] + ('+changes' if made_with.get('diff') else '')
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if made_with else ''
+            hours = states.hours(trained) / replicas
+            self._made_by[trained.name] = Seed(math.nan, trained.name, hours, commit, digest, numerics.key(made_with))
+        return self._made_by[trained.name]
+
+    def _diverged(self, trial: Trial) -> bool:
+        run = RunData(trial.folder)
+        return run.diverged >= {*run.seeds}
+
+
+def _of_seeds(row: Measurement, numbers: range) -> dict[int, float]:
+    """{seed: value} of a row of an evaluation.json. Raises UserError."""
+    of_seeds = row['values'] if isinstance(row.get('values'), dict) else {str(numbers[0]): row['value']}
+    try:
+        values = {n: of_seeds[str(n)] for n in numbers}
+    except KeyError as error:
+        raise UserError(f'its evaluation has no seed {error.args[0]}') from None
+    return {n: math.nan if value is None else float(value) for n, value in values.items()}
+
+
+def _row_words(row) -> str:
+    return ' '.join(f'{field}={value}' for field, value in row.items())
+
+
+def _first_steps(claim: Claim, run: RunData, numbers: range) -> dict[int, float]:
+    """{seed: the first step at which an evaluation reached claim.reach; nan: none did}. Raises UserError."""
+    rows = [row for row in run.rows if row['split'] in ('eval', 'final')]
+    if (name := named(claim.metric, known := list(dict.fromkeys(name for row in rows for name in row)))) is None:
+        raise UserError(f'its evaluations while it trained have no {claim.metric!r}{near(claim.metric, known)}')
+    steps = {n: math.nan for n in numbers}
+    for row in sorted(rows, key=lambda row: row['step'], reverse=True):
+        if row['seed'] in steps and row.get(name) is not None and row[name] >= claim.reach:
+            steps[row['seed']] = float(row['step'])
+    return steps

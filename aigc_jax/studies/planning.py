@@ -1,0 +1,218 @@
+"""The runs of a study: a study file is read, each claim is checked as the config that it is, and gets its trials."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from aigc_jax.core import user_code
+from aigc_jax.core.errors import UserError
+from aigc_jax.runs import config as config_lib
+from aigc_jax.studies import registration
+from aigc_jax.studies.claims import Claim, Study, Versus
+from aigc_jax.studies.rows import texts
+from aigc_jax.studies.sweeps import Evaluation, Row, Trial, fingerprint, name_of
+
+_GROUPS = 'data', 'sample', 'eval'  # of a config, which an evaluation's file records
+_VALID = {'eval.final_split': 'valid'}  # what is tuned is chosen by, never the test split
+
+
+class Pair(NamedTuple):
+    """The trial that trains a run, and the trial that gives a claim's value: the same, unless it evaluates the run once
+    more."""
+
+    trained: Trial
+    evaluated: Trial
+
+    @property
+    def trials(self) -> list[Trial]:
+        return [self.trained, self.evaluated] if self.evaluated.evaluation else [self.trained]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The config and fields that one or more claims share, and so their runs. replicas: num_seeds of each run."""
+
+    row: Row
+    config: str
+    replicas: int
+    resolved: ConfigDict
+
+    def evaluation(self, evaluate: dict[str, Any]) -> Evaluation | None:
+        """None: the final evaluation of the training. Raises UserError."""
+        if not evaluate:
+            return None
+        fields = tuple(texts(evaluate))
+        config = ConfigDict(self.resolved)
+        config_lib.override(config, fields, config_lib.FREE)
+        config_lib.check(config)
+        plain = json.loads(config_lib.to_json(config))
+        made_with = {f'{group}.{name}': value for group in _GROUPS for name, value in plain[group].items()}
+        by_data = {'eval.sample_tokens': -1}  # what the data choose, beside 'auto'
+        return Evaluation(fields, {n: v for n, v in made_with.items() if v != by_data.get(n, 'auto')})
+
+
+class Candidate(NamedTuple):
+    """One row of a claim's `tune`: the setting that it is tuned with, on the validation split, and reported with."""
+
+    fields: dict[str, Any]
+    tuned: Setting
+    reported: Setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study file that was read and checked. settings, evaluations, candidates: by the name of a claim.
+
+    candidates: of the claims that are tuned. Until one is chosen, the claim has the setting of the first.
+    """
+
+    path: pathlib.Path
+    study: Study
+    settings: dict[str, Setting]
+    evaluations: dict[str, Evaluation | None]
+    candidates: dict[str, list[Candidate]]
+    registration: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def chosen(self, choices: dict[str, int]) -> 'Plan':
+        """With the setting that was chosen for each of these claims. choices: {claim: number of its candidate}."""
+        settings = {name: self.candidates[name][k].reported for name, k in choices.items()}
+        return dataclasses.replace(self, settings=self.settings | settings)
+
+    def tuning_trials(self, claim: Claim, workdir: pathlib.Path) -> list[list[Trial]]:
+        """Of each candidate those of its seeds."""
+        tuning = self.study.tuning
+        return [
+            [
+                Trial(one.tuned.row, seed, workdir, one.tuned.config)
+                for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds, one.tuned.replicas)
+            ]
+            for one in self.candidates[claim.name]
+        ]
+
+    @functools.cached_property
+    def claims(self) -> dict[str, Claim]:
+        return {claim.name: claim for claim in self.study.claims}
+
+    @property
+    def results(self) -> pathlib.Path:
+        """The report that was committed beside the study."""
+        return self.path.with_name(f'{self.name}.results.json')
+
+    def seeds(self, claim: Claim) -> int:
+        """How many it is to have, at the first look."""
+        return claim.seeds or self.study.seeds
+
+    def trials(self, claim: Claim, seeds: int, workdir: pathlib.Path) -> list[Pair]:
+        """Of the first `seeds` seeds."""
+        first = self.study.first_seed
+        return self.trials_of(claim, range(first, first + seeds, self.settings[claim.name].replicas), workdir)
+
+    def trials_of(self, claim: Claim, firsts: Iterable[int], workdir: pathlib.Path) -> list[Pair]:
+        """Those of the runs whose first seeds these are."""
+        setting, evaluation = self.settings[claim.name], self.evaluations[claim.name]
+        trained = [Trial(setting.row, seed, workdir, setting.config) for seed in firsts]
+        return [Pair(one, dataclasses.replace(one, evaluation=evaluation)) for one in trained]
+
+
+def load(path: str) -> Plan:
+    """The plan of 'FILE.py[:ARGUMENT]', whose study() is given the argument, such as the folder of its data.
+
+    Raises UserError, for the first claim that is wrong.
+    """
+    found = re.fullmatch(r'(.+?\.py|[^:]*)(?::(.*))?', path, re.DOTALL)
+    file = pathlib.Path(found[1]).expanduser()
+    module = user_code.load(file, '--config')
+    if not hasattr(module, 'study'):
+        raise UserError(f'--config: {file} defines no study(); it returns aigc_jax.studies.claims.Study')
+    with user_code.errors_of(file, '--config'):
+        parameters = inspect.signature(module.study).parameters.values()
+        if found[2] and not parameters:
+            raise UserError(f'--config: study() of {file} takes no argument; leave out :{found[2]}')
+        if not found[2] and any(one.default is one.empty for one in parameters):
+            names = ', '.join(one.name for one in parameters)
+            raise UserError(f'--config: study({names}) of {file} takes an argument; give it as {file}:ARGUMENT')
+        study = module.study(found[2]) if found[2] else module.study()
+        if not isinstance(study, Study):
+            raise TypeError(f'study() returns {type(study).__name__}, not aigc_jax.studies.claims.Study')
+        registered = registration.digest(study)
+    by_key: dict[str, Setting] = {}
+    settings, evaluations, candidates = {}, {}, {}
+
+    def setting(claim: Claim, more: dict[str, Any]) -> Setting:
+        fields = dict(claim.fields) | more
+        key = json.dumps([claim.config, fields], sort_keys=True)
+        if key not in by_key:
+            by_key[key] = _setting(file, claim.config, fields)
+        return by_key[key]
+
+    for claim in study.claims:
+        try:
+            if claim.tune:
+                rows = [dict(row) for row in claim.tune]
+                found = [Candidate(row, setting(claim, row | _VALID), setting(claim, row)) for row in rows]
+                candidates[claim.name] = found
+                _check_budget(study, candidates)
+            settings[claim.name] = setting(claim, dict(claim.tune[0]) if claim.tune else {})
+            evaluations[claim.name] = settings[claim.name].evaluation(dict(claim.evaluate))
+        except UserError as error:
+            raise UserError(f'{file.name}, claim {claim.name}: {str(error).removeprefix("--config.")}') from None
+        _check_seeds(claim, study, settings[claim.name])
+    twins: dict[tuple[str, int], Claim] = {}
+    for claim in study.claims:
+        row = settings[claim.name].row
+        key = row.fingerprint, row.total_steps
+        if (twin := twins.setdefault(key, claim)) is not claim and settings[twin.name] is not settings[claim.name]:
+            raise UserError(
+                f'{file.name}: claims {twin.name} and {claim.name} write the same config in two ways, which would be '
+                f'trained twice; give both the same config and fields'
+            )
+    return Plan(file.absolute(), study, settings, evaluations, candidates, registered)
+
+
+def _setting(file: pathlib.Path, config: str, fields: dict[str, Any]) -> Setting:
+    found = re.fullmatch(r'(.+\.py|[^:]*)(:.*)?', config, re.DOTALL)
+    config = os.path.normpath(file.absolute().parent / pathlib.Path(found[1]).expanduser()) + (found[2] or '')
+    resolved = config_lib.load(config, texts(fields))
+    named = pathlib.PurePath(found[1]).stem + (found[2] or '')
+    name = name_of({'config': named} | fields).removeprefix('config=')
+    row = Row(name, fields, fingerprint(config_lib.to_json(resolved)), resolved.total_steps)
+    return Setting(row, config, resolved.num_seeds, resolved)
+
+
+def _check_budget(study: Study, candidates: dict[str, list[Candidate]]) -> None:
+    """All candidates are trained for as many steps with as many seeds."""
+    settings = [one.tuned for found in candidates.values() for one in found]
+    if len({setting.row.total_steps for setting in settings}) > 1:
+        steps = ', '.join(sorted({str(setting.row.total_steps) for setting in settings}))
+        raise UserError(f'tune: the rows are trained for other numbers of steps: {steps}; give all as many')
+    if len({setting.replicas for setting in settings}) > 1 or study.tuning.seeds % settings[0].replicas:
+        runs = f'runs of num_seeds={settings[0].replicas}; give a multiple of it, and all rows the same num_seeds'
+        raise UserError(f'tune: {study.tuning.seeds} seeds of tuning in {runs}')
+
+
+def _check_seeds(claim: Claim, study: Study, setting: Setting) -> None:
+    seeds = claim.seeds or study.seeds
+    if seeds % setting.replicas:
+        raise UserError(
+            f'claim {claim.name}: {seeds} seeds in runs of num_seeds={setting.replicas}; give a multiple of it'
+        )
+    if isinstance(claim.expected, Versus):
+        other = next(one for one in study.claims if one.name == claim.expected.than)
+        if (other.metric, other.reach, other.first_step, other.better) != (
+            claim.metric, claim.reach, claim.first_step, claim.better,
+        ):  # fmt: skip
+            raise UserError(f'claim {claim.name}: {other.name} has another metric, reach or better; give both the same')
+        if (other.seeds or study.seeds) != seeds:
+            raise UserError(f'claim {claim.name}: {seeds} seeds, and {other.name} has others; give both as many')

@@ -1,0 +1,34 @@
+"""The files of a study's report."""
+
+from aigc_jax.core.files import atomic_write
+from aigc_jax.metrics.names import named
+from aigc_jax.studies import drift, report_latex, report_page, report_text
+from aigc_jax.studies.arms import Arm, RunData
+from aigc_jax.studies.gathering import Gathered
+from aigc_jax.studies.report_pictures import MOST_PANELS, Curves
+
+FILES = 'report.md', 'report.html', 'report.tex', 'report.json'
+
+
+def write(gathered: Gathered, command: str) -> str:
+    """Writes them into the study's folder, and returns report.md. command: that made the report."""
+    report = gathered.report(tuple(drift.notes(gathered.trained)))
+    text = report_text.markdown(report, command)
+    written = text, report_page.page(report, _curves(gathered), command), report_latex.table(report), report.to_json()
+    for name, words in zip(FILES, written, strict=True):
+        atomic_write(gathered.workdir / name, words)
+    return text
+
+
+def _curves(gathered: Gathered) -> Curves:
+    """Of each claim's metric, where it was evaluated in training, as far as there is room for them."""
+    found: Curves = {}
+    for finding in gathered.findings.values():
+        if len(found) == MOST_PANELS:
+            break
+        runs = dict.fromkeys(seed.run for seed in finding.seeds.values())
+        arm = Arm(finding.claim.name, [RunData(gathered.workdir / run) for run in runs])
+        names = dict.fromkeys(name for run in arm.runs for row in run.rows if row['split'] == 'eval' for name in row)
+        if name := named(finding.claim.metric, names):
+            found[finding.claim.name] = {name: {'eval': arm.curves('eval', name)}}
+    return found

@@ -1,0 +1,81 @@
+"""A study's table of claims for a paper, in LaTeX with the package booktabs."""
+
+import re
+import unicodedata
+
+from aigc_jax.studies import report_words as words
+from aigc_jax.studies.findings import Report
+
+# {column of report_words: (head, how LaTeX sets it)}
+_COLUMNS = {
+    'claim': ('Claim', r'p{0.34\linewidth}'), 'measured': ('Measured', 'l'), 'expected': ('Expected', 'l'),
+    'seeds': ('Seeds', 'l'), 'p': ('$p$', 'l'), 'for reference': ('For reference', 'l'), 'verdict': ('Verdict', 'l'),
+}  # fmt: skip
+_SPECIAL = {
+    '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '#': r'\#', '%': r'\%', '_': r'\_',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
+    '|': r'\textbar{}', '"': "''", '±': r'$\pm$', '−': '$-$', '×': r'$\times$', '·': r'$\cdot$',
+    '≤': r'$\leq$', '≥': r'$\geq$', '≈': r'$\approx$', '→': r'$\rightarrow$', '∞': r'$\infty$', '–': '--', '—': '---',
+    '…': r'\ldots{}', '’': "'", '½': r'$\frac{1}{2}$',
+}  # fmt: skip
+_GREEK = (
+    'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi '
+    'omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega'
+).split()
+
+
+def table(report: Report) -> str:
+    """A tabular, a line for each claim, for \\usepackage{booktabs}. It compiles with every engine: a letter that LaTeX
+    may not know is written as U+XXXX. Sources and the registration stand in comments."""
+    found = words.columns(report.findings)
+    columns = {title: [escape(cell) for cell in found[title]] for title in _COLUMNS if title in found}
+    if not columns:
+        columns = {'claim': [], 'verdict': []}
+    lines = [
+        r'% needs \usepackage{booktabs}',
+        f'% {words.one_line(report.title)}: study {words.one_line(report.study)}',
+        f'% registered as {words.one_line(report.registration)} (sha256)',
+    ]
+    for finding in report.findings:
+        if source := words.source(finding.claim):
+            lines.append(f'% {finding.claim.name}: {words.published(finding.claim.expected)}, {source}')
+    lines += [
+        r'\begin{tabular}{' + ''.join(_COLUMNS[title][1] for title in columns) + '}',
+        r'\toprule',
+        _line([_COLUMNS[title][0] for title in columns]),
+        r'\midrule',
+        *map(_line, zip(*columns.values(), strict=True)),
+        r'\bottomrule',
+        r'\end{tabular}',
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+def escape(text: str) -> str:
+    """`text` on one line, so that LaTeX sets it as it is."""
+    parts = re.split(r'((?<!\S)-(?=\d)|--+)', words.one_line(text))  # a minus; what LaTeX would join to a dash
+    for k in range(1, len(parts), 2):
+        parts[k] = '$-$' if parts[k] == '-' else '{}'.join(parts[k])
+    return ''.join(part if k % 2 else ''.join(map(_letter, part)) for k, part in enumerate(parts))
+
+
+def _letter(c: str) -> str:
+    if c in _SPECIAL:
+        return _SPECIAL[c]
+    if c.isascii() or 'À' <= c <= 'ÿ':
+        return c
+    name = unicodedata.name(c, '')
+    if name.startswith(('GREEK SMALL LETTER ', 'GREEK CAPITAL LETTER ')):
+        _, size, _, letter = name.split(' ', 3)
+        letter = {'LAMDA': 'LAMBDA'}.get(letter, letter)
+        letter = letter.lower() if size == 'SMALL' else letter.capitalize()
+        if letter in _GREEK:
+            return f'$\\{letter}$'
+    plain = unicodedata.normalize('NFKD', c)
+    if plain.isascii():
+        return f'$^{{{plain}}}$' if unicodedata.decomposition(c).startswith('<super>') else ''.join(map(_letter, plain))
+    return f'U+{ord(c):04X}'
+
+
+def _line(cells) -> str:
+    return ' & '.join(cells) + r' \\'
