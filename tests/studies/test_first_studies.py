@@ -1,4 +1,4 @@
-"""The studies of configs/studies: every claim can be run and is measured; known values without a training."""
+"""Studies that need no files: every claim can be run and is measured; known values without a training."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ from aigc_jax.studies.claims import Published, Versus
 from aigc_jax.studies.rows import texts
 
 STUDIES = pathlib.Path(__file__).parents[2] / 'configs' / 'studies'
-FILES = sorted(STUDIES.glob('*.py'))
+FILES = [STUDIES / f'{name}.py' for name in ('oracles', 'moons', 'gan_stability', 'article_claims')]
 
 
 @functools.cache
@@ -65,10 +65,6 @@ def metrics(experiment: Experiment) -> set[str]:
     if order := experiment.config.eval.get('ngram_order'):
         found.add(f'{order}-gram/nats_per_token')
     return found
-
-
-def test_the_first_studies_are_there():
-    assert {'oracles', 'moons', 'gan_stability'} <= {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
