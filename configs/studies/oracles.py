@@ -150,9 +150,10 @@ def study():
         Claim(
             name='gaussian-flow-probe', claim="So does Hutchinson's estimate of the divergence, with one probe a point",
             config='own/gaussian.py', fields={**_FLOW, 'eval.transport_samples': 500}, metric='model/nll', better='min',
-            # The estimate of a point has a standard deviation of about 0.7 nats, that of 10,000 points one of 0.007.
+            # With one probe v the divergence of the map Σ^½ comes out as vᵀ M v, M = ½ ln Σ, which is wrong by ± 2 M₁₂,
+            # 1.14 nats: by 0.011 in the mean of 10,000 points, so that the interval of 3 seeds is ± 0.03.
             evaluate={'eval.probes': 1},
-            expected=_known(gaussian_nll, plane + 0.02, 'mean −log N(x; μ, Σ) of the test split'),
+            expected=_known(gaussian_nll, plane + 0.03, 'mean −log N(x; μ, Σ) of the test split'),
         ),
         Claim(
             name='kneser-ney', claim='A 3-gram model with Kneser-Ney smoothing finds a Markov chain of second order',
