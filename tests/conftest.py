@@ -68,7 +68,8 @@ PROCESSES = {'command_line', 'runner', 'runner8', 'exact_runner', 'smoke'}  # th
 # Files of more than half a minute, the longest first: what begins late leaves a core idle at the end.
 LONG = (
     'core/test_parallel.py', 'core/test_processes.py', 'studies/test_sweep.py', 'runs/test_configs.py',
-    'decoding/test_decoding.py', 'tasks/test_flow.py', 'tasks/test_language_models.py',
+    'studies/test_slurm.py', 'studies/test_study.py', 'decoding/test_decoding.py', 'studies/test_upgrade.py',
+    'tasks/test_flow.py', 'tasks/test_language_models.py',
     'training/test_multiprocess.py', 'training/test_resume.py',
     'training/test_library.py', 'tasks/test_vae_family.py', 'tasks/test_gan_family.py', 'runs/test_state.py',
     'training/test_replicas.py', 'runs/test_shards.py', 'scripts/test_bench.py', 'runs/test_bad_runs.py',
