@@ -22,9 +22,8 @@ _NANOGPT = 'github.com/karpathy/nanoGPT'
 
 def study(text=''):
     """text: the file of Tiny Shakespeare; '': without its rows."""
-    return Study(
-        title='Language models', claims=_of_python() + (_of_shakespeare(text) if text else []), seeds=3
-    )  # fmt: skip
+    claims = _of_python() + (_of_shakespeare(text) if text else [])
+    return Study(title='Language models', claims=claims, seeds=3)
 
 
 def _of_python() -> list[Claim]:
@@ -34,21 +33,24 @@ def _of_python() -> list[Claim]:
     programs = dict(config='../gpt.py:programs', fields=_PROGRAMS, better='max')
     return [
         Claim('pydoc-lstm', 'An LSTM of 256 units on the bytes of help()', '../rnn_lm.py', **pydoc),
-        Claim('pydoc', 'A Transformer of 0.85 M parameters is better', '../gpt.py', **pydoc,
-              expected=Versus('pydoc-lstm')),
+        Claim('pydoc', 'A Transformer of 0.85 M parameters on the bytes of help() is better than an LSTM',
+              '../gpt.py', **pydoc, expected=Versus('pydoc-lstm')),
         Claim('stdlib', "A Transformer of 0.85 M parameters on the bytes of the standard library's source",
               **stdlib, **pydoc),
-        Claim('stdlib-large', 'One of 2.76 M parameters and a context of 512 is better', **large, **pydoc,
-              expected=Versus('stdlib')),
-        Claim('stdlib-parses', 'The share of the samples that parse, as far as they go', **stdlib, **parses),
-        Claim('stdlib-large-parses', 'More of those of the larger one parse', **large, **parses,
+        Claim('stdlib-large', 'A Transformer of 2.76 M parameters and a context of 512 is better than one of 0.85 M',
+              **large, **pydoc, expected=Versus('stdlib')),
+        Claim('stdlib-parses', 'The share of the samples of the Transformer of 0.85 M that parse, as far as they go',
+              **stdlib, **parses),
+        Claim('stdlib-large-parses', 'More samples of the Transformer of 2.76 M parse', **large, **parses,
               expected=Versus('stdlib-parses')),
-        Claim('programs', 'A Transformer of 1.2 M parameters solves a problem of unseen composition in one try',
+        Claim('programs', 'The share of the problems that a Transformer of 1.2 M parameters solves in one try',
               metric='programs/pass@1', floors=('programs/8-gram/pass@1',), **programs),
-        Claim('programs-10', 'or in ten', metric='programs/pass@10', **programs,
+        Claim('programs-10', 'The share of the problems that it solves in ten tries',
+              metric='programs/pass@10', **programs,
               floors=('programs/8-gram/pass@10', 'programs/enumeration/solved@10', 'programs/enumeration/solved@100',
                       'programs/enumeration/solved@1000', 'programs/solved_by_training_programs')),
-        Claim('programs-beam', 'or by a beam of 8', metric='programs/solved@beam', **programs),
+        Claim('programs-beam', 'The share of the problems that it solves by a beam of 8',
+              metric='programs/solved@beam', **programs),
     ]  # fmt: skip
 
 
@@ -59,16 +61,17 @@ def _of_shakespeare(text: str) -> list[Claim]:
     large = dict(config='../gpt.py:shakespeare_large', fields=data, better='min')
     return [
         # 20 batches of 12 windows drawn at random: by the spread of our windows ± 0.03. It is printed to 0.01.
-        Claim('nanogpt', "nanoGPT's Transformer for a laptop reaches its value, a mean over windows",
+        Claim('nanogpt', "nanoGPT's Transformer for a laptop reaches its published value, a mean over windows",
               metric=_WINDOWS, **theirs, expected=Published(1.88, tolerance=0.035, source=_NANOGPT)),
-        Claim('nanogpt-context', 'Its nats where each character has 32 to 63 before it', metric=_CONTEXT, **theirs),
-        Claim('shakespeare', "Today's block and Muon are better, with as many parameters and tokens",
+        Claim('nanogpt-context', "nanoGPT's Transformer where each character has 32 to 63 before it", metric=_CONTEXT,
+              **theirs),
+        Claim('shakespeare', "Today's block and Muon are better than nanoGPT's, with as many parameters and tokens",
               metric=_WINDOWS, **ours, expected=Versus('nanogpt')),
-        Claim('shakespeare-context', 'Its nats where each character has 32 to 63 before it', metric=_CONTEXT,
-              floors=_BESIDE_NATS, **ours),
+        Claim('shakespeare-context', "Today's block and Muon where each character has 32 to 63 before it",
+              metric=_CONTEXT, floors=_BESIDE_NATS, **ours),
         # 200 batches of 64 windows of 256 are 29 times the text, so that the drawing of windows is no matter here.
-        Claim('shakespeare-large', "A quarter of its parameters reach the value of nanoGPT's Transformer for a GPU",
+        Claim('shakespeare-large', "A Transformer of 2.68 M parameters reaches the value of nanoGPT's, twice as wide",
               metric=_WINDOWS, **large, expected=Published(1.4697, tolerance=0.01, source=_NANOGPT)),
-        Claim('shakespeare-large-context', 'Its nats where each character has 128 to 255 before it', metric=_CONTEXT,
-              floors=_BESIDE_NATS, **large),
+        Claim('shakespeare-large-context', 'The same Transformer where each character has 128 to 255 before it',
+              metric=_CONTEXT, floors=_BESIDE_NATS, **large),
     ]  # fmt: skip
