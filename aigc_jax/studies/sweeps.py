@@ -18,6 +18,8 @@ RECORD = 'sweep.json'
 # Of a config.json, which bears no identity: the seed stands in the name of the folder, total_steps may grow, and a run
 # may go on with another layout.
 _FREE = re.compile(r'\n  "(?:(?:seed|total_steps)": -?\d+|parallel": \{.*?\n  \}),?', re.DOTALL)
+# The folder of an own task's or own data's file, which may move; manifests tell what the file holds.
+_PLACE = re.compile(r'(\n    "name": ")(?:[^"]*/)(?=[^"/]+\.py["#:])')
 _STRANGE = re.compile(r'[^\w.+-]+', re.ASCII)  # in the name of a folder
 
 
@@ -127,7 +129,7 @@ def others(sweep: Sweep, workdir: pathlib.Path) -> Iterator[str]:
 
 def fingerprint(config: str) -> str:
     """Of the text of a config.json (runs.config.to_json), sha256 (hex) over all that bears identity."""
-    return hashlib.sha256(_FREE.sub('', config).encode()).hexdigest()
+    return hashlib.sha256(_PLACE.sub(r'\1', _FREE.sub('', config)).encode()).hexdigest()
 
 
 def name_of(fields: dict[str, Any]) -> str:
