@@ -58,7 +58,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         raise UserError(f'--workdir: {workdir} is a file')
     if FLAGS.seed is not None and not FLAGS.row:
         raise UserError('--seed: missing --row, the claim whose number is to be made again')
-    sweep.check_launcher(FLAGS, 'sbatch')
+    sweep.check_launcher(FLAGS)
     alpha = _alpha(FLAGS.until)
     if FLAGS.render and (given := [name for name in ('row', 'seed', 'until', 'budget') if FLAGS[name].present]):
         raise UserError(f'--{given[0]}: --render runs nothing; leave out one of the two')

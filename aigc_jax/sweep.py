@@ -2,6 +2,7 @@
 
 python -m aigc_jax.sweep --config=FILE.py[:variant,…] --workdir=DIR [--seeds=N] [--jobs=N] [--dry_run]
     [--launcher=slurm] [--sbatch='--partition=P --time=60'] [--wait]
+    [--launcher=jobset] [--jobset=FILE.yaml]
 python -m aigc_jax.sweep status --workdir=DIR [--metric=NAME]
 """
 
@@ -20,7 +21,9 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import queue, states, status, sweeps
 
-LAUNCHERS = ('local', 'slurm')
+LAUNCHERS = ('local', 'slurm')  # which wait for runs, as a study does
+_KNOWN = (*LAUNCHERS, 'jobset')
+_FLAGS_OF = {'sbatch': 'slurm', 'wait': 'slurm', 'jobset': 'jobset'}
 FLAGS = flags.FlagValues()  # its own, for those of aigc_jax.main are others
 _own = {'flag_values': FLAGS}
 flags.DEFINE_string('workdir', None, 'the folder of the sweep, with a folder for each row and seed', **_own)
@@ -30,9 +33,13 @@ flags.DEFINE_integer('seeds', None, "each row so often, from the config's seed o
 flags.DEFINE_integer(
     'jobs', None, 'so many runs at a time (local: by default one for each core, one on an accelerator)', 1, 1000, **_own
 )  # fmt: skip
-flags.DEFINE_string('launcher', 'local', f'one of {", ".join(LAUNCHERS)}', **_own)
+flags.DEFINE_string('launcher', 'local', f'one of {", ".join(_KNOWN)}', **_own)
 flags.DEFINE_string('sbatch', '', "slurm: options of sbatch, such as '--partition=gpu --gpus=1 --time=60'", **_own)
 flags.DEFINE_bool('wait', False, 'slurm: wait until all runs have ended, and show the table', **_own)
+flags.DEFINE_string('jobset', None, 'jobset: the YAML file of a JobSet, whose image and volumes runs have', **_own)
+flags.DEFINE_integer(
+    'search', None, 'choose so many settings out of search() of the config, by how those before did', 1, 10_000, **_own
+)  # fmt: skip
 flags.DEFINE_bool('dry_run', False, 'show the commands, or the job script, and write nothing', **_own)
 flags.DEFINE_string(
     'metric', None, 'in the table (default: eval.best_metric, or the first of the final evaluation)', **_own
@@ -54,7 +61,11 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         raise UserError('--workdir: missing; name the folder of the sweep')
     if words not in ([], ['status']):
         raise UserError(f'{words[0]!r} is no command; status is the only one')
-    check_launcher(FLAGS, 'sbatch', 'wait')
+    check_launcher(FLAGS, _KNOWN)
+    if FLAGS.launcher == 'jobset' and not FLAGS.jobset:
+        raise UserError('--jobset: missing; name the YAML file of a JobSet with your image and volumes')
+    if FLAGS.launcher == 'jobset' and FLAGS.jobs:
+        raise UserError('--jobs: Kubernetes runs what fits; a queue such as Kueue limits that')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'--workdir: {workdir} is a file')
@@ -66,16 +77,21 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         return lambda: _status(workdir)
     if not config:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
+    if FLAGS.search:
+        if grid or FLAGS.dry_run or FLAGS.launcher != 'local':
+            what = f'--sweep.{grid[0][0]}' if grid else '--dry_run' if FLAGS.dry_run else '--launcher'
+            raise UserError(f'{what}: --search chooses its settings as it goes, on this machine; leave out one of both')
+        return lambda: _search(workdir, config, overrides)
     return lambda: _launch(workdir, config, overrides, grid)
 
 
-def check_launcher(values: flags.FlagValues, *of_slurm: str) -> None:
-    """Raises UserError. of_slurm: the flags that the Slurm launcher alone has."""
-    if values.launcher not in LAUNCHERS:
-        raise UserError(f'--launcher: {values.launcher!r}{near(values.launcher, LAUNCHERS)}')
-    for name in of_slurm:
-        if values[name].value and values.launcher != 'slurm':
-            raise UserError(f'--{name}: is for --launcher=slurm')
+def check_launcher(values: flags.FlagValues, known: tuple[str, ...] = LAUNCHERS) -> None:
+    """Raises UserError."""
+    if values.launcher not in known:
+        raise UserError(f'--launcher: {values.launcher!r}{near(values.launcher, known)}')
+    for name, launcher in _FLAGS_OF.items():
+        if name in values and values[name].value and values.launcher != launcher:
+            raise UserError(f'--{name}: is for --launcher={launcher}')
 
 
 def split_grid(arguments: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -96,14 +112,16 @@ def _status(workdir: pathlib.Path) -> int:
     if (sweep := sweeps.read(workdir)) is None:
         raise UserError(f'{workdir}: no sweep is there ({sweeps.RECORD} is missing); run one with --config=…')
     found = status.look(sweep.trials(workdir))
-    try:
-        if queue.scripts(workdir):
+    line = ''
+    if queue.scripts(workdir) and any(state.kind != states.DONE for _, state in found):
+        try:
             found = queue.beside(found, queue.read(workdir))
-    except (UserError, RunError) as error:
-        say(f'note: {error}')
+            line = queue.lost(found, workdir)
+        except (UserError, RunError) as error:
+            line = str(error)
     show(status.table(sweep, found, status.metric_of(sweep, found, FLAGS.metric)) + status.summary(found) + '\n')
     _tell_others(sweep, workdir)
-    if line := queue.lost(found, workdir):
+    if line:
         say(f'note: {line}')
     return 0
 
@@ -117,7 +135,8 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     drift.check(found)
     status.metric_of(sweep, found, FLAGS.metric)  # a misspelt one is told before anything starts, if a run is done
     todo = [trial for trial, state in found if state.kind != states.DONE]
-    if (outcome := (_submit if FLAGS.launcher == 'slurm' else _train)(sweep, workdir, todo)) is None:
+    launch = {'local': _train, 'slurm': _submit, 'jobset': _emit}[FLAGS.launcher]
+    if (outcome := launch(sweep, workdir, todo)) is None:
         return 0
     found = status.look(trials)
     drift.check(found)
@@ -131,9 +150,31 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
         metric = status.metric_of(sweep, found, None)
     show(status.table(sweep, found, metric))
     say(status.summary(found))
-    for line in filter(None, [*drift.notes(found), queue.lost(found, workdir)]):
+    for line in drift.notes(found):
         say(f'note: {line}')
     return 0 if all(state.kind == states.DONE for _, state in found) else 1
+
+
+def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]) -> int:
+    from aigc_jax.studies import local, search
+
+    # What is tried depends on how many settings are chosen at a time, and so not on this machine's cores.
+    found = search.Search(config, overrides, FLAGS.search, FLAGS.seeds or 1, FLAGS.jobs or 4, FLAGS.metric, workdir)
+    jobs = FLAGS.jobs or local.default_jobs()
+    number = found.run(lambda trials, tell, unwanted: local.launch(trials, jobs, tell, unwanted), _say_end)
+    sweep = found.sweep()
+    looked = status.look(sweep.trials(workdir))
+    if number:
+        say(f'{signal.Signals(number).name}: the same command goes on from here')
+        return 128 + number
+    show(status.table(sweep, looked, status.metric_of(sweep, looked, found.metric)))
+    say(status.summary(looked))
+    say(found.words())
+    return 0 if found.best() else 1
+
+
+def _say_end(trial: sweeps.Trial, state: states.State) -> None:
+    say(f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
 
 def _train(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]):
@@ -161,8 +202,13 @@ def _submit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]
         found = queue.beside(status.look(todo), queue.read(workdir) if queue.scripts(workdir) else {})
         show(''.join(slurm.scripts(slurm.missing(found), options)))
         return None
-    jobs, submitted = slurm.submit(todo, options) if todo else ([], [])
-    sweep.write(workdir)
+    jobs, submitted = [], []
+    try:
+        if todo:
+            jobs, submitted = slurm.submit(todo, options)
+    finally:  # sbatch may have taken some arrays and refused others
+        if not todo or queue.scripts(workdir):
+            sweep.write(workdir)
     _tell_others(sweep, workdir)
     say(
         f'{_count(sweep, todo)}, {len(todo) - len(submitted)} queued or running before; {len(submitted)} submitted'
@@ -172,6 +218,17 @@ def _submit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]
         return slurm.wait(todo, _teller(len(todo))) if todo else Outcome({}, 0)
     say(f'python -m aigc_jax.sweep status --workdir={shlex.quote(str(workdir))} shows how they stand')
     return None
+
+
+def _emit(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]) -> None:
+    from aigc_jax.studies import jobset
+
+    template = jobset.read(FLAGS.jobset)
+    show(''.join(jobset.manifests(todo, template)))
+    if not FLAGS.dry_run:
+        sweep.write(workdir)
+        _tell_others(sweep, workdir)
+        say(f'{_count(sweep, todo)}; {len(todo)} JobSets for kubectl apply -f -')
 
 
 def _count(sweep: sweeps.Sweep, todo: list[sweeps.Trial]) -> str:

@@ -119,6 +119,8 @@ class Cluster:
 
     def bring(self, node: str) -> None:
         self.call('slurmd', '-N', node)
+        if 'down' in self.call('sinfo', '-h', '-N', '-n', node, '-o', '%T'):
+            self.call('scontrol', 'update', f'nodename={node}', 'state=resume')
 
     def kill(self, daemon: str, number=signal.SIGKILL) -> None:
         """daemon: slurmctld, munged, or slurmd.n1. Waits until it is gone."""
@@ -130,7 +132,7 @@ class Cluster:
         self.until(lambda: not pathlib.Path(f'/proc/{pid}').exists())
 
     def cut(self, node: str) -> None:
-        """Kills all that runs on a node at once, as a power failure does."""
+        """Kills all that runs on a node at once, as a power failure does. Slurm is told, which would wait else."""
         self.kill(f'slurmd.{node}')
         ours, stepds = f'SLURM_CONF={self.env["SLURM_CONF"]}'.encode(), set()
         for path in pathlib.Path('/proc').glob('[0-9]*'):
@@ -144,6 +146,7 @@ class Cluster:
         for pid in stepds:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.call('scontrol', 'update', f'nodename={node}', 'state=down', 'reason=cut')
 
     def release(self) -> None:
         """Requeued jobs start at once, not after two minutes, and are not limited again."""

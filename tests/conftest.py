@@ -11,8 +11,11 @@ import warnings
 
 import numpy as np
 import pytest
+from forks import Forks
 from refusals import Runner
 
+for name in [name for name in os.environ if name.startswith('SLURM_')]:  # they are no part of a job that they run in
+    del os.environ[name]
 # Before anything imports jax: tests run on the CPU, and compile each program once for the whole session.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Most of their time is compilation: a third less without LLVM's optimization, and half of the rest with the older code
@@ -95,9 +98,18 @@ class CommandLine:
 
     root = ROOT
 
+    def __init__(self):
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        self._path = {'PYTHONPATH': path}
+        self._forks = Forks({**os.environ, **self._path})
+
+    def close(self):
+        self._forks.close()
+
     def python(self, *arguments, env: dict | None = None, seconds: float = SECONDS):
-        """python ARGUMENTS, to its end."""
-        return self._finish(self._start(arguments, env), seconds)
+        """python ARGUMENTS, to its end, in an interpreter of its own."""
+        options = self._options(env, subprocess.PIPE)
+        return self._finish(subprocess.Popen([sys.executable, *map(str, arguments)], **options), seconds)
 
     def run(self, config, workdir, *flags, env=None, seconds=SECONDS, returns=0, **overrides):
         """python -m aigc_jax.main, to its end, which must be the exit code `returns`; None: any."""
@@ -121,14 +133,11 @@ class CommandLine:
             path = name if name.endswith('.py') else f'configs/{name}.py'
             arguments.append(f'--config={path}{colon}{variants}')
         arguments += [f'--config.{name.replace("__", ".")}={value}' for name, value in overrides.items()]
-        return self._start(arguments, env, stderr)
+        return self._forks.start([*map(str, arguments)], **self._options(env, stderr))
 
-    def _start(self, arguments, env, stderr=subprocess.PIPE):
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr,
-            text=True, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
-        )  # fmt: skip
+    def _options(self, env, stderr) -> dict:
+        env = {**os.environ, **self._path, **(env or {})}
+        return dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
 
     def _finish(self, process, seconds):
         try:
@@ -140,7 +149,9 @@ class CommandLine:
 
 @pytest.fixture(scope='session')
 def command_line() -> CommandLine:
-    return CommandLine()
+    made = CommandLine()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope='session')

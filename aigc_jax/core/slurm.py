@@ -33,7 +33,8 @@ def stay(exit_code: int, first: bool = True) -> None:
     first: whether this process requeues the job; the others wait for that.
     """
     global _staying
-    if exit_code != TERMINATED or not is_in_job() or _staying:
+    # Somebody may work at a terminal in a job, and end one of many programs there.
+    if exit_code != TERMINATED or not is_in_job() or _staying or os.isatty(0):
         return
     _staying = True
     try:

@@ -1,5 +1,6 @@
 """The runs of a study: a study file is read, each claim is checked as the config that it is, and gets its trials."""
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -50,7 +51,7 @@ class Setting:
         if not evaluate:
             return None
         fields = tuple(texts(evaluate))
-        config = ConfigDict(self.resolved)
+        config = copy.deepcopy(self.resolved)
         config_lib.override(config, fields, config_lib.FREE)
         config_lib.check(config)
         plain = json.loads(config_lib.to_json(config))

@@ -18,7 +18,8 @@ from aigc_jax.studies import states
 from aigc_jax.studies.states import State
 from aigc_jax.studies.sweeps import Trial
 
-FOLDER, SUFFIX = 'slurm', '.sh'
+FOLDER = 'slurm'
+_NAME = re.compile(r'array-(\d+)\.sh')
 _ELEMENT = re.compile(r'^(\d+)\) run (\S+) ', re.MULTILINE)  # of a script: the element's number, the trial's name
 _WAITS = {'PENDING', 'REQUEUED', 'REQUEUE_FED', 'REQUEUE_HOLD', 'SPECIAL_EXIT'}
 _SECONDS = 20  # for an answer of Slurm
@@ -41,7 +42,13 @@ class Element(NamedTuple):
 
 def scripts(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Those that were submitted for trials in `workdir`."""
-    return sorted((workdir / FOLDER).glob(f'*{SUFFIX}'))
+    return sorted(path for path in (workdir / FOLDER).glob('*.sh') if _NAME.fullmatch(path.name))
+
+
+def next_script(workdir: pathlib.Path) -> pathlib.Path:
+    """The path of one more."""
+    taken = [int(_NAME.fullmatch(path.name)[1]) for path in scripts(workdir)]
+    return workdir.resolve() / FOLDER / f'array-{max(taken, default=0) + 1}.sh'
 
 
 def trials_of(script: pathlib.Path) -> dict[int, str]:
@@ -59,7 +66,7 @@ def read(workdir: pathlib.Path) -> dict[str, Element]:
     for line in ask('squeue', '--me', '--noheader', '--array', '--format=%i|%T|%r|%o').splitlines():
         job, state, reason, command = line.split('|', 3)
         script = pathlib.Path(command)
-        if script.suffix != SUFFIX or '_' not in job or script.parent != home:
+        if script.parent != home or '_' not in job:
             continue
         if script not in known:
             known[script] = trials_of(script)

@@ -75,7 +75,8 @@ class Options(NamedTuple):
 def scripts(trials: Sequence[Trial], options: Options) -> Iterator[str]:
     """What `submit` would give to sbatch for these trials. Raises UserError."""
     for number, start in enumerate(range(0, len(trials), MOST), 1):
-        yield _script(trials[start : start + MOST], options, f'array-{number}')
+        path = trials[0].workdir.resolve() / queue.FOLDER / f'array-{number}.sh'
+        yield _script(trials[start : start + MOST], options, path)
 
 
 def missing(found: Sequence[tuple[Trial, State]]) -> list[Trial]:
@@ -123,7 +124,7 @@ def wait(trials: Sequence[Trial], tell: Tell) -> Outcome:
                     left.pop(name, None)
                 elif state.kind not in (states.MISSING, states.STOPPED) or _is_late(trial, left):
                     if state.kind == states.MISSING:
-                        state = State(states.MISSING, words='its job left the queue, and wrote nothing')
+                        state = State(states.MISSING, words='its job left the queue and wrote nothing')
                     ended[name] = state
                     tell(waiting.pop(name), state)
             pause = min(1.2 * pause, _POLL)
@@ -151,10 +152,8 @@ def _is_late(trial: Trial, left: dict[str, float]) -> bool:
 
 def _submit(trials: list[Trial], options: Options, workdir: pathlib.Path) -> str:
     """The id of the array. Raises UserError where sbatch refuses it."""
-    taken = [int(path.stem.rpartition('-')[2]) for path in queue.scripts(workdir)]
-    name = f'array-{max(taken, default=0) + 1}'
-    path = workdir.resolve() / queue.FOLDER / f'{name}{queue.SUFFIX}'
-    atomic_write(path, _script(trials, options, name))
+    path = queue.next_script(workdir)
+    atomic_write(path, _script(trials, options, path))
     try:
         return queue.ask('sbatch', '--parsable', str(path)).strip().partition(';')[0]
     except queue.Refused:
@@ -162,13 +161,13 @@ def _submit(trials: list[Trial], options: Options, workdir: pathlib.Path) -> str
         raise
 
 
-def _script(trials: Sequence[Trial], options: Options, name: str) -> str:
+def _script(trials: Sequence[Trial], options: Options, path: pathlib.Path) -> str:
     workdir = trials[0].workdir.resolve()
     if any(trial.workdir != trials[0].workdir for trial in trials):
         raise ValueError('the trials of an array have one workdir')
     elements = [f'{k}) run {trial.name} {shlex.join(local.command(trial))} ;;' for k, trial in enumerate(trials)]
     at_once = f'%{options.jobs}' if options.jobs else ''
-    words, output = shlex.split(options.sbatch), workdir / queue.FOLDER / f'{name}.out'
+    words, output = shlex.split(options.sbatch), path.with_suffix('.out')
     return SCRIPT.format(
         name=shlex.quote(workdir.name or 'sweep'), array=f'0-{len(trials) - 1}{at_once}', cwd=shlex.quote(os.getcwd()),
         output=shlex.quote(str(output).replace('%', '%%')), grace=GRACE_SECONDS,

@@ -27,6 +27,7 @@ DONE, RUNNING, STOPPED, FAILED, MISSING, OTHER = 'done', 'running', 'stopped', '
 QUEUED = 'queued'  # of which the files do not tell, but the queue of a cluster
 BEGIN, END = '$ ', '[exit code '
 INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
+_FATAL = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 _TAIL = 1 << 14  # bytes of a log's end; a traceback has less
 _SEED, _TOTAL = re.compile(r'\n  "seed": (-?\d{1,18})\b'), re.compile(r'\n  "total_steps": (\d{1,18})\b')
 _PATIENT = re.compile(r'\n    "patience": [1-9]')
@@ -206,10 +207,13 @@ def _reason(log: pathlib.Path) -> str:
         return ''
     if said := [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]:
         return _line(said[-1])
-    if code < 0:
-        memory = ', perhaps by the system for want of memory' if -code == signal.SIGKILL else ''
-        names = {number.value: number.name for number in signal.Signals}
-        return f'killed by {names.get(-code, f"signal {-code}")}{memory}'
+    names = {number.value: number.name for number in signal.Signals}
+    number = -code if code < 0 else code - 128  # the latter by a shell, and by srun
+    if code < 0 or number in _FATAL:
+        memory = ', perhaps by the system for want of memory' if number == signal.SIGKILL else ''
+        return f'killed by {names.get(number, f"signal {number}")}{memory}'
+    if code and (said := [line for line in lines if line.startswith('srun: error: ')]):  # the run has not begun
+        return _line(said[-1])
     return _line(lines[-1]) if code or any(line.startswith('Traceback (most recent') for line in lines) else ''
 
 

@@ -94,6 +94,9 @@ def test_what_bears_identity(sweep, trial):
         ('\n$ a\nstep 10\n[exit code -11]\n', states.FAILED, 'killed by SIGSEGV'),
         ('\n$ a\nstep 10\n[exit code -35]\n', states.FAILED, 'killed by signal 35'),
         ('\n$ a\nSIGTERM: saved at step 10\n[exit code 143]\n', states.MISSING, ''),
+        ('\n$ a\nSIGTERM: saved\nsrun: error: n1: task 0: Exited with exit code 143\n', states.MISSING, ''),  # requeued
+        ('\n$ a\nsrun: error: n1: task 0: Killed\n[exit code 137]\n', states.FAILED, 'killed by SIGKILL, perhaps'),
+        ('\n$ a\nsrun: error: launch failed\nsrun: aborted\n[exit code 141]\n', states.FAILED, 'srun: error: la'),
         ('\n$ a\n[exit code -2]\n', states.MISSING, ''),
         ('\n$ a\nerror: \x1b[31mred\n[exit code 1]\n', states.FAILED, '\\x1b[31mred'),
         ('\n$ a\n' + 'step 10\n' * 10_000 + 'error: late\n[exit code 1]\n', states.FAILED, 'late'),

@@ -180,6 +180,21 @@ def study():
     assert len(late.begun) == 1 and 'evaluation' in late.begun[0]
 
 
+def test_an_evaluation_leaves_the_next_one_of_the_same_runs_alone(tmp_path):
+    body = f"""
+def study():
+    own = dict(config={FLOW!r}, metric='samples/squared_wasserstein', better='min')
+    return Study('t', [
+        Claim('euler', 'x', evaluate={EULER!r}, **own),
+        Claim('more', 'x', evaluate={{'eval.transport_samples': 5}}, **own),
+    ])
+"""
+    plan = planning.load(write(tmp_path, body))
+    trained = plan.settings['more'].resolved
+    assert trained.sample.solver == plan.evaluations['more'].made_with['sample.solver'] != 'euler'
+    assert plan.evaluations['euler'].made_with['sample.solver'] == 'euler' and trained.eval.transport_samples != 5
+
+
 def test_a_study_may_take_an_argument(tmp_path):
     body = f"def study(name='digits'): return Study(name, [Claim('a', 'x', {GAN!r}, 'm', 'min')])"
     path = write(tmp_path, body)
