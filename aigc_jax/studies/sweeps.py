@@ -64,7 +64,7 @@ class Trial:
     @functools.cached_property
     def folder(self) -> pathlib.Path:
         """Of its run."""
-        return self.workdir / self.row.name / f'seed-{self.seed}'
+        return self.workdir / f'{self.row.name}/seed-{self.seed}'
 
     @property
     def log(self) -> pathlib.Path:
@@ -119,10 +119,11 @@ def others(sweep: Sweep, workdir: pathlib.Path) -> Iterator[str]:
     """ROW, or ROW/seed-S, of the folders that hold runs of rows and seeds which the sweep no longer has."""
     rows, seeds = {row.name for row in sweep.rows}, {f'seed-{seed}' for seed in sweep.seeds}
     for name in sorted(os.listdir(workdir)):
-        if not os.path.isdir(folder := os.path.join(workdir, name)):
+        folder, known = os.path.join(workdir, name), seeds if name in rows else ()
+        try:
+            unknown = sorted(run for run in os.listdir(folder) if run.startswith('seed-') and run not in known)
+        except OSError:  # a file, or a folder that is gone by now
             continue
-        known = seeds if name in rows else ()
-        unknown = sorted(run for run in os.listdir(folder) if run.startswith('seed-') and run not in known)
         found = [f'{name}/{run}' for run in unknown if os.path.exists(os.path.join(folder, run, 'config.json'))]
         yield from found if name in rows else [name] * bool(found)
 
