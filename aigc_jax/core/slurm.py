@@ -41,8 +41,8 @@ def stay(exit_code: int, first: bool = True) -> None:
         if (job := _job()) is None:
             return
         if first:
+            _say(f'Slurm job {job} is requeued, and goes on from here')  # before it: Slurm kills this process at once
             _ask('requeue', job)
-            _say(f'Slurm job {job}: requeued; it goes on from here')
     except (OSError, subprocess.SubprocessError) as error:  # after a preemption Slurm may requeue it all the same
         _say(f'note: the Slurm job could not be requeued: {getattr(error, "stderr", None) or error}'.strip())
     while True:

@@ -233,7 +233,7 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
     two.until_held()
     job = cluster.call('sbatch', '--parsable', '-p', 'high', '-N2', '--exclusive', '-o', '/dev/null', '--wrap=true')
     for sweep in (one, two):
-        sweep.until_said('requeued; it goes on from here')
+        sweep.until_said('is requeued, and goes on from here')
     whole.finish()
     assert job.strip() not in cluster.queue()
     for sweep, bits in ((one, local[0]), (two, whole.bits())):
@@ -246,7 +246,7 @@ def test_preempted_at_a_random_step_one_process_and_two(cluster, local, tmp_path
 
 
 def test_the_time_limit_requeues(limited, local):
-    limited.until_said('requeued; it goes on from here')
+    limited.until_said('is requeued, and goes on from here')
     limited.go()  # on a slow machine it may not have come so far
     limited.finish()
     assert same(limited, local[0])
@@ -299,7 +299,9 @@ def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tm
     lines = table.splitlines()
     assert [line.split()[1] for line in lines[1:3]] == ['0/1', '0/1']
     assert 'seed-0: failed: step ' in lines[3] and '; training stopped.' in lines[3]
-    assert lines[4].endswith('seed-0: failed, step 10: killed by SIGKILL, perhaps by the system for want of memory')
+    assert lines[4].endswith(
+        'seed-0: failed, step 10 of 20: killed by SIGKILL, perhaps by the system for want of memory'
+    )
     sweep.go()
     code, again, err = sweep.run('--wait')
     assert code == 1 and again.splitlines()[3] == lines[3], err
