@@ -147,7 +147,7 @@ def load(path: str) -> Plan:
         study = module.study(found[2]) if found[2] else module.study()
         if not isinstance(study, Study):
             raise TypeError(f'study() returns {type(study).__name__}, not aigc_jax.studies.claims.Study')
-        registered = registration.digest(study)
+        registered = registration.digest(study, found[2] or '')
     by_key: dict[str, Setting] = {}
     settings, evaluations, candidates = {}, {}, {}
 

@@ -200,6 +200,9 @@ def test_a_study_may_take_an_argument(tmp_path):
     path = write(tmp_path, body)
     assert planning.load(path).study.title == 'digits' and planning.load(f'{path}:C:/a b').study.title == 'C:/a b'
     assert planning.load(f'{path}:own').name == 'own'
+    # Where the data lie is not what is claimed.
+    assert planning.load(f'{path}:/a/ü').registration == planning.load(f'{path}:/b').registration
+    assert planning.load(f'{path}:/a/ü').registration != planning.load(path).registration
     with pytest.raises(UserError, match='takes no argument; leave out :own'):
         planning.load(write(tmp_path, TWO) + ':own')
 
