@@ -110,7 +110,7 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
     found = study.gathered()
     made_by = ['python', '-m', 'aigc_jax.study', f'--config={config}', f'--workdir={workdir}']
     show(report.write(found, shlex.join(made_by)))
-    say(f'written: {", ".join(str(workdir / name) for name in report.FILES)}')
+    say(f'written: {", ".join(str(workdir / name) for name in report.files(plan.name))}')
     if interrupted:
         say(f'{signal.Signals(interrupted).name}: the same command goes on from here')
         return 128 + interrupted

@@ -37,6 +37,9 @@ flags.DEFINE_string('launcher', 'local', f'one of {", ".join(_KNOWN)}', **_own)
 flags.DEFINE_string('sbatch', '', "slurm: options of sbatch, such as '--partition=gpu --gpus=1 --time=60'", **_own)
 flags.DEFINE_bool('wait', False, 'slurm: wait until all runs have ended, and show the table', **_own)
 flags.DEFINE_string('jobset', None, 'jobset: the YAML file of a JobSet, whose image and volumes runs have', **_own)
+flags.DEFINE_integer(
+    'search', None, 'choose so many settings out of search() of the config, by how those before did', 1, 10_000, **_own
+)  # fmt: skip
 flags.DEFINE_bool('dry_run', False, 'show the commands, or the job script, and write nothing', **_own)
 flags.DEFINE_string(
     'metric', None, 'in the table (default: eval.best_metric, or the first of the final evaluation)', **_own
@@ -74,6 +77,11 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
         return lambda: _status(workdir)
     if not config:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
+    if FLAGS.search:
+        if grid or FLAGS.dry_run or FLAGS.launcher != 'local':
+            what = f'--sweep.{grid[0][0]}' if grid else '--dry_run' if FLAGS.dry_run else '--launcher'
+            raise UserError(f'{what}: --search chooses its settings as it goes, on this machine; leave out one of both')
+        return lambda: _search(workdir, config, overrides)
     return lambda: _launch(workdir, config, overrides, grid)
 
 
@@ -145,6 +153,28 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     for line in drift.notes(found):
         say(f'note: {line}')
     return 0 if all(state.kind == states.DONE for _, state in found) else 1
+
+
+def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]) -> int:
+    from aigc_jax.studies import local, search
+
+    # What is tried depends on how many settings are chosen at a time, and so not on this machine's cores.
+    found = search.Search(config, overrides, FLAGS.search, FLAGS.seeds or 1, FLAGS.jobs or 4, FLAGS.metric, workdir)
+    jobs = FLAGS.jobs or local.default_jobs()
+    number = found.run(lambda trials, tell, unwanted: local.launch(trials, jobs, tell, unwanted), _say_end)
+    sweep = found.sweep()
+    looked = status.look(sweep.trials(workdir))
+    if number:
+        say(f'{signal.Signals(number).name}: the same command goes on from here')
+        return 128 + number
+    show(status.table(sweep, looked, status.metric_of(sweep, looked, found.metric)))
+    say(status.summary(looked))
+    say(found.words())
+    return 0 if found.best() else 1
+
+
+def _say_end(trial: sweeps.Trial, state: states.State) -> None:
+    say(f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
 
 def _train(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]):

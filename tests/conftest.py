@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+from forks import Forks
 from refusals import Runner
 
 for name in [name for name in os.environ if name.startswith('SLURM_')]:  # they are no part of a job that they run in
@@ -66,8 +67,9 @@ PROCESSES = {'command_line', 'runner', 'runner8', 'exact_runner', 'smoke'}  # th
 
 # Files of more than half a minute, the longest first: what begins late leaves a core idle at the end.
 LONG = (
-    'core/test_parallel.py', 'core/test_processes.py', 'studies/test_slurm.py', 'studies/test_sweep.py',
-    'runs/test_configs.py', 'decoding/test_decoding.py', 'tasks/test_flow.py', 'tasks/test_language_models.py',
+    'core/test_parallel.py', 'core/test_processes.py', 'studies/test_sweep.py', 'runs/test_configs.py',
+    'studies/test_slurm.py', 'studies/test_study.py', 'decoding/test_decoding.py', 'studies/test_upgrade.py',
+    'tasks/test_flow.py', 'tasks/test_language_models.py',
     'training/test_multiprocess.py', 'training/test_resume.py',
     'training/test_library.py', 'tasks/test_vae_family.py', 'tasks/test_gan_family.py', 'runs/test_state.py',
     'training/test_replicas.py', 'runs/test_shards.py', 'scripts/test_bench.py', 'runs/test_bad_runs.py',
@@ -97,9 +99,18 @@ class CommandLine:
 
     root = ROOT
 
+    def __init__(self):
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+        self._path = {'PYTHONPATH': path}
+        self._forks = Forks({**os.environ, **self._path})
+
+    def close(self):
+        self._forks.close()
+
     def python(self, *arguments, env: dict | None = None, seconds: float = SECONDS):
-        """python ARGUMENTS, to its end."""
-        return self._finish(self._start(arguments, env), seconds)
+        """python ARGUMENTS, to its end, in an interpreter of its own."""
+        options = self._options(env, subprocess.PIPE)
+        return self._finish(subprocess.Popen([sys.executable, *map(str, arguments)], **options), seconds)
 
     def run(self, config, workdir, *flags, env=None, seconds=SECONDS, returns=0, **overrides):
         """python -m aigc_jax.main, to its end, which must be the exit code `returns`; None: any."""
@@ -123,14 +134,11 @@ class CommandLine:
             path = name if name.endswith('.py') else f'configs/{name}.py'
             arguments.append(f'--config={path}{colon}{variants}')
         arguments += [f'--config.{name.replace("__", ".")}={value}' for name, value in overrides.items()]
-        return self._start(arguments, env, stderr)
+        return self._forks.start([*map(str, arguments)], **self._options(env, stderr))
 
-    def _start(self, arguments, env, stderr=subprocess.PIPE):
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-        return subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr,
-            text=True, env={**os.environ, 'PYTHONPATH': path, **(env or {})},
-        )  # fmt: skip
+    def _options(self, env, stderr) -> dict:
+        env = {**os.environ, **self._path, **(env or {})}
+        return dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
 
     def _finish(self, process, seconds):
         try:
@@ -142,7 +150,9 @@ class CommandLine:
 
 @pytest.fixture(scope='session')
 def command_line() -> CommandLine:
-    return CommandLine()
+    made = CommandLine()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope='session')

@@ -1,13 +1,12 @@
 """Two processes of one run, through the real command line, each under a time limit."""
 
-import os
 import pathlib
 import socket
 import subprocess
 import time
 
 SECONDS = 300  # that two processes may take together
-# Loaded by Python at its start: which files of the workdir the process opens for writing.
+# Before the command line of a process: which files of the workdir it opens for writing.
 AUDIT = """
 import os, sys
 log = open(os.environ['OPENED'], 'a', buffering=1)
@@ -35,11 +34,9 @@ class Pair:
         address = f'127.0.0.1:{self.port.getsockname()[1]}'
         self.folder, self.workdir = folder, folder / 'run'
         folder.mkdir(exist_ok=True)
-        (folder / 'sitecustomize.py').write_text(AUDIT)
-        path = [str(folder), str(command_line.root), os.environ.get('PYTHONPATH', '')]
         self._env = {
             'JAX_COORDINATOR_ADDRESS': address, 'JAX_COORDINATOR_BIND_ADDRESS': address,
-            'JAX_NUM_PROCESSES': '2', 'WORKDIR': str(self.workdir), 'PYTHONPATH': os.pathsep.join(path), **(env or {}),
+            'JAX_NUM_PROCESSES': '2', 'WORKDIR': str(self.workdir), **(env or {}),
         }  # fmt: skip
         self._command_line, self._config, self._overrides, self._one = command_line, config, overrides, one
         self._flags = flags
@@ -55,9 +52,10 @@ class Pair:
         own = dict(self._one[k])
         env = self._env | {'JAX_PROCESS_ID': str(k), 'OPENED': str(self.folder / f'opened{k}')} | own.pop('env', {})
         env = {name: value for name, value in env.items() if value is not None}
+        before = AUDIT + own.pop('before', '')
         with open(self._log(k), 'w') as log:
             self.processes[k] = self._command_line.start(
-                self._config, own.pop('workdir', self.workdir), *self._flags, env=env, stderr=log,
+                self._config, own.pop('workdir', self.workdir), *self._flags, env=env, stderr=log, before=before,
                 **self._overrides | own,
             )
 

@@ -220,6 +220,9 @@ def remarks(arms: Sequence[Arm]) -> list[str]:
 
 
 def seed_words(seeds: Sequence[int]) -> str:
+    """'seed 3', 'seeds 0, 2' or 'seeds 0 to 15'."""
+    if len(seeds) > 4 and [*seeds] == [*range(seeds[0], seeds[-1] + 1)]:
+        return f'seeds {seeds[0]} to {seeds[-1]}'
     return f'seed{"s" if len(seeds) > 1 else ""} {", ".join(map(str, seeds))}'
 
 

@@ -22,6 +22,7 @@ ALPHA = 0.05
 SPLITS = ('train', 'eval')  # of metrics.jsonl; 'final' is the final evaluation
 _NO_METRICS = ('step', 'split', 'seed', 'diverged')
 _MOST_SHOWN = 16  # seeds of which each value is printed
+_MOST_FOLDERS = 4  # of an arm's runs that are printed
 
 
 class Entry(NamedTuple):
@@ -239,7 +240,10 @@ def text(comparison: Comparison) -> str:
     for arm in arms:
         seeds = sorted({seed for run in arm.runs for seed in run.seeds})
         runs = f'{len(arm.runs)} run{"s" if len(arm.runs) > 1 else ""}'
-        lines.append(f'{arm.name}  {runs}, {arms_lib.seed_words(seeds)}: {", ".join(str(r.folder) for r in arm.runs)}')
+        folders = [str(run.folder) for run in arm.runs]
+        if len(folders) > _MOST_FOLDERS:
+            folders[_MOST_FOLDERS - 1 :] = [f'and {len(folders) - _MOST_FOLDERS + 1} more']
+        lines.append(f'{arm.name}  {runs}, {arms_lib.seed_words(seeds)}: {", ".join(folders)}')
     for title, table in comparison_tables(comparison).items():
         lines += ['', title, *(f'  {line}' for line in _aligned(table))]
     if comparison.remarks:

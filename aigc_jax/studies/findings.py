@@ -1,4 +1,4 @@
-"""What a study found: a finding for each claim, as report.json and NAME.results.json hold it.
+"""What a study found: a finding for each claim, as NAME.results.json holds it.
 
 All tables, pages and documents of a study are rendered from this alone, the curves over the steps excepted.
 """
@@ -92,11 +92,16 @@ class Report:
     pareto: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
-        return json.dumps(finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False) + '\n'
+        """All of it, for `read`."""
+        return _json(dataclasses.asdict(self))
+
+    def rows_json(self) -> str:
+        """The table alone, for other programs: a list of rows."""
+        return _json([_table_row(one) for one in self.findings])
 
 
 def read(path: pathlib.Path) -> Report:
-    """A report.json or NAME.results.json. Raises UserError."""
+    """A NAME.results.json. Raises UserError."""
     try:
         found = records.read(path)
         return Report(**found | {
@@ -107,6 +112,26 @@ def read(path: pathlib.Path) -> Report:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = getattr(error, 'strerror', None) or error
         raise UserError(f'{path}: cannot be read as the report of a study: {why}; render it again') from None
+
+
+def _json(value) -> str:
+    return json.dumps(finite(value), indent=1, ensure_ascii=False) + '\n'
+
+
+def _table_row(found: Finding) -> dict[str, Any]:
+    """values: of each of `seeds`, null of one that diverged. ci: half of the interval; of one that is not symmetric
+    low and high instead. published: a value, or null; than: the claim that this one is to be better than, or null."""
+    claim, row = found.claim, found.row
+    published = claim.expected if isinstance(claim.expected, Published) else None
+    return {
+        'name': claim.name, 'claim': claim.claim, 'metric': claim.metric, 'seeds': [*found.seeds],
+        'values': found.values, 'value': row.get('value'), 'ci': row.get('ci'), 'low': row.get('low'),
+        'high': row.get('high'), 'n': len(found.seeds), 'level': 1 - found.level,
+        'published': published and published.value, 'tolerance': published and published.tolerance,
+        'source': published.source if published else '',
+        'than': claim.expected.than if isinstance(claim.expected, Versus) else None, 'p': found.p,
+        'verdict': found.verdict, 'hours': found.hours,
+    }  # fmt: skip
 
 
 def _finding(found: dict[str, Any]) -> Finding:

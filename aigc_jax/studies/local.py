@@ -72,14 +72,17 @@ def _cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else set()
 
 
-def launch(trials: Sequence[Trial], jobs: int, tell: Tell) -> Outcome:
+def launch(
+    trials: Sequence[Trial], jobs: int, tell: Tell, unwanted: Callable[[Trial], bool] = lambda trial: False
+) -> Outcome:
     """Trains `trials`, `jobs` at a time, to their ends. tell: is called with each that ends.
 
+    unwanted: is asked of each that trains, each second; one that is has to save and end.
     SIGINT and SIGTERM are passed on to the processes, once each, and the launcher waits until they have saved.
     """
     signals = _Signals()
     with handling(signals.handle):
-        return _Launch(trials, jobs, tell, signals).run()
+        return _Launch(trials, jobs, tell, signals, unwanted).run()
 
 
 class _Signals:
@@ -97,7 +100,7 @@ class _Process:
     """A trial that trains. file: its log, whose lock it holds. slot: which share of the cores it has."""
 
     def __init__(self, trial: Trial, file, cores: set[int], slot: int):
-        self.trial, self.slot, self._file = trial, slot, file
+        self.trial, self.slot, self._file, self.told_to_end = trial, slot, file, False
         words = command(trial)
         with disk_errors(trial.log):
             file.write(f'\n{states.BEGIN}{shlex.join(words)}\n'.encode())
@@ -128,14 +131,14 @@ class _Process:
 
 
 class _Launch:
-    def __init__(self, trials: Sequence[Trial], jobs: int, tell: Tell, signals: _Signals):
-        self._tell, self._signals = tell, signals
+    def __init__(self, trials: Sequence[Trial], jobs: int, tell: Tell, signals: _Signals, unwanted):
+        self._tell, self._signals, self._unwanted = tell, signals, unwanted
         self._waiting = collections.deque(trials)
         self._running: list[_Process] = []
         self._elsewhere: list[Trial] = []  # another launcher's, or a process of one that was killed
         self._shares, self._free = shares(jobs), list(range(jobs))
         self._states: dict[str, State] = {}
-        self._asked = 0.0
+        self._asked = self._judged = 0.0
         self._crowded = False  # no other process can be started before one ends
 
     def run(self) -> Outcome:
@@ -161,6 +164,7 @@ class _Launch:
                 self._free.append(process.slot)
                 self._end(process.trial, states.look(process.trial, held=False))
                 process.close()
+            self._end_unwanted()
             self._look_elsewhere()
             time.sleep(_POLL)
         return Outcome(self._states, self._signals.first)
@@ -194,6 +198,16 @@ class _Launch:
     def _end(self, trial: Trial, state: State) -> None:
         self._states[trial.name] = state
         self._tell(trial, state)
+
+    def _end_unwanted(self) -> None:
+        if time.monotonic() < self._judged + _ELSEWHERE:
+            return
+        self._judged = time.monotonic()
+        self._waiting = collections.deque(trial for trial in self._waiting if not self._unwanted(trial))
+        for process in self._running:
+            if not process.told_to_end and self._unwanted(process.trial):
+                process.told_to_end = True
+                process.popen.send_signal(signal.SIGTERM)
 
     def _look_elsewhere(self) -> None:
         """Takes up what others no longer train and have not finished; what failed there has failed."""

@@ -1,5 +1,6 @@
 """The runs of a study: a study file is read, each claim is checked as the config that it is, and gets its trials."""
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -50,7 +51,7 @@ class Setting:
         if not evaluate:
             return None
         fields = tuple(texts(evaluate))
-        config = ConfigDict(self.resolved)
+        config = copy.deepcopy(self.resolved)
         config_lib.override(config, fields, config_lib.FREE)
         config_lib.check(config)
         plain = json.loads(config_lib.to_json(config))
@@ -146,7 +147,7 @@ def load(path: str) -> Plan:
         study = module.study(found[2]) if found[2] else module.study()
         if not isinstance(study, Study):
             raise TypeError(f'study() returns {type(study).__name__}, not aigc_jax.studies.claims.Study')
-        registered = registration.digest(study)
+        registered = registration.digest(study, found[2] or '')
     by_key: dict[str, Setting] = {}
     settings, evaluations, candidates = {}, {}, {}
 

@@ -15,10 +15,16 @@ from aigc_jax.studies.claims import Study
 RECORD = 'study.json'
 
 
-def digest(study: Study) -> str:
+def digest(study: Study, argument: str = '') -> str:
     """sha256 (hex) of all that the study claims: each claim with its metric, config, fields, seeds and what it is
-    compared with. Raises TypeError where a value is no plain data."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(study), sort_keys=True).encode()).hexdigest()
+    compared with. argument: that study() was given, such as where the data lie here, which is no part of it.
+
+    Raises TypeError where a value is no plain data.
+    """
+    text = json.dumps(dataclasses.asdict(study), sort_keys=True)
+    if argument:
+        text = text.replace(json.dumps(argument)[1:-1], '{argument}')
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,19 @@ from aigc_jax.studies.arms import Arm, RunData
 from aigc_jax.studies.gathering import Gathered
 from aigc_jax.studies.report_pictures import MOST_PANELS, Curves
 
-FILES = 'report.md', 'report.html', 'report.tex', 'report.json'
+
+def files(study: str) -> tuple[str, ...]:
+    """Their names. The last one holds all of the report, and the others are rendered from it."""
+    return 'report.md', 'report.html', 'report.tex', 'report.json', f'{study}.results.json'
 
 
 def write(gathered: Gathered, command: str) -> str:
     """Writes them into the study's folder, and returns report.md. command: that made the report."""
     report = gathered.report(tuple(drift.notes(gathered.trained)))
     text = report_text.markdown(report, command)
-    written = text, report_page.page(report, _curves(gathered), command), report_latex.table(report), report.to_json()
-    for name, words in zip(FILES, written, strict=True):
+    page, latex = report_page.page(report, _curves(gathered), command), report_latex.table(report)
+    written = text, page, latex, report.rows_json(), report.to_json()
+    for name, words in zip(files(report.study), written, strict=True):
         atomic_write(gathered.workdir / name, words)
     return text
 

@@ -90,7 +90,7 @@ def mean_words(values: Sequence[float]) -> str:
 def words_of(trial: Trial, state: State) -> str:
     """What a trial that is not done does, or why it does not."""
     at = f'step {state.step} of {trial.row.total_steps}'
-    if state.kind == RUNNING and state.speed:
+    if state.kind == RUNNING and state.speed > 1e-6:  # less stands in a damaged line
         left = datetime.timedelta(seconds=round((trial.row.total_steps - state.step) / state.speed))
         return f'running, {at}, {state.speed:.3g} steps/s, {left} left without evaluations'
     return ': '.join(filter(None, (f'{state.kind}, {at}' if state.step else state.kind, state.words)))

@@ -18,6 +18,8 @@ RECORD = 'sweep.json'
 # Of a config.json, which bears no identity: the seed stands in the name of the folder, total_steps may grow, and a run
 # may go on with another layout.
 _FREE = re.compile(r'\n  "(?:(?:seed|total_steps)": -?\d+|parallel": \{.*?\n  \}),?', re.DOTALL)
+# The folder of an own task's or own data's file, which may move; manifests tell what the file holds.
+_PLACE = re.compile(r'(\n    "name": ")(?:[^"]*/)(?=[^"/]+\.py["#:])')
 _STRANGE = re.compile(r'[^\w.+-]+', re.ASCII)  # in the name of a folder
 
 
@@ -62,7 +64,7 @@ class Trial:
     @functools.cached_property
     def folder(self) -> pathlib.Path:
         """Of its run."""
-        return self.workdir / self.row.name / f'seed-{self.seed}'
+        return self.workdir / f'{self.row.name}/seed-{self.seed}'
 
     @property
     def log(self) -> pathlib.Path:
@@ -117,17 +119,18 @@ def others(sweep: Sweep, workdir: pathlib.Path) -> Iterator[str]:
     """ROW, or ROW/seed-S, of the folders that hold runs of rows and seeds which the sweep no longer has."""
     rows, seeds = {row.name for row in sweep.rows}, {f'seed-{seed}' for seed in sweep.seeds}
     for name in sorted(os.listdir(workdir)):
-        if not os.path.isdir(folder := os.path.join(workdir, name)):
+        folder, known = os.path.join(workdir, name), seeds if name in rows else ()
+        try:
+            unknown = sorted(run for run in os.listdir(folder) if run.startswith('seed-') and run not in known)
+        except OSError:  # a file, or a folder that is gone by now
             continue
-        known = seeds if name in rows else ()
-        unknown = sorted(run for run in os.listdir(folder) if run.startswith('seed-') and run not in known)
         found = [f'{name}/{run}' for run in unknown if os.path.exists(os.path.join(folder, run, 'config.json'))]
         yield from found if name in rows else [name] * bool(found)
 
 
 def fingerprint(config: str) -> str:
     """Of the text of a config.json (runs.config.to_json), sha256 (hex) over all that bears identity."""
-    return hashlib.sha256(_FREE.sub('', config).encode()).hexdigest()
+    return hashlib.sha256(_PLACE.sub(r'\1', _FREE.sub('', config)).encode()).hexdigest()
 
 
 def name_of(fields: dict[str, Any]) -> str:

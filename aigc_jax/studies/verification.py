@@ -189,7 +189,7 @@ class _Rerun(Run):
 
     def train(self, progress: TextIO | None) -> None:
         """Sets found, equal and evaluation_equal. Raises UserError where it cannot be run again."""
-        with processes.together('temporary folder'):
+        with processes.together('temporary folder'), disk_errors(self.folder):
             if processes.first():
                 self._prepare()
         try:

@@ -259,6 +259,16 @@ def test_evaluations_of_two_versions_of_an_arm_are_compared_by_what_both_have(co
     assert len(entry.values) == 2 and 'perfect' not in entry.row
 
 
+def test_many_runs_are_told_in_few_words(runs, tmp_path):
+    for seed in range(6):
+        folder = pathlib.Path(shutil.copytree(runs / 'slow' / 'seed0', tmp_path / f'seed{seed}'))
+        config = json.loads((folder / 'config.json').read_text())
+        (folder / 'config.json').write_text(json.dumps({**config, 'seed': seed}))
+    line = comparison.text(comparison.Comparison([str(tmp_path)], ['model/nll'])).partition('\n')[0]
+    shown = ', '.join(str(tmp_path / f'seed{seed}') for seed in range(3))
+    assert line == f'A  6 runs, seeds 0 to 5: {shown}, and 3 more'
+
+
 def test_arms_are_lettered():
     assert [arms._letters(k) for k in (0, 25, 26, 27, 701, 702)] == ['A', 'Z', 'AA', 'AB', 'ZZ', 'AAA']
 

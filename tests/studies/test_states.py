@@ -14,7 +14,7 @@ import pytest
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
-from aigc_jax.studies import drift, local, rows, states, status
+from aigc_jax.studies import drift, local, rows, states, status, sweeps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RESULTS = {'samples/modes': {'value': 7.0, 'n': 200}}
@@ -266,3 +266,13 @@ def test_no_damage_to_any_file_is_more_than_a_failure_of_its_run(sweep, trial):
         for path in {*struck, trial.folder / 'evaluation.json'}:
             path.write_bytes(whole[path])
     assert kinds >= {states.DONE, states.FAILED, states.OTHER}
+
+
+def test_an_own_task_and_own_data_may_lie_elsewhere():
+    """A clone that has moved has the same runs."""
+    text = '{\n  "data": {\n    "name": "%s"\n  },\n  "task": {\n    "name": "%s"\n  }\n}'
+    same = {sweeps.fingerprint(text % pair) for pair in (('/a/b/own.py:load', '/a/t.py'), ('/c/own.py:load', '/t.py'))}
+    assert len(same) == 1
+    others = ('/a/own.py:load', '/a/u.py'), ('/a/own.py:other', '/a/t.py'), ('images:/a/own.pyx', '/a/t.py')
+    assert len(same | {sweeps.fingerprint(text % pair) for pair in others}) == 4
+    assert sweeps.fingerprint(text % ('idx:/a/b', 'vae')) != sweeps.fingerprint(text % ('idx:/c/b', 'vae'))

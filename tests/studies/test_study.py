@@ -180,11 +180,29 @@ def study():
     assert len(late.begun) == 1 and 'evaluation' in late.begun[0]
 
 
+def test_an_evaluation_leaves_the_next_one_of_the_same_runs_alone(tmp_path):
+    body = f"""
+def study():
+    own = dict(config={FLOW!r}, metric='samples/squared_wasserstein', better='min')
+    return Study('t', [
+        Claim('euler', 'x', evaluate={EULER!r}, **own),
+        Claim('more', 'x', evaluate={{'eval.transport_samples': 5}}, **own),
+    ])
+"""
+    plan = planning.load(write(tmp_path, body))
+    trained = plan.settings['more'].resolved
+    assert trained.sample.solver == plan.evaluations['more'].made_with['sample.solver'] != 'euler'
+    assert plan.evaluations['euler'].made_with['sample.solver'] == 'euler' and trained.eval.transport_samples != 5
+
+
 def test_a_study_may_take_an_argument(tmp_path):
     body = f"def study(name='digits'): return Study(name, [Claim('a', 'x', {GAN!r}, 'm', 'min')])"
     path = write(tmp_path, body)
     assert planning.load(path).study.title == 'digits' and planning.load(f'{path}:C:/a b').study.title == 'C:/a b'
     assert planning.load(f'{path}:own').name == 'own'
+    # Where the data lie is not what is claimed.
+    assert planning.load(f'{path}:/a/ü').registration == planning.load(f'{path}:/b').registration
+    assert planning.load(f'{path}:/a/ü').registration != planning.load(path).registration
     with pytest.raises(UserError, match='takes no argument; leave out :own'):
         planning.load(write(tmp_path, TWO) + ':own')
 
@@ -227,15 +245,15 @@ def test_settings_are_chosen_on_the_validation_split_by_seeds_that_are_not_repor
     found = conducted(path, tmp_path, runs)
     assert found.findings['b'].chosen == {'task.r2': 1.0} and len(runs.begun) == 4
     assert found.findings['b'].verdict == findings.REPRODUCED
-    text = report.write(found, 'the command')
-    (line,) = [line for line in text.split('\n') if 'split: task.r2=0.25: 1.2' in line]
-    assert line.endswith('; chosen: task.r2=1.0')
-    assert findings.read(tmp_path / 'report.json').findings[1].chosen == {'task.r2': 1.0}
-    # Somebody else makes a number again, with the setting that was chosen.
     plan = planning.load(path)
     with pytest.raises(UserError, match='claim a is not tuned yet'):
         again.settled(plan, plan.claims['a'], tmp_path / 'other')
-    (tmp_path / 'report.json').rename(plan.results)
+    text = report.write(found, 'the command')
+    (line,) = [line for line in text.split('\n') if 'split: task.r2=0.25: 1.2' in line]
+    assert line.endswith('; chosen: task.r2=1.0')
+    assert findings.read(tmp_path / 'own.results.json').findings[1].chosen == {'task.r2': 1.0}
+    # Somebody else makes a number again, with the setting that was chosen.
+    assert plan.results == tmp_path / 'own.results.json'
     assert again.settled(plan, plan.claims['a'], tmp_path / 'other').settings['a'].row.fields == {'task.r1': 0.5}
 
 
@@ -374,7 +392,7 @@ def test_a_number_is_compared_with_the_one_before(tmp_path):
     assert code == 1 and 'it is 5.1, a difference of 0.2' in line and 'numerics differ' in line
     # Somebody else has the report alone.
     report.write(gathering.Gathered(plan, tmp_path, None), 'the command')
-    (tmp_path / 'report.json').rename(plan.results)
+    (tmp_path / 'own.results.json').rename(plan.results)
     other = tmp_path / 'other'
     assert again.before(plan, claim, 2, other).where == 'own.results.json'
     assert again.before(plan, claim, 7, other) is None and again.words(claim, 7, old.seed, None)[1] == 2
@@ -405,13 +423,17 @@ def study():
     assert dry.stdout.count('aigc_jax.main') == 2 and not workdir.exists()
     done = run()
     assert done.returncode == 0, done.stderr
-    first = {name: (workdir / name).read_bytes() for name in report.FILES}
-    found = findings.read(workdir / 'report.json')
+    first = {name: (workdir / name).read_bytes() for name in report.files('own')}
+    found = findings.read(workdir / 'own.results.json')
     adaptive, euler = found.findings
     assert len(adaptive.values) == len(euler.values) == 2 and adaptive.values != euler.values
     assert all(seed.numerics and seed.manifest and seed.hours > 0 for seed in euler.seeds.values())
+    table = json.loads(first['report.json'])
+    assert [row['name'] for row in table] == ['adaptive', 'euler']
+    assert table[0]['values'] == adaptive.values and table[0]['published'] == 7.0 and table[1]['than'] == 'adaptive'
+    assert table[0]['value'] == pytest.approx(sum(adaptive.values) / 2) and table[0]['verdict'] == adaptive.verdict
     rendered = run('--render')
     assert rendered.returncode == 0 and rendered.stdout == done.stdout
-    assert {name: (workdir / name).read_bytes() for name in report.FILES} == first
+    assert {name: (workdir / name).read_bytes() for name in report.files('own')} == first
     same = run('--row=euler', '--seed=1')
     assert same.returncode == 0 and f'{euler.seeds[1].value!r}, the same to the bit as in' in same.stdout, same.stderr
