@@ -57,6 +57,14 @@ def missing() -> list[str]:
     return [name for name in PROGRAMS if not shutil.which(name, path=_path())]
 
 
+def _lives(pid: int) -> bool:
+    """Not where it has ended, and the init of a container has not yet asked for how."""
+    try:
+        return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2][0] != 'Z'
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _path() -> str:
     return f'{os.environ.get("PATH", os.defpath)}:/usr/sbin:/sbin'
 
@@ -130,7 +138,7 @@ class Cluster:
             os.kill(pid, number)
         except (FileNotFoundError, ProcessLookupError, ValueError):
             return
-        self.until(lambda: not pathlib.Path(f'/proc/{pid}').exists())
+        self.until(lambda: not _lives(pid))
 
     def cut(self, node: str) -> None:
         """Kills all that runs on a node at once, as a power failure does. Slurm is told, which would wait else."""
