@@ -293,6 +293,8 @@ def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tm
     code, _, err = sweep.run()
     assert code == 0 and '2 submitted, as job' in err
     sweep.until_held()
+    sweep.until_said('; training stopped.')  # the other run has failed, and its process is not the one that is killed
+    sweep.until_said('[exit code ')
     sweep.kill_run()
     code, table, err = sweep.run('--wait')
     assert code == 1, err
