@@ -115,12 +115,12 @@ class Sweep:
     def until_said(self, text: str) -> None:
         self.cluster.until(lambda: text in self.log(), SECONDS)
 
-    def kill_run(self) -> None:
-        """The process that trains."""
+    def kill_run(self, row: str = '') -> None:
+        """The process that trains, of the row whose name begins so."""
         for path in pathlib.Path('/proc').glob('[0-9]*'):
             with contextlib.suppress(OSError):
                 words = (path / 'cmdline').read_bytes().decode().split('\0')
-                if 'aigc_jax.main' in words and f'--workdir={self.workdir}/' in ' '.join(words):
+                if 'aigc_jax.main' in words and f'--workdir={self.workdir}/{row}' in ' '.join(words):
                     if (path / 'comm').read_text() != 'srun\n':
                         os.kill(int(path.name), signal.SIGKILL)
 
@@ -292,12 +292,13 @@ def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tm
     sweep = Sweep(cluster, tmp_path, *grid, at=13, sbatch='--partition=steady')
     code, _, err = sweep.run()
     assert code == 0 and '2 submitted, as job' in err
+    # Who asks after the kill submits what has failed once more.
+    waiting = sweep.start('--wait')
+    assert ' submitted' in waiting.stderr.readline()
     sweep.until_held()
-    sweep.until_said('; training stopped.')  # the other run has failed, and its process is not the one that is killed
-    sweep.until_said('[exit code ')
-    sweep.kill_run()
-    code, table, err = sweep.run('--wait')
-    assert code == 1, err
+    sweep.kill_run('init_value=0.001')
+    table, err = waiting.communicate(timeout=SECONDS)
+    assert waiting.returncode == 1, err
     lines = table.splitlines()
     assert [line.split()[1] for line in lines[1:3]] == ['0/1', '0/1']
     assert 'seed-0: failed: step ' in lines[3] and '; training stopped.' in lines[3]
