@@ -1,0 +1,29 @@
+"""Claims: a mistake in a study file is found when the file is read."""
+
+import pytest
+
+from aigc_jax.core.errors import UserError
+from aigc_jax.studies import planning
+
+HEAD = 'from aigc_jax.studies.claims import Claim, Published, Study, Versus\n'
+
+
+@pytest.mark.parametrize(
+    'own, words',
+    [
+        ("Claim('a', 'x', 'c.py', 'm', 'max', reach='5')", "Claim a: reach='5' is a str, not float or nothing"),
+        ("Claim('a', 'x', 'c.py', 'm', 'max', 'b')", "Claim a: expected='b' is a str, not Published or Versus"),
+        ("Claim('a', 'x', 'c.py', 'm', 'max', tune='b')", "Claim a: tune='b' is a str, not Sequence"),
+        ("Claim('a', 'x', 'c.py', 'm', 'max', Published('5', 'table 1', 1.0))", "Published: value='5' is a str"),
+        ("Claim('a', 'x', 'c.py', 'm', 'max', seeds=True)", "Claim a: seeds='True' is a bool, not int or nothing"),
+        ("Claim('a', 'x', 'c.py', 'm', 'max')], seeds=2.5, pareto=[", "Study: seeds='2.5' is a float, not int"),
+        ("'a'", "Study: claims has 'a', which is no Claim"),
+        ("Claim('a', 'x', 'c.py', 'm', 'max', seeds=5)], most_seeds=4, pareto=[", 'most_seeds=4, but a claim has 5'),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_before_the_first_run(tmp_path, own, words):
+    path = tmp_path / 'own.py'
+    path.write_text(f"{HEAD}def study(): return Study('t', [{own}])")
+    with pytest.raises(UserError) as caught:
+        planning.load(str(path))
+    assert words in str(caught.value) and '\n' not in str(caught.value)
