@@ -80,8 +80,8 @@ def note(record: Record, study_digest: str) -> str:
         return ''
     first, last = record.registrations[0], record.registrations[-1]
     words = f'registered {first[0]} before its first run'
-    if len(record.registrations) > 1:
-        words += f', and changed {len(record.registrations) - 1} times since, last {last[0]}'
+    if changes := len(record.registrations) - 1:
+        words += f', and changed {"once" if changes == 1 else f"{changes} times"} since, last {last[0]}'
     if last[1] != study_digest:
         words += '; the file has been changed since that'
     return words
