@@ -2,6 +2,7 @@
 
 import pytest
 
+from aigc_jax import study, sweep
 from aigc_jax.core.errors import UserError
 from aigc_jax.studies import planning
 
@@ -27,3 +28,19 @@ def test_a_value_of_a_wrong_type_is_refused_before_the_first_run(tmp_path, own, 
     with pytest.raises(UserError) as caught:
         planning.load(str(path))
     assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    'door, record, words',
+    [
+        (study, 'config.json', 'is the folder of a run; name another for the study'),
+        (study, 'sweep.json', 'is the folder of a sweep; name another for the study'),
+        (sweep, 'study.json', 'is the folder of a study; name another for the sweep'),
+    ],
+)
+def test_the_folder_of_something_else_is_refused(tmp_path, capsys, door, record, words):
+    (tmp_path / record).write_text('{}')
+    with pytest.raises(SystemExit) as ended:
+        door.main([door.__name__, '--config=own.py', '--dry_run', f'--workdir={tmp_path}'])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [record]
