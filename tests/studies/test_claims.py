@@ -4,7 +4,7 @@ import pytest
 
 from aigc_jax import study, sweep
 from aigc_jax.core.errors import UserError
-from aigc_jax.studies import planning
+from aigc_jax.studies import planning, registration
 
 HEAD = 'from aigc_jax.studies.claims import Claim, Published, Study, Versus\n'
 
@@ -44,3 +44,15 @@ def test_the_folder_of_something_else_is_refused(tmp_path, capsys, door, record,
         door.main([door.__name__, '--config=own.py', '--dry_run', f'--workdir={tmp_path}'])
     assert ended.value.code == 2 and words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [record]
+
+
+def test_a_registration_after_the_first_run_says_so(tmp_path):
+    record = registration.register(tmp_path, 'abc', None)
+    assert registration.note(record, 'abc').endswith(' before its first run')
+    (tmp_path / 'flow-1' / 'seed-0').mkdir(parents=True)
+    (tmp_path / 'flow-1' / 'seed-0' / 'config.json').write_text('{}')
+    assert registration.register(tmp_path, 'abc', None) == record
+    (tmp_path / 'study.json').unlink()
+    for _ in range(2):
+        record = registration.register(tmp_path, 'def', None)
+        assert registration.note(record, 'def').endswith(' after its first run')
