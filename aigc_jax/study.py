@@ -54,8 +54,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     if not FLAGS.workdir:
         raise UserError('--workdir: missing; name the folder of the study')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f'--workdir: {workdir} is a file')
+    sweep.check_workdir(workdir, 'study')
     if FLAGS.seed is not None and not FLAGS.row:
         raise UserError('--seed: missing --row, the claim whose number is to be made again')
     sweep.check_launcher(FLAGS)

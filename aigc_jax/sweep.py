@@ -19,7 +19,7 @@ from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.paths import Paths
-from aigc_jax.studies import queue, states, status, sweeps
+from aigc_jax.studies import queue, registration, states, status, sweeps
 
 LAUNCHERS = ('local', 'slurm')  # which wait for runs, as a study does
 _KNOWN = (*LAUNCHERS, 'jobset')
@@ -67,10 +67,7 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
     if FLAGS.launcher == 'jobset' and FLAGS.jobs:
         raise UserError('--jobs: Kubernetes runs what fits; a queue such as Kueue limits that')
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f'--workdir: {workdir} is a file')
-    if Paths(workdir).config.exists():
-        raise UserError(f'--workdir: {workdir} is the folder of a run; name another for the sweep')
+    check_workdir(workdir, 'sweep')
     if words:
         if config or overrides or grid:
             raise UserError('--config: status reads the sweep of the workdir; leave it out')
@@ -83,6 +80,16 @@ def _parsed(argv: list[str]) -> Callable[[], int]:
             raise UserError(f'{what}: --search chooses its settings as it goes, on this machine; leave out one of both')
         return lambda: _search(workdir, config, overrides)
     return lambda: _launch(workdir, config, overrides, grid)
+
+
+def check_workdir(workdir: pathlib.Path, of: str) -> None:
+    """Raises UserError where it is no folder for a sweep or a study. of: which of the two."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'--workdir: {workdir} is a file')
+    records = {'run': Paths(workdir).config, 'sweep': workdir / sweeps.RECORD, 'study': workdir / registration.RECORD}
+    for kind, path in records.items():
+        if kind != of and path.exists():
+            raise UserError(f'--workdir: {workdir} is the folder of a {kind}; name another for the {of}')
 
 
 def check_launcher(values: flags.FlagValues, known: tuple[str, ...] = LAUNCHERS) -> None:

@@ -22,11 +22,27 @@ This file imports nothing of the package, so that a study in any folder can impo
 
 import dataclasses
 import math
+import numbers
 import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,63}')
+
+
+def _check_kinds(of: Any, name: str) -> None:
+    """Raises TypeError where a field is not of the type that it is annotated with. Any number is a float."""
+    for field in dataclasses.fields(of):
+        value = getattr(of, field.name)
+        parts = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        kinds = tuple(typing.get_origin(part) or part for part in parts)
+        kinds += (numbers.Real,) if float in kinds else ()
+        is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if not is_right or (isinstance(value, str) and str not in kinds):
+            words = ' or '.join('nothing' if kind is type(None) else kind.__name__ for kind in kinds)
+            raise TypeError(f'{name}: {field.name}={str(value)[:80]!r} is a {type(value).__name__}, not {words}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +60,7 @@ class Published:
     n: int | None = None
 
     def __post_init__(self):
+        _check_kinds(self, 'Published')
         if not all(map(math.isfinite, (self.value, self.tolerance, self.sd))) or min(self.tolerance, self.sd) < 0:
             raise ValueError(f'Published: {self.value}, tolerance {self.tolerance}, sd {self.sd}: no such value')
         if not self.source:
@@ -60,6 +77,9 @@ class Versus:
 
     than: str
 
+    def __post_init__(self):
+        _check_kinds(self, 'Versus')
+
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
@@ -72,6 +92,7 @@ class Tuning:
     first_seed: int = 1_000_000
 
     def __post_init__(self):
+        _check_kinds(self, 'Tuning')
         if self.better not in ('min', 'max'):
             raise ValueError(f'Tuning: better={self.better!r}; it is min or max')
         if self.seeds < 1:
@@ -86,8 +107,9 @@ class Claim:
     looked for from the folder of the study file. fields: {field: value} on top of it. Claims of one config and fields
     share their runs. evaluate: {field: value} of the groups sample and eval, for another evaluation of the same runs.
 
-    metric: of that evaluation. reach: a threshold of the metric. Then a seed's value is whether the metric reaches it
-    (1 or 0, so that the row is a share), and with first_step the first step at which an evaluation in training did.
+    metric: of that evaluation. reach: a threshold of the metric. Then a seed's value is whether the metric is at least
+    it (1 or 0, so that the row is a share), and with first_step the first step at which it was, in an evaluation in
+    training.
     better: 'min' or 'max', whether less or more of the row's value is better. floors: metrics of the same evaluation
     that stand beside the row, such as the perfect sampler's. seeds: how many; None: the study's.
     tune: rows {field: value}, as studies/space.py makes them, of which the study's Tuning chooses one.
@@ -108,6 +130,7 @@ class Claim:
     tune: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self):
+        _check_kinds(self, f'Claim {self.name}')
         if not _NAME.fullmatch(self.name):
             raise ValueError(f'Claim: {self.name!r} is no name; it has letters, digits and . _ + -')
         if self.better not in ('min', 'max'):
@@ -146,6 +169,9 @@ class Study:
     tuning: Tuning | None = None
 
     def __post_init__(self):
+        _check_kinds(self, 'Study')
+        if strange := [one for one in self.claims if not isinstance(one, Claim)]:
+            raise TypeError(f'Study: claims has {str(strange[0])[:80]!r}, which is no Claim')
         names = [claim.name for claim in self.claims]
         if not names:
             raise ValueError('Study: it has no claims')
@@ -157,6 +183,9 @@ class Study:
         self._check_tuning()
         if self.seeds < 1 or not 0 < self.alpha < 1:
             raise ValueError(f'Study: seeds={self.seeds}, alpha={self.alpha}: no such study')
+        most = max(claim.seeds or self.seeds for claim in self.claims)
+        if self.most_seeds is not None and self.most_seeds < most:
+            raise ValueError(f'Study: most_seeds={self.most_seeds}, but a claim has {most} seeds; give as many or more')
 
     def _check_tuning(self) -> None:
         tuned = {claim.name: len(claim.tune) for claim in self.claims if claim.tune}

@@ -45,7 +45,8 @@ class Finding:
     than 2 seeds and of a share. marks: {name: value} of floors that stand beside it.
     difference: to the claim that it is compared with, with p, and `test`, its name; improvement, order: the
     probability of improvement and almost stochastic order over it; {} without one.
-    tuning: {row of the claim's `tune`, as text: its mean on the validation split}; chosen: the row that was chosen.
+    tuning: {row of the claim's `tune`, as text: its mean on the validation split}, of the rows whose runs are
+    all there; chosen: the row that was chosen.
     verdict: one of VERDICTS. words: what it lacks, such as seeds, in plain words. absent: a line for each run that is
     not there, with its reason.
     """

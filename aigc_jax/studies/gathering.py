@@ -97,14 +97,21 @@ class Gathered:
         told = registration.note(record, plan.registration)
         notes = tuple(filter(None, [told, *self._spending(), *notes]))
         found = tuple(self.findings.values())
+        return Report(
+            plan.name, plan.study.title, plan.registration, found, self._hours(found), notes,
+            tuple(map(tuple, plan.study.pareto)),
+        )  # fmt: skip
+
+    def _hours(self, found: Sequence[Finding]) -> float:
+        """Of all runs, those of the tuning too."""
         hours = {seed.run: 0.0 for one in found for seed in one.seeds.values()}
         for one in found:
             for run in {seed.run for seed in one.seeds.values()}:
                 hours[run] = max(hours[run], math.fsum(seed.hours for seed in one.seeds.values() if seed.run == run))
-        return Report(
-            plan.name, plan.study.title, plan.registration, found, math.fsum(hours.values()), notes,
-            tuple(map(tuple, plan.study.pareto)),
-        )  # fmt: skip
+        claims = [self.plan.claims[name] for name in self.plan.candidates]
+        rows = [of_row for claim in claims for of_row in self.plan.tuning_trials(claim, self.workdir)]
+        tuned = {trial.name: trial for of_row in rows for trial in of_row}
+        return math.fsum([*hours.values(), *map(states.hours, tuned.values())])
 
     def _spending(self) -> list[str]:
         if self.alpha is None:
@@ -151,8 +158,8 @@ class Gathered:
         found = self._untuned(claim) if self._open_for(claim) else self._measured(claim)
         if claim.name not in self.tuning:
             return found
-        mean = lambda of_row: math.nan if None in of_row else math.fsum(of_row) / len(of_row)
-        rows = {_row_words(row): mean(values) for row, values in zip(claim.tune, self.tuning[claim.name], strict=True)}
+        tuned = zip(claim.tune, self.tuning[claim.name], strict=True)
+        rows = {_row_words(row): math.fsum(of) / len(of) for row, of in tuned if None not in of}
         best = self.choices[claim.name]
         return dataclasses.replace(found, tuning=rows, chosen={} if best is None else dict(claim.tune[best]))
 

@@ -30,10 +30,12 @@ def digest(study: Study, argument: str = '') -> str:
 @dataclasses.dataclass(frozen=True)
 class Record:
     """study.json. registrations: (time, digest) of each change, the first when the first run began. alpha: of --until,
-    which all later reports of the folder spend; None: each claim is looked at once."""
+    which all later reports of the folder spend; None: each claim is looked at once.
+    late: there were runs before the first registration, such as where the record was removed."""
 
     registrations: tuple[tuple[str, str], ...] = ()
     alpha: float | None = None
+    late: bool = False
 
 
 def read(workdir: pathlib.Path) -> Record:
@@ -45,7 +47,7 @@ def read(workdir: pathlib.Path) -> Record:
         alpha = found['alpha']
         if alpha is not None and not 0 < alpha < 1:
             raise ValueError(f'alpha {alpha}')
-        return Record(registrations, alpha)
+        return Record(registrations, alpha, bool(found.get('late', False)))
     except FileNotFoundError:
         return Record()
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -65,10 +67,11 @@ def register(workdir: pathlib.Path, study_digest: str, alpha: float | None) -> R
         alpha = f'{before.alpha:g}'
         raise UserError(f'--until: {workdir} spends alpha = {alpha}; give p<{alpha}, or another folder')
     found = before.registrations
+    late = before.late or (not found and any(workdir.glob('*/seed-*/config.json')))
     if not found or found[-1][1] != study_digest:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         found += ((now, study_digest),)
-    record = Record(found, alpha if alpha is not None else before.alpha)
+    record = Record(found, alpha if alpha is not None else before.alpha, late)
     if record != before:
         atomic_write(workdir / RECORD, json.dumps(dataclasses.asdict(record), indent=1) + '\n')
     return record
@@ -79,9 +82,9 @@ def note(record: Record, study_digest: str) -> str:
     if not record.registrations:
         return ''
     first, last = record.registrations[0], record.registrations[-1]
-    words = f'registered {first[0]} before its first run'
-    if len(record.registrations) > 1:
-        words += f', and changed {len(record.registrations) - 1} times since, last {last[0]}'
+    words = f'registered {first[0]} {"after" if record.late else "before"} its first run'
+    if changes := len(record.registrations) - 1:
+        words += f', and changed {"once" if changes == 1 else f"{changes} times"} since, last {last[0]}'
     if last[1] != study_digest:
         words += '; the file has been changed since that'
     return words

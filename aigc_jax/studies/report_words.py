@@ -90,10 +90,10 @@ def is_share(claim: Claim) -> bool:
 
 
 def metric(claim: Claim) -> str:
-    """'model/nll, less is better', with the threshold that is to be reached."""
+    """'model/nll, less is better', with the threshold that it is to reach."""
     words = claim.metric
     if claim.reach is not None:
-        words = f'{"first step at which" if claim.first_step else "share of seeds of which"} {words} reaches '
+        words = f'{"first step at which" if claim.first_step else "share of seeds of which"} {words} is at least '
         words = f'{one_line(words)} {claim.reach:g}'
     return f'{one_line(words)}, {"less" if claim.better == "min" else "more"} is better'
 

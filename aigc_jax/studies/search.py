@@ -79,8 +79,11 @@ class Search:
                 direction={'min': 'minimize', 'max': 'maximize'}[self._better],
             )  # fmt: skip
             self._check(path)
-        except (json.JSONDecodeError, KeyError, OSError) as error:
-            raise UserError(f'{path}: cannot be read as the journal of a search ({error}); remove it') from None
+        # What Optuna raises at a line that is no line of its journal.
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError) as error:
+            raise UserError(
+                f'{path}: cannot be read as the journal of a search ({error}); remove it, and its runs are taken up'
+            ) from None
         while True:
             chosen = [trial for trial in self._study.get_trials(deepcopy=False) if not trial.state.is_finished()]
             done = len(self._study.trials) - len(chosen)
@@ -118,11 +121,11 @@ class Search:
             'space': {name: repr(found) for name, found in self._space.items()}, 'batch': self._batch,
             'seeds': list(self._seeds), 'better': self._better,
         }  # fmt: skip
+        if not self._study.trials:  # one that was killed may have written some of these
+            for name in own.keys() - self._study.user_attrs.keys():
+                self._study.set_user_attr(name, own[name])
         before = self._study.user_attrs
-        if not before:
-            for name, value in own.items():
-                self._study.set_user_attr(name, value)
-        elif differing := [name for name in own if before.get(name) != own[name]]:
+        if differing := [name for name in own if before.get(name) != own[name]]:
             words = '; '.join(f'{name}: {before.get(name)} there, {own[name]} here' for name in differing)
             raise UserError(
                 f'--workdir: {path} is of another search; differing: {words}\n'

@@ -69,9 +69,9 @@ def test_the_table_has_the_numbers_of_each_claim():
     assert rows['b']['expected'] == 'better than a: -0.5025 ± 0.0080'
     assert rows['b']['verdict'] == 'better' and float(rows['b']['p'].removeprefix('< ')) <= 1e-4
     assert rows['share']['measured'] == '0.172 (0.099–0.282)'
-    assert rows['share']['metric'] == 'share of seeds of which samples/modes reaches 25, more is better'
+    assert rows['share']['metric'] == 'share of seeds of which samples/modes is at least 25, more is better'
     assert rows['steps']['measured'] == 'not finite (1 of 3 never reached it)'
-    assert rows['steps']['metric'] == 'first step at which samples/modes reaches 25, less is better'
+    assert rows['steps']['metric'] == 'first step at which samples/modes is at least 25, less is better'
     assert rows['diverged']['measured'] == 'not finite (1 of 2 diverged)'
     assert rows['one']['measured'] == '1.423' and rows['one']['seeds'] == '1 of 3'
     assert (rows['none']['measured'], rows['none']['seeds'], rows['none']['hours']) == ('', '0 of 3', '')

@@ -146,9 +146,22 @@ def test_another_search_in_the_folder_is_refused(config, tmp_path):
     found.run(Runs(loss), lambda trial, state: None)
     with pytest.raises(UserError, match=r'another search; differing: metric: model/nll there, model/elbo here; seeds:'):
         made(config, tmp_path / 'w', metric='model/elbo').run(Runs(loss), lambda trial, state: None)
-    (tmp_path / 'w' / search.JOURNAL).write_text('{"op_code": 0\n')
-    with pytest.raises(UserError, match='cannot be read as the journal of a search'):
-        made(config, tmp_path / 'w', seeds=1).run(Runs(loss), lambda trial, state: None)
+    journal = tmp_path / 'w' / search.JOURNAL
+    first, *rest = journal.read_bytes().splitlines(keepends=True)
+    other = first.replace(b'"op_code":0', b'"op_code":99')
+    for line in (b'{"op_code": 0\n', b'[1]\n', b'\xff\xfe\n', other, b'{}\n'):
+        journal.write_bytes(line + b''.join(rest))
+        with pytest.raises(UserError, match='cannot be read as the journal of a search'):
+            made(config, tmp_path / 'w', seeds=1).run(Runs(loss), lambda trial, state: None)
+
+
+def test_a_search_that_was_killed_as_it_began_its_journal_goes_on(config, tmp_path):
+    made(config, tmp_path / 'a', count=2, seeds=1).run(Runs(loss), lambda trial, state: None)
+    lines = (tmp_path / 'a' / search.JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / 'w').mkdir()
+    (tmp_path / 'w' / search.JOURNAL).write_bytes(b''.join(lines[:3]))
+    found = made(config, tmp_path / 'w', count=2, seeds=1)
+    assert found.run(Runs(loss), lambda trial, state: None) == 0 and len(found.sweep().rows) == 2
 
 
 def test_what_a_search_cannot_do_is_refused(config, tmp_path):

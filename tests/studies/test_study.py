@@ -240,7 +240,8 @@ def test_settings_are_chosen_on_the_validation_split_by_seeds_that_are_not_repor
     assert len(fails.begun) == 12 + 3  # a is tuned and reported; b is not tuned
     assert a.verdict == findings.MEASURED and a.chosen == {'task.r1': 0.5} and len(a.tuning) == 3
     assert b.verdict == findings.MISSING and b.words == '5 of 6 runs of its tuning are there' and not b.chosen
-    assert b.absent[0].endswith('failed: no luck') and math.isnan(b.tuning['task.r2=0.5'])
+    assert b.absent[0].endswith('failed: no luck') and [*b.tuning] == ['task.r2=0.25', 'task.r2=1.0']
+    assert found.report().hours == 12 + 3  # hours of runs, the tuning's too
     runs = TunedRuns(lambda trial: 5.0)
     found = conducted(path, tmp_path, runs)
     assert found.findings['b'].chosen == {'task.r2': 1.0} and len(runs.begun) == 4
@@ -290,7 +291,7 @@ def test_a_study_that_was_changed_after_its_first_run_says_so(tmp_path):
     first = conducted(write(tmp_path, TWO), tmp_path, runs).report()
     assert first.notes[0].startswith('registered 20') and first.notes[0].endswith(' before its first run')
     changed = conducted(write(tmp_path, TWO.replace("'table 1', 1.0", "'table 1', 0.5")), tmp_path, runs).report()
-    assert 'and changed 1 times since' in changed.notes[0] and changed.registration != first.registration
+    assert 'and changed once since, last' in changed.notes[0] and changed.registration != first.registration
     other = planning.load(write(tmp_path, TWO.replace("'table 1', 1.0", "'table 1', 2.0")))
     rendered = gathering.Gathered(other, tmp_path, None).report()
     assert rendered.notes[0].endswith('; the file has been changed since that')
