@@ -68,7 +68,8 @@ class Conduct:
         return 0
 
     def _launched(self, trials: Sequence[Trial]) -> int:
-        self._say(f'{len(trials)} {"evaluations" if trials[0].evaluation else "runs"} to go')
+        what = 'evaluation' if trials[0].evaluation else 'run'
+        self._say(f'{len(trials)} {what}{"s" * (len(trials) > 1)} to go')
         batch = len(trials) if self._budget is None else self._batch  # after each the budget is looked at
         for k in range(0, len(trials), batch):
             some = trials[k : k + batch]

@@ -162,7 +162,7 @@ def _words(found: Finding, judgement: Judgement, values: np.ndarray, other: np.n
     if not np.isfinite(spread).all():
         return ''
     sd = float(spread.std(ddof=1))
-    words = f'{n} seeds resolve {power.resolvable(sd, n, 1, found.level):.2g} at {power.POWER:.0%}'
+    words = _found(n, sd, found.level)
     return f'{words}; {_more(found, distance, sd)}' if found.verdict == UNDECIDED else words
 
 
@@ -175,7 +175,12 @@ def _power(claim: Claim, n: int, level: float, values: np.ndarray) -> str:
         sd, by = float(values.std(ddof=1)), f'the spread of the {len(values)} that are there'
     if not sd:
         return ''
-    return f'{n} seeds resolve {power.resolvable(sd, n, 1, level):.2g} at {power.POWER:.0%}, by {by}'
+    return f'{_found(n, sd, level)}, by {by}'
+
+
+def _found(n: int, sd: float, level: float) -> str:
+    least = power.resolvable(sd, n, 1, level)
+    return f'{n} seeds find a difference of {least:.2g} with a probability of {round(100 * power.POWER)} %'
 
 
 def _more(found: Finding, distance: float, sd: float) -> str:

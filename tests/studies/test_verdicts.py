@@ -10,6 +10,7 @@ from aigc_jax.studies.findings import Seed
 from aigc_jax.studies.verdicts import finding, looks, next_look
 
 BASE = dict(claim='it holds', config='own.py', metric='model/nll')
+FIND = 'find a difference of %s with a probability of 80 %%'
 ABOUT_40 = Published(40.0, 'table 1', tolerance=1.0)
 
 
@@ -57,9 +58,9 @@ def test_the_row_is_students_interval_and_a_diverged_seed_is_told():
 def test_an_undecided_claim_says_how_many_seeds_it_needs():
     undecided = found(claim(), 39.2, 40.0, 40.8)
     # The mean is in the middle of the region: 1 to either edge, at a standard deviation of 0.8.
-    assert undecided.words.startswith('3 seeds resolve 2.6 at 80%; about 5 more decide it, 2.5 h (')
+    assert undecided.words.startswith(f'3 seeds {FIND % 2.6}; about 5 more decide it, 2.5 h (')
     decided = found(claim(), 40.1, 40.0, 39.9)
-    assert decided.words == '3 seeds resolve 0.33 at 80%'
+    assert decided.words == f'3 seeds {FIND % 0.33}'
     assert found(claim(), 40.0).words == 'one seed shows no spread between seeds'
 
 
@@ -97,11 +98,11 @@ def test_what_is_not_there_is_missing():
     some = found(claim(), 40.0, 40.1, n=3)
     assert some.verdict == findings.MISSING and some.wanted == 3 and list(some.seeds) == [0, 1]
     assert some.row['value'] == pytest.approx(40.05)
-    assert some.words == '3 seeds resolve 0.23 at 80%, by the spread of the 2 that are there'
+    assert some.words == f'3 seeds {FIND % 0.23}, by the spread of the 2 that are there'
     none = found(claim(), n=3)
     assert none.verdict == findings.MISSING and none.row == {} and none.words == ''
     before = found(claim(expected=Published(40.0, 'table 1', sd=0.4, n=10)), n=3)
-    assert before.words == '3 seeds resolve 1.3 at 80%, by the published standard deviation'
+    assert before.words == f'3 seeds {FIND % 1.3}, by the published standard deviation'
     alone = found(claim('min', Versus('b')), 1.0, 2.0, other=seeds(1.0), n=2)
     assert alone.verdict == findings.MISSING
 
