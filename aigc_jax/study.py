@@ -117,12 +117,12 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
 
 
 def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
-    from aigc_jax.studies import again, conduct
+    from aigc_jax.studies import again, status
 
     plan = again.settled(plan, claim, workdir)
     old = again.before(plan, claim, FLAGS.seed, workdir)
     for trial in again.trials(plan, claim, FLAGS.seed, workdir).trials:
-        outcome = launch([trial], conduct.tell(say))
+        outcome = launch([trial], lambda trial, state: say(status.ended(trial, state)))
         if outcome.interrupted:
             return 128 + outcome.interrupted
     if (now := again.made(plan, claim, FLAGS.seed, workdir)) is None:

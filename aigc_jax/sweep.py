@@ -168,7 +168,8 @@ def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     # What is tried depends on how many settings are chosen at a time, and so not on this machine's cores.
     found = search.Search(config, overrides, FLAGS.search, FLAGS.seeds or 1, FLAGS.jobs or 4, FLAGS.metric, workdir)
     jobs = FLAGS.jobs or local.default_jobs()
-    number = found.run(lambda trials, tell, unwanted: local.launch(trials, jobs, tell, unwanted), _say_end)
+    launch = lambda trials, tell, unwanted: local.launch(trials, jobs, tell, unwanted)
+    number = found.run(launch, lambda trial, state: say(status.ended(trial, state)))
     sweep = found.sweep()
     looked = status.look(sweep.trials(workdir))
     if number:
@@ -178,10 +179,6 @@ def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     say(status.summary(looked))
     say(found.words())
     return 0 if found.best() else 1
-
-
-def _say_end(trial: sweeps.Trial, state: states.State) -> None:
-    say(f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
 
 def _train(sweep: sweeps.Sweep, workdir: pathlib.Path, todo: list[sweeps.Trial]):
@@ -249,7 +246,7 @@ def _teller(total: int) -> Callable[[sweeps.Trial, states.State], None]:
     def tell(trial, state):
         nonlocal ended
         ended += 1
-        say(f'{ended}/{total} {trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
+        say(f'{ended}/{total} {status.ended(trial, state)}')
 
     return tell
 

@@ -50,11 +50,9 @@ def before(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Before
 
 def trials(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Pair:
     """Those of the run with this seed, in a folder that is empty then. Raises UserError."""
-    first, replicas = plan.study.first_seed, plan.settings[claim.name].replicas
-    if seed < first:
+    if seed < (first := plan.study.first_seed):
         raise UserError(f'--seed={seed}: the seeds of {plan.name} begin with {first}')
-    place = first + (seed - first) // replicas * replicas
-    (pair,) = plan.trials_of(claim, [place], workdir / FOLDER)
+    (pair,) = plan.trials_of(claim, [plan.first_of(claim, seed)], workdir / FOLDER)
     shutil.rmtree(pair.trained.folder, ignore_errors=True)
     for trial in pair.trials:
         trial.log.unlink(missing_ok=True)

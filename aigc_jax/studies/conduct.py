@@ -4,7 +4,7 @@ import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 
-from aigc_jax.studies import drift, findings, states
+from aigc_jax.studies import drift, findings, states, status
 from aigc_jax.studies.gathering import Gathered
 from aigc_jax.studies.local import Outcome, Tell
 from aigc_jax.studies.planning import Plan
@@ -74,7 +74,7 @@ class Conduct:
         for k in range(0, len(trials), batch):
             some = trials[k : k + batch]
             before = sum(map(states.hours, some))
-            outcome = self._launch(some, tell(self._say))
+            outcome = self._launch(some, lambda trial, state: self._say(status.ended(trial, state)))
             self._tried |= {trial.name for trial in some}
             self._spent += sum(map(states.hours, some)) - before
             if outcome.interrupted or self._is_over():
@@ -83,11 +83,6 @@ class Conduct:
 
     def _is_over(self) -> bool:
         return self._budget is not None and self._spent >= self._budget
-
-
-def tell(say: Callable[[str], None]) -> Tell:
-    """Says of each trial that ends how it ended."""
-    return lambda trial, state: say(f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else ''))
 
 
 def unfinished(found: Gathered, claims: Sequence[str]) -> list[str]:

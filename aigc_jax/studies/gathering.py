@@ -195,9 +195,7 @@ class Gathered:
 
     def seeds(self, claim: Claim, seed: int) -> Seeds:
         """Those of the run with this seed, as far as it is there."""
-        first, replicas = self.plan.study.first_seed, self.plan.settings[claim.name].replicas
-        place = first + (seed - first) // replicas * replicas
-        return self._seeds(claim, self.plan.trials_of(claim, [place], self.workdir))[0]
+        return self._seeds(claim, self.plan.trials_of(claim, [self.plan.first_of(claim, seed)], self.workdir))[0]
 
     def _seeds(
         self, claim: Claim, trials: Sequence[Pair]

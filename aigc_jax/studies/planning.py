@@ -120,6 +120,11 @@ class Plan:
         first = self.study.first_seed
         return self.trials_of(claim, range(first, first + seeds, self.settings[claim.name].replicas), workdir)
 
+    def first_of(self, claim: Claim, seed: int) -> int:
+        """The first seed of the run that has this one."""
+        first, replicas = self.study.first_seed, self.settings[claim.name].replicas
+        return first + (seed - first) // replicas * replicas
+
     def trials_of(self, claim: Claim, firsts: Iterable[int], workdir: pathlib.Path) -> list[Pair]:
         """Those of the runs whose first seeds these are."""
         setting, evaluation = self.settings[claim.name], self.evaluations[claim.name]

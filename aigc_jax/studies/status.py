@@ -87,6 +87,11 @@ def mean_words(values: Sequence[float]) -> str:
     return words + (f' ({lost} of {len(values)} not finite)' if lost else '')
 
 
+def ended(trial: Trial, state: State) -> str:
+    """A line about a trial that has ended, for the person who waits."""
+    return f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else '')
+
+
 def words_of(trial: Trial, state: State) -> str:
     """What a trial that is not done does, or why it does not."""
     at = f'step {state.step} of {trial.row.total_steps}'
