@@ -219,6 +219,7 @@ def run_sweep(arguments: list[str]) -> None:
     rest, path, overrides = config_lib.split_arguments(['sweep', *arguments])
     grid, rest = sweep.split_grid(rest)
     values = copy.deepcopy(sweep.FLAGS)
+    values.unparse_flags()  # what a sweep in this process has set
     assert values(rest)[1:] in ([], ['status']) and values.workdir
     if path:
         rows.load(str(ROOT / path), overrides, grid, values.seeds)

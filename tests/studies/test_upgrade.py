@@ -66,7 +66,7 @@ def studied(second, tmp_path_factory) -> dict[str, pathlib.Path]:
 
 def test_verdicts_are_those_of_the_other_line(studied):
     verdicts = [
-        {finding.claim.name: finding.verdict for finding in findings.read(folder / 'report.json').findings}
+        {finding.claim.name: finding.verdict for finding in findings.read(folder / 'oracles.results.json').findings}
         for folder in studied.values()
     ]
     assert verdicts[0] == verdicts[1]
