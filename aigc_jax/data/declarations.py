@@ -43,6 +43,14 @@ TEXT = {
         int, -1, least=-1,
         doc='most tokens of `word` and `bpe`, special ones included; -1: as many as init.run has, or 1024',
     ),
+    'special': Field(
+        tuple, (), items=Field(str, choices=tokenizers.SPECIAL),
+        doc='tokens that stand for no text and that a tokenizer gets besides, such as `mask`; prompts write <mask>',
+    ),
+    'sentinels': Field(
+        int, 0, least=0, most=tokenizers.MOST_SENTINELS,
+        doc='number of the tokens <extra_id_0>, <extra_id_1>, …, which stand for hidden spans (T5: 100)',
+    ),
     'code': Field(
         bool, False, doc='whether the text is Python source; that of code:, python-stdlib and programs always is'
     ),

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 
-SCHEMA = 2  # of the configs of today
+SCHEMA = 3  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -102,7 +102,14 @@ def _from_1(config: ConfigDict) -> None:
         _add(sample, repetition_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
-_MIGRATIONS = {0: _from_0, 1: _from_1}
+def _from_2(config: ConfigDict) -> None:
+    """Of the runs of before tokenizers had special tokens that a config asks for."""
+    data = config.get('data')
+    if isinstance(data, ConfigDict) and 'tokenizer' in data:
+        _add(data, special=(), sentinels=0)
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:

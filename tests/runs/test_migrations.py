@@ -32,6 +32,7 @@ LATER = {
     'gpt': {
         'data.code': False, 'data.fim_rate': 0.0, 'data.fim_identifiers': 0.0, 'data.dir': '', 'eval.problems': '',
         'model.scan_layers': False, 'sample.temperature': 1.0, 'sample.top_k': 0, 'sample.top_p': 1.0,
+        'data.special': (), 'data.sentinels': 0,
     },
     'rnn_lm': {'data.code': False, 'data.dir': '', 'eval.problems': ''},
     'vq': {'sample.temperature': 1.0, 'eval.num_samples': 10_000, 'eval.extractor': ''},
@@ -95,6 +96,8 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
     if name != 'gpt':  # as many as there were samples, and no more than 2000
         expected['eval.transport_samples'] = 200
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
+    if name == 'gpt':
+        added = {**added, 'data.special': (), 'data.sentinels': 0}
     assert {field: (dict(v) if field == 'sample' else v) for field, v in after.items()} == {**added, **expected}
     assert Experiment(config).abstract_state.params
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))

@@ -116,7 +116,9 @@ def from_splits(
         every = itertools.chain.from_iterable(by_split.values())
         kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
         vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
-        tokenizer = tokenizers.train(kind, every, by_split['train'], vocab_size, has_end or has_fim, has_fim)
+        tokenizer = tokenizers.train(
+            kind, every, by_split['train'], vocab_size, has_end or has_fim, has_fim, cfg.special, cfg.sentinels
+        )
     if cfg.tokenizer not in ('auto', tokenizer.kind):
         raise UserError(
             f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
@@ -129,6 +131,7 @@ def from_splits(
             note(f'data.name={cfg.name}: read as one text, for the tokenizer of the run has no end of a document')
     if has_fim and not tokenizer.fim:
         raise UserError(f'data.fim_rate: {cfg.fim_rate}, but the tokenizer of the run has no tokens for infilling')
+    tokenizers.check_special(tokenizer, cfg)
     eval_block = cfg.eval_block or cfg.block
     if cfg.eval_stride != -1 and not 1 <= cfg.eval_stride <= eval_block:
         raise UserError(
