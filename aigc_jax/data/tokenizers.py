@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,14 @@ MOST_SENTINELS = 10_000
 _NAMED = re.compile(r'<(?:pad|mask|cls|sep|extra_id_\d+)>')  # how SPECIAL and the sentinels of T5 are written
 _MANY_PIECES = 1 << 17  # of BPE; each merge of a text joins two tokens, so there are fewer than bytes
 WORD = re.compile(r'\S+|\n')
+
+
+class Frame(NamedTuple):
+    """The special tokens around one text, or around two with some between them."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    behind: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +106,22 @@ class Tokenizer:
         """The tokens before a prefix, a suffix and the middle between them, in the order in which they come; see
         data/infilling.py. The middle ends with `end`. None: the model was not trained to fill in."""
         return tuple(self.special_ids[spelling] for spelling in FIM) if self.has_fim else None
+
+    @property
+    def filler(self) -> int:
+        """What stands behind the end of a row, which nothing may read: the padding, if there is one."""
+        return next(token for token in (self.pad, self.end, 0) if token is not None)
+
+    @property
+    def frame(self) -> Frame:
+        """Of a text that is read as a whole: cls, if there is one, before it; sep behind it, or else the end."""
+        behind = next(((token,) for token in (self.sep, self.end) if token is not None), ())
+        return Frame(() if self.cls is None else (self.cls,), behind, behind)
+
+    @property
+    def target_frame(self) -> Frame:
+        """Of a text that is to be written."""
+        return Frame((), (), () if self.end is None else (self.end,))
 
     @functools.cached_property
     def num_bytes(self) -> np.ndarray | None:
