@@ -6,7 +6,8 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,19 @@ from aigc_jax.core.notes import note
 
 END, UNKNOWN = '<|end|>', '<unk>'
 FIM = ('<|prefix|>', '<|suffix|>', '<|middle|>')
+SPECIAL = ('pad', 'mask', 'cls', 'sep')
+MOST_SENTINELS = 10_000
+_NAMED = re.compile(r'<(?:pad|mask|cls|sep|extra_id_\d+)>')  # how SPECIAL and the sentinels of T5 are written
 _MANY_PIECES = 1 << 17  # of BPE; each merge of a text joins two tokens, so there are fewer than bytes
 WORD = re.compile(r'\S+|\n')
+
+
+class Frame(NamedTuple):
+    """The special tokens around one text, or around two with some between them."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    behind: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +38,9 @@ class Tokenizer:
 
     pieces: the text of each token (for 'bpe' in the alphabet of byte-level BPE, Radford et al. 2019, one letter a
     byte). model: of BPE, the JSON of the `tokenizers` library. Behind the pieces come the special tokens that there
-    are: the three of infilling (has_fim), and as the last one the end of a document (has_end). may_grow: it is of the
-    run that init.run names, to which documents may add their end; not saved.
+    are: those of SPECIAL that `special` names, `num_sentinels` sentinels, the three of infilling (has_fim), and as the
+    last one the end of a document (has_end). may_grow: it is of the run that init.run names, to which documents may add
+    their end; not saved.
     """
 
     kind: str
@@ -35,19 +48,53 @@ class Tokenizer:
     has_end: bool
     model: str = ''
     has_fim: bool = False
+    special: tuple[str, ...] = ()
+    num_sentinels: int = 0
     may_grow: bool = dataclasses.field(default=False, compare=False)
 
     @property
     def _num_pieces(self) -> int:
         return 256 if self.kind == 'byte' else len(self.pieces)
 
-    @property
-    def _special(self) -> tuple[str, ...]:
-        return FIM * self.has_fim + (END,) * self.has_end
+    @functools.cached_property
+    def _spellings(self) -> tuple[str, ...]:
+        """Of the special tokens, in the order of their ids."""
+        sentinels = (f'<extra_id_{i}>' for i in range(self.num_sentinels))
+        return (*(f'<{name}>' for name in self.special), *sentinels, *FIM * self.has_fim, *(END,) * self.has_end)
+
+    @functools.cached_property
+    def special_ids(self) -> dict[str, int]:
+        """{spelling: id} of the special tokens, as `encode` reads and `decode` writes them."""
+        return {spelling: self._num_pieces + i for i, spelling in enumerate(self._spellings)}
 
     @property
     def vocab_size(self) -> int:
-        return self._num_pieces + len(self._special)
+        return self._num_pieces + len(self._spellings)
+
+    @property
+    def pad(self) -> int | None:
+        """The token that fills a row behind its text; None, as of the others below: there is none."""
+        return self.special_ids.get('<pad>')
+
+    @property
+    def mask(self) -> int | None:
+        """The token that stands for one that is hidden (Devlin et al. 2019)."""
+        return self.special_ids.get('<mask>')
+
+    @property
+    def cls(self) -> int | None:
+        """The token before a text that is to be classified."""
+        return self.special_ids.get('<cls>')
+
+    @property
+    def sep(self) -> int | None:
+        """The token behind each of two texts."""
+        return self.special_ids.get('<sep>')
+
+    @functools.cached_property
+    def sentinels(self) -> tuple[int, ...]:
+        """The tokens <extra_id_0>, <extra_id_1>, … that stand for spans that are hidden (Raffel et al. 2020)."""
+        return tuple(self.special_ids[f'<extra_id_{i}>'] for i in range(self.num_sentinels))
 
     @property
     def end(self) -> int | None:
@@ -58,8 +105,23 @@ class Tokenizer:
     def fim(self) -> tuple[int, int, int] | None:
         """The tokens before a prefix, a suffix and the middle between them, in the order in which they come; see
         data/infilling.py. The middle ends with `end`. None: the model was not trained to fill in."""
-        n = self._num_pieces
-        return (n, n + 1, n + 2) if self.has_fim else None
+        return tuple(self.special_ids[spelling] for spelling in FIM) if self.has_fim else None
+
+    @property
+    def filler(self) -> int:
+        """What stands behind the end of a row, which nothing may read: the padding, if there is one."""
+        return next(token for token in (self.pad, self.end, 0) if token is not None)
+
+    @property
+    def frame(self) -> Frame:
+        """Of a text that is read as a whole: cls, if there is one, before it; sep behind it, or else the end."""
+        behind = next(((token,) for token in (self.sep, self.end) if token is not None), ())
+        return Frame(() if self.cls is None else (self.cls,), behind, behind)
+
+    @property
+    def target_frame(self) -> Frame:
+        """Of a text that is to be written."""
+        return Frame((), (), () if self.end is None else (self.end,))
 
     @functools.cached_property
     def num_bytes(self) -> np.ndarray | None:
@@ -73,10 +135,18 @@ class Tokenizer:
             sizes = [len(piece.encode(errors='surrogateescape')) for piece in self.pieces]
         else:
             return None
-        return np.array(sizes + [0] * len(self._special), np.int32)
+        return np.array(sizes + [0] * len(self._spellings), np.int32)
 
-    def encode(self, text: str) -> np.ndarray:
-        """int32 tokens. Raises UserError for a character that the vocabulary lacks."""
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """int32 tokens.
+
+        special: a special token that is written in the text, such as <mask>, is that token; else it is text as any.
+
+        Raises:
+          UserError: for a character that the vocabulary lacks, and a special token that the tokenizer lacks.
+        """
+        if special:
+            return self._encode_special(text)
         if self.kind == 'byte':
             # As they were read: bytes that are no UTF-8 come as lone surrogates.
             return np.frombuffer(text.encode(errors='surrogateescape'), np.uint8).astype(np.int32)
@@ -91,6 +161,17 @@ class Tokenizer:
             raise UserError(
                 f'the character {error.args[0]!r} is not among the {len(self.pieces)} that the model was trained with'
             ) from None
+
+    def _encode_special(self, text: str) -> np.ndarray:
+        ids = self.special_ids
+        written = '|'.join(map(re.escape, sorted(ids, key=len, reverse=True)))
+        parts = []
+        for i, part in enumerate(re.split(f'({written})', text) if ids else [text]):
+            if i % 2 == 0 and (lacking := _NAMED.search(part)):
+                has = ', '.join(ids if len(ids) < 9 else [*ids][:8] + ['…']) or 'none'
+                raise UserError(f'{lacking[0]}: the tokenizer has no such special token; it has {has}')
+            parts.append(np.array([ids[part]], np.int32) if i % 2 else self.encode(part))
+        return np.concatenate(parts)
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """encode of each; BPE on all cores."""
@@ -112,12 +193,12 @@ class Tokenizer:
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text; bytes that are no UTF-8 become U+FFFD, and special tokens END and those of FIM."""
+        """The text; bytes that are no UTF-8 become U+FFFD, and special tokens their spellings."""
         tokens = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens), np.int64)
         first, *others = np.split(tokens, np.flatnonzero(tokens >= self._num_pieces))
         texts = [self._decode(first.tolist())]
         for special, *part in map(np.ndarray.tolist, others):
-            texts += [self._special[special - self._num_pieces], self._decode(part)]
+            texts += [self._spellings[special - self._num_pieces], self._decode(part)]
         return ''.join(texts)
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -131,8 +212,9 @@ class Tokenizer:
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
         del fields['may_grow']
-        if not self.has_fim:  # as runs without infilling have always been written
-            del fields['has_fim']
+        for name in ('has_fim', 'special', 'num_sentinels'):  # as runs without them have always been written
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields) + '\n'
 
     @functools.cached_property
@@ -153,8 +235,11 @@ def _unicode(text: str) -> str:
 
 def from_json(fields: dict) -> Tokenizer:
     """The tokenizer with the fields of a tokenizer.json. Raises ValueError, which says what is wrong with them."""
-    own = {'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool}
-    fields = {'model': '', 'has_fim': False, **fields}
+    own = {
+        'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool, 'special': list,
+        'num_sentinels': int,
+    }  # fmt: skip
+    fields = {'model': '', 'has_fim': False, 'special': [], 'num_sentinels': 0, **fields}
     for name in fields | own:
         if name not in own or type(fields.get(name)) is not own[name]:
             raise ValueError(f'{name} is {"missing" if name not in fields else "not what a tokenizer has"}')
@@ -171,9 +256,22 @@ def from_json(fields: dict) -> Tokenizer:
         kind == 'bpe'
     ):
         raise ValueError(f'pieces or model are not of kind {kind}')
+    if fields['special'] != [name for name in SPECIAL if name in fields['special']]:
+        raise ValueError(f'special is not of {", ".join(SPECIAL)}, in this order')
+    if not 0 <= fields['num_sentinels'] <= MOST_SENTINELS:
+        raise ValueError(f'num_sentinels is not 0 to {MOST_SENTINELS}')
     if kind == 'bpe':
         _pieces_and_merges(fields['model'], pieces)
-    return Tokenizer(**{**fields, 'pieces': tuple(pieces)})
+    return Tokenizer(**{**fields, 'pieces': tuple(pieces), 'special': tuple(fields['special'])})
+
+
+def check_special(tokenizer: Tokenizer, cfg) -> None:
+    """Raises UserError where the tokenizer lacks a special token that `cfg`, the config's `data`, asks for."""
+    lacking = [name for name in cfg.special if getattr(tokenizer, name) is None]
+    if lacking:
+        raise UserError(f'data.special: the tokenizer of the run has no token {", ".join(lacking)}')
+    if cfg.sentinels > (has := len(tokenizer.sentinels)):
+        raise UserError(f'data.sentinels: {cfg.sentinels}, but the tokenizer of the run has {has}')
 
 
 def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -204,33 +302,38 @@ def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int
 
 def train(
     kind: str, documents: Iterable[str], train_documents: Iterable[str], vocab_size: int, has_end: bool,
-    has_fim: bool = False,
+    has_fim: bool = False, special: Collection[str] = (), num_sentinels: int = 0,
 ) -> Tokenizer:  # fmt: skip
     """A tokenizer for `documents`, a function of them alone; each iterable is read once at most.
 
     vocab_size: of 'word' (the most frequent of the training documents, ties in the order of the alphabet) and 'bpe'
     (learned from the training documents), at most, as a small text has fewer; the others have what they need. The
-    characters are those of all documents, as char-rnn and nanoGPT have them. Raises UserError.
+    characters are those of all documents, as char-rnn and nanoGPT have them. special: of SPECIAL, in any order. Raises
+    UserError.
     """
-    num_pieces = vocab_size - has_end - len(FIM) * has_fim
+    made = functools.partial(
+        Tokenizer, kind, has_end=has_end, has_fim=has_fim, special=tuple(name for name in SPECIAL if name in special),
+        num_sentinels=num_sentinels,
+    )  # fmt: skip
+    num_pieces = vocab_size - len(made(pieces=())._spellings)
     if kind in ('word', 'bpe') and num_pieces < 2:
         least = vocab_size - num_pieces + 2
         raise UserError(f'data.vocab_size: {vocab_size}; a tokenizer of kind {kind} needs {least} or more')
     if kind == 'byte':
-        return Tokenizer('byte', (), has_end, has_fim=has_fim)
+        return made(pieces=())
     if kind == 'char':
         letters = set()
         for text in documents:
             letters.update(text)
-        return Tokenizer('char', tuple(sorted(letters)), has_end, has_fim=has_fim)
+        return made(pieces=tuple(sorted(letters)))
     if kind == 'word':
         counts = collections.Counter(word for text in train_documents for word in WORD.findall(text))
         counts.pop(UNKNOWN, None)  # PTB's own
         frequent = sorted(counts, key=lambda word: (-counts[word], word))[: num_pieces - 1]
-        found = Tokenizer('word', (UNKNOWN, *frequent), has_end, has_fim=has_fim)
+        found = made(pieces=(UNKNOWN, *frequent))
     else:
         pieces, model = _train_bpe(train_documents, num_pieces, vocab_size)
-        found = Tokenizer('bpe', pieces, has_end, model, has_fim)
+        found = made(pieces=pieces, model=model)
     if found.vocab_size < vocab_size:
         note(f'data.vocab_size: {found.vocab_size}, for the training text gives no more than that of {vocab_size}')
     return found

@@ -17,7 +17,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, first_line, near
 from aigc_jax.core.files import SUFFIXES, read_text
-from aigc_jax.data.tokenizers import Tokenizer
+from aigc_jax.data.tokenizers import END, Tokenizer
 from aigc_jax.decoding import endings
 
 _INDENT = 4  # spaces a level
@@ -204,8 +204,8 @@ class _Spelled:
         else:
             # A byte that was no UTF-8 is a lone surrogate, and no text has it: it stands for nothing here.
             tokens = [piece.encode(errors='ignore') for piece in tokenizer.pieces]
-        # The library wants an end: where there is none, a token behind the vocabulary. No text has those of infilling.
-        special = [*(b'<|fim|>' for _ in tokenizer.fim or ()), b'<|end|>']
+        # The library wants an end: where there is none, a token behind the vocabulary. No text has other special ones.
+        special = [*(spelling.encode() for spelling in tokenizer.special_ids if spelling != END), END.encode()]
         self.tokens = [*tokens, *special]
         self.special_token_ids = [len(tokens) + i for i in range(len(special))]
         self.eos_token_id = self.special_token_ids[-1]

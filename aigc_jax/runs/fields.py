@@ -61,8 +61,9 @@ def _sample(config: ConfigDict, around: ConfigDict) -> Group:
 
 
 def _eval(config: ConfigDict, around: ConfigDict) -> Group:
-    is_text = schema.named(around.get('data'), 'name') is not None and data.reads_text(around.data)
-    own = EVAL_OF_TEXT if is_text else EVAL_OF_IMAGES_AND_POINTS
+    own = EVAL_OF_IMAGES_AND_POINTS
+    if schema.named(around.get('data'), 'name') is not None:
+        own = EVAL_OF_TEXT if data.reads_text(around.data) else {} if data.reads_examples(around.data) else own
     return {**EVAL, **own, **(tasks.fields('eval', config, around) or {})}
 
 
@@ -120,6 +121,7 @@ def tables() -> Iterator[tuple[str, str]]:
     yield '`optim.PLAYER`', schema.markdown(optim.FIELDS, 'optim.PLAYER')
     yield '`data`, images and points', schema.markdown(declarations.IMAGES_AND_POINTS, 'data')
     yield '`data`, text', schema.markdown(declarations.TEXT, 'data')
+    yield '`data`, pairs and labelled texts', schema.markdown(declarations.EXAMPLES, 'data')
     yield '`eval`', schema.markdown(EVAL, 'eval')
     yield '`eval`, images and points', schema.markdown(EVAL_OF_IMAGES_AND_POINTS, 'eval')
     yield '`eval`, text', schema.markdown(EVAL_OF_TEXT, 'eval')

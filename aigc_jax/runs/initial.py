@@ -12,7 +12,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, create_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
-from aigc_jax.data import Tokenizer, Tokens
+from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -54,7 +54,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         step = checkpoints.resolve(wanted.step or None, 'init.step')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
         spec, task = experiment.dataset.spec, experiment.task
-        own = run.tokenizer if isinstance(spec, Tokens) else None
+        own = run.tokenizer if isinstance(spec, Text) else None
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))

@@ -33,6 +33,7 @@ LATER = {
     'gpt': {
         'data.code': False, 'data.fim_rate': 0.0, 'data.fim_identifiers': 0.0, 'data.dir': '', 'eval.problems': '',
         'model.scan_layers': False, 'sample.temperature': 1.0, 'sample.top_k': 0, 'sample.top_p': 1.0,
+        'data.special': (), 'data.sentinels': 0,
     },
     'rnn_lm': {'data.code': False, 'data.dir': '', 'eval.problems': ''},
     'vq': {'sample.temperature': 1.0, 'eval.num_samples': 10_000, 'eval.extractor': ''},
@@ -83,6 +84,8 @@ def test_a_transformer_of_before_pretraining_is_the_same_one(name, where, tmp_pa
     assert after.pop('schema') == SCHEMA
     assert {field: after[field] for field in before} == before
     assert {field: after[f'{where}.{field}'] for field in BLOCK} == BLOCK
+    if name == 'gpt':
+        assert after['data.special'] == () and after['data.sentinels'] == 0
     assert Experiment(config).abstract_state.params
 
 
@@ -121,6 +124,8 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
     if name in blocks:
         added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
+    if name == 'gpt':
+        added = added | {'data.special': (), 'data.sentinels': 0}
     assert {field: (dict(v) if field == 'sample' else v) for field, v in after.items()} == {**added, **expected}
     assert Experiment(config).abstract_state.params
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))

@@ -14,6 +14,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import infilling, tokenizers
 from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.rows import MOST_TOKENS, dtype_of
 from aigc_jax.data.sources import reading
 from aigc_jax.data.specs import Tokens
 from aigc_jax.data.tokenizers import Tokenizer
@@ -25,7 +26,6 @@ _PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
 _VOCAB_SIZE = 1024  # of 'word' and 'bpe', where data.vocab_size is -1
 _CHUNK = 10_000  # documents whose tokens are put together at once
-_MOST_TOKENS = 2**31 - 1  # of a split: places are int32 inside the compiled step
 
 
 class Windows:
@@ -112,15 +112,8 @@ def from_splits(
     has_fim = cfg.fim_rate > 0
     if not len(by_split['train']):
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
-    if not tokenizer:
-        every = itertools.chain.from_iterable(by_split.values())
-        kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
-        vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
-        tokenizer = tokenizers.train(kind, every, by_split['train'], vocab_size, has_end or has_fim, has_fim)
-    if cfg.tokenizer not in ('auto', tokenizer.kind):
-        raise UserError(
-            f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
-        )
+    tokenizer = tokenizer or make_tokenizer(cfg, by_split, has_end or has_fim, has_fim)
+    check_tokenizer(cfg, tokenizer)
     if has_end and tokenizer.end is None:
         if tokenizer.may_grow:
             tokenizer = dataclasses.replace(tokenizer, has_end=True)
@@ -140,8 +133,8 @@ def from_splits(
         if not len(texts):
             continue
         tokens, training = _tokens(tokenizer, texts), split == 'train'
-        if len(tokens) > _MOST_TOKENS:
-            raise UserError(f'data.name={cfg.name}: {split} has {len(tokens)} tokens; at most {_MOST_TOKENS} are read')
+        if len(tokens) > MOST_TOKENS:
+            raise UserError(f'data.name={cfg.name}: {split} has {len(tokens)} tokens; at most {MOST_TOKENS} are read')
         block = cfg.block if training else eval_block
         if not training and 2 <= len(tokens) <= block:
             block = len(tokens) - 1
@@ -167,6 +160,25 @@ def from_splits(
         fingerprint=digest.hexdigest(),
         origin=origin,
     )
+
+
+def make_tokenizer(
+    cfg, by_split: Mapping[str, Collection[str]], has_end: bool, has_fim: bool = False
+) -> Tokenizer:  # fmt: skip
+    """The tokenizer that `cfg` asks for, of these texts. Raises UserError."""
+    every = itertools.chain.from_iterable(by_split.values())
+    kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
+    vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
+    return tokenizers.train(kind, every, by_split['train'], vocab_size, has_end, has_fim, cfg.special, cfg.sentinels)
+
+
+def check_tokenizer(cfg, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the tokenizer, which may be that of a run, is not what `cfg` asks for."""
+    if cfg.tokenizer not in ('auto', tokenizer.kind):
+        raise UserError(
+            f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
+        )
+    tokenizers.check_special(tokenizer, cfg)
 
 
 def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
@@ -197,7 +209,7 @@ def split_of(document: str, valid_percent: float, test_percent: float) -> str:
 
 
 def _tokens(tokenizer: Tokenizer, documents: Iterable[str]) -> np.ndarray:
-    dtype = np.uint8 if tokenizer.vocab_size <= 2**8 else np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    dtype = dtype_of(tokenizer.vocab_size)
     end = [] if tokenizer.end is None else [np.array([tokenizer.end], dtype)]
     chunks, documents = [], iter(documents)
     while texts := list(itertools.islice(documents, _CHUNK)):  # an array a document would be most of the memory
