@@ -8,10 +8,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
+from aigc_jax.nn.build import build, compute_dtype
 from aigc_jax.nn.language_layers import Dense, Draw, dropout
 
 FIELDS = {
@@ -124,11 +126,17 @@ class Encoder(Common, kw_only=True):
         return Dense(features, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype, name=name)
 
 
-def check(module: Encoder, what: str) -> None:
-    """Raises UserError for fields of `what` that contradict one another."""
-    blocks.check(module, what)
-
-
 def init(module: Encoder, key: Array) -> dict:
     """Its parameters; no shape of them depends on how many tokens there are."""
     return module.init(key, jnp.zeros((1, min(8, module.positions or 8)), jnp.int32))['params']
+
+
+def make(config, vocab_size: int, longest: int, what: str, **heads) -> Encoder:
+    """That of config.model, for texts of `longest` tokens, which `what` says. Raises UserError."""
+    dtype = compute_dtype(config.precision)
+    module = build(Encoder, 'model', config.model, vocab_size=vocab_size, dtype=dtype, **heads)
+    if module.positions and module.positions < longest:
+        raise UserError(f'model.positions: {module.positions}, but {what} has {longest} tokens; give it as many, or 0')
+    module = module.clone(positions=module.positions or longest)
+    blocks.check(module, 'model')
+    return module
