@@ -7,6 +7,7 @@ import pytest
 
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import FillsIn, Measures
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
 from aigc_jax.data import tokenizers
 from aigc_jax.data.masking import Masking, joints
@@ -92,7 +93,8 @@ def test_whole_words_are_hidden_whole(kind):
 
 def test_a_text_without_a_token_that_may_be_hidden_has_none():
     own = tokenizer()
-    found = masked(Masking(own, 0.15, 1.0, 0.0, False), np.tile(own.encode('abcd'), (2, 1)), may=[[False] * 4, [True] * 4])
+    masking, tokens = Masking(own, 0.15, 1.0, 0.0, False), np.tile(own.encode('abcd'), (2, 1))
+    found = masked(masking, tokens, may=[[False] * 4, [True] * 4])
     assert found.counted.sum(axis=1).tolist() == [0, 1] and (found.tokens[0] == own.encode('abcd')).all()
 
 
@@ -176,8 +178,6 @@ def test_a_model_without_special_tokens_around_a_text_reads_windows_as_they_are(
     ((('data.name', 'digits'),), 'data.name=digits'),
 ], ids=lambda x: x if isinstance(x, str) else '')  # fmt: skip
 def test_mistakes_are_named(overrides, words):
-    from aigc_jax.core.errors import UserError
-
     with pytest.raises(UserError, match=words.replace('(', '.')) as error:
         experiment(*overrides)
     assert '\n' not in str(error.value)
