@@ -20,7 +20,7 @@ flags.DEFINE_string(
     'fields lists all that --config has: what each can hold and what it means'
 )  # fmt: skip
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
-flags.DEFINE_string('step', None, 'evaluate, sample, export: of which checkpoint, a number or best (default: the newest)')
+flags.DEFINE_string('step', None, 'not while training: of which checkpoint, a number or best (default: the newest)')
 flags.DEFINE_integer('num_samples', 64, 'sample, export: how many', arguments.N.least, arguments.N.most)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.least, arguments.SEED.most)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
