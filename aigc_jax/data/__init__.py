@@ -9,7 +9,19 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
 from aigc_jax.data.gaussian_mixture import MIXTURES
-from aigc_jax.data.sources import arrays, embedded, example_files, files, folders, own, programs, reading, text, tfds
+from aigc_jax.data.sources import (
+    arrays,
+    embedded,
+    example_files,
+    files,
+    folders,
+    functions,
+    own,
+    programs,
+    reading,
+    text,
+    tfds,
+)
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
 from aigc_jax.data.specs import NO_TAG, Images, Labelled, Pairs, Points, Scaling, Spec, Tagged, Text, Tokens
@@ -47,6 +59,8 @@ TEXTS = {  # loader(cfg, tokenizer), or (cfg, where, tokenizer), of the run that
     'jsonl:': text.jsonl,
 }
 EXAMPLES = {  # the same, of pairs and of labelled and tagged texts
+    'docstrings': functions.docstrings,
+    'identifiers': functions.identifiers,
     'pairs:': example_files.pairs,
     'labelled:': example_files.labelled,
     'tagged:': example_files.tagged,

@@ -237,4 +237,5 @@ def test_what_cannot_be_examples_is_refused(tmp_path):
     for name, fields in (('pydoc', dict(columns=())), ('digits', dict(columns=()))):
         with pytest.raises(UserError, match='has the fields of pairs and labelled texts'):
             data.load(ConfigDict({'name': name, **fields}))
-    assert 'stacked' in message(f'stacked:pairs:{pairs}')
+    with pytest.raises(UserError, match='only labelled images'):
+        data.load(ConfigDict({'name': f'stacked:pairs:{pairs}'}))

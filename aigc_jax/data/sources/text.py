@@ -21,8 +21,8 @@ from aigc_jax.data.tokenizers import Tokenizer
 
 ORDERS = ('shuffled', 'contiguous')
 SPLITS = ('train', 'valid', 'test')
-CODE = ('python-stdlib', 'programs', 'code')
-_PSF = 'PSF-2.0: part of the Python distribution'
+CODE = ('python-stdlib', 'programs', 'code', 'docstrings', 'identifiers')
+PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
 _VOCAB_SIZE = 1024  # of 'word' and 'bpe', where data.vocab_size is -1
 _CHUNK = 10_000  # documents whose tokens are put together at once
@@ -238,16 +238,20 @@ def pydoc(cfg, tokenizer) -> Dataset:
     from pydoc_data.topics import topics
 
     paragraphs = (paragraph for _, topic in sorted(topics.items()) for paragraph in topic.strip().split('\n\n'))
-    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], _PSF, tokenizer)
+    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], PSF, tokenizer)
 
 
 def python_stdlib(cfg, tokenizer) -> Dataset:
-    """The source code of the running interpreter's standard library, some 11 MB, without its tests, and without the
+    """The source code of the running interpreter's standard library, some 11 MB; see `stdlib`."""
+    return load(cfg, reading.distinct(reading.texts(stdlib()[1], True)), PSF, tokenizer)
+
+
+def stdlib() -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The folder of the running interpreter's standard library and its files, without its tests, and without the
     character maps of `encodings`, which are variations of one table: they would be known from training."""
     root = pathlib.Path(sysconfig.get_paths()['stdlib'])
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3', 'encodings'}
-    paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
-    return load(cfg, reading.distinct(reading.texts(paths, True)), _PSF, tokenizer)
+    return root, [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
 
 
 def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
