@@ -103,10 +103,19 @@ def _from_1(config: ConfigDict) -> None:
 
 
 def _from_2(config: ConfigDict) -> None:
-    """Of the runs of before tokenizers had special tokens that a config asks for."""
-    data = config.get('data')
+    """Of the runs of before pre-training, whose Transformers are those of GPT alone, and whose tokenizers have no
+    special tokens that a config asks for."""
+    data, model = config.get('data'), config.get('model')
     if isinstance(data, ConfigDict) and 'tokenizer' in data:
         _add(data, special=(), sentinels=0)
+    if not isinstance(model, ConfigDict):
+        return
+    for network in (model, model.get('prior')):
+        if isinstance(network, ConfigDict) and 'kv_heads' in network:
+            _add(
+                network, head_width=0, norm_epsilon=0.0, qk_scale=False, qkv_bias=False, rope_theta=10_000.0,
+                rope_scaling=(),
+            )  # fmt: skip
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2}
