@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
-TFDS = 'tfds:'  # images or text, as the fields of the config are
+TFDS = tfds.PREFIX  # images or text, as the fields of the config are
 AMAT = 'amat:'  # is a set of its own, with all its splits
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
@@ -140,7 +140,10 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     if key == OWN:
         dataset = own.load(cfg, tokenizer)
         return dataset if 'tokenizer' in cfg or cfg.valid_examples else train_on_valid(dataset)
-    places = reading.places(cfg.name, where) if where else {}
+    if key in EXAMPLES and where.startswith(TFDS):
+        places = {TFDS: where.removeprefix(TFDS)}
+    else:
+        places = reading.places(cfg.name, where) if where else {}
     if loader := TEXTS.get(key) or EXAMPLES.get(key):
         return loader(cfg, *[places] * bool(where), tokenizer)
     if cfg.shape and key not in FLAT:

@@ -1,12 +1,13 @@
 """Functions of Python's standard library: with their docstrings and names as pairs, with their identifiers tagged."""
 
 import ast
+import functools
 import inspect
 import platform
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from aigc_jax.core.errors import UserError
@@ -36,8 +37,8 @@ def docstrings(cfg, tokenizer) -> Dataset:
 
     As CodeSearchNet (Husain et al. 2019, section 2.1) chooses and cuts them: a docstring is its first paragraph and has
     three words or more, a function three lines or more, copies are left out, and so are special methods and names with
-    `test`. With the target `name`, HIDDEN stands for it in the code. No module is in two splits, and no held-out example
-    has the code or the docstring of a training example.
+    `test`. Where `name` is a column, HIDDEN stands for it in the others. No module is in two splits, and no held-out
+    example has the code or the docstring of a training example.
     """
     names = columns(cfg, _COLUMNS[:2])
     if unknown := set(names) - set(_COLUMNS):
@@ -51,12 +52,15 @@ def docstrings(cfg, tokenizer) -> Dataset:
 def identifiers(cfg, tokenizer) -> Dataset:
     """`identifiers`: functions, their docstrings left out, and whether each token is (part of) an identifier: CodeT5's
     identifier tagging (Wang et al. 2021, section 3.2). Words in strings and comments, and keywords, are none."""
+    if cfg.columns:
+        raise UserError(f'data.columns: {cfg.columns!r}; identifiers has no columns to choose from, so leave it ()')
     by_split, origin = _divided(cfg, functions(), lambda function: {function.code})
     chosen = {split: [_tagged(function.code) for function in every] for split, every in by_split.items()}
     return examples.tagged(cfg, chosen, text.PSF, tokenizer, origin)
 
 
-def functions() -> list[Function]:
+@functools.cache
+def functions() -> tuple[Function, ...]:
     """Those of the modules of the standard library, in the order of their modules, each once by its code."""
     root, paths = text.stdlib()
     once = {}
@@ -64,7 +68,7 @@ def functions() -> list[Function]:
         module = '.'.join(path.relative_to(root).with_suffix('').parts)
         for function in functions_of(module, reading.texts([path], True)[0]):
             once.setdefault(function.code, function)
-    return list(once.values())
+    return tuple(once.values())
 
 
 def functions_of(module: str, source: str) -> Iterator[Function]:
@@ -124,7 +128,7 @@ def _tagged(code: str) -> TaggedText:
     return TaggedText(code, spans, ('identifier',) * len(spans), 'other')
 
 
-def _divided(cfg, found: list[Function], keys: Callable[[Function], set[str]]) -> tuple[dict, str]:
+def _divided(cfg, found: Sequence[Function], keys: Callable[[Function], set[str]]) -> tuple[dict, str]:
     """The functions by split, by the hash of their module; a held-out one that has a key of one before is left out."""
     by_split, origin = examples.divided(cfg, {'': found}, lambda function: function.module, 'their module')
     seen, kept = set(), {}
