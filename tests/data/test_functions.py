@@ -1,4 +1,4 @@
-"""Functions of the standard library: what is a docstring, a name and an identifier of them, and how they are divided."""
+"""Functions of the standard library: their docstrings, names and identifiers, and how they are divided."""
 
 import ast
 import platform
