@@ -119,7 +119,7 @@ def _tokenizer(cfg, by_split, texts: Callable[[Any], Sequence[str]], tokenizer: 
     documents = {split: [one for row in rows for one in texts(row)] for split, rows in _some(by_split)}
     tokenizer = tokenizer or text.make_tokenizer(cfg, documents, has_end=True)
     text.check_tokenizer(cfg, tokenizer)
-    if tokenizer.end is None and tokenizer.may_grow:
+    if tokenizer.end is None and tokenizer.can_grow:
         tokenizer = dataclasses.replace(tokenizer, has_end=True)
         note(f'data.name={cfg.name}: the end of a text is a new token, which the run of init.run lacks')
     if not tokenizer.target_frame.behind:
