@@ -20,7 +20,7 @@ from aigc_jax.data.tokenizers import FIM, Tokenizer, byte_level, bytes_of_letter
 
 _MOST_BYTES = 1 << 26
 SENTENCEPIECE = ('spiece.model', 'tokenizer.model', 'sentencepiece.bpe.model')
-# What the classes of transformers fill in where a config leaves it out.
+# What the classes of transformers fill in where a tokenizer_config.json leaves it out.
 _USUAL = {
     'Bert': {'pad': '[PAD]', 'mask': '[MASK]', 'cls': '[CLS]', 'sep': '[SEP]', 'unk': '[UNK]'},
     'Roberta': {'pad': '<pad>', 'mask': '<mask>', 'bos': '<s>', 'eos': '</s>', 'unk': '<unk>'},
@@ -34,28 +34,28 @@ def read(folder) -> Pretrained:
     folder = pathlib.Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f'{folder}: there is no such folder')
-    config, named = _object(folder / 'tokenizer_config.json'), _object(folder / 'special_tokens_map.json')
-    config = {**named, **{key: value for key, value in config.items() if value is not None}}
-    if kind := config.get('tokenizer_class') or _object(folder / 'config.json').get('tokenizer_class'):
-        config['tokenizer_class'] = str(kind)
+    settings, named = _object(folder / 'tokenizer_config.json'), _object(folder / 'special_tokens_map.json')
+    settings = {**named, **{key: value for key, value in settings.items() if value is not None}}
+    if kind := settings.get('tokenizer_class') or _object(folder / 'config.json').get('tokenizer_class'):
+        settings['tokenizer_class'] = str(kind)
     has = lambda name: (folder / name).is_file()
     readers = {
         'tokenizer.json': lambda: _text(folder / 'tokenizer.json'),
-        'merges.txt': lambda: _of_merges(folder, config),
-        'vocab.txt': lambda: _of_words(folder, config),
-        **{name: functools.partial(_of_pieces, folder / name, config) for name in SENTENCEPIECE},
+        'merges.txt': lambda: _of_merges(folder, settings),
+        'vocab.txt': lambda: _of_words(folder, settings),
+        **{name: functools.partial(_of_pieces, folder / name, settings) for name in SENTENCEPIECE},
     }
     name = next((name for name in readers if has(name) and (name != 'merges.txt' or has('vocab.json'))), None)
     if name is None:
-        raise UserError(
-            f'{folder}: holds no tokenizer, which is tokenizer.json, vocab.json with merges.txt, vocab.txt or spiece.model'
-        )
+        kinds = 'tokenizer.json, vocab.json with merges.txt, vocab.txt or spiece.model'
+        raise UserError(f'{folder}: holds no tokenizer, which is {kinds}')
     try:
         model = readers[name]()
-        found = pretrained.make(model, _with_roles(config, pretrained.parsed(model)))
+        found = pretrained.make(model, {})  # which tells whether the library can read it
+        found = pretrained.make(model, _with_roles(settings, pretrained.parsed(model)))
     except ValueError as error:
         raise UserError(f'{folder}: {name}: {first_line(error)}') from None
-    for role, token in pretrained.role_tokens(config).items():
+    for role, token in pretrained.role_tokens(settings).items():
         if role not in found.roles and role != 'unk':
             raise UserError(f'{folder}: its {role}_token is {token!r}, which its vocabulary lacks')
     return found
@@ -68,37 +68,37 @@ def files(tokenizer: Tokenizer) -> dict[str, str]:
     """
     if not isinstance(tokenizer, Pretrained):
         tokenizer = _of_trained(tokenizer)
-    config = json.loads(tokenizer.config)
-    roles = {f'{role}_token': config[f'{role}_token'] for role in tokenizer.roles}
-    more = {key: config[key] for key in ('additional_special_tokens', 'extra_special_tokens') if key in config}
+    settings = json.loads(tokenizer.config)
+    roles = {f'{role}_token': settings[f'{role}_token'] for role in tokenizer.roles}
+    more = {key: settings[key] for key in ('additional_special_tokens', 'extra_special_tokens') if key in settings}
     lines = lambda value: json.dumps(value, ensure_ascii=False, indent=2) + '\n'
     return {
         'tokenizer.json': tokenizer.model,
-        'tokenizer_config.json': lines(config),
+        'tokenizer_config.json': lines(settings),
         'special_tokens_map.json': lines({**roles, **more}),
     }
 
 
-def _with_roles(config: Mapping, whole: Mapping) -> dict[str, Any]:
-    """The config with the tokens of the roles that it leaves out: what frames a text, what such vocabularies have."""
+def _with_roles(settings: Mapping, whole: Mapping) -> dict[str, Any]:
+    """The settings with the tokens of the roles that it leaves out: what frames a text, what such vocabularies have."""
     added = {token['content'] for token in whole.get('added_tokens') or ()}
     vocab = whole['model']['vocab']
     words = {*(vocab if isinstance(vocab, dict) else (piece for piece, _ in vocab)), *added}
-    found = dict(pretrained.role_tokens(config))
+    found = dict(pretrained.role_tokens(settings))
     frame = whole.get('post_processor') or {}
     if frame.get('type') in ('RobertaProcessing', 'BertProcessing'):
         found = {'cls': frame['cls'][0], 'sep': frame['sep'][0], **found}
-    kind = config.get('tokenizer_class') or ''
+    kind = settings.get('tokenizer_class') or ''
     fits = lambda usual: len(words & {*usual.values()}) >= min(2, len({*usual.values()}))
     families = [family for family, usual in _USUAL.items() if (family in kind if kind else fits(usual))]
     usual = _USUAL[families[0]] if families else {}
     found = {**{role: token for role, token in usual.items() if token in words}, **found}
-    return {'tokenizer_class': kind or 'PreTrainedTokenizerFast', **config, **{
-        f'{role}_token': config.get(f'{role}_token') or token for role, token in found.items()
+    return {'tokenizer_class': kind or 'PreTrainedTokenizerFast', **settings, **{
+        f'{role}_token': settings.get(f'{role}_token') or token for role, token in found.items()
     }}  # fmt: skip
 
 
-def _of_merges(folder: pathlib.Path, config: Mapping) -> str:
+def _of_merges(folder: pathlib.Path, settings: Mapping) -> str:
     """Byte-level BPE; framed as RoBERTa's where its class or its tokens are RoBERTa's."""
     from tokenizers import models, processors
 
@@ -107,43 +107,42 @@ def _of_merges(folder: pathlib.Path, config: Mapping) -> str:
     merges = [tuple(line.split(' ')) for line in lines if line and not line.startswith('#version')]
     if not all(type(number) is int for number in vocab.values()) or any(len(merge) != 2 for merge in merges):
         raise ValueError('they are no vocabulary and its merges')
-    library = _built(lambda: byte_level(models.BPE(vocab, merges), bool(config.get('add_prefix_space'))))
-    roles = pretrained.role_tokens(config)
-    kind = config.get('tokenizer_class') or ''
+    library = _built(lambda: byte_level(models.BPE(vocab, merges), bool(settings.get('add_prefix_space'))))
+    roles = pretrained.role_tokens(settings)
+    kind = settings.get('tokenizer_class') or ''
     if kind.startswith('Roberta') or (not kind and {'<s>', '</s>', '<mask>'} <= vocab.keys()):
         cls, sep = roles.get('cls', '<s>'), roles.get('sep', '</s>')
         if not {cls, sep} <= vocab.keys():
             raise ValueError(f'the vocabulary lacks {cls} or {sep}')
         library.post_processor = processors.RobertaProcessing((sep, vocab[sep]), (cls, vocab[cls]), True, False)
         roles = {**_USUAL['Roberta'], **roles}
-    return _with_added(library, folder, config, roles)
+    return _with_added(library, folder, settings, roles)
 
 
-def _of_words(folder: pathlib.Path, config: Mapping) -> str:
+def _of_words(folder: pathlib.Path, settings: Mapping) -> str:
     """WordPiece, as BERT's."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    roles = {**_USUAL['Bert'], **pretrained.role_tokens(config)}
+    roles = {**_USUAL['Bert'], **pretrained.role_tokens(settings)}
     words = _text(folder / 'vocab.txt').removesuffix('\n').split('\n')
     vocab = {word.removesuffix('\r'): i for i, word in enumerate(words)}
     if lacking := [roles[name] for name in ('unk', 'cls', 'sep') if roles[name] not in vocab]:
         raise ValueError(f'the vocabulary lacks {", ".join(lacking)}')
     library = _built(lambda: tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=roles['unk'])))
-    lower = config.get('do_lower_case', True)
-    library.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=config.get('tokenize_chinese_chars', True),
-        strip_accents=config.get('strip_accents'), lowercase=lower,
-    )  # fmt: skip
+    flags = {'lowercase': 'do_lower_case', 'handle_chinese_chars': 'tokenize_chinese_chars'}
+    flags = {name: settings[theirs] is not False for name, theirs in flags.items() if theirs in settings}
+    strip = settings.get('strip_accents')
+    library.normalizer = normalizers.BertNormalizer(strip_accents=strip if isinstance(strip, bool) else None, **flags)
     library.pre_tokenizer, library.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(prefix='##')
     cls, sep = roles['cls'], roles['sep']
     library.post_processor = _template(
         f'{cls}:0 $A:0 {sep}:0', f'{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1', {token: vocab[token] for token in (cls, sep)}
     )
-    return _with_added(library, folder, config, roles)
+    return _with_added(library, folder, settings, roles)
 
 
-def _of_pieces(path: pathlib.Path, config: Mapping) -> str:
+def _of_pieces(path: pathlib.Path, settings: Mapping) -> str:
     """A sentencepiece model of Unigram, as T5's, read by the package sentencepiece."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -167,8 +166,8 @@ def _of_pieces(path: pathlib.Path, config: Mapping) -> str:
             f"AutoTokenizer.from_pretrained('{path.parent}').save_pretrained('{path.parent}')"
         )
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    roles = {**_USUAL['T5'], **pretrained.role_tokens(config)}
-    sentinels = config.get('extra_ids', 100)
+    roles = {**_USUAL['T5'], **pretrained.role_tokens(settings)}
+    sentinels = settings['extra_ids'] if 'extra_ids' in settings else 100
     if type(sentinels) is not int or not 0 <= sentinels <= 10_000:
         raise ValueError(f'extra_ids of tokenizer_config.json is {sentinels!r}')
     pieces += [(f'<extra_id_{i}>', 0.0) for i in reversed(range(sentinels))]
@@ -187,22 +186,28 @@ def _of_pieces(path: pathlib.Path, config: Mapping) -> str:
     library.post_processor = _template(f'$A {eos}', f'$A {eos} $B {eos}', {eos: number[eos]})
     special = [*roles.values(), *(f'<extra_id_{i}>' for i in range(sentinels))]
     library.add_special_tokens([token for token in special if token in number])
-    return _with_added(library, path.parent, config, roles)
+    return _with_added(library, path.parent, settings, roles)
 
 
-def _with_added(library, folder: pathlib.Path, config: Mapping, roles: Mapping[str, str]) -> str:
+def _with_added(library, folder: pathlib.Path, settings: Mapping, roles: Mapping[str, str]) -> str:
     """The tokenizer.json with the tokens that stand beside its vocabulary, at the ids that are stated."""
     from tokenizers import AddedToken
 
     stated = _object(folder / 'added_tokens.json')
+    if not all(type(number) is int for number in stated.values()):
+        raise ValueError('added_tokens.json gives no numbers')
     stated = {token: {'content': token, 'id': number} for token, number in stated.items()}
-    for number, token in (config.get('added_tokens_decoder') or {}).items():
+    decoder = settings.get('added_tokens_decoder')
+    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
         if isinstance(token, dict) and re.fullmatch('[0-9]+', number) and isinstance(token.get('content'), str):
             stated[token['content']] = {**token, 'id': int(number)}
-    more = [config.get(f'{role}_token') for role in pretrained.ROLES] + (config.get('additional_special_tokens') or [])
+    more = settings.get('additional_special_tokens')
+    more = [settings.get(f'{role}_token') for role in pretrained.ROLES] + (more if isinstance(more, list) else [])
     special = {*roles.values()}
-    for token in (token for token in more if token):
+    for token in more:
         token = token if isinstance(token, dict) else {'content': token}
+        if not isinstance(token.get('content'), str) or not token['content']:
+            continue
         special.add(token['content'])
         stated[token['content']] = {**token, **stated.get(token['content'], {})}
     for token in roles.values():
@@ -241,12 +246,12 @@ def _of_trained(tokenizer: Tokenizer) -> Pretrained:
         library.post_processor = _template(f'{frame[0]} $A {frame[2]}', f'{frame[0]} $A {frame[1]} $B {frame[2]}', used)
     of = {'pad': tokenizer.pad, 'mask': tokenizer.mask, 'cls': tokenizer.cls, 'sep': tokenizer.sep}
     of |= {'eos': tokenizer.end, 'bos': tokenizer.bos}
-    config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
-    config |= {f'{role}_token': spelled[token] for role, token in of.items() if token is not None}
+    settings = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
+    settings |= {f'{role}_token': spelled[token] for role, token in of.items() if token is not None}
     more = [spelled[token] for token in tokenizer.sentinels] + [*FIM] * (tokenizer.fim is not None)
     if more:
-        config['additional_special_tokens'] = more
-    return pretrained.make(library.to_str(), config)
+        settings['additional_special_tokens'] = more
+    return pretrained.make(library.to_str(), settings)
 
 
 def _template(single: str, pair: str, used: Mapping[str, int]):

@@ -146,7 +146,8 @@ def message(path) -> str:
 def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):
     files = GOLDEN['bert']['files']
     assert 'there is no such folder' in message(tmp_path / 'nowhere')
-    assert 'holds no tokenizer, which is tokenizer.json, ' in message(folder(tmp_path / 'none', {'config.json': '{}'}))
+    none = folder(tmp_path / 'none', {'config.json': '{}'})
+    assert 'none: holds no tokenizer, which is tokenizer.json, ' in message(none)
     half = {**files, 'tokenizer.json': files['tokenizer.json'][:3000]}
     assert 'half: tokenizer.json: ' in message(folder(tmp_path / 'half', half))
     for name, text, words in (
@@ -163,6 +164,8 @@ def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):
     parts = of_parts('codet5', tmp_path / 'h')
     (parts / 'added_tokens.json').write_text(json.dumps({'<extra_id_4>': 77}))
     assert '<extra_id_4> is said to be token 77, but is 300' in message(parts)
+    (parts / 'added_tokens.json').write_text(json.dumps({'<extra_id_4>': 'a'}))
+    assert 'added_tokens.json gives no numbers' in message(parts)
     parts = of_parts('gpt2', tmp_path / 'i')
     (parts / 'merges.txt').write_text('a b c\n')
     assert 'they are no vocabulary and its merges' in message(parts)
@@ -174,8 +177,9 @@ def test_folders_that_hold_no_tokenizer_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('field, value, words', [
-    ('model', '{}', 'it is no tokenizer.json'), ('config', '[]', 'config is no object'), ('config', '{', 'Expecting property name'),
-    ('special', [], 'it has not the fields'), ('model', None, 'it has not the fields'),
+    ('model', '{}', 'it is no tokenizer.json'), ('config', '[]', 'config is no object'),
+    ('config', '{', 'Expecting property name'), ('special', [], 'it has not the fields'),
+    ('model', None, 'it has not the fields'),
 ])  # fmt: skip
 def test_a_damaged_tokenizer_of_a_run_is_refused(field, value, words, tmp_path):
     tokenizer = tokenizer_files.read(folder(tmp_path / 'a', GOLDEN['bert']['files']))
