@@ -26,7 +26,9 @@ flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.le
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
 flags.DEFINE_string('format', 'hf', 'export: hf, which transformers loads; safetensors; stablehlo, the sampler')
 flags.DEFINE_string('output', '', 'export: the new folder to write')
-flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
+flags.DEFINE_string(
+    'prompt', '', 'sample, language models: the text to go on from; masked language models: one whose <mask> to fill in'
+)
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
 )
@@ -103,7 +105,7 @@ def _run() -> None:
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
-    from aigc_jax.core.capabilities import CausalText
+    from aigc_jax.core.capabilities import CausalText, FillsIn
 
     if FLAGS.mode == 'evaluate':
         from aigc_jax.training import announce
@@ -113,6 +115,8 @@ def _run() -> None:
     trained = api.open(workdir, FLAGS.step, _given['overrides'])
     if FLAGS.mode == 'export':
         return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples))
+    if trained.can(FillsIn):
+        return _fill(trained)
     _generate(trained) if trained.can(CausalText) else _sample(trained)
 
 
@@ -140,6 +144,20 @@ def _sample(trained) -> None:
     found = api.sample(trained, FLAGS.num_samples, FLAGS.seed, labels)
     if processes.first():
         show_paths(found)
+
+
+def _fill(trained) -> None:
+    """The prompts with their masks filled in, and what else could stand there."""
+    from aigc_jax.reports import texts
+
+    if given := [name for name in (*TEXT_FLAGS[2:], 'num_samples', 'seed', 'labels') if FLAGS[name].present]:
+        raise UserError(f'--{given[0]}: {trained.config.task.name} draws nothing; it fills each <mask> of a --prompt')
+    prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
+    if prompts == ['']:
+        raise UserError("--prompt: missing; give a text with a <mask>, such as --prompt='the <mask> statement'")
+    found = trained.fill(prompts)
+    if processes.first():
+        show('\n'.join(one.lines() for one in found))
 
 
 def _generate(trained) -> None:
