@@ -14,6 +14,7 @@ from aigc_jax.metrics.intervals import MARKS, Measurement
 from aigc_jax.metrics.names import named
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import manifest, numerics
+from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import registration, states, statistics, status, verdicts
 from aigc_jax.studies.arms import RunData
@@ -263,12 +264,10 @@ class Gathered:
 
 def _of_seeds(row: Measurement, numbers: range) -> dict[int, float]:
     """{seed: value} of a row of an evaluation.json. Raises UserError."""
-    of_seeds = row['values'] if isinstance(row.get('values'), dict) else {str(numbers[0]): row['value']}
-    try:
-        values = {n: of_seeds[str(n)] for n in numbers}
-    except KeyError as error:
-        raise UserError(f'its evaluation has no seed {error.args[0]}') from None
-    return {n: math.nan if value is None else float(value) for n, value in values.items()}
+    found = results_lib.of_seeds(row, numbers[0])
+    if lacking := [n for n in numbers if n not in found]:
+        raise UserError(f'its evaluation has no seed {lacking[0]}')
+    return {n: found[n] for n in numbers}
 
 
 def _row_words(row) -> str:

@@ -29,6 +29,7 @@ from aigc_jax.core import user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.metrics.names import named
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import states
 from aigc_jax.studies.local import Outcome, Tell
@@ -189,8 +190,7 @@ class Search:
                 return None
             if (name := named(self.metric, state.results)) is None:
                 raise UserError(f'--metric: {trial.name} has no {self.metric!r}{near(self.metric, state.results)}')
-            value = state.results[name]['value']
-            values.append(math.nan if value is None else value)
+            values += results_lib.of_seeds(state.results[name], trial.seed).values()
         mean = float(np.mean(diverged_as_worst(values, self._better)))
         return mean if math.isfinite(mean) else None
 
