@@ -20,7 +20,6 @@ from aigc_jax.studies.statistics import Difference
 
 ALPHA = 0.05
 SPLITS = ('train', 'eval')  # of metrics.jsonl; 'final' is the final evaluation
-_NO_METRICS = ('step', 'split', 'seed', 'diverged')
 _MOST_SHOWN = 16  # seeds of which each value is printed
 _MOST_FOLDERS = 4  # of an arm's runs that are printed
 
@@ -84,7 +83,7 @@ class Comparison:
     def curves(self) -> dict[str, tuple[str, str]]:
         """{'eval:NAME': (split, NAME)} of all curves."""
         rows = [row for arm in self.arms for run in arm.runs for row in run.rows if row['split'] in SPLITS]
-        pairs = sorted({(row['split'], name) for row in rows for name in row if name not in _NO_METRICS})
+        pairs = sorted({(row['split'], name) for row in rows for name in row if name not in arms_lib.NO_METRICS})
         return {f'{split}:{name}': (split, name) for split, name in pairs}
 
     def _chosen(self, metrics: Sequence[str]) -> list[str]:

@@ -28,8 +28,13 @@ def check(found: list[tuple[Trial, State]]) -> None:
 
 def notes(found: list[tuple[Trial, State]]) -> Iterator[str]:
     """A line for each ground that the finished runs do not share, by their manifests: the code, the version of JAX, and
-    among the seeds of a row the data and an own task. Raises UserError where a manifest is damaged."""
-    made = [(trial, manifest.read(Paths(trial.folder).manifest)) for trial, state in found if state.kind == states.DONE]
+    among the seeds of a row the data and an own task. A manifest that is damaged has a line of its own."""
+    made = []
+    for trial in (trial for trial, state in found if state.kind == states.DONE):
+        try:
+            made.append((trial, manifest.read(Paths(trial.folder).manifest)))
+        except UserError as error:
+            yield str(error)
     for what, name, most in (('code (sha256)', 'source', 8), ('jax', 'packages.jax', 40)):
         counts = collections.Counter(str(manifest.at(made_with, name))[:most] for _, made_with in made)
         if len(counts) > 1:

@@ -175,15 +175,7 @@ def load(path: str) -> Plan:
         except UserError as error:
             raise UserError(f'{file.name}, claim {claim.name}: {str(error).removeprefix("--config.")}') from None
         _check_seeds(claim, study, settings[claim.name])
-    twins: dict[tuple[str, int], Claim] = {}
-    for claim in study.claims:
-        row = settings[claim.name].row
-        key = row.fingerprint, row.total_steps
-        if (twin := twins.setdefault(key, claim)) is not claim and settings[twin.name] is not settings[claim.name]:
-            raise UserError(
-                f'{file.name}: claims {twin.name} and {claim.name} write the same config in two ways, which would be '
-                f'trained twice; give both the same config and fields'
-            )
+    _check_twins(file, study, settings, candidates)
     return Plan(file.absolute(), study, settings, evaluations, candidates, registered)
 
 
@@ -195,6 +187,29 @@ def _setting(file: pathlib.Path, config: str, fields: dict[str, Any]) -> Setting
     name = name_of({'config': named} | fields).removeprefix('config=')
     row = Row(name, fields, fingerprint(config_lib.to_json(resolved)), resolved.total_steps)
     return Setting(row, config, resolved.num_seeds, resolved)
+
+
+def _check_twins(
+    file: pathlib.Path, study: Study, settings: dict[str, Setting], candidates: dict[str, list[Candidate]]
+) -> None:
+    """Two settings that are one config would be trained twice."""
+    seen: dict[tuple[str, int], tuple[Claim, str, Setting]] = {}
+    for claim in study.claims:
+        own = {f'claim {claim.name}': settings[claim.name]}
+        if claim.tune:
+            rows = enumerate(candidates[claim.name], 1)
+            own = {f'row {k} of tune of claim {claim.name}': one.reported for k, one in rows}
+        for place, setting in own.items():
+            key = setting.row.fingerprint, setting.row.total_steps
+            twin, where, other = seen.setdefault(key, (claim, place, setting))
+            if twin is claim and where != place:
+                raise UserError(f'{file.name}: {where} and {place} are the same config; remove one of the two rows')
+            if other is not setting:
+                most = max(other.row.fields, setting.row.fields, key=len)
+                raise UserError(
+                    f'{file.name}: {where} and {place} are the same config, written in two ways, and it would be '
+                    f'trained twice; give both the same config and the fields {most}, or leave one of them out'
+                )
 
 
 def _check_budget(study: Study, candidates: dict[str, list[Candidate]]) -> None:

@@ -83,7 +83,9 @@ def mean_words(values: Sequence[float]) -> str:
 
 def ended(trial: Trial, state: State) -> str:
     """A line about a trial that has ended, for the person who waits."""
-    return f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else '')
+    # A signal came before it had written anything.
+    kind = 'interrupted before its first step' if state.kind == states.MISSING else state.kind
+    return f'{trial.name}: {kind}' + (f': {state.words}' if state.words else '')
 
 
 def words_of(trial: Trial, state: State) -> str:

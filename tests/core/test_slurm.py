@@ -1,4 +1,4 @@
-"""SIGTERM under a Slurm job, with a scontrol that takes its time. What a real Slurm does: tests/studies/test_slurm.py."""
+"""SIGTERM under a Slurm job, with a scontrol that takes its time. A real Slurm: tests/studies/test_slurm.py."""
 
 import os
 import signal

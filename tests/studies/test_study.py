@@ -313,6 +313,43 @@ def study():
     assert found.values[0] == 20 and math.isnan(found.values[1])
 
 
+@pytest.mark.parametrize(
+    'name, text, words',
+    [
+        ('manifest.json', '{"commit": ', 'manifest.json: cannot be read as a manifest'),
+        ('manifest.json', '{"starts": 3}', 'manifest.json: cannot be read as a manifest: starts is no list'),
+        ('metrics.jsonl', '{"step": 1}\n', 'metrics.jsonl, line 1: not a row'),
+        ('evaluation.json', '{"step": 20, "samples/modes": {"value": "5"}}', "samples/modes: '5' is no number"),
+        ('evaluation.json', '{"step": 20, "samples/modes": {"value": 1%s}}' % ('0' * 400), 'a number is too large'),
+        ('config.json', '{"seed": 0', 'config.json: cannot be read'),
+    ],
+)
+def test_a_damaged_run_is_told_and_the_rest_of_the_report_is_made(tmp_path, name, text, words):
+    path = write(tmp_path, TWO)
+    conducted(path, tmp_path, Runs(lambda trial: 7.0 - 0.1 * trial.seed if 'r1' in trial.name else 5.0))
+    (folder,) = tmp_path.glob('gan*r1*/seed-1')
+    (folder / name).write_text(text)
+    told = report.write(gathering.Gathered(planning.load(path), tmp_path, None), 'python')
+    lines = [line for line in told.splitlines() if f'{folder.parent.name}/seed-1' in line and words in line]
+    assert lines, told
+    found = {one.claim.name: one for one in findings.read(tmp_path / 'own.results.json').findings}
+    assert found['a'].verdict == findings.REPRODUCED and [*found['a'].seeds] == [0, 1, 2]
+    only_curves = name == 'metrics.jsonl'
+    assert [*found['b'].seeds] == ([0, 1, 2] if only_curves else [0, 2])
+    assert found['b'].verdict == (findings.REPRODUCED if only_curves else findings.MISSING)
+
+
+def test_a_damaged_run_of_the_tuning_is_told(tmp_path):
+    path = write(tmp_path, TUNED)
+    conducted(path, tmp_path, Runs(lambda trial: 5.0))
+    runs = [path for path in tmp_path.glob('gan*/seed-*/evaluation.json') if len(path.parent.name) > 10]
+    runs[0].write_text(runs[0].read_text().replace('model/nll', 'model/nil'))
+    found = gathering.Gathered(planning.load(path), tmp_path, None).findings.values()
+    name = f'{runs[0].parent.parent.name}/{runs[0].parent.name}'
+    absent = [line for one in found for line in one.absent]
+    assert any(line.startswith(f"{name}: its evaluation has no 'model/nll'") for line in absent), absent
+
+
 def test_a_metric_that_no_run_has_is_named(tmp_path):
     body = TWO.replace("'samples/modes', 'max', Published", "'samples/mode', 'max', Published", 1)
     body = body.replace("Versus('a')", 'None')
