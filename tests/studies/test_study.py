@@ -277,6 +277,23 @@ def test_unfair_tuning_is_refused(tmp_path, old, new, words):
         planning.load(write(tmp_path, TUNED.replace(old, new)))
 
 
+@pytest.mark.parametrize('k', [1, 2, 3])
+def test_a_row_of_tuning_that_is_the_setting_of_another_claim_is_refused(tmp_path, k):
+    """Whichever row it is: task.r1 is 0.01 in the config already."""
+    values = [0.5, 1.0]
+    values.insert(k - 1, 0.01)
+    body = TUNED.replace('[0.0, 0.5, 1.0]', str(values)).replace("Claim('b'", "Claim('c', 'x', **own),\n Claim('b'")
+    words = f"own.py: row {k} of tune of claim a and claim c are the same config, .*fields {{'task.r1': 0.01}}"
+    with pytest.raises(UserError, match=words):
+        planning.load(write(tmp_path, body))
+    same = body.replace("Claim('c', 'x',", "Claim('c', 'x', fields={'task.r1': 0.01},")
+    plan = planning.load(write(tmp_path, same))  # as the message says
+    assert plan.candidates['a'][k - 1].reported is plan.settings['c']
+    twice = TUNED.replace("values('task.r1', [0.0, 0.5, 1.0])", "[{'task.r1': 0.5}, {'task.r1': 0.5}, {}]")
+    with pytest.raises(UserError, match='row 1 of tune of claim a and row 2 of tune of claim a are the same config; re'):
+        planning.load(write(tmp_path, twice))
+
+
 def test_a_run_of_another_config_is_refused(tmp_path):
     runs = Runs(lambda trial: 5.0)
     conducted(write(tmp_path, TWO), tmp_path, runs)
@@ -378,7 +395,7 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
         (
             f"def study():\n    own = dict(claim='x', config='{GAN}', better='min', metric='m')\n"
             "    return Study('t', [Claim('a', **own), Claim('b', fields={'total_steps': 40}, **own)])",
-            'write the same config in two ways',
+            'claim a and claim b are the same config, written in two ways',
         ),
         (one('y.py', fields={'seed': 1}), 'set seed'),
         (one('y.py').replace("'m'", "object()"), 'object'),
