@@ -94,6 +94,8 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
         return _again(plan, plan.claims[FLAGS.row], workdir, launch)
     spent = alpha if alpha is not None else registration.read(workdir).alpha
     study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, say)
+    if not FLAGS.render:
+        plan.check_metrics(study.unmeasured())
     if FLAGS.dry_run:
         train, evaluate = study.todo()
         commands = (f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate])

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import registration
 from aigc_jax.studies.claims import Claim, Study, Versus
+from aigc_jax.studies.measurable import Measurable
 from aigc_jax.studies.rows import texts
 from aigc_jax.studies.sweeps import Evaluation, Row, Trial, fingerprint, name_of
 
@@ -46,14 +47,18 @@ class Setting:
     replicas: int
     resolved: ConfigDict
 
+    def evaluated(self, evaluate: Mapping[str, Any]) -> ConfigDict:
+        """The config with these fields. Raises UserError."""
+        config = copy.deepcopy(self.resolved)
+        config_lib.override(config, texts(dict(evaluate)), config_lib.FREE)
+        config_lib.check(config)
+        return config
+
     def evaluation(self, evaluate: dict[str, Any]) -> Evaluation | None:
         """None: the final evaluation of the training. Raises UserError."""
         if not evaluate:
             return None
-        fields = tuple(texts(evaluate))
-        config = copy.deepcopy(self.resolved)
-        config_lib.override(config, fields, config_lib.FREE)
-        config_lib.check(config)
+        fields, config = tuple(texts(evaluate)), self.evaluated(evaluate)
         plain = json.loads(config_lib.to_json(config))
         made_with = {f'{group}.{name}': value for group in _GROUPS for name, value in plain[group].items()}
         by_data = {'eval.sample_tokens': -1}  # what the data choose, beside 'auto'
@@ -114,6 +119,19 @@ class Plan:
     def seeds(self, claim: Claim) -> int:
         """How many it is to have, at the first look."""
         return claim.seeds or self.study.seeds
+
+    def check_metrics(self, names: Iterable[str]) -> None:
+        """Raises UserError where the evaluations of a claim of these names will not have what the claim measures."""
+        measurable, tuning = Measurable(), self.study.tuning
+        for claim in map(self.claims.get, names):
+            where, setting = f'{self.path.name}, claim {claim.name}', self.settings[claim.name]
+            config = setting.evaluated(claim.evaluate)
+            measurable.check(claim.metric, setting.config, config, f'{where}, metric')
+            for floor in claim.floors:
+                measurable.check(floor, setting.config, config, f'{where}, floors')
+            if claim.tune:
+                tuned = self.candidates[claim.name][0].tuned
+                measurable.check(tuning.metric, setting.config, tuned.resolved, f'{where}, metric of its Tuning')
 
     def trials(self, claim: Claim, seeds: int, workdir: pathlib.Path) -> list[Pair]:
         """Of the first `seeds` seeds."""

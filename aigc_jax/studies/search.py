@@ -33,6 +33,7 @@ from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import states
 from aigc_jax.studies.local import Outcome, Tell
+from aigc_jax.studies.measurable import Measurable
 from aigc_jax.studies.rows import Resolver, texts
 from aigc_jax.studies.space import Range
 from aigc_jax.studies.statistics import diverged_as_worst
@@ -61,6 +62,7 @@ class Search:
         self.metric, self._better = metric or base.eval.best_metric, base.eval.best_mode
         if not self.metric:
             raise UserError('--metric: missing; name what is searched for, or set eval.best_metric and eval.best_mode')
+        Measurable().check(self.metric, '', base, '--metric' if metric else 'eval.best_metric')
         if base.num_seeds > 1:
             raise UserError(f'num_seeds: {base.num_seeds}; a search repeats a setting with --seeds, so set it to 1')
         self._config, self._count, self._batch, self._workdir = config, count, batch, workdir

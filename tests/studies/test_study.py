@@ -30,6 +30,9 @@ def study():
 """
 
 
+LACKS = 'an evaluation of these runs will have no'
+
+
 def one(config: str, **own) -> str:
     return f"def study(): return Study('t', [Claim('a', 'x', {config!r}, 'm', 'min', **{own!r})])"
 
@@ -283,14 +286,14 @@ def test_a_row_of_tuning_that_is_the_setting_of_another_claim_is_refused(tmp_pat
     values = [0.5, 1.0]
     values.insert(k - 1, 0.01)
     body = TUNED.replace('[0.0, 0.5, 1.0]', str(values)).replace("Claim('b'", "Claim('c', 'x', **own),\n Claim('b'")
-    words = f"own.py: row {k} of tune of claim a and claim c are the same config, .*fields {{'task.r1': 0.01}}"
+    words = f"row {k} of tune of claim a and claim c are the same config, .*fields {{'task.r1': 0.01}}"
     with pytest.raises(UserError, match=words):
         planning.load(write(tmp_path, body))
     same = body.replace("Claim('c', 'x',", "Claim('c', 'x', fields={'task.r1': 0.01},")
     plan = planning.load(write(tmp_path, same))  # as the message says
     assert plan.candidates['a'][k - 1].reported is plan.settings['c']
     twice = TUNED.replace("values('task.r1', [0.0, 0.5, 1.0])", "[{'task.r1': 0.5}, {'task.r1': 0.5}, {}]")
-    with pytest.raises(UserError, match='row 1 of tune of claim a and row 2 of tune of claim a are the same config; re'):
+    with pytest.raises(UserError, match='row 1 of tune of claim a and row 2 of tune of claim a are the same config'):
         planning.load(write(tmp_path, twice))
 
 
@@ -432,6 +435,36 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
         door.main(['study', *arguments])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and words in said and said.count('\n') == 1 and not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+    'old, new, words',
+    [
+        ("'samples/modes'", "'samples/moods'", f"a, metric: {LACKS} 'samples/moods'; did you mean samples/modes"),
+        ('fields=fields)', "fields=fields, floors=['fake_logit'])", f"a, floors: {LACKS} 'fake_logit'; did you mean"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('more', [[], ['--dry_run']])
+def test_a_misspelt_metric_is_told_before_anything_starts(tmp_path, monkeypatch, capsys, old, new, words, more):
+    assert old in TWO
+    write(tmp_path, TWO.replace(old, new))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        door.main(['study', '--config=own.py', '--workdir=w', *more])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said and said.count('\n') == 1 and not (tmp_path / 'w').exists()
+
+
+def test_the_metric_of_a_tuning_is_told_before_anything_starts(tmp_path):
+    plan = planning.load(write(tmp_path, TUNED.replace('model/nll', 'discriminator/real_logits')))
+    with pytest.raises(UserError, match='metric of its Tuning: .*did you mean discriminator/real_logit'):
+        plan.check_metrics(['a', 'b'])
+
+
+def test_metrics_of_the_committed_studies_are_there(command_line):
+    """Names are known before the runs as they are after them."""
+    plan = planning.load(f'{ROOT}/configs/studies/oracles.py')
+    plan.check_metrics(plan.claims)
 
 
 def test_a_number_is_compared_with_the_one_before(tmp_path):
