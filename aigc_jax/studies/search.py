@@ -62,19 +62,19 @@ class Search:
         self.metric, self._better = metric or base.eval.best_metric, base.eval.best_mode
         if not self.metric:
             raise UserError('--metric: missing; name what is searched for, or set eval.best_metric and eval.best_mode')
-        Measurable().check(self.metric, '', base, '--metric' if metric else 'eval.best_metric')
         if base.num_seeds > 1:
             raise UserError(f'num_seeds: {base.num_seeds}; a search repeats a setting with --seeds, so set it to 1')
-        self._config, self._count, self._batch, self._workdir = config, count, batch, workdir
+        self._config, self._count, self._batch, self._workdir, self._base = config, count, batch, workdir, base
         self._seeds = tuple(range(base.seed, base.seed + seeds))
         self._resolver, self._space = Resolver(base), _space(config, base)
         self._study = None
 
     def run(self, launch: Launch, tell: Tell) -> int:
         """The number of the signal that interrupted it, or 0."""
-        optuna = _optuna()
+        optuna, path = _optuna(), self._workdir / JOURNAL
+        if not path.exists():
+            Measurable().check(self.metric, '', self._base, '--metric')
         self._workdir.mkdir(parents=True, exist_ok=True)
-        path = self._workdir / JOURNAL
         try:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
             self._study = optuna.create_study(
