@@ -276,7 +276,7 @@ def notes(report: Report) -> list[str]:
     mixed = [f.claim.name for f in report.findings if len({seed.numerics for seed in f.seeds.values()}) > 1]
     if mixed:
         of = ', '.join(mixed)
-        found.append(f'The seeds of {of} were computed in ways that may differ in their bits, such as other devices.')
+        found.append(f'The seeds of {of} do not all have the same device, threads and flags, so last bits may differ.')
     return found
 
 

@@ -152,6 +152,16 @@ def test_runs_of_other_code_or_data_are_noted(sweep, tmp_path):
     assert code == 'the finished runs do not have the same code (sha256): 3 with aaaaaaaa, 1 with bbbbbbbb'
     assert data.startswith('the seeds of 1 rows do not have the same data, such as ') and found[3][0].row.name in data
     assert not list(drift.notes(found[1:3]))
+    for trial, _ in found:  # what two commands with --jobs=1 and --jobs=2 leave on two cores
+        threads = 1 + (trial.seed != found[0][0].seed)
+        made_with = {'packages': {'jax': '0.10.2'}, 'device': {'threads': threads}, 'execution': trial.row.fields}
+        (trial.folder / 'manifest.json').write_text(json.dumps(made_with))
+    (line,) = drift.notes(found)  # the fields of a row may decide bits, and are its own
+    assert line.startswith('the seeds of 2 rows do not have the same device.threads, such as those of ')
+    assert ': 1, 2; ' in line and '--jobs' in line
+    (found[0][0].folder / 'manifest.json').write_text('{"packages"')
+    told, line = drift.notes(found)
+    assert f'{found[0][0].name}/manifest.json: cannot be read as a manifest' in told and 'seeds of 1 rows' in line
 
 
 def test_a_run_that_cannot_be_started_fails_alone(sweep, tmp_path):
