@@ -2,21 +2,20 @@
 
     python -m aigc_jax.main --config=configs/bert.py:code --workdir=runs/bert_code
     python -m aigc_jax.main --config=configs/finetune_classify.py --config.init.run=runs/bert_code --workdir=runs/names
-    python -m aigc_jax.main --config=configs/finetune_classify.py:scratch --workdir=runs/names_scratch
+    python -m aigc_jax.main --config=configs/finetune_classify.py --workdir=runs/names_scratch
 
-The data are functions of Python's standard library, and whether each token is of an identifier. For texts with a class
-set data.name to labelled:FILE. The model has to have the fields that it had before.
+The second goes on from the run of the first, and the last begins anew. The data are functions of Python's standard
+library, and of each token whether it is of an identifier. For texts with a class set data.name to labelled:FILE. The
+model has the fields of the run that it goes on from.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
 
 from ml_collections import ConfigDict
 
-_OF_A_RUN = {'init.drawn': 'pooler|classifier|tagger', 'init.unused': 'mask_'}
-
 
 def get_config():
-    config = ConfigDict(
+    return ConfigDict(
         dict(
             total_steps=1000,
             batch_size=16,
@@ -38,7 +37,7 @@ def get_config():
                     clip_norm=1.0,
                 ),
             ),
-            init=dict(),
+            init=dict(drawn='pooler|classifier|tagger', unused='mask_|pooler|classifier'),
             data=dict(name='identifiers', special=('pad', 'mask', 'cls', 'sep'), block=128),
             model=dict(
                 layers=4,
@@ -61,7 +60,6 @@ def get_config():
             eval=dict(split='valid', batch_size=64, best_metric='nats'),
         )
     )
-    return config
 
 
 VARIANTS = {
@@ -71,5 +69,4 @@ VARIANTS = {
         'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.batch_size': 256, 'data.block': 48,
         'model.layers': 2, 'model.heads': 2, 'model.kv_heads': 2, 'model.width': 16, 'model.mlp_width': 32,
     },
-    'scratch': {'init.drawn': '', 'init.unused': ''},
 }  # fmt: skip

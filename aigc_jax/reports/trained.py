@@ -73,7 +73,7 @@ class Trained:
         self._calls = Calls(experiment)
         self._compiled = {} if shared is None else shared  # {name: the compiled function}, of all replicas
         self._read = raw.Reader(experiment)
-        self._task = experiment.task.on_data(self._read, experiment.scaling.to_data)
+        self.task = experiment.task.on_data(self._read, experiment.scaling.to_data)
 
     def replica(self, k: int) -> 'Trained':
         """That of seed config.seed + k."""
@@ -91,7 +91,7 @@ class Trained:
 
     def can(self, kind: type) -> bool:
         """Whether the model has a capability (core.capabilities)."""
-        return self._task.get(kind) is not None
+        return self.task.get(kind) is not None
 
     def encode(self, x, labels=None, seed: int = 0) -> np.ndarray:
         """Codes (n, d): of a VAE the means of q(z given x)."""
@@ -245,7 +245,7 @@ class Trained:
         return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
 
     def _get(self, kind: type, what: str):
-        found = self._task.get(kind)
+        found = self.task.get(kind)
         if found is None:
             # A task's module names the capabilities that it can give.
             able = [name for name, make in tasks.TASKS.items() if kind in vars(sys.modules[make.__module__]).values()]

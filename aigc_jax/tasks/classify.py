@@ -1,7 +1,7 @@
 """Classes of texts, and of each token of a text, told by an encoder (Devlin et al. 2019, section 4). One player,
 'model'. A run of it mostly begins with a masked language model (tasks/mlm.py):
 
-    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_'
+    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier'
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from aigc_jax.tasks.mlm import judged, model_fields
 FIELDS = {
     'task': {
         'label_smoothing': Field(
-            float, 0.0, least=0, below=1, doc='share of the target that is spread over all classes (Szegedy et al. 2016)'
+            float, 0.0, least=0, below=1, doc='share of the target that is spread over the classes (Szegedy et al. 2016)'
         ),
     },
     'model': model_fields,

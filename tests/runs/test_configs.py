@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from configfiles import CONFIGS, FILES, needs_files, variants
 
-from aigc_jax import tasks
+from aigc_jax import reports, tasks
 from aigc_jax.core import optim, rng
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.errors import UserError
@@ -75,6 +75,9 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     found = Evaluation(evaluator).each(state, 0, 'test')
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['step'] == 40
+    names = reports.names(experiment)
+    assert not [name for name in written if name != 'step' and not names.has(name)]
+    assert set(names.whole) <= {*written}  # no name of a metric that there is not
     for name, result in found.items():
         assert result['value'] == pytest.approx(written[name]['value'], rel=1e-6) and result['n'] > 0
     is_text = isinstance(experiment.dataset.spec, Tokens)

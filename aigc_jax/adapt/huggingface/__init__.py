@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.adapt.huggingface.files import Folder, is_folder, write
+from aigc_jax.adapt.huggingface.files import CONFIG, Folder, is_folder, write
 from aigc_jax.adapt.huggingface.gpt2 import GPT2
 from aigc_jax.adapt.huggingface.llama import LLAMA
 from aigc_jax.adapt.huggingface.rules import Family, read, tensors
@@ -29,4 +29,4 @@ def family_for(fields: Mapping[str, Any]) -> Family:
     raise UserError(f'task.name: {task}, with this model, has no form of Hugging Face')
 
 
-__all__ = ['FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'is_folder', 'read', 'tensors', 'write']
+__all__ = ['CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'is_folder', 'read', 'tensors', 'write']

@@ -20,9 +20,9 @@ PLAIN = {
 }  # fmt: skip
 
 
-def number(config: Mapping[str, Any], name: str, where: str, kind: type = int, default=None):
+def number(theirs: Mapping[str, Any], name: str, where: str, kind: type = int, default=None):
     """A number of config.json, more than 0. Raises UserError."""
-    value = config.get(name, default)
+    value = theirs.get(name, default)
     if value is None:
         value = default
     if kind is float and type(value) is int:
@@ -32,23 +32,23 @@ def number(config: Mapping[str, Any], name: str, where: str, kind: type = int, d
     return value
 
 
-def activation(config: Mapping[str, Any], name: str, where: str, default: str | None = None) -> str:
+def activation(theirs: Mapping[str, Any], name: str, where: str, default: str | None = None) -> str:
     """Ours, of the one that config.json names. Raises UserError."""
-    theirs = config.get(name, default)
-    if not isinstance(theirs, str) or theirs not in ACTIVATIONS:
-        raise UserError(f'{where}: {name} is {theirs!r}; known: {", ".join(ACTIVATIONS)}')
-    return ACTIVATIONS[theirs]
+    found = theirs.get(name, default)
+    if not isinstance(found, str) or found not in ACTIVATIONS:
+        raise UserError(f'{where}: {name} is {found!r}; known: {", ".join(ACTIVATIONS)}')
+    return ACTIVATIONS[found]
 
 
-def theirs(ours: str) -> str:
+def theirs_of(ours: str) -> str:
     """The first name in transformers of one of our activations."""
     return next(name for name, own in ACTIVATIONS.items() if own == ours)
 
 
-def only(config: Mapping[str, Any], where: str, **wanted: Any) -> None:
+def only(theirs: Mapping[str, Any], where: str, **wanted: Any) -> None:
     """Raises UserError where config.json has another value than `wanted`; one that is absent is as wanted."""
     for name, value in wanted.items():
-        if (found := config.get(name, value)) != value:
+        if (found := theirs.get(name, value)) != value:
             raise UserError(f'{where}: {name} is {found!r}; such models have it as {value!r} here')
 
 

@@ -5,8 +5,8 @@ Nothing is unpickled, and no tensor is read before it is asked for.
 
 import json
 import pathlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from aigc_jax.core.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 SHARD = 5 * 10**9  # bytes of a file, at most, where there are several
+_NONE: Mapping[str, str] = MappingProxyType({})
 _FLOATS = 'F64', 'F32', 'F16', 'BF16'
 
 
@@ -35,6 +36,7 @@ class Folder:
     Attributes:
       path: of the folder.
       config: its config.json.
+      files: config.json and the files of the tensors.
       shapes: {name: shape} of the tensors of all files.
 
     Raises UserError for what is no such folder, a shard that is missing or cut short, and weights that are pickled.
@@ -55,11 +57,11 @@ class Folder:
         if not isinstance(kind, str):
             raise UserError(f'{what}: {self.path / CONFIG}: model_type is {kind!r}')
         self._files = {}
+        self.files = [self.path / CONFIG, *(self.path / name for name in self._names())]
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._of = {}
-        for file in self._names():
-            opened = self._open(self.path / file)
-            self._files[file] = opened
+        for file in self.files[1:]:
+            self._files[file] = opened = self._open(file)
             for name in opened.keys():
                 self._of[name] = file
                 part = opened.get_slice(name)
@@ -111,31 +113,26 @@ def _auto(config: Mapping[str, Any]) -> str:
 
 
 def write(
-    path: pathlib.Path, config: Mapping[str, Any], tensors: Iterable[tuple[str, np.ndarray]], shard: int = SHARD
-) -> list[pathlib.Path]:
+    path, config: Mapping[str, Any], tensors: Iterable[tuple[str, np.ndarray]], texts: Mapping[str, str] = _NONE,
+    shard: int = SHARD,
+) -> list[pathlib.Path]:  # fmt: skip
     """Writes a folder that `Folder` and transformers read, and gives its files. Each tensor is asked for when it is
-    written; one file's are in memory at a time. The folder is there whole, or not at all. Raises UserError."""
-    path = pathlib.Path(path).expanduser()
-    if path.exists():
-        raise UserError(f'{path}: is there already; name a new folder')
-    with files.disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as made:
-            folder = pathlib.Path(made) / path.name
-            folder.mkdir()
-            _json(folder / CONFIG, config)
-            sizes = [_write(group, folder / str(k)) for k, group in enumerate(_groups(tensors, shard))]
-            names = [WEIGHTS] if len(sizes) == 1 else [
-                f'model-{k:05d}-of-{len(sizes):05d}.safetensors' for k in range(1, len(sizes) + 1)
-            ]  # fmt: skip
-            for k, name in enumerate(names):
-                (folder / str(k)).rename(folder / name)
-            if len(names) > 1:
-                where = {key: name for name, group in zip(names, sizes, strict=True) for key in group}
-                total = sum(sum(group.values()) for group in sizes)
-                _json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
-            folder.rename(path)
-    return sorted(path.iterdir())
+    written; one file's are in memory at a time. The folder is there whole, or not at all. texts: {name: text} of other
+    files, such as the tokenizer's. Raises UserError."""
+    with files.new_folder(path) as folder:
+        _json(folder / CONFIG, config)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding='utf-8')
+        sizes = [_write(group, folder / str(k)) for k, group in enumerate(_groups(tensors, shard))]
+        names = [WEIGHTS]
+        if len(sizes) > 1:
+            names = [f'model-{k:05d}-of-{len(sizes):05d}.safetensors' for k in range(1, len(sizes) + 1)]
+            where = {key: name for name, group in zip(names, sizes, strict=True) for key in group}
+            total = sum(sum(group.values()) for group in sizes)
+            _json(folder / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
+        for k, name in enumerate(names):
+            (folder / str(k)).rename(folder / name)
+    return sorted(pathlib.Path(path).expanduser().iterdir())
 
 
 def _json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
@@ -145,6 +142,7 @@ def _json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 def _write(group: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, int]:
     """{name: bytes} of what was written."""
     save_file(group, path, metadata={'format': 'pt'})  # transformers wants the word
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the library's files are its owner's alone
     return {name: value.nbytes for name, value in group.items()}
 
 

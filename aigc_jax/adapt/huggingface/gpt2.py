@@ -7,10 +7,10 @@ from aigc_jax.adapt.huggingface import checks
 from aigc_jax.adapt.huggingface.rules import Family, Rule
 
 
-def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
     plain = dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    checks.only(config, where, **plain)
-    size = lambda name, default=None: checks.number(config, name, where, default=default)
+    checks.only(theirs, where, **plain)
+    size = lambda name, default=None: checks.number(theirs, name, where, default=default)
     width = size('n_embd', 768)
     return checks.PLAIN | {
         'model.layers': size('n_layer', 12),
@@ -20,10 +20,10 @@ def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         'model.mlp_width': size('n_inner', 4 * width),
         'model.position': 'learned',
         'model.norm': 'layernorm',
-        'model.norm_epsilon': checks.number(config, 'layer_norm_epsilon', where, float, 1e-5),
-        'model.activation': checks.activation(config, 'activation_function', where, 'gelu_new'),
+        'model.norm_epsilon': checks.number(theirs, 'layer_norm_epsilon', where, float, 1e-5),
+        'model.activation': checks.activation(theirs, 'activation_function', where, 'gelu_new'),
         'model.bias': True,
-        'model.tied': bool(config.get('tie_word_embeddings', True)),
+        'model.tied': bool(theirs.get('tie_word_embeddings', True)),
         'data.block': size('n_positions', 1024),
     }
 
@@ -42,7 +42,7 @@ def config(fields: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         'n_layer': fields['model.layers'],
         'n_head': fields['model.heads'],
         'n_inner': fields['model.mlp_width'],
-        'activation_function': checks.theirs(fields['model.activation']),
+        'activation_function': checks.theirs_of(fields['model.activation']),
         'layer_norm_epsilon': fields['model.norm_epsilon'] or 1e-5,
         'tie_word_embeddings': fields['model.tied'],
     }

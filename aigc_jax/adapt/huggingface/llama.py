@@ -11,18 +11,18 @@ _LLAMA3 = 'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_positio
 _GATED = {'silu': 'swiglu', 'gelu': 'geglu'}
 
 
-def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    kind = config['model_type']
-    size = lambda name, default=None: checks.number(config, name, where, default=default)
+def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    kind = theirs['model_type']
+    size = lambda name, default=None: checks.number(theirs, name, where, default=default)
     heads, layers, width = size('num_attention_heads'), size('num_hidden_layers'), size('hidden_size')
-    bias = bool(config.get('attention_bias', False))
-    if bias != bool(config.get('mlp_bias', False)):
+    bias = bool(theirs.get('attention_bias', False))
+    if bias != bool(theirs.get('mlp_bias', False)):
         raise UserError(f'{where}: attention_bias and mlp_bias differ; here all products have a bias, or none')
-    activation = checks.activation(config, 'hidden_act', where, 'silu')
+    activation = checks.activation(theirs, 'hidden_act', where, 'silu')
     if activation not in _GATED:
-        raise UserError(f'{where}: hidden_act is {config["hidden_act"]!r}; known: {", ".join(_GATED)}')
+        raise UserError(f'{where}: hidden_act is {theirs["hidden_act"]!r}; known: {", ".join(_GATED)}')
     head_width = size('head_dim', width // heads)
-    theta, scaling = _rope(config, where)
+    theta, scaling = _rope(theirs, where)
     return checks.PLAIN | {
         'model.layers': layers,
         'model.heads': heads,
@@ -34,22 +34,22 @@ def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         'model.rope_theta': theta,
         'model.rope_scaling': scaling,
         'model.norm': 'rmsnorm',
-        'model.norm_epsilon': checks.number(config, 'rms_norm_eps', where, float, 1e-6),
+        'model.norm_epsilon': checks.number(theirs, 'rms_norm_eps', where, float, 1e-6),
         'model.activation': _GATED[activation],
         'model.bias': bias,
         'model.qkv_bias': kind == 'qwen2',
         'model.qk_norm': kind == 'qwen3',
         'model.qk_scale': kind == 'qwen3',
-        'model.window': _window(config, where, layers),
-        'model.tied': bool(config.get('tie_word_embeddings', False)),
+        'model.window': _window(theirs, where, layers),
+        'model.tied': bool(theirs.get('tie_word_embeddings', False)),
         'data.block': size('max_position_embeddings', 2048),
     }
 
 
-def _rope(config: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ...]]:
+def _rope(theirs: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ...]]:
     """(theta, scaling), which transformers 5 has in one place, and those before it had in two."""
-    found = config.get('rope_parameters') or config.get('rope_scaling') or {}
-    theta = checks.number({**config, **found}, 'rope_theta', where, float, 10_000.0)
+    found = theirs.get('rope_parameters') or theirs.get('rope_scaling') or {}
+    theta = checks.number({**theirs, **found}, 'rope_theta', where, float, 10_000.0)
     kind = found.get('rope_type', found.get('type', 'default'))
     if kind == 'default':
         return theta, ()
@@ -59,13 +59,13 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ..
     return theta, scaling
 
 
-def _window(config: Mapping[str, Any], where: str, layers: int) -> int:
-    kinds = set(config.get('layer_types') or ())
-    if config['model_type'] in ('qwen2', 'qwen3') and not config.get('use_sliding_window', False):
+def _window(theirs: Mapping[str, Any], where: str, layers: int) -> int:
+    kinds = set(theirs.get('layer_types') or ())
+    if theirs['model_type'] in ('qwen2', 'qwen3') and not theirs.get('use_sliding_window', False):
         return 0
-    if len(kinds) > 1 or (config['model_type'] != 'mistral' and config.get('max_window_layers', 0) not in (0, layers)):
+    if len(kinds) > 1 or (theirs['model_type'] != 'mistral' and theirs.get('max_window_layers', 0) not in (0, layers)):
         raise UserError(f'{where}: some layers have a sliding window, and others none; here all have the same')
-    return config.get('sliding_window') or 0
+    return theirs.get('sliding_window') or 0
 
 
 def config(fields: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
