@@ -23,7 +23,7 @@ from aigc_jax.tasks.mlm import judged, model_fields
 FIELDS = {
     'task': {
         'label_smoothing': Field(
-            float, 0.0, least=0, below=1, doc='share of the target that is spread over the classes (Szegedy et al. 2016)'
+            float, 0.0, least=0, below=1, doc='share of the target that all classes have alike (Szegedy et al. 2016)'
         ),
     },
     'model': model_fields,
