@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.adapt import huggingface
+from aigc_jax.adapt.huggingface import bert
 from aigc_jax.core import files, optim, rng
 from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError, near
@@ -46,6 +47,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     config = family.config(fields, rows) | {'dtype': 'float32', 'torch_dtype': 'float32'}
     if tokenizer.end is not None:
         config |= {'bos_token_id': tokenizer.end, 'eos_token_id': tokenizer.end}
+    if fields['task.name'] in ('mlm', 'classify'):
+        config |= bert.more(config, trained.experiment.dataset)
     return huggingface.write(folder, config, huggingface.tensors(family, fields, params[player]))
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from aigc_jax.adapt.huggingface.bert import BERT, ROBERTA
 from aigc_jax.adapt.huggingface.files import CONFIG, Folder, is_folder, write
 from aigc_jax.adapt.huggingface.gpt2 import GPT2
 from aigc_jax.adapt.huggingface.llama import LLAMA
-from aigc_jax.adapt.huggingface.rules import Family, read, tensors
+from aigc_jax.adapt.huggingface.rules import Family, parameters, read, tensors
 from aigc_jax.core.errors import UserError, near
 
-FAMILIES: dict[str, Family] = {'gpt2': GPT2, 'llama': LLAMA, 'mistral': LLAMA, 'qwen2': LLAMA, 'qwen3': LLAMA}
+FAMILIES: dict[str, Family] = {
+    'gpt2': GPT2, 'llama': LLAMA, 'mistral': LLAMA, 'qwen2': LLAMA, 'qwen3': LLAMA, 'bert': BERT, 'roberta': ROBERTA,
+}  # fmt: skip
 """{model_type of config.json: the family}"""
 
 
@@ -26,7 +29,12 @@ def family_for(fields: Mapping[str, Any]) -> Family:
     task = fields['task.name']
     if task == 'lm' and fields['model.kind'] == 'transformer':
         return GPT2 if fields['model.position'] == 'learned' else LLAMA
+    if task in ('mlm', 'classify'):
+        return ROBERTA if fields['model.position_offset'] else BERT
     raise UserError(f'task.name: {task}, with this model, has no form of Hugging Face')
 
 
-__all__ = ['CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'is_folder', 'read', 'tensors', 'write']
+__all__ = [
+    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'is_folder', 'parameters', 'read', 'tensors',
+    'write',
+]  # fmt: skip
