@@ -24,7 +24,7 @@ flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a numb
 flags.DEFINE_integer('num_samples', 64, 'sample: how many', arguments.N.least, arguments.N.most)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.least, arguments.SEED.most)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
-flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
+flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from, or the source of the text')
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
 )
@@ -99,7 +99,7 @@ def _run() -> None:
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
-    from aigc_jax.core.capabilities import CausalText
+    from aigc_jax.core.capabilities import WritesText
 
     if FLAGS.mode == 'evaluate':
         from aigc_jax.training import announce
@@ -107,7 +107,7 @@ def _run() -> None:
         found = api.evaluate(workdir, FLAGS.step, _given['overrides'], progress=sys.stderr)
         return announce.table(found.config, found.step, found.results)
     trained = api.open(workdir, FLAGS.step, _given['overrides'])
-    _generate(trained) if trained.can(CausalText) else _sample(trained)
+    _generate(trained) if trained.can(WritesText) else _sample(trained)
 
 
 def _train(config, workdir: pathlib.Path, began: float) -> None:
@@ -139,6 +139,7 @@ def _sample(trained) -> None:
 def _generate(trained) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
     from aigc_jax import api
+    from aigc_jax.core.capabilities import CausalText
     from aigc_jax.decoding.generate import summary
     from aigc_jax.reports import pictures, texts
 
@@ -159,7 +160,8 @@ def _generate(trained) -> None:
         raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
     stream = None
     if FLAGS.stream:  # all processes generate, and the first one shows the text
-        stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
+        shown = prompts[0] if trained.can(CausalText) else ''  # in front of a text that goes on from it
+        stream = _Terminal(shown) if processes.first() else lambda text: None
     found = api.generate(trained, prompts, num_samples, FLAGS.seed, stream=stream, **given)
     written = [text for of_replica in found.values() for text in of_replica]
     if not processes.first():
