@@ -39,7 +39,7 @@ def get_config():
             ),
             data=dict(
                 name='python-stdlib', tokenizer='bpe', vocab_size=2048, special=('pad',), sentinels=100,
-                block=114, eval_stride=114,  # a source has 103 tokens then, and a target 24
+                block=114, eval_stride=114,  # a source has 104 tokens then, and a target 24
             ),
             model=dict(
                 layers=3,
