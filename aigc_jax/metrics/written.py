@@ -11,6 +11,7 @@ import numpy as np
 from aigc_jax.core.notes import note
 from aigc_jax.metrics.intervals import Measurement, ratio, wilson
 
+
 def scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, Measurement]:
     """exact_match, the share of texts that are as wanted, but for white space at both ends; bleu, 0 to 100, of all
     together (Papineni et al. 2002, as sacrebleu has it: BLEU-4, its tokens of 13a, exponential smoothing); rouge_l, the
