@@ -16,7 +16,7 @@ from absl import flags
 
 from aigc_jax import sweep
 from aigc_jax.core import command
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
 
@@ -40,7 +40,7 @@ flags.DEFINE_bool('dry_run', False, 'show the commands, or the job script, and w
 def main(argv: list[str]) -> None:
     with command.mistakes():
         body = _parsed(argv)
-    command.run(body)
+    command.run(body, RunError.exit_code if FLAGS.seed is None else command.NO_VERDICT)
 
 
 def _parsed(argv: list[str]) -> Callable[[], int]:
@@ -94,6 +94,8 @@ def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
         return _again(plan, plan.claims[FLAGS.row], workdir, launch)
     spent = alpha if alpha is not None else registration.read(workdir).alpha
     study = conduct.Conduct(plan, workdir, claims, spent, FLAGS.budget, launch, jobs, say)
+    if not FLAGS.render:
+        plan.check_metrics(study.unmeasured())
     if FLAGS.dry_run:
         train, evaluate = study.todo()
         commands = (f'{shlex.join(local.command(trial))}\n' for trial in [*train, *evaluate])
@@ -126,7 +128,7 @@ def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
         if outcome.interrupted:
             return 128 + outcome.interrupted
     if (now := again.made(plan, claim, FLAGS.seed, workdir)) is None:
-        return 1
+        return command.NO_VERDICT
     words, code = again.words(claim, FLAGS.seed, now, old)
     show(words + '\n')
     return code

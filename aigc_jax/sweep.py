@@ -140,7 +140,8 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
     trials = sweep.trials(workdir)
     found = status.look(trials)
     drift.check(found)
-    status.metric_of(sweep, found, FLAGS.metric)  # a misspelt one is told before anything starts, if a run is done
+    if status.metric_of(sweep, found, FLAGS.metric) == '' and FLAGS.metric:  # no run is done, which would have it
+        rows.check_metric(sweep, FLAGS.metric)
     todo = [trial for trial, state in found if state.kind != states.DONE]
     launch = {'local': _train, 'slurm': _submit, 'jobset': _emit}[FLAGS.launcher]
     if (outcome := launch(sweep, workdir, todo)) is None:

@@ -2,7 +2,8 @@
 
 python -m aigc_jax.verify --workdir=RUN [--from_step=N]
 
-Exit codes: 0 identical; 1 different, with the first step, leaf or row and by how much; 2 not comparable, and why.
+Exit codes: 0 identical; 1 different, with the first step, leaf or row and by how much; 2 not comparable, and why; 3 the
+program failed before it had a verdict.
 """
 
 import sys
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f'{words[0]!r} is no flag; flags begin with --')
         if not FLAGS.workdir:
             raise UserError('workdir: missing; name the folder of the run')
-    command.run(_run)
+    command.run(_run, command.NO_VERDICT)
 
 
 def _run() -> int:

@@ -15,6 +15,8 @@ from aigc_jax.core import processes, slurm, user_code
 from aigc_jax.core.errors import RunError, UserError, one_line, printable
 from aigc_jax.core.output import Closed, drop, open_closed, show
 
+NO_VERDICT = 3  # the exit code of a command whose 1 is a verdict, where it fails
+
 
 def parse(argv: list[str], check: Callable[[], None]) -> list[str]:
     """absl's flags_parser: `argv` read by absl, then `check`, which raises UserError for flags that do not fit;
@@ -60,9 +62,10 @@ def mistakes():
         end(error)
 
 
-def run(body: Callable[[], int | None]) -> None:
+def run(body: Callable[[], int | None], failed: int = RunError.exit_code) -> None:
     """Calls `body`, and ends the program with the exit code that it returns (None: 0), or by what it raises: a mistake
-    of the user with one line and exit code 2."""
+    of the user with one line and exit code 2, anything else with the exit code `failed`."""
+    processes.failure = failed
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     if slurm.is_in_job():
         signal.signal(signal.SIGTERM, _stop_in_job)  # until a training handles it
@@ -90,10 +93,12 @@ def run(body: Callable[[], int | None]) -> None:
         if type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error):
             end(RunError(f'the device has no memory left: {one_line(error)}; a smaller batch or model takes less'))
         user_code.name_file(error)
-        if not processes.several():
+        if not processes.several() and failed == RunError.exit_code:
             raise
         if not processes.is_lost(error):
             traceback.print_exc()
+        if not processes.several():
+            sys.exit(failed)
         processes.fail(error)
 
 
@@ -124,7 +129,9 @@ def set_up_jax() -> None:
     processes.connect()
 
 
-def end(error: Exception) -> None:
+def end(error: UserError | RunError) -> None:
+    if error.exit_code == RunError.exit_code:
+        error.exit_code = processes.failure
     if processes.several():
         processes.fail(error)
     with contextlib.suppress(UserError):
@@ -139,6 +146,8 @@ def end(error: Exception) -> None:
 
 
 def _stop_in_job(number, frame) -> None:
+    if slurm.deciding:
+        return
     slurm.stay(128 + number)
     os._exit(128 + number)
 

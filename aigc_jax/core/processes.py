@@ -27,6 +27,8 @@ _SHARED_SECONDS = 10
 _CAUSE_SECONDS = 5  # to wait for the cause of a connection's error
 _LOST = re.compile(r'gloo|nccl|connection (closed|reset)|coordination|unavailable|deadline_exceeded', re.IGNORECASE)
 
+failure = RunError.exit_code  # that of a process which fails; `command.run` sets it
+
 _ending = threading.RLock()  # held by the thread that ends this process, to the end
 _main_ends = threading.Event()
 
@@ -99,9 +101,9 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
 
     jax.config.update('jax_enable_preemption_service', False)  # which would take SIGTERM for itself
     line = f'process {index} of {count}: the others did not come to {address}'
-    too_late = too_late or (lambda: _end(f'{line} within {seconds:.0f} seconds', RunError.exit_code, tell=False))
+    too_late = too_late or (lambda: _end(f'{line} within {seconds:.0f} seconds', failure, tell=False))
     note = lambda: _say(f'note: process {index} of {count} waits for the others, at {address}')
-    gone = lambda: _stars or _end(ended(0), RunError.exit_code, tell=False)  # later the star tells of it
+    gone = lambda: _stars or _end(ended(0), failure, tell=False)  # later the star tells of it
     timers = [threading.Timer(NOTED_SECONDS, note), threading.Timer(seconds, too_late)]
     for timer in timers:
         timer.daemon = True
@@ -234,7 +236,7 @@ def _told(error: Exception) -> tuple[str, int]:
     """What is said of an error, and its exit code."""
     if hasattr(error, 'exit_code'):
         return str(error), error.exit_code
-    return one_line(error), RunError.exit_code
+    return one_line(error), failure
 
 
 def _end_with_others(text: str, exit_code: int, at_once: bool) -> NoReturn:

@@ -7,14 +7,16 @@ lost. So a process that SIGTERM ends has its job requeued, and stays alive until
 import contextlib
 import os
 import re
+import signal
 import subprocess
+import threading
 import time
 
 TERMINATED = 143  # the exit code of a process that SIGTERM ends
 _GOES_ON = {'RUNNING', 'SIGNALING'}  # the states of a job that is neither cancelled nor at its end
 _SECONDS = 60  # for an answer of Slurm
 _KEPT = {'SLURM_CONF', 'SLURM_CLUSTERS', 'SLURM_JWT'}
-_staying = False
+_staying = deciding = False  # deciding: until Slurm has taken the job, what SIGTERM interrupted would be lost
 
 
 def outside() -> dict[str, str]:
@@ -32,21 +34,37 @@ def stay(exit_code: int, first: bool = True) -> None:
 
     first: whether this process requeues the job; the others wait for that.
     """
-    global _staying
+    global _staying, deciding
     # Somebody may work at a terminal in a job, and end one of many programs there.
     if exit_code != TERMINATED or not is_in_job() or _staying or os.isatty(0):
         return
-    _staying = True
+    _staying = deciding = True
     try:
-        if (job := _job()) is None:
-            return
-        if first:
-            _say(f'Slurm job {job} is requeued, and goes on from here')  # before it: Slurm kills this process at once
-            _ask('requeue', job)
+        with _deaf():
+            if (job := _job()) is None:
+                return
+            if first:
+                _say(f'Slurm job {job} is requeued, and goes on from here')  # before it: Slurm kills this process then
+                _ask('requeue', job)
     except (OSError, subprocess.SubprocessError) as error:  # after a preemption Slurm may requeue it all the same
         _say(f'note: the Slurm job could not be requeued: {getattr(error, "stderr", None) or error}'.strip())
+    finally:
+        deciding = False
     while True:
         time.sleep(3600)
+
+
+@contextlib.contextmanager
+def _deaf():
+    """Another SIGTERM changes nothing inside. Another thread than the main one leaves that to the handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _job() -> str | None:

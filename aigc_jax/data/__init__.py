@@ -9,7 +9,19 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
 from aigc_jax.data.gaussian_mixture import MIXTURES
-from aigc_jax.data.sources import arrays, embedded, example_files, files, folders, own, programs, reading, text, tfds
+from aigc_jax.data.sources import (
+    arrays,
+    embedded,
+    example_files,
+    files,
+    folders,
+    functions,
+    own,
+    programs,
+    reading,
+    text,
+    tfds,
+)
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
 from aigc_jax.data.specs import NO_TAG, Images, Labelled, Pairs, Points, Scaling, Spec, Tagged, Text, Tokens
@@ -22,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
-TFDS = 'tfds:'  # images or text, as the fields of the config are
+TFDS = tfds.PREFIX  # images or text, as the fields of the config are
 AMAT = 'amat:'  # is a set of its own, with all its splits
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
@@ -47,6 +59,8 @@ TEXTS = {  # loader(cfg, tokenizer), or (cfg, where, tokenizer), of the run that
     'jsonl:': text.jsonl,
 }
 EXAMPLES = {  # the same, of pairs and of labelled and tagged texts
+    'docstrings': functions.docstrings,
+    'identifiers': functions.identifiers,
     'pairs:': example_files.pairs,
     'labelled:': example_files.labelled,
     'tagged:': example_files.tagged,
@@ -126,7 +140,10 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     if key == OWN:
         dataset = own.load(cfg, tokenizer)
         return dataset if 'tokenizer' in cfg or cfg.valid_examples else train_on_valid(dataset)
-    places = reading.places(cfg.name, where) if where else {}
+    if key in EXAMPLES and where.startswith(TFDS):
+        places = {TFDS: where.removeprefix(TFDS)}
+    else:
+        places = reading.places(cfg.name, where) if where else {}
     if loader := TEXTS.get(key) or EXAMPLES.get(key):
         return loader(cfg, *[places] * bool(where), tokenizer)
     if cfg.shape and key not in FLAT:

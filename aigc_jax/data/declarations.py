@@ -35,7 +35,9 @@ IMAGES_AND_POINTS = {
 }  # fmt: skip
 _TOKENIZER = {
     'tokenizer': Field(
-        str, 'auto', choices=('auto', *tokenizers.KINDS), doc='of text; `auto`: that of init.run, or bytes'
+        str, 'auto',
+        doc=f'of text: {", ".join(f"`{kind}`" for kind in tokenizers.KINDS)}; `hf:FOLDER`, that of a folder in Hugging '
+        'Face format; `auto`, that of init.run, or bytes',
     ),
     'vocab_size': Field(
         int, -1, least=-1,

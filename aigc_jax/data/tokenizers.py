@@ -102,6 +102,16 @@ class Tokenizer:
         return self.vocab_size - 1 if self.has_end else None
 
     @property
+    def bos(self) -> int | None:
+        """The token that begins a text: here the end of the one before."""
+        return self.end
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether a token that ends a document may be added."""
+        return self.may_grow
+
+    @property
     def fim(self) -> tuple[int, int, int] | None:
         """The tokens before a prefix, a suffix and the middle between them, in the order in which they come; see
         data/infilling.py. The middle ends with `end`. None: the model was not trained to fill in."""
@@ -151,7 +161,7 @@ class Tokenizer:
             # As they were read: bytes that are no UTF-8 come as lone surrogates.
             return np.frombuffer(text.encode(errors='surrogateescape'), np.uint8).astype(np.int32)
         if self.kind == 'bpe':
-            return np.array(self._bpe.encode(_unicode(text)).ids, np.int32)
+            return np.array(self._bpe.encode(no_halves(text)).ids, np.int32)
         if self.kind == 'word':
             unknown = self._index[UNKNOWN]
             return np.array([self._index.get(word, unknown) for word in WORD.findall(text)], np.int32)
@@ -168,15 +178,14 @@ class Tokenizer:
         parts = []
         for i, part in enumerate(re.split(f'({written})', text) if ids else [text]):
             if i % 2 == 0 and (lacking := _NAMED.search(part)):
-                has = ', '.join(ids if len(ids) < 9 else [*ids][:8] + ['…']) or 'none'
-                raise UserError(f'{lacking[0]}: the tokenizer has no such special token; it has {has}')
+                raise no_special(lacking[0], ids)
             parts.append(np.array([ids[part]], np.int32) if i % 2 else self.encode(part))
         return np.concatenate(parts)
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """encode of each; BPE on all cores."""
         if self.kind == 'bpe':
-            return [np.array(found.ids, np.int32) for found in self._bpe.encode_batch([*map(_unicode, texts)])]
+            return [np.array(found.ids, np.int32) for found in self._bpe.encode_batch([*map(no_halves, texts)])]
         return [self.encode(text) for text in texts]
 
     def boundaries(self, text: str) -> np.ndarray:
@@ -206,7 +215,7 @@ class Tokenizer:
             return bytes(tokens).decode(errors='replace')
         if self.kind == 'bpe':
             return self._bpe.decode(tokens, skip_special_tokens=False)
-        text = _unicode((' ' if self.kind == 'word' else '').join(self.pieces[token] for token in tokens))
+        text = no_halves((' ' if self.kind == 'word' else '').join(self.pieces[token] for token in tokens))
         return re.sub(' ?\n ?', '\n', text) if self.kind == 'word' else text
 
     def to_json(self) -> str:
@@ -223,18 +232,39 @@ class Tokenizer:
 
     @functools.cached_property
     def _bpe(self):
+        return self.library()
+
+    def library(self):
+        """A `tokenizers.Tokenizer` of its own, of a tokenizer of kind 'bpe'; without the special tokens."""
         from tokenizers import models
 
-        return _byte_level(models.BPE(*_pieces_and_merges(self.model, self.pieces)))
+        return byte_level(models.BPE(*_pieces_and_merges(self.model, self.pieces)))
 
 
-def _unicode(text: str) -> str:
+def no_special(lacking: str, ids: Collection[str]) -> UserError:
+    """What is raised for a special token that is written in a text and that there is not."""
+    has = ', '.join([*ids][:8]) + ', …' * (len(ids) > 8) or 'none'
+    return UserError(f'{lacking}: the tokenizer has no such special token; it has {has}')
+
+
+def bytes_of_letters() -> dict[str, int]:
+    """The alphabet of byte-level BPE (Radford et al. 2019): a printable byte is its own letter, the others follow."""
+    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def no_halves(text: str) -> str:
     """The text with U+FFFD for bytes that were no UTF-8, which come as lone surrogates."""
     return text if text.isascii() else text.encode(errors='surrogateescape').decode(errors='replace')
 
 
 def from_json(fields: dict) -> Tokenizer:
     """The tokenizer with the fields of a tokenizer.json. Raises ValueError, which says what is wrong with them."""
+    if fields.get('kind') == 'huggingface':
+        from aigc_jax.data import pretrained  # which is made of this file
+
+        return pretrained.from_json(fields)
     own = {
         'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool, 'special': list,
         'num_sentinels': int,
@@ -269,9 +299,9 @@ def check_special(tokenizer: Tokenizer, cfg) -> None:
     """Raises UserError where the tokenizer lacks a special token that `cfg`, the config's `data`, asks for."""
     lacking = [name for name in cfg.special if getattr(tokenizer, name) is None]
     if lacking:
-        raise UserError(f'data.special: the tokenizer of the run has no token {", ".join(lacking)}')
+        raise UserError(f'data.special: the tokenizer has no token {", ".join(lacking)}')
     if cfg.sentinels > (has := len(tokenizer.sentinels)):
-        raise UserError(f'data.sentinels: {cfg.sentinels}, but the tokenizer of the run has {has}')
+        raise UserError(f'data.sentinels: {cfg.sentinels}, but the tokenizer has {has}')
 
 
 def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -347,21 +377,21 @@ def _train_bpe(documents: Iterable[str], num_pieces: int, vocab_size: int) -> tu
     if num_pieces > _MANY_PIECES:  # for which the trainer takes memory beforehand, and aborts where there is none
         documents = list(documents)
         num_pieces = min(num_pieces, 256 + sum(len(text.encode(errors='surrogateescape')) for text in documents))
-    bpe = _byte_level(models.BPE())
+    bpe = byte_level(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=num_pieces, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator(map(_unicode, documents), trainer)
+    bpe.train_from_iterator(map(no_halves, documents), trainer)
     pieces = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
     return tuple(piece for piece, _ in pieces), bpe.to_str()
 
 
-def _byte_level(model):
+def byte_level(model, add_prefix_space: bool = False):
     """The `tokenizers.Tokenizer` of a BPE model."""
     import tokenizers
     from tokenizers import decoders, pre_tokenizers
 
     bpe = tokenizers.Tokenizer(model)
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space), decoders.ByteLevel()
     return bpe
 
 

@@ -18,6 +18,11 @@ def names(lossless: bool) -> list[str]:
     return ['model/nats_per_token', *bits, 'model/nats_per_token_window', 'model/perplexity']
 
 
+def names_beside(name: str, lossless: bool) -> list[str]:
+    """Of the metrics that `beside` gives."""
+    return [f'{name}/nats_per_token', *[f'{name}/bits_per_byte'] * lossless]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clusters:
     """What the tokens of a text but its first are grouped by: index (N − 1,), ascending from 0; over: what they are."""

@@ -54,7 +54,7 @@ FIELDS = {
 }  # fmt: skip
 # MLPs that multiply two products, of which one goes through the function (Shazeer 2020, eq. 5 and 6).
 _GATED = {'swiglu': jax.nn.silu, 'geglu': jax.nn.gelu}
-_PLAIN = {
+PLAIN = {
     'gelu': jax.nn.gelu, 'gelu_erf': lambda x: jax.nn.gelu(x, approximate=False), 'relu': jax.nn.relu,
     'relu2': lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021 (Primer)
 }  # fmt: skip
@@ -254,8 +254,9 @@ class Block(Common, kw_only=True):
         return x + self._dropped(layer(norm(x)), draw, name)
 
     def _dense(self, features: int, name: str, residual: bool = False, bias: bool = False):
-        # GPT-2 scales what goes into the residual stream by 1/√(2 layers); zeros: each block begins as the identity.
-        std = 0.02 / math.sqrt(2 * self.layers) if residual else 0.02
+        # GPT-2 scales what goes into the residual stream by 1/√(2 layers), which BERT normalizes instead; zeros: each
+        # block begins as the identity.
+        std = 0.02 / math.sqrt(2 * self.layers) if residual and not self.post_norm else 0.02
         zero = residual and self.zero_init
         initializer = nn.initializers.zeros if zero else nn.initializers.normal(std)
         if not self.scaled:  # 1/√(inputs), and of queries 1/√d of that, as in Mesh TensorFlow
@@ -285,7 +286,7 @@ class Block(Common, kw_only=True):
             gate = self._dense(self.mlp_width, 'gate')(h)
             h = _GATED[self.activation](gate) * self._dense(self.mlp_width, 'up')(h)
         else:
-            h = _PLAIN[self.activation](self._dense(self.mlp_width, 'up')(h))
+            h = PLAIN[self.activation](self._dense(self.mlp_width, 'up')(h))
         if not self.scaled:
             h = self._dropped(h, draw, 'hidden')
         return self._dense(self.width, 'down', residual=True)(h)

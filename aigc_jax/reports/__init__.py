@@ -1,5 +1,8 @@
 """Evaluations, samples and pictures of a model, made of what it can do. REPORTS is the table of evaluations."""
 
+from typing import NamedTuple
+
+from aigc_jax import tasks
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.metrics.names import named
 from aigc_jax.reports.base import Report
@@ -28,6 +31,25 @@ def of(experiment: Experiment) -> list[type[Report]]:
 def is_each(report: type[Report], experiment: Experiment) -> bool:
     """Whether it is made at each evaluation while training."""
     return report.when == 'each' or report.name in experiment.config.eval.also_each
+
+
+class Names(NamedTuple):
+    """Of the metrics of an evaluation. stems: beginnings of others, up to _, of which a metric may be shortened."""
+
+    whole: list[str]
+    stems: list[str]
+
+    def has(self, metric: str) -> bool:
+        return named(metric, self.whole + self.stems) is not None or any(metric.startswith(f'{s}_') for s in self.stems)
+
+
+def names(experiment: Experiment) -> Names | None:
+    """Of the final evaluation, before it is made; None where not all are known: those of an own task's statistics."""
+    applying = of(experiment)
+    if SplitStatistics in applying and tasks.is_own(experiment.config.task.name):
+        return None
+    of_kind = lambda stems: [n for report in applying if report.stems == stems for n in report.names(experiment)]
+    return Names(of_kind(False), of_kind(True))
 
 
 def check(experiment: Experiment) -> None:

@@ -22,12 +22,14 @@ class Report:
     needs: what `able` asks for; else it is not made.
     when: 'each' evaluation while training and the final one, or the 'final' one alone. eval.also_each names reports of
       the final evaluation that are made at each one, too.
+    stems: whether `names` are the beginnings of names, up to _.
     switch: the field of config.eval that leaves it out where it holds '' or 0; '': there is none.
     """
 
     name = title = ''
     when = 'each'
     switch = ''
+    stems = False
     needs: tuple[type, ...] = ()
 
     def __init__(self, evaluator: Evaluator):

@@ -38,6 +38,7 @@ class ImageSamples(Report):
 
     name, when, needs, switch = 'image_samples', 'final', (Samples, Images), 'extractor'
     title = 'metrics of samples'
+    stems = True
 
     @classmethod
     def is_off(cls, experiment: Experiment) -> bool:
@@ -70,7 +71,7 @@ class ImageSamples(Report):
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
-        return [f'samples/{name}' for name in _STEMS]  # then come n and the extractor, whose name tells its weights
+        return [f'samples/{name}' for name in _STEMS]  # n and the extractor, named with its weights
 
     @classmethod
     def files(cls, experiment: Experiment) -> list[pathlib.Path]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax import tasks
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Measures, SplitStatistic
 from aigc_jax.core.types import TrainState
@@ -20,15 +21,7 @@ class Means(Report):
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
-        example = experiment.dataset.splits[experiment.config.eval.split][np.arange(1)]
-
-        def measured():
-            ctx = rng.context(0, 'eval', 0, jnp.arange(1))
-            params, extra = experiment.task.init(rng.stream(0, 'init'))
-            batch = experiment.preprocess(example, ctx)
-            return experiment.task.get(Measures).per_example(params, extra, batch, ctx)
-
-        return list(jax.eval_shape(measured))
+        return list(_shapes(experiment, experiment.task.get(Measures).per_example, 1))
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         measure, n = self.evaluator.task.get(Measures).per_example, len(self.experiment.dataset.splits[split])
@@ -36,11 +29,34 @@ class Means(Report):
         return {name: mean_row(found[name]) for name in sorted(found, key=by_numbers)}
 
 
+def _shapes(experiment: Experiment, of_examples, n: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What of_examples(params, extra, batch, ctx) returns of n examples; nothing is computed."""
+    examples = experiment.dataset.splits[experiment.config.eval.split][np.zeros(n, int)]
+
+    def measured():
+        ctx = rng.context(0, 'eval', 0, jnp.arange(n))
+        params, extra = experiment.task.init(rng.stream(0, 'init'))
+        return of_examples(params, extra, experiment.preprocess(examples, ctx), ctx)
+
+    return jax.eval_shape(measured)
+
+
 class SplitStatistics(Report):
     """What the task says of a split as a whole (core.capabilities.SplitStatistic)."""
 
     name, when, needs = 'split_statistics', 'final', (SplitStatistic,)
     title = 'diagnostics'
+
+    @classmethod
+    def names(cls, experiment: Experiment) -> list[str]:
+        """Of the tasks of the package alone: what an own task makes of zeros is not known."""
+        found: list[str] = []
+        for statistic in () if tasks.is_own(experiment.config.task.name) else experiment.task.all(SplitStatistic):
+            shapes = _shapes(experiment, statistic.collect, 4)
+            collected = {name: np.zeros(of.shape, of.dtype) for name, of in shapes.items()}
+            with np.errstate(all='ignore'):
+                found += statistic.summarize(collected)
+        return found
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         results, size = {}, len(self.experiment.dataset.splits[split])

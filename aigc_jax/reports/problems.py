@@ -77,6 +77,19 @@ class Problems(Report):
         if colon:
             read(experiment)
 
+    @classmethod
+    def names(cls, experiment: Experiment) -> list[str]:
+        config = experiment.config.eval
+        name = config.problems.partition(':')[0]
+        models = [name, *[f'{name}/{config.ngram_order}-gram'] * bool(config.ngram_order)]
+        found = [f'{model}/pass@{k}' for model in models for k in config.pass_k]
+        found += [f'{name}/solved@beam'] * (config.problem_beam > 1)
+        found += [f'{name}/{what}' for what in ('parses', 'compiles', 'does_not_fit')]
+        if name == 'programs':
+            found += [f'programs/enumeration/solved@{k}' for k in {*config.pass_k, *_ENUMERATED}]
+            found.append('programs/solved_by_training_programs')
+        return found
+
     def __init__(self, *args):
         super().__init__(*args)
         self._problems_name = self.config.problems.partition(':')[0]

@@ -5,7 +5,7 @@ import numpy as np
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import TrainState
 from aigc_jax.metrics import text_likelihood
-from aigc_jax.metrics.ngram import mixture_nats
+from aigc_jax.metrics.ngram import COMPRESSORS, mixture_nats
 from aigc_jax.reports.base import Report
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
@@ -53,6 +53,13 @@ class Baselines(_OfTokens):
 
     name, when, switch = 'baselines', 'final', 'ngram_order'
     title = 'n-gram model and compressors'
+
+    @classmethod
+    def names(cls, experiment: Experiment) -> list[str]:
+        lossless = experiment.dataset.spec.tokenizer.num_bytes is not None
+        models = f'{experiment.config.eval.ngram_order}-gram', 'mixture'
+        found = [name for model in models for name in text_likelihood.names_beside(model, lossless)]
+        return found + [f'{name}/bits_per_byte' for name in COMPRESSORS] * lossless
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         data, order = self.evaluator.text_splits, self.config.ngram_order

@@ -9,6 +9,9 @@ from aigc_jax.metrics import python_code
 from aigc_jax.metrics import text as text_metrics
 from aigc_jax.reports.base import Report
 from aigc_jax.reports.tables import Results, share_limits
+from aigc_jax.runs.experiment import Experiment
+
+_OF_CODE = python_code.parses, python_code.compiles
 
 
 class TextSamples(Report):
@@ -19,6 +22,13 @@ class TextSamples(Report):
 
     name, when, needs, switch = 'text_samples', 'final', (CausalText, Samples), 'num_samples'
     title = 'samples of text'
+
+    @classmethod
+    def names(cls, experiment: Experiment) -> list[str]:
+        found = [*text_metrics.text_metrics(['a'], b'a')]
+        if is_code(experiment.config.data):
+            found += [what.__name__ for what in _OF_CODE]
+        return [f'samples/{name}' for name in found]
 
     def measure(self, state: TrainState, seed: int, split: str) -> Results:
         dataset = self.experiment.dataset
@@ -33,7 +43,7 @@ class TextSamples(Report):
         found, reference = (text_metrics.text_metrics(texts, training) for texts in both)
         if is_code(self.experiment.config.data):
             beginnings = self._beginnings(split, n, most)
-            for what in (python_code.parses, python_code.compiles):
+            for what in _OF_CODE:
                 found[what.__name__] = text_metrics.python_share(what, both[0], [len(row) == most for row in ours])
                 reference[what.__name__] = text_metrics.python_share(what, *beginnings)
         results = {

@@ -13,7 +13,7 @@ from aigc_jax.core import optim, parallel, schema
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.data import declarations
 from aigc_jax.metrics import images, latent_codes, ngram, text, transport
-from aigc_jax.nn import build, networks, quantizers, recurrent, transformer
+from aigc_jax.nn import build, encoder, networks, quantizers, recurrent, transformer
 from aigc_jax.runs.migrations import SCHEMA
 from aigc_jax.sandbox import problems
 
@@ -135,6 +135,7 @@ def tables() -> Iterator[tuple[str, str]]:
     for kind, fields in quantizers.QUANTIZER_FIELDS.items():
         yield f'`model.quantizer`, with `name={kind}`', schema.markdown(fields, 'model.quantizer')
     yield 'Transformer', schema.markdown(build.fields(transformer.Transformer))
+    yield 'Encoder', schema.markdown(build.fields(encoder.Encoder))
     yield 'Recurrent network', schema.markdown(build.fields(recurrent.Recurrent))
 
 

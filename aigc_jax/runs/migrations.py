@@ -110,6 +110,8 @@ def _from_2(config: ConfigDict) -> None:
         _add(data, special=(), sentinels=0)
     if not isinstance(model, ConfigDict):
         return
+    if config.get('task', {}).get('name') == 'lm':
+        _add(model, vocab_size=0)
     for network in (model, model.get('prior')):
         if isinstance(network, ConfigDict) and 'kv_heads' in network:
             _add(

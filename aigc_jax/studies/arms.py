@@ -16,6 +16,7 @@ from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import manifest as manifest_lib
 from aigc_jax.runs import numerics
+from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.early_stopping import is_over
 
@@ -31,6 +32,7 @@ _READ = {
     'seed': int, 'num_seeds': int, 'total_steps': int, 'eval.patience': int, 'eval.best_metric': str,
     'eval.best_mode': str,
 }  # fmt: skip
+NO_METRICS = 'step', 'split', 'seed', 'diverged'  # of a row of metrics.jsonl
 _MOST_DIGITS = 12  # of a digest that is shown
 ABSENT = '–'
 
@@ -228,18 +230,16 @@ def seed_words(seeds: Sequence[int]) -> str:
 
 def _of_seed(row: Measurement, seed: int) -> Measurement:
     """One seed's own row of a row that may be over replicas, of which reports/tables.py joined it."""
+    value = results_lib.of_seeds(row, seed)[seed]
     if 'values' not in row:
-        return row | {'value': float(row['value'])}
-    value = row['values'][str(seed)]
-    if not isinstance(value, (int, float, type(None))):
-        raise TypeError(f'{value!r} is no number')
+        return row | {'value': value}
     joined = {'values', 'seeds', 'diverged', 'n_each'}
     joined |= {'ci', 'low', 'high', 'n', 'over'} if row.get('over') == 'seeds' else set()
     own = {name: inner for name, inner in row.items() if name not in joined}
     if 'difference' in own:
         own['difference'] = _of_seed(row['difference'], seed)
     own |= {'n': row['n_each']} if 'n_each' in row else {}
-    return own | {'value': math.nan if value is None else float(value)}
+    return own | {'value': value}
 
 
 def _bears(name: str) -> bool:

@@ -181,6 +181,11 @@ class Study:
             if isinstance(claim.expected, Versus) and claim.expected.than not in set(names) - {claim.name}:
                 raise ValueError(f'{claim.name}: better than {claim.expected.than!r}, which is no other claim')
         self._check_tuning()
+        metrics = {claim.metric for claim in self.claims}
+        for pair in self.pareto:
+            if len(pair) != 2 or isinstance(pair, str) or set(pair) - metrics:
+                known = ', '.join(sorted(metrics))
+                raise ValueError(f'Study: pareto has {str(pair)[:80]}; it is a pair of metrics of claims, of {known}')
         if self.seeds < 1 or not 0 < self.alpha < 1:
             raise ValueError(f'Study: seeds={self.seeds}, alpha={self.alpha}: no such study')
         most = max(claim.seeds or self.seeds for claim in self.claims)

@@ -1,5 +1,6 @@
 """The metrics of arms beside each other, each with its difference to the first arm and what that says."""
 
+import collections
 import fnmatch
 import functools
 import math
@@ -20,9 +21,9 @@ from aigc_jax.studies.statistics import Difference
 
 ALPHA = 0.05
 SPLITS = ('train', 'eval')  # of metrics.jsonl; 'final' is the final evaluation
-_NO_METRICS = ('step', 'split', 'seed', 'diverged')
 _MOST_SHOWN = 16  # seeds of which each value is printed
 _MOST_FOLDERS = 4  # of an arm's runs that are printed
+_MOST_FIELDS = 20  # of the config that are printed, each with its values
 
 
 class Entry(NamedTuple):
@@ -84,7 +85,7 @@ class Comparison:
     def curves(self) -> dict[str, tuple[str, str]]:
         """{'eval:NAME': (split, NAME)} of all curves."""
         rows = [row for arm in self.arms for run in arm.runs for row in run.rows if row['split'] in SPLITS]
-        pairs = sorted({(row['split'], name) for row in rows for name in row if name not in _NO_METRICS})
+        pairs = sorted({(row['split'], name) for row in rows for name in row if name not in arms_lib.NO_METRICS})
         return {f'{split}:{name}': (split, name) for split, name in pairs}
 
     def _chosen(self, metrics: Sequence[str]) -> list[str]:
@@ -244,8 +245,11 @@ def text(comparison: Comparison) -> str:
         if len(folders) > _MOST_FOLDERS:
             folders[_MOST_FOLDERS - 1 :] = [f'and {len(folders) - _MOST_FOLDERS + 1} more']
         lines.append(f'{arm.name}  {runs}, {arms_lib.seed_words(seeds)}: {", ".join(folders)}')
+    tables, later = [], []  # what differs much is no name of an arm, and comes behind the metrics
     for title, table in comparison_tables(comparison).items():
-        lines += ['', title, *(f'  {line}' for line in _aligned(table))]
+        shown, left_out = _cut(table)
+        (later if left_out else tables).extend(['', title, *(f'  {line}' for line in [*_aligned(shown), *left_out])])
+    lines += tables
     if comparison.remarks:
         lines += ['', *(f'note: {remark}' for remark in comparison.remarks)]
     for measured in comparison.metrics:
@@ -255,7 +259,7 @@ def text(comparison: Comparison) -> str:
             said = [difference_words(entry), extra_words(entry)]
             lines += [f'  {line}', *(f'     {words}' for words in said if words)]
         lines += [f'  {absent_words(measured)}'] if measured.absent else []
-    return '\n'.join(lines) + '\n'
+    return '\n'.join(lines + later) + '\n'
 
 
 def comparison_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
@@ -266,6 +270,26 @@ def comparison_tables(comparison: Comparison) -> dict[str, list[list[str]]]:
     if made_with := [[name, *values] for name, values in comparison.made_with.items()]:
         found['made with'] = [['', *names], *made_with]
     return found
+
+
+def _cut(table: list[list[str]]) -> tuple[list[list[str]], list[str]]:
+    """(the head and the rows that are printed, a line for each kind of those that are not). Arms of several families
+    share few of their fields: of those that some arms lack only the number is told, by the groups of the config."""
+    head, *rows = table
+    if len(rows) <= _MOST_FIELDS:
+        return table, []
+    by_arms: dict[str, list[list[str]]] = {}
+    for row in rows:
+        which = [name for name, cell in zip(head[1:], row[1:], strict=True) if cell != arms_lib.ABSENT]
+        by_arms.setdefault(', '.join(which), []).append(row)
+    common, lines = by_arms.pop(', '.join(head[1:]), []), []
+    for which, own in by_arms.items():
+        groups = collections.Counter(row[0].partition('.')[0] for row in own)
+        counts = ', '.join(f'{group} {count}' for group, count in groups.items())
+        lines.append(f'{which} alone: {len(own)} fields ({counts})')
+    if len(common) > _MOST_FIELDS:
+        lines.append(f'{len(common) - _MOST_FIELDS} more that all have')
+    return [head, *common[:_MOST_FIELDS]], [*lines, '--html=FILE shows each of them']
 
 
 def better_words(better: str) -> str:

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from aigc_jax.studies import drift, findings, states, status
+from aigc_jax.studies.claims import Versus
 from aigc_jax.studies.gathering import Gathered
 from aigc_jax.studies.local import Outcome, Tell
 from aigc_jax.studies.planning import Plan
@@ -29,6 +30,13 @@ class Conduct:
 
     def gathered(self) -> Gathered:
         return Gathered(self._plan, self._workdir, self._alpha)
+
+    def unmeasured(self) -> list[str]:
+        """The claims without a seed so far, of those that are run and those that they are compared with."""
+        than = [self._plan.claims[name].expected for name in self._claims]
+        names = dict.fromkeys([*self._claims, *(one.than for one in than if isinstance(one, Versus))])
+        found = self.gathered().findings
+        return [name for name in names if not found[name].seeds]
 
     def todo(self) -> tuple[list[Trial], list[Trial]]:
         """(trials to train, trials to evaluate once more) of the next look at each claim, without those that this

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.metrics.intervals import MARKS, Measurement
 from aigc_jax.metrics.names import named
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import manifest, numerics
+from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import registration, states, statistics, status, verdicts
-from aigc_jax.studies.arms import RunData
+from aigc_jax.studies.arms import NO_METRICS, RunData
 from aigc_jax.studies.claims import Claim, Versus
 from aigc_jax.studies.findings import Finding, Report, Seed
 from aigc_jax.studies.planning import Pair, Plan
@@ -37,6 +38,7 @@ class Gathered:
         self._states: dict[str, State] = {}
         self._trials: dict[str, Trial] = {}
         self._made_by: dict[str, Seed] = {}
+        self._damaged: dict[str, str] = {}  # of the tuning's runs
         self.tuning = {name: self._tuned(self.plan.claims[name]) for name in self.plan.candidates}
         choices = {name: self._best(values) for name, values in self.tuning.items()}
         self.open = {name for name, best in choices.items() if best is None}  # not tuned yet
@@ -92,7 +94,7 @@ class Gathered:
         return self.trials(claim, seeds) if seeds else []
 
     def report(self, notes: tuple[str, ...] = ()) -> Report:
-        """Raises UserError where a file of a run is damaged."""
+        """Raises UserError where study.json is damaged. A run that is damaged is told in it."""
         plan, record = self.plan, registration.read(self.workdir)
         told = registration.note(record, plan.registration)
         notes = tuple(filter(None, [told, *self._spending(), *notes]))
@@ -138,11 +140,13 @@ class Gathered:
                     values += [None] * replicas
                 elif not state.results:  # it diverged
                     values += [math.nan] * replicas
-                elif name := named(tuning.metric, state.results):
-                    values += _of_seeds(state.results[name], range(trial.seed, trial.seed + replicas)).values()
                 else:
-                    near_ones = near(tuning.metric, state.results)
-                    raise UserError(f'Tuning: metric={tuning.metric!r}: {trial.name} has none{near_ones}')
+                    try:
+                        row = _row(tuning.metric, state.results)
+                        values += _of_seeds(row, range(trial.seed, trial.seed + replicas)).values()
+                    except UserError as error:
+                        self._damaged[trial.name] = str(error)
+                        values += [None] * replicas
             found.append(values)
         return found
 
@@ -166,9 +170,10 @@ class Gathered:
     def _untuned(self, claim: Claim) -> Finding:
         n, level = self.looks[claim.name][0]
         trials = [pair.trained for pair in self.wanted(claim)]
-        done = sum(self.state(trial).kind == DONE for trial in trials)
+        done = sum(self.state(trial).kind == DONE and trial.name not in self._damaged for trial in trials)
         words = f'{done} of {len(trials)} runs of its tuning are there'
-        return Finding(claim, n, level, words=words, absent=tuple(self._lines(trials)))
+        damaged = [f'{trial.name}: {self._damaged[trial.name]}' for trial in trials if trial.name in self._damaged]
+        return Finding(claim, n, level, words=words, absent=(*self._lines(trials), *damaged))
 
     def _measured(self, claim: Claim) -> Finding:
         looked = self.looks[claim.name]
@@ -200,7 +205,7 @@ class Gathered:
     def _seeds(
         self, claim: Claim, trials: Sequence[Pair]
     ) -> tuple[Seeds, dict[str, float], list[str]]:
-        """({seed: Seed} of those that are there, marks, a line for each run whose evaluation lacks the metric)."""
+        """({seed: Seed} of those that are there, marks, a line for each run that is damaged or lacks the metric)."""
         found: Seeds = {}
         marks: dict[str, list[float]] = {}
         lacking: list[str] = []
@@ -208,19 +213,18 @@ class Gathered:
             if self.state(trained).kind != DONE:
                 continue
             results, numbers = self.state(evaluated).results, self._numbers(claim, trained)
-            if not self.state(trained).results:  # it diverged
-                values = dict.fromkeys(numbers, math.nan)
-            elif results is None:
+            has_diverged = not self.state(trained).results
+            if results is None and not has_diverged:
                 continue
-            else:
-                try:
-                    values = self._values(claim, trained, results, numbers)
-                except UserError as error:
-                    lacking.append(f'{trained.name}: {error}')
-                    continue
-                for name, value in self._marks(claim, results).items():
-                    marks.setdefault(name, []).append(value)
-            made = self._made(trained, len(numbers))
+            try:
+                lost = dict.fromkeys(numbers, math.nan)
+                values = lost if has_diverged else self._values(claim, trained, results, numbers)
+                made = self._made(trained, len(numbers))
+            except (UserError, RunError) as error:
+                lacking.append(f'{trained.name}: {error}')
+                continue
+            for name, value in ({} if has_diverged else self._marks(claim, results)).items():
+                marks.setdefault(name, []).append(value)
             found |= {seed: dataclasses.replace(made, value=value) for seed, value in values.items()}
         return found, {name: math.fsum(values) / len(values) for name, values in marks.items()}, lacking
 
@@ -230,9 +234,7 @@ class Gathered:
     def _values(self, claim: Claim, trained: Trial, results: Results, numbers: range) -> dict[int, float]:
         if claim.first_step:
             return _first_steps(claim, RunData(trained.folder), numbers)
-        if (name := named(claim.metric, results)) is None:
-            raise UserError(f'its evaluation has no {claim.metric!r}{near(claim.metric, results)}')
-        values = _of_seeds(results[name], numbers)
+        values = _of_seeds(_row(claim.metric, results), numbers)
         if claim.reach is None:
             return values
         return {n: float(value >= claim.reach) for n, value in values.items()}  # nan reaches nothing
@@ -257,18 +259,26 @@ class Gathered:
         return self._made_by[trained.name]
 
     def _diverged(self, trial: Trial) -> bool:
-        run = RunData(trial.folder)
-        return run.diverged >= {*run.seeds}
+        try:
+            run = RunData(trial.folder)
+            return run.diverged >= {*run.seeds}
+        except (UserError, RunError):  # its state says what is damaged
+            return False
+
+
+def _row(metric: str, results: Results) -> Measurement:
+    """Raises UserError where the results have no such metric."""
+    if (name := named(metric, results)) is None:
+        raise UserError(f'its evaluation has no {metric!r}{near(metric, results)}')
+    return results[name]
 
 
 def _of_seeds(row: Measurement, numbers: range) -> dict[int, float]:
     """{seed: value} of a row of an evaluation.json. Raises UserError."""
-    of_seeds = row['values'] if isinstance(row.get('values'), dict) else {str(numbers[0]): row['value']}
-    try:
-        values = {n: of_seeds[str(n)] for n in numbers}
-    except KeyError as error:
-        raise UserError(f'its evaluation has no seed {error.args[0]}') from None
-    return {n: math.nan if value is None else float(value) for n, value in values.items()}
+    found = results_lib.of_seeds(row, numbers[0])
+    if lacking := [n for n in numbers if n not in found]:
+        raise UserError(f'its evaluation has no seed {lacking[0]}')
+    return {n: found[n] for n in numbers}
 
 
 def _row_words(row) -> str:
@@ -278,7 +288,8 @@ def _row_words(row) -> str:
 def _first_steps(claim: Claim, run: RunData, numbers: range) -> dict[int, float]:
     """{seed: the first step at which an evaluation reached claim.reach; nan: none did}. Raises UserError."""
     rows = [row for row in run.rows if row['split'] in ('eval', 'final')]
-    if (name := named(claim.metric, known := list(dict.fromkeys(name for row in rows for name in row)))) is None:
+    known = [*dict.fromkeys(name for row in rows for name in row if name not in NO_METRICS)]
+    if (name := named(claim.metric, known)) is None:
         raise UserError(f'its evaluations while it trained have no {claim.metric!r}{near(claim.metric, known)}')
     steps = {n: math.nan for n in numbers}
     for row in sorted(rows, key=lambda row: row['step'], reverse=True):

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import registration
 from aigc_jax.studies.claims import Claim, Study, Versus
+from aigc_jax.studies.measurable import Measurable
 from aigc_jax.studies.rows import texts
 from aigc_jax.studies.sweeps import Evaluation, Row, Trial, fingerprint, name_of
 
@@ -46,14 +47,18 @@ class Setting:
     replicas: int
     resolved: ConfigDict
 
+    def evaluated(self, evaluate: Mapping[str, Any]) -> ConfigDict:
+        """The config with these fields. Raises UserError."""
+        config = copy.deepcopy(self.resolved)
+        config_lib.override(config, texts(dict(evaluate)), config_lib.FREE)
+        config_lib.check(config)
+        return config
+
     def evaluation(self, evaluate: dict[str, Any]) -> Evaluation | None:
         """None: the final evaluation of the training. Raises UserError."""
         if not evaluate:
             return None
-        fields = tuple(texts(evaluate))
-        config = copy.deepcopy(self.resolved)
-        config_lib.override(config, fields, config_lib.FREE)
-        config_lib.check(config)
+        fields, config = tuple(texts(evaluate)), self.evaluated(evaluate)
         plain = json.loads(config_lib.to_json(config))
         made_with = {f'{group}.{name}': value for group in _GROUPS for name, value in plain[group].items()}
         by_data = {'eval.sample_tokens': -1}  # what the data choose, beside 'auto'
@@ -115,6 +120,19 @@ class Plan:
         """How many it is to have, at the first look."""
         return claim.seeds or self.study.seeds
 
+    def check_metrics(self, names: Iterable[str]) -> None:
+        """Raises UserError where the evaluations of a claim of these names will not have what the claim measures."""
+        measurable, tuning = Measurable(), self.study.tuning
+        for claim in map(self.claims.get, names):
+            where, setting = f'{self.path.name}, claim {claim.name}', self.settings[claim.name]
+            config = setting.evaluated(claim.evaluate)
+            measurable.check(claim.metric, setting.config, config, f'{where}, metric')
+            for floor in claim.floors:
+                measurable.check(floor, setting.config, config, f'{where}, floors')
+            if claim.tune:
+                tuned = self.candidates[claim.name][0].tuned
+                measurable.check(tuning.metric, setting.config, tuned.resolved, f'{where}, metric of its Tuning')
+
     def trials(self, claim: Claim, seeds: int, workdir: pathlib.Path) -> list[Pair]:
         """Of the first `seeds` seeds."""
         first = self.study.first_seed
@@ -175,15 +193,7 @@ def load(path: str) -> Plan:
         except UserError as error:
             raise UserError(f'{file.name}, claim {claim.name}: {str(error).removeprefix("--config.")}') from None
         _check_seeds(claim, study, settings[claim.name])
-    twins: dict[tuple[str, int], Claim] = {}
-    for claim in study.claims:
-        row = settings[claim.name].row
-        key = row.fingerprint, row.total_steps
-        if (twin := twins.setdefault(key, claim)) is not claim and settings[twin.name] is not settings[claim.name]:
-            raise UserError(
-                f'{file.name}: claims {twin.name} and {claim.name} write the same config in two ways, which would be '
-                f'trained twice; give both the same config and fields'
-            )
+    _check_twins(file, study, settings, candidates)
     return Plan(file.absolute(), study, settings, evaluations, candidates, registered)
 
 
@@ -195,6 +205,29 @@ def _setting(file: pathlib.Path, config: str, fields: dict[str, Any]) -> Setting
     name = name_of({'config': named} | fields).removeprefix('config=')
     row = Row(name, fields, fingerprint(config_lib.to_json(resolved)), resolved.total_steps)
     return Setting(row, config, resolved.num_seeds, resolved)
+
+
+def _check_twins(
+    file: pathlib.Path, study: Study, settings: dict[str, Setting], candidates: dict[str, list[Candidate]]
+) -> None:
+    """Two settings that are one config would be trained twice."""
+    seen: dict[tuple[str, int], tuple[Claim, str, Setting]] = {}
+    for claim in study.claims:
+        own = {f'claim {claim.name}': settings[claim.name]}
+        if claim.tune:
+            rows = enumerate(candidates[claim.name], 1)
+            own = {f'row {k} of tune of claim {claim.name}': one.reported for k, one in rows}
+        for place, setting in own.items():
+            key = setting.row.fingerprint, setting.row.total_steps
+            twin, where, other = seen.setdefault(key, (claim, place, setting))
+            if twin is claim and where != place:
+                raise UserError(f'{file.name}: {where} and {place} are the same config; remove one of the two rows')
+            if other is not setting:
+                most = max(other.row.fields, setting.row.fields, key=len)
+                raise UserError(
+                    f'{file.name}: {where} and {place} are the same config, written in two ways, and it would be '
+                    f'trained twice; give both the same config and the fields {most}, or leave one of them out'
+                )
 
 
 def _check_budget(study: Study, candidates: dict[str, list[Candidate]]) -> None:

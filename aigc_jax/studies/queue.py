@@ -47,8 +47,12 @@ def scripts(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 def next_script(workdir: pathlib.Path) -> pathlib.Path:
     """The path of one more."""
-    taken = [int(_NAME.fullmatch(path.name)[1]) for path in scripts(workdir)]
-    return workdir.resolve() / FOLDER / f'array-{max(taken, default=0) + 1}.sh'
+    taken = max(map(_number, scripts(workdir)), default=0)
+    return workdir.resolve() / FOLDER / f'array-{taken + 1}.sh'
+
+
+def _number(script: pathlib.Path) -> int:
+    return int(_NAME.fullmatch(script.name)[1])
 
 
 def trials_of(script: pathlib.Path) -> dict[int, str]:
@@ -97,7 +101,7 @@ def lost(found: Sequence[tuple[Trial, State]], workdir: pathlib.Path) -> str:
     by_script = {path: missing & {*trials_of(path).values()} for path in scripts(workdir)}
     if not (names := set().union(*by_script.values())):
         return ''
-    newest = max((path for path, of in by_script.items() if of), key=lambda path: path.stat().st_mtime)
+    newest = max((path for path, of in by_script.items() if of), key=_number)  # the clock may have been put back
     return (
         f'{len(names)} runs were submitted, are no longer queued, and wrote nothing: their jobs were cancelled, or the '
         f'nodes do not see {workdir.absolute()}; {newest.with_suffix(".out")} may say more'

@@ -16,8 +16,10 @@ _SPECIAL = {
     '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}', '>': r'\textgreater{}',
     '|': r'\textbar{}', '"': "''", '±': r'$\pm$', '−': '$-$', '×': r'$\times$', '·': r'$\cdot$',
     '≤': r'$\leq$', '≥': r'$\geq$', '≈': r'$\approx$', '→': r'$\rightarrow$', '∞': r'$\infty$', '–': '--', '—': '---',
-    '…': r'\ldots{}', '’': "'", '½': r'$\frac{1}{2}$',
+    '…': r'\ldots{}', '`': '{`}', '‘': '`', '’': "'", '“': '``', '”': "''", '½': r'$\frac{1}{2}$', '÷': r'$\div$',
+    '°': r'$^\circ$',
 }  # fmt: skip
+_UNKNOWN = 'ÐÞðþ'  # of Latin-1, what LaTeX's own encoding of fonts lacks
 _GREEK = (
     'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi '
     'omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega'
@@ -62,7 +64,7 @@ def escape(text: str) -> str:
 def _letter(c: str) -> str:
     if c in _SPECIAL:
         return _SPECIAL[c]
-    if c.isascii() or 'À' <= c <= 'ÿ':
+    if c.isascii() or ('À' <= c <= 'ÿ' and c not in _UNKNOWN):
         return c
     name = unicodedata.name(c, '')
     if name.startswith(('GREEK SMALL LETTER ', 'GREEK CAPITAL LETTER ')):
@@ -74,8 +76,9 @@ def _letter(c: str) -> str:
     plain = unicodedata.normalize('NFKD', c)
     if plain.isascii():
         return f'$^{{{plain}}}$' if unicodedata.decomposition(c).startswith('<super>') else ''.join(map(_letter, plain))
-    return f'U+{ord(c):04X}'
+    return _letter(plain) if len(plain) == 1 and plain != c else f'U+{ord(c):04X}'  # the former of the sign of micro
 
 
 def _line(cells) -> str:
-    return ' & '.join(cells) + r' \\'
+    line = ' & '.join(cells) + r' \\'
+    return f'{{}}{line}' if line.startswith(('[', '*')) else line  # the \\ before it would take that for its own

@@ -182,7 +182,8 @@ def values(finding: Finding) -> str:
     if is_share(finding.claim) and all(one.value in (0, 1) for _, one in seeds):
         reached = [seed for seed, one in seeds if one.value]
         missed = [seed for seed, one in seeds if not one.value]
-        return '; '.join(f'{words} {ranges(of)}' for words, of in (('reached', reached), ('not', missed)) if of)
+        kinds = ('reached by', reached), ('not reached by', missed)
+        return '; '.join(f'{words} seed{"s" * (len(of) > 1)} {ranges(of)}' for words, of in kinds if of)
     places = decimals(finding.row)
     show = lambda one: number(one, places) if math.isfinite(one) else lost_word(finding.claim)
     return ' '.join(f'{seed}: {show(one.value)}' for seed, one in seeds)
@@ -275,7 +276,7 @@ def notes(report: Report) -> list[str]:
     mixed = [f.claim.name for f in report.findings if len({seed.numerics for seed in f.seeds.values()}) > 1]
     if mixed:
         of = ', '.join(mixed)
-        found.append(f'The seeds of {of} were computed in ways that may differ in their bits, such as other devices.')
+        found.append(f'The seeds of {of} do not all have the same device, threads and flags, so last bits may differ.')
     return found
 
 

@@ -4,6 +4,7 @@ import ast
 import functools
 import json
 import operator
+import pathlib
 import re
 from typing import Any
 
@@ -14,10 +15,11 @@ from aigc_jax.core import schema, user_code
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import fields
-from aigc_jax.studies import space
+from aigc_jax.studies import measurable, space
 from aigc_jax.studies.sweeps import Row, Sweep, Trial, fingerprint, name_of
 
 MOST_ROWS = 100_000
+_MOST_KINDS = 16  # of rows that are asked for a metric
 _APART = {'seed': 'give --seeds=N', 'num_seeds': 'give --seeds=N'}  # what no row sets
 
 
@@ -52,6 +54,25 @@ def load(
     if numbers[-1] >= 2**31:
         raise UserError(f'--seeds={seeds}: seeds lie between −2**31 and 2**31 − 1')
     return Sweep(config, tuple(overrides), tuple(found), numbers, base.eval.best_metric)
+
+
+def check_metric(sweep: Sweep, metric: str) -> None:
+    """Raises UserError where the evaluations of no row will have the metric. Of rows that differ in numbers alone the
+    first one is asked; of many others none."""
+    kinds = {}
+    for row in sweep.rows:
+        kinds.setdefault(repr({field: v for field, v in row.fields.items() if type(v) not in (int, float)}), row)
+    if len(kinds) > _MOST_KINDS:
+        return
+    error = None
+    for row in kinds.values():
+        try:
+            config = resolved(Trial(row, sweep.seeds[0], pathlib.Path(), sweep.config, sweep.overrides))
+            measurable.Measurable().check(metric, '', config, '--metric')
+            return
+        except UserError as found:
+            error = error or found
+    raise error
 
 
 def overrides_of(trial: Trial) -> list[tuple[str, str]]:

@@ -29,9 +29,11 @@ from aigc_jax.core import user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.metrics.names import named
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import states
 from aigc_jax.studies.local import Outcome, Tell
+from aigc_jax.studies.measurable import Measurable
 from aigc_jax.studies.rows import Resolver, texts
 from aigc_jax.studies.space import Range
 from aigc_jax.studies.statistics import diverged_as_worst
@@ -62,16 +64,17 @@ class Search:
             raise UserError('--metric: missing; name what is searched for, or set eval.best_metric and eval.best_mode')
         if base.num_seeds > 1:
             raise UserError(f'num_seeds: {base.num_seeds}; a search repeats a setting with --seeds, so set it to 1')
-        self._config, self._count, self._batch, self._workdir = config, count, batch, workdir
+        self._config, self._count, self._batch, self._workdir, self._base = config, count, batch, workdir, base
         self._seeds = tuple(range(base.seed, base.seed + seeds))
         self._resolver, self._space = Resolver(base), _space(config, base)
         self._study = None
 
     def run(self, launch: Launch, tell: Tell) -> int:
         """The number of the signal that interrupted it, or 0."""
-        optuna = _optuna()
+        optuna, path = _optuna(), self._workdir / JOURNAL
+        if not path.exists():
+            Measurable().check(self.metric, '', self._base, '--metric')
         self._workdir.mkdir(parents=True, exist_ok=True)
-        path = self._workdir / JOURNAL
         try:
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
             self._study = optuna.create_study(
@@ -189,8 +192,7 @@ class Search:
                 return None
             if (name := named(self.metric, state.results)) is None:
                 raise UserError(f'--metric: {trial.name} has no {self.metric!r}{near(self.metric, state.results)}')
-            value = state.results[name]['value']
-            values.append(math.nan if value is None else value)
+            values += results_lib.of_seeds(state.results[name], trial.seed).values()
         mean = float(np.mean(diverged_as_worst(values, self._better)))
         return mean if math.isfinite(mean) else None
 

@@ -76,21 +76,29 @@ def look(trial: Trial, held: bool | None = None) -> State:
 
 def _look_at_evaluation(trial: Trial, paths: Paths, held: bool | None) -> State:
     """Of one that evaluates a finished run once more. An evaluation of an earlier training of the run is none of it."""
-    path = paths.manifest
+    fault, finished = '', None
     try:
-        digest, path = hashlib.sha256(path.read_bytes()).hexdigest(), paths.evaluation
-        step = records.read(path)['step']
-        for path in sorted(paths.evaluations.glob('*.json')):
+        if finished := results_lib.read(paths.evaluation):
+            with open(paths.manifest, 'rb', opener=records.regular) as file:
+                digest = hashlib.sha256(file.read()).hexdigest()
+    except FileNotFoundError:
+        finished = None
+    except UserError as error:
+        fault = str(error)
+    except OSError as error:
+        fault = f'{paths.manifest}: cannot be read: {error.strerror or error}'
+    for path in sorted(paths.evaluations.glob('*.json')) if finished and not fault else ():
+        try:
             found = records.read(path)
             flat = {f'{group}.{name}': v for group in ('data', 'sample', 'eval') for name, v in found[group].items()}
             same = all(name in flat and flat[name] == v for name, v in trial.evaluation.made_with.items())
-            if same and (found['manifest'], found['step']) == (digest, step):
-                return State(DONE, step, results=found['metrics'])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = getattr(error, 'strerror', None) or error
-        return State(FAILED, words=_line(f'{path}: cannot be read as an evaluation: {why}; remove it'))
+            if same and (found['manifest'], found['step']) == (digest, finished[0]):
+                return State(DONE, finished[0], results=results_lib.checked(found['metrics']))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = f'it lacks {error}' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or error
+            fault = f'{path}: cannot be read as an evaluation: {why}; remove it'
+    if fault:
+        return State(FAILED, words=_line(fault))
     if is_held(trial.log) if held is None else held:
         return State(RUNNING)
     reason = _reason(trial.log)

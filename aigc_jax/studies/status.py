@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from aigc_jax.core.errors import UserError, near, printable
 from aigc_jax.metrics.names import named
+from aigc_jax.runs import results as results_lib
 from aigc_jax.studies import states
 from aigc_jax.studies.states import DONE, FAILED, RUNNING, State
 from aigc_jax.studies.sweeps import Row, Sweep, Trial
@@ -61,16 +62,9 @@ def summary(found: States) -> str:
 
 
 def _line(row: Row, found: States, metric: str, width: int) -> str:
-    done = [state for _, state in found if state.kind == DONE]
-    values = [value for state in done for value in _values(state.results.get(metric, {}))]
+    done = [(trial.seed, state.results.get(metric, {'value': None})) for trial, state in found if state.kind == DONE]
+    values = [value for seed, of in done for value in results_lib.of_seeds(of, seed).values()]
     return f'{row.name:<{width}}  {len(done):>2}/{len(found):<2} {mean_words(values)}'
-
-
-def _values(found: dict) -> list[float]:
-    """One for each seed; those of a run of several replicas stand in `values`. Not finite: nan."""
-    replicas = found.get('values')
-    values = list(replicas.values()) if isinstance(replicas, dict) else [found.get('value')]
-    return [float(value) if isinstance(value, (int, float)) else math.nan for value in values]
 
 
 def mean_words(values: Sequence[float]) -> str:
@@ -89,7 +83,9 @@ def mean_words(values: Sequence[float]) -> str:
 
 def ended(trial: Trial, state: State) -> str:
     """A line about a trial that has ended, for the person who waits."""
-    return f'{trial.name}: {state.kind}' + (f': {state.words}' if state.words else '')
+    # A signal came before it had written anything.
+    kind = 'interrupted before its first step' if state.kind == states.MISSING else state.kind
+    return f'{trial.name}: {kind}' + (f': {state.words}' if state.words else '')
 
 
 def words_of(trial: Trial, state: State) -> str:

@@ -29,7 +29,8 @@ def handling(handler):
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks to stop after the present call; a second one stops at once.
+    """The first SIGINT or SIGTERM asks to stop after the present call. A SIGINT after that stops at once. A SIGTERM
+    does not: Slurm, systemd and the like send it more than once before they kill, and what is being saved is not lost.
 
     handled: False leaves the process's handlers alone, and nothing ever asks. A handler wants the main thread.
     """
@@ -48,7 +49,9 @@ class Signals:
 
     def _handle(self, number, frame):
         if self._number:
-            processes.stop(number) if processes.several() else sys.exit(128 + number)
+            if number == signal.SIGINT:
+                processes.stop(number) if processes.several() else sys.exit(128 + number)
+            return
         self._number = number
         if self._safe_at is not None:
             interrupted = Interrupted(number, self._safe_at)
@@ -56,7 +59,7 @@ class Signals:
                 processes.fail(interrupted)
             raise interrupted
         # Not by print, which a handler may have interrupted.
-        os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; once more: at once\n'.encode())
+        os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; Ctrl-C: at once\n'.encode())
 
     @contextlib.contextmanager
     def heard_at_once(self, step: int):

@@ -91,8 +91,8 @@ def test_the_config_asks_for_them():
     assert data.load(text(), tokenizer).spec.tokenizer == tokenizer
     without = data.load(text()).spec.tokenizer
     for fields, words in (
-        (dict(special=('mask', 'pad')), '^data.special: the tokenizer of the run has no token mask, pad$'),
-        (dict(sentinels=1), '^data.sentinels: 1, but the tokenizer of the run has 0$'),
+        (dict(special=('mask', 'pad')), '^data.special: the tokenizer has no token mask, pad$'),
+        (dict(sentinels=1), '^data.sentinels: 1, but the tokenizer has 0$'),
     ):
         with pytest.raises(UserError, match=words):
             data.load(text(**fields), without)

@@ -125,7 +125,7 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
     if name in blocks:
         added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
     if name == 'gpt':
-        added = added | {'data.special': (), 'data.sentinels': 0}
+        added = added | {'data.special': (), 'data.sentinels': 0, 'model.vocab_size': 0}
     assert {field: (dict(v) if field == 'sample' else v) for field, v in after.items()} == {**added, **expected}
     assert Experiment(config).abstract_state.params
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))

@@ -123,6 +123,22 @@ def test_the_text_and_the_page_show_all_of_it_and_no_run_is_changed(runs, capsys
         assert f'{value:.5g}' in text and f'{value:.5g}' in out
 
 
+def test_arms_of_several_families_show_their_metrics_first_and_not_each_field(runs, smoke, capsys, tmp_path):
+    code, out, _ = call(capsys, runs / 'slow', smoke('gpt'), f'--html={tmp_path / "page.html"}')
+    assert code == 0 and out.index('model/nll (less is better)') < out.index('\nconfig\n')
+    below = out.partition('\nconfig\n')[2].splitlines()
+    assert len(below) < 30 and '  --html=FILE shows each of them' in below
+    alone = [re.fullmatch(r'  ([AB]) alone: (\d+) fields \((.*)\)', line) for line in below]
+    counts = {found[1]: int(found[2]) for found in filter(None, alone)}
+    assert counts.keys() == {'A', 'B'} and min(counts.values()) > 10
+    arms = comparison.Comparison([str(runs / 'slow'), str(smoke('gpt'))]).arms
+    text = (tmp_path / 'page.html').read_text()
+    assert all(f'<td>{name}</td>' in text for name in arms[0].fields) and len(arms[0].fields) > sum(counts.values())
+    common = [name for name in arms[0].fields if '–' not in (arm.fields[name] for arm in arms)]
+    assert len(common) + sum(counts.values()) == len(arms[0].fields)
+    assert all(any(line.split()[0] == name for line in below if line) for name in common[:20])
+
+
 def test_a_run_that_diverged_is_the_worst_seed(runs):
     compared = comparison.Comparison([str(runs / 'slow'), str(runs / 'lost')])
     lost = of(compared, 'model/nll').entries[1]

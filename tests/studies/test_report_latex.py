@@ -1,9 +1,14 @@
+import pathlib
 import re
+import shutil
+import subprocess
 
 import handmade
 import pytest
 
-from aigc_jax.studies import report_latex
+from aigc_jax.studies import findings, report_latex
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def rows(table: str) -> list[list[str]]:
@@ -44,7 +49,7 @@ def test_hostile_text_stays_text():
     table = report_latex.table(handmade.hostile())
     assert rows(table)[1][0] == (
         r'\textless{}script\textgreater{}alert(1)\textless{}/script\textgreater{} \textbar{} a \& b \textbackslash{} '
-        r'\_x\_ `c` \$y\$ \{z\} \#1 50\% \textasciitilde{}\textasciicircum{} \textbackslash{}x1b[31m'
+        r'\_x\_ {`}c{`} \$y\$ \{z\} \#1 50\% \textasciitilde{}\textasciicircum{} \textbackslash{}x1b[31m'
         r'\textbackslash{}u202e new line, $\omega$$^{3}$ U+751F'
     )
     assert all(line.startswith(('%', '\\')) or ' & ' in line for line in table.splitlines())
@@ -56,6 +61,7 @@ def test_hostile_text_stays_text():
         ('-0.3', '$-$0.3'),
         ('1-2 --row ---', '1-2 -{}-row -{}-{}-'),
         ('é ß Ω Λ ε', r'é ß $\Omega$ $\Lambda$ $\epsilon$'),
+        ('Ð þ 5 µm “a” 3°', "U+00D0 U+00FE 5 $\\mu$m ``a'' 3$^\\circ$"),
         ('C²OT, ₂, ﬁ, ①', 'C$^{2}$OT, 2, fi, 1'),
         ('½ ≥ ± – ∞', r'$\frac{1}{2}$ $\geq$ $\pm$ -- $\infty$'),
         ('Α ο \u0301', 'U+0391 U+03BF U+0301'),
@@ -69,3 +75,42 @@ def test_a_report_without_claims_has_a_table_without_rows():
     assert len(rows(report_latex.table(handmade.report()))) == 1
     many = handmade.report(*(handmade.finding(handmade.claim(f'c{k}'), []) for k in range(200)))
     assert len(rows(report_latex.table(many))) == 201
+
+
+ODD = (
+    r'50 % of a_b & c #1 $5 ^2 ~x \cmd {y} ± ² é ω³ 生 <a> "q" a--b — – … ½ ≤ | ` ?` !` @ [z] ß µ ° İ ı ﬁ −1 × σ² → ∞ '
+    '≈ ‘x’ “y” € ™ 😀'
+)
+LATIN = ''.join(map(chr, range(0xA1, 0x250)))
+
+
+def compiled(folder, report) -> str:
+    """What pdflatex says of the table in a document."""
+    if not shutil.which('pdflatex') or subprocess.run(['kpsewhich', 'booktabs.sty'], capture_output=True).returncode:
+        pytest.skip('pdflatex with booktabs is not here: texlive-latex-recommended has both')
+    head = '\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n'
+    (folder / 'a.tex').write_text(f'{head}{report_latex.table(report)}\\end{{document}}\n', encoding='utf-8')
+    command = ['pdflatex', '-interaction=nonstopmode', '-halt-on-error', 'a.tex']
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors='replace', timeout=120)
+    assert done.returncode == 0 and (folder / 'a.pdf').stat().st_size > 5000, done.stdout[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize('words', [ODD, LATIN, '[1] begins the row', '* a star', ''])
+def test_a_table_of_any_words_compiles(tmp_path, words):
+    of = [handmade.claim(name, claim=words, floors=('a_b^2',)) for name in ('a_b', 'c+d')]
+    found = [handmade.finding(claim, [1.0, 2.0], marks={'50 % of a_b^2 ± é': 1.0}) for claim in of]
+    assert 'Missing character' not in compiled(tmp_path, handmade.report(*found, title=words))
+
+
+@pytest.mark.parametrize('name', ['oracles', 'of_every_kind', 'hostile'])
+def test_reports_compile(tmp_path, name):
+    committed = ROOT / 'configs' / 'studies' / f'{name}.results.json'
+    compiled(tmp_path, findings.read(committed) if committed.exists() else getattr(handmade, name)())
+
+
+@pytest.mark.parametrize(
+    'text, want', [('[a]', '{}[a] & x \\\\'), ('*', '{}* & x \\\\'), ('a [b]', 'a [b] & x \\\\')]
+)
+def test_a_row_that_begins_with_a_bracket_is_no_option_of_the_row_before(text, want):
+    assert report_latex._line([report_latex.escape(text), 'x']) == want

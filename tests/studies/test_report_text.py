@@ -106,12 +106,22 @@ def test_the_report_says_what_each_claim_found_and_lacks():
     assert '- each seed: 0: 1.020 1: 0.990 2: 1.030 3: 0.980\n' in a
     assert '- interquartile mean: 1.005 (0.980–1.030), by bootstrap\n' in a and '- config: `../gan.py:ring8`\n' in a
     assert "- test: Student's paired t, p < 0.0001\n" in sections['b'] and '`task.loss=hinge`' in sections['b']
-    assert '- each seed: reached 0–10; not 11–63\n' in sections['share'] and 'interquartile' not in sections['share']
+    assert '- each seed: reached by seeds 0–10; not reached by seeds 11–63\n' in sections['share']
+    assert 'interquartile' not in sections['share']
     assert '- each seed: 0: 3000 1: 4500 2: never reached it\n' in sections['steps']
     assert '- each seed: 0: 1.900 1: diverged\n' in sections['diverged']
     assert '- verdict: undecided: about 7 more seeds, 2.1 h\n' in sections['one']
     assert '- absent: seed 0: failed: exit code 1\n' in sections['none'] and 'sample.steps=1' in sections['none']
     assert '--row' not in report_text.markdown(handmade.of_every_kind())
+
+
+def test_a_terminal_shows_no_backslashes():
+    claim = handmade.claim('a_b', claim='-1 is *more* than _x_ [1]')
+    report = handmade.report(handmade.finding(claim, [1.0, 2.0]), notes=('--until spends alpha',))
+    plain, marked = (report_text.markdown(report, escaped=escaped) for escaped in (False, True))
+    assert '\n- --until spends alpha\n' in plain and '-1 is *more* than _x_ [1] |' in plain and '\\' not in plain
+    assert '\n- \\--until' in marked or '\n- --until' in marked
+    assert '\\*more\\*' in marked
 
 
 def test_seeds_of_other_commits_are_told():

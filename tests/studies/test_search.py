@@ -141,6 +141,23 @@ def test_a_wrong_space_is_one_line(tmp_path, capsys, body, words):
     assert ended.value.code == 2 and words in said and said.count('\n') == 1
 
 
+def test_a_misspelt_metric_is_told_before_anything_starts(config, tmp_path):
+    runs = Runs(loss)
+    with pytest.raises(UserError, match="--metric: an evaluation of these runs will have no 'model/mll'; did you mean"):
+        made(config, tmp_path / 'w', metric='model/mll').run(runs, lambda trial, state: None)
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('more', [[], ['--dry_run']])
+def test_a_misspelt_metric_of_a_sweep_is_told_before_anything_starts(tmp_path, capsys, more):
+    sweep = ['sweep', f'--config={ROOT}/configs/gan.py:ring8,smoke', f'--workdir={tmp_path}/w', '--seeds=2']
+    with pytest.raises(SystemExit) as ended:
+        door.main([*sweep, '--sweep.task.loss=hinge,wasserstein', '--metric=samples/mode', *more])
+    out, said = capsys.readouterr()
+    assert ended.value.code == 2 and out == '' and said.count('\n') == 1 and not (tmp_path / 'w').exists()
+    assert "--metric: an evaluation of these runs will have no 'samples/mode'; did you mean samples/modes" in said
+
+
 def test_another_search_in_the_folder_is_refused(config, tmp_path):
     found = made(config, tmp_path / 'w', count=2, seeds=1)
     found.run(Runs(loss), lambda trial, state: None)

@@ -1,6 +1,7 @@
 """How a trial stands, by files as runs leave them."""
 
-import contextlib
+import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,6 @@ import sys
 
 import pytest
 
-from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import drift, local, rows, states, status, sweeps
 
@@ -152,6 +152,16 @@ def test_runs_of_other_code_or_data_are_noted(sweep, tmp_path):
     assert code == 'the finished runs do not have the same code (sha256): 3 with aaaaaaaa, 1 with bbbbbbbb'
     assert data.startswith('the seeds of 1 rows do not have the same data, such as ') and found[3][0].row.name in data
     assert not list(drift.notes(found[1:3]))
+    for trial, _ in found:  # what two commands with --jobs=1 and --jobs=2 leave on two cores
+        threads = 1 + (trial.seed != found[0][0].seed)
+        made_with = {'packages': {'jax': '0.10.2'}, 'device': {'threads': threads}, 'execution': trial.row.fields}
+        (trial.folder / 'manifest.json').write_text(json.dumps(made_with))
+    (line,) = drift.notes(found)  # the fields of a row may decide bits, and are its own
+    assert line.startswith('the seeds of 2 rows do not have the same device.threads, such as those of ')
+    assert ': 1, 2; ' in line and '--jobs' in line
+    (found[0][0].folder / 'manifest.json').write_text('{"packages"')
+    told, line = drift.notes(found)
+    assert f'{found[0][0].name}/manifest.json: cannot be read as a manifest' in told and 'seeds of 1 rows' in line
 
 
 def test_a_run_that_cannot_be_started_fails_alone(sweep, tmp_path):
@@ -260,12 +270,62 @@ def test_no_damage_to_any_file_is_more_than_a_failure_of_its_run(sweep, trial):
         assert math.isfinite(states.hours(trial)) and states.hours(trial) >= 0
         lines = status.table(sweep, found, status.metric_of(sweep, found, None)) + status.summary(found)
         assert all(line.isprintable() for line in lines.split('\n'))
-        with contextlib.suppress(UserError):
-            [*drift.notes(found)]
+        assert all(isinstance(line, str) for line in drift.notes(found))
         kinds.add(found[0][1].kind)
         for path in {*struck, trial.folder / 'evaluation.json'}:
             path.write_bytes(whole[path])
     assert kinds >= {states.DONE, states.FAILED, states.OTHER}
+
+
+def test_no_damage_is_more_than_a_failure_of_an_evaluation(sweep, trial):
+    """The same of a finished run that is evaluated once more."""
+    evaluation = sweeps.Evaluation((('sample.steps', '1'),), {'sample.steps': 1, 'eval.num_samples': 9})
+    again = dataclasses.replace(trial, evaluation=evaluation)
+    put(trial, text(trial), step=40, final=40)
+    (trial.folder / 'manifest.json').write_text('{"commit": "c0ffee"}')
+    digest = hashlib.sha256((trial.folder / 'manifest.json').read_bytes()).hexdigest()
+    made = {'step': 40, 'manifest': digest, 'data': {}, 'eval': {'num_samples': 9}, 'metrics': RESULTS}
+    (trial.folder / 'evaluations').mkdir()
+    files = {name: trial.folder / 'evaluations' / f'{name}.json' for name in ('a-other', 'own')}
+    for name, path in files.items():
+        path.write_text(json.dumps({**made, 'sample': {'steps': 1 + (name != 'own')}}, indent=1))
+    assert states.look(again).kind == states.DONE
+    files['a-other'].write_text('{"step": ')  # another evaluation of this run
+    assert states.look(again).kind == states.DONE
+    struck = [*files.values(), trial.folder / 'evaluation.json', trial.folder / 'manifest.json']
+    whole, draw, kinds = {path: path.read_bytes() for path in struck}, random.Random(1), set()
+    for _ in range(int(os.environ.get('AIGC_JAX_DAMAGES', 300))):
+        for path in (some := draw.sample(struck, draw.randint(1, 2))):
+            path.write_bytes(damaged(whole[path], draw)) if draw.random() < 0.9 else path.unlink()
+        found = [(again, states.look(again, held=False))]
+        lines = status.table(sweep, found, status.metric_of(sweep, found, None)) + status.summary(found)
+        assert all(line.isprintable() for line in lines.split('\n')) and type(found[0][1].step) is int
+        kinds.add(found[0][1].kind)
+        for path in some:
+            path.write_bytes(whole[path])
+    assert kinds == {states.DONE, states.FAILED, states.MISSING}
+
+
+@pytest.mark.parametrize(
+    'row',
+    [
+        {'value': [1]}, {'value': 'x'}, {'value': True}, {'value': 10**400}, {'value': 1.0, 'values': [1.0]},
+        {'value': 1.0, 'values': {'x': 1.0}}, {'value': 1.0, 'values': {'0': {}}}, 3, None,
+    ],
+)  # fmt: skip
+def test_a_metric_that_is_no_number_is_damage(sweep, trial, row):
+    evaluation = sweeps.Evaluation((), {})
+    put(trial, text(trial), step=40, final=40)
+    (trial.folder / 'manifest.json').write_text('{}')
+    digest = hashlib.sha256(b'{}').hexdigest()
+    made = {'step': 40, 'manifest': digest, 'data': {}, 'sample': {}, 'eval': {}, 'metrics': {'m': row}}
+    (trial.folder / 'evaluations').mkdir()
+    (trial.folder / 'evaluations' / 'a.json').write_text(json.dumps(made))
+    state = states.look(dataclasses.replace(trial, evaluation=evaluation))
+    assert state.kind == states.FAILED and 'a.json: cannot be read as an evaluation' in state.words
+    (trial.folder / 'evaluation.json').write_text(json.dumps({'step': 40, 'm': row}))
+    state = states.look(trial)
+    assert state.kind == states.FAILED and 'evaluation.json: cannot be read as an evaluation' in state.words
 
 
 def test_an_own_task_and_own_data_may_lie_elsewhere():

@@ -30,6 +30,9 @@ def study():
 """
 
 
+LACKS = 'an evaluation of these runs will have no'
+
+
 def one(config: str, **own) -> str:
     return f"def study(): return Study('t', [Claim('a', 'x', {config!r}, 'm', 'min', **{own!r})])"
 
@@ -277,6 +280,23 @@ def test_unfair_tuning_is_refused(tmp_path, old, new, words):
         planning.load(write(tmp_path, TUNED.replace(old, new)))
 
 
+@pytest.mark.parametrize('k', [1, 2, 3])
+def test_a_row_of_tuning_that_is_the_setting_of_another_claim_is_refused(tmp_path, k):
+    """Whichever row it is: task.r1 is 0.01 in the config already."""
+    values = [0.5, 1.0]
+    values.insert(k - 1, 0.01)
+    body = TUNED.replace('[0.0, 0.5, 1.0]', str(values)).replace("Claim('b'", "Claim('c', 'x', **own),\n Claim('b'")
+    words = f"row {k} of tune of claim a and claim c are the same config, .*fields {{'task.r1': 0.01}}"
+    with pytest.raises(UserError, match=words):
+        planning.load(write(tmp_path, body))
+    same = body.replace("Claim('c', 'x',", "Claim('c', 'x', fields={'task.r1': 0.01},")
+    plan = planning.load(write(tmp_path, same))  # as the message says
+    assert plan.candidates['a'][k - 1].reported is plan.settings['c']
+    twice = TUNED.replace("values('task.r1', [0.0, 0.5, 1.0])", "[{'task.r1': 0.5}, {'task.r1': 0.5}, {}]")
+    with pytest.raises(UserError, match='row 1 of tune of claim a and row 2 of tune of claim a are the same config'):
+        planning.load(write(tmp_path, twice))
+
+
 def test_a_run_of_another_config_is_refused(tmp_path):
     runs = Runs(lambda trial: 5.0)
     conducted(write(tmp_path, TWO), tmp_path, runs)
@@ -313,6 +333,43 @@ def study():
     assert found.values[0] == 20 and math.isnan(found.values[1])
 
 
+@pytest.mark.parametrize(
+    'name, text, words',
+    [
+        ('manifest.json', '{"commit": ', 'manifest.json: cannot be read as a manifest'),
+        ('manifest.json', '{"starts": 3}', 'manifest.json: cannot be read as a manifest: starts is no list'),
+        ('metrics.jsonl', '{"step": 1}\n', 'metrics.jsonl, line 1: not a row'),
+        ('evaluation.json', '{"step": 20, "samples/modes": {"value": "5"}}', "samples/modes: '5' is no number"),
+        ('evaluation.json', '{"step": 20, "samples/modes": {"value": 1%s}}' % ('0' * 400), 'a number is too large'),
+        ('config.json', '{"seed": 0', 'config.json: cannot be read'),
+    ],
+)
+def test_a_damaged_run_is_told_and_the_rest_of_the_report_is_made(tmp_path, name, text, words):
+    path = write(tmp_path, TWO)
+    conducted(path, tmp_path, Runs(lambda trial: 7.0 - 0.1 * trial.seed if 'r1' in trial.name else 5.0))
+    (folder,) = tmp_path.glob('gan*r1*/seed-1')
+    (folder / name).write_text(text)
+    told = report.write(gathering.Gathered(planning.load(path), tmp_path, None), 'python')
+    lines = [line for line in told.splitlines() if f'{folder.parent.name}/seed-1' in line and words in line]
+    assert lines, told
+    found = {one.claim.name: one for one in findings.read(tmp_path / 'own.results.json').findings}
+    assert found['a'].verdict == findings.REPRODUCED and [*found['a'].seeds] == [0, 1, 2]
+    only_curves = name == 'metrics.jsonl'
+    assert [*found['b'].seeds] == ([0, 1, 2] if only_curves else [0, 2])
+    assert found['b'].verdict == (findings.REPRODUCED if only_curves else findings.MISSING)
+
+
+def test_a_damaged_run_of_the_tuning_is_told(tmp_path):
+    path = write(tmp_path, TUNED)
+    conducted(path, tmp_path, Runs(lambda trial: 5.0))
+    runs = [path for path in tmp_path.glob('gan*/seed-*/evaluation.json') if len(path.parent.name) > 10]
+    runs[0].write_text(runs[0].read_text().replace('model/nll', 'model/nil'))
+    found = gathering.Gathered(planning.load(path), tmp_path, None).findings.values()
+    name = f'{runs[0].parent.parent.name}/{runs[0].parent.name}'
+    absent = [line for one in found for line in one.absent]
+    assert any(line.startswith(f"{name}: its evaluation has no 'model/nll'") for line in absent), absent
+
+
 def test_a_metric_that_no_run_has_is_named(tmp_path):
     body = TWO.replace("'samples/modes', 'max', Published", "'samples/mode', 'max', Published", 1)
     body = body.replace("Versus('a')", 'None')
@@ -341,7 +398,7 @@ def test_a_metric_that_no_run_has_is_named(tmp_path):
         (
             f"def study():\n    own = dict(claim='x', config='{GAN}', better='min', metric='m')\n"
             "    return Study('t', [Claim('a', **own), Claim('b', fields={'total_steps': 40}, **own)])",
-            'write the same config in two ways',
+            'claim a and claim b are the same config, written in two ways',
         ),
         (one('y.py', fields={'seed': 1}), 'set seed'),
         (one('y.py').replace("'m'", "object()"), 'object'),
@@ -378,6 +435,36 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
         door.main(['study', *arguments])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and words in said and said.count('\n') == 1 and not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+    'old, new, words',
+    [
+        ("'samples/modes'", "'samples/moods'", f"a, metric: {LACKS} 'samples/moods'; did you mean samples/modes"),
+        ('fields=fields)', "fields=fields, floors=['fake_logit'])", f"a, floors: {LACKS} 'fake_logit'; did you mean"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize('more', [[], ['--dry_run']])
+def test_a_misspelt_metric_is_told_before_anything_starts(tmp_path, monkeypatch, capsys, old, new, words, more):
+    assert old in TWO
+    write(tmp_path, TWO.replace(old, new))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        door.main(['study', '--config=own.py', '--workdir=w', *more])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said and said.count('\n') == 1 and not (tmp_path / 'w').exists()
+
+
+def test_the_metric_of_a_tuning_is_told_before_anything_starts(tmp_path):
+    plan = planning.load(write(tmp_path, TUNED.replace('model/nll', 'discriminator/real_logits')))
+    with pytest.raises(UserError, match='metric of its Tuning: .*did you mean discriminator/real_logit'):
+        plan.check_metrics(['a', 'b'])
+
+
+def test_metrics_of_the_committed_studies_are_there(command_line):
+    """Names are known before the runs as they are after them."""
+    plan = planning.load(f'{ROOT}/configs/studies/oracles.py')
+    plan.check_metrics(plan.claims)
 
 
 def test_a_number_is_compared_with_the_one_before(tmp_path):

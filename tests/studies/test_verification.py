@@ -340,6 +340,14 @@ def test_a_full_disk_here_is_no_difference(copied, tmp_path, command_line):
     assert 'cannot be run again here: cannot write ' in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_a_crash_is_no_verdict(copied, command_line):
+    program = 'import sys\nfrom aigc_jax import verify\nfrom aigc_jax.studies import verification\n'
+    program += 'verification.verify = lambda *a, **b: {}["a fault of the program"]\nverify.main(sys.argv)\n'
+    done = command_line.python('-c', program, f'--workdir={copied.folder}')
+    assert done.returncode == 3 and not done.stdout, done
+    assert "KeyError: 'a fault of the program'" in done.stderr
+
+
 def test_the_door(copied, command_line):
     door = lambda *arguments: command_line.python('-m', 'aigc_jax.verify', *arguments)
     done = door(f'--workdir={copied.folder}', '--from_step=20')

@@ -29,6 +29,10 @@ OF_MODEL = {
     'gpt': {
         'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 2e-2, 'steps_per_call': 1,
     },
+    'bert': {
+        'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 1e-3, 'steps_per_call': 1,
+        'model__dropout': 0.1, 'task__whole_words': True,
+    },
 }  # fmt: skip
 MODELS = list(OF_MODEL)
 
@@ -163,6 +167,29 @@ def test_terminated_and_interrupted_after_saving(command_line, command, whole, a
         assert json.loads(rows(tmp_path)[-1])['step'] == steps(tmp_path)[-1] == step
     command_line.run(config, tmp_path, **fields)
     assert_same_run(tmp_path, reference)
+
+
+AGAIN = """
+import os, signal
+from aigc_jax.runs.checkpoint import Checkpoints
+
+save = Checkpoints.save
+
+def saved(self, *arguments, **options):
+    os.kill(os.getpid(), signal.{})
+    save(self, *arguments, **options)
+
+Checkpoints.save = saved
+"""
+
+
+def test_a_second_sigterm_loses_nothing_and_ctrl_c_ends_it_at_once(command_line, command, tmp_path):
+    config, fields = command('gan')
+    once = {'signalled': (5, signal.SIGTERM), **fields}
+    done = command_line.run(config, tmp_path / 'a', before=AGAIN.format('SIGTERM'), returns=143, **once)
+    assert steps(tmp_path / 'a')[-1] == 5 and 'SIGTERM: saved at step 5' in done.stderr
+    done = command_line.run(config, tmp_path / 'b', before=AGAIN.format('SIGINT'), returns=130, **once)
+    assert not steps(tmp_path / 'b') and 'saved at step' not in done.stderr
 
 
 def test_grown_is_as_if_long_from_the_start_and_a_finished_run_stays(

@@ -1,14 +1,15 @@
-"""The user's own files of pairs, labelled texts and tagged texts: JSON lines, and cells between tabs."""
+"""Pairs, labelled texts and tagged texts of the user's own files (JSON lines, cells between tabs) and of TFDS sets."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import lines_of
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.data.sources import examples, reading
+from aigc_jax.data.sources import examples, reading, tfds
 from aigc_jax.data.sources.examples import TaggedText
 
 _OWN = "the files' own"
@@ -18,35 +19,31 @@ def pairs(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """pairs:FILE or pairs:GLOB: two texts a line."""
     names = columns(cfg, ('source', 'target'))
     read = lambda row, line: tuple(_filled(row, name, line) for name in names)
-    by_split = reading.once(cfg, _rows(cfg, where, read, names), json.dumps, 'pairs')
+    by_split, licence, _ = _rows(cfg, where, names, read)
+    by_split = reading.once(cfg, by_split, json.dumps, 'pairs')
     by_split, origin = examples.divided(cfg, by_split, lambda row: row[0], names[0])
-    return examples.pairs(cfg, by_split, _OWN, tokenizer, origin)
+    return examples.pairs(cfg, by_split, licence, tokenizer, origin)
 
 
 def labelled(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """labelled:FILE or labelled:GLOB: a text and a label a line."""
     names = columns(cfg, ('text', 'label'))
     read = lambda row, line: (_filled(row, names[0], line), _label(row.get(names[1]), names[1], line))
-    by_split = reading.once(cfg, _rows(cfg, where, read, names), json.dumps, 'labelled texts')
+    by_split, licence, classes = _rows(cfg, where, names, read)
+    by_split = reading.once(cfg, by_split, json.dumps, 'labelled texts')
     by_split, origin = examples.divided(cfg, by_split, lambda row: row[0], names[0])
-    return examples.labelled(cfg, by_split, _OWN, tokenizer, origin)
+    return _named(examples.labelled(cfg, by_split, licence, tokenizer, origin), classes)
 
 
 def tagged(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """tagged:FILE or tagged:GLOB: lists of words and of their tags a line; or a word and its tag a line, with a blank
     line between texts, in a file whose name ends in .tsv (the format of CoNLL)."""
     names = columns(cfg, ('tokens', 'tags'))
-    by_split = {}
-    for split, place in where.items():
-        paths = reading.matching(cfg, place)
-        if all(map(reading.is_tsv, paths)):
-            by_split.setdefault(split, []).extend(_conll(cfg, paths))
-        else:
-            by_split |= reading.rows(cfg, paths, split, lambda row, line: _words(row, names, line))
+    by_split, licence, classes = _rows(cfg, where, names, lambda row, line: _words(row, names, line), _conll)
     found = {split: [_joined(*row) for row in rows] for split, rows in by_split.items()}
     by_split = reading.once(cfg, found, lambda row: json.dumps([row.text, row.tags]), 'tagged texts')
     by_split, origin = examples.divided(cfg, by_split, lambda row: row.text, names[0])
-    return examples.tagged(cfg, by_split, _OWN, tokenizer, origin)
+    return _named(examples.tagged(cfg, by_split, licence, tokenizer, origin), classes)
 
 
 def columns(cfg, usual: tuple[str, ...]) -> tuple[str, ...]:
@@ -57,11 +54,29 @@ def columns(cfg, usual: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _rows(cfg, where: Mapping[str, str], read, names: tuple[str, ...]) -> dict[str, list]:
+def _rows(
+    cfg, where: Mapping[str, str], names: tuple[str, ...], read: Callable[[dict, str], Any], of_tsv=None
+) -> tuple[dict[str, list], str, tuple[str, ...]]:
+    """({split: what read(row, line) makes of each row}, the licence, the names of the classes, if they are known).
+
+    of_tsv(cfg, paths) -> values, of files that are not read row by row.
+    """
+    if tfds.PREFIX in where:
+        return tfds.rows(cfg, where[tfds.PREFIX], names, read)
     by_split = {}
     for split, place in where.items():
-        by_split |= reading.rows(cfg, reading.matching(cfg, place), split, read, names)
-    return by_split
+        paths = reading.matching(cfg, place)
+        if of_tsv and all(map(reading.is_tsv, paths)):
+            by_split[split] = list(of_tsv(cfg, paths))
+        else:
+            by_split |= reading.rows(cfg, paths, split, read, names)
+    return by_split, _OWN, ()
+
+
+def _named(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The data set with the names of classes whose numbers it has."""
+    names = tuple(classes[int(number)] for number in dataset.class_names) if classes else dataset.class_names
+    return dataclasses.replace(dataset, class_names=names)
 
 
 def _filled(row: Mapping, name: str, line: str) -> str:

@@ -36,7 +36,7 @@ def pairs(
     """Of (source, target). tokenizer: of the run that is gone on with; None: one is made. Raises UserError."""
     tokenizer = _tokenizer(cfg, by_split, lambda row: row, tokenizer)
     splits, cut = {}, {}
-    for split, rows in _some(cfg, by_split):
+    for split, rows in _some(by_split):
         sources, targets = zip(*rows, strict=True)
         splits[split] = Rows({
             'source': _ragged(tokenizer, sources, tokenizer.frame, cfg.block, 'block', cut),
@@ -51,9 +51,9 @@ def labelled(
 ) -> Dataset:
     """The same of (text, label), the label a text, a whole number or a bool."""
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:1], tokenizer)
-    classes, names = _classes(cfg, {split: [label for _, label in rows] for split, rows in _some(cfg, by_split)})
+    classes, names = _classes(cfg, {split: [label for _, label in rows] for split, rows in _some(by_split)})
     splits, cut = {}, {}
-    for split, rows in _some(cfg, by_split):
+    for split, rows in _some(by_split):
         texts = [one for one, _ in rows]
         tokens = _ragged(tokenizer, texts, tokenizer.frame, cfg.block, 'block', cut)
         splits[split] = Rows({'tokens': tokens}, {'label': classes[split]})
@@ -68,12 +68,12 @@ def tagged(
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:1], tokenizer)
     every = {
         split: [tag for row in rows for tag in (*row.tags, *([row.outside] if row.outside is not None else []))]
-        for split, rows in _some(cfg, by_split)
+        for split, rows in _some(by_split)
     }
     _, names = _classes(cfg, every)
     number = {name: i for i, name in enumerate(names)}
     splits, cut = {}, {}
-    for split, rows in _some(cfg, by_split):
+    for split, rows in _some(by_split):
         texts = [row.text for row in rows]
         tokens = _ragged(tokenizer, texts, tokenizer.frame, cfg.block, 'block', cut)
         tags = [_framed_tags(tokenizer, row, number, cfg.block) for row in rows]
@@ -94,6 +94,8 @@ def divided(cfg, by_split: Mapping[str, list], group: Callable[[Any], str], what
     text.check_percents(cfg)
     given = {split: rows for split, rows in by_split.items() if split not in ('', 'train')}
     training = by_split.get('', []) or by_split.get('train', [])
+    if not training:
+        raise UserError(f'data.name={cfg.name}: holds no example to train on')
     percents = [0.0 if split in given else cfg[f'{split}_percent'] for split in ('valid', 'test')]
     wanted = [split for split, percent in zip(('valid', 'test'), percents, strict=True) if percent]
     groups = sorted({group(row) for row in training})
@@ -108,18 +110,16 @@ def divided(cfg, by_split: Mapping[str, list], group: Callable[[Any], str], what
     return found, f'{words} of the examples, by the hash of {what}' if wanted else 'as given'
 
 
-def _some(cfg, by_split: Mapping[str, list]) -> Iterable[tuple[str, list]]:
-    """The splits that hold a row. Raises UserError if train holds none."""
-    if not by_split.get('train'):
-        raise UserError(f'data.name={cfg.name}: holds no example to train on')
+def _some(by_split: Mapping[str, list]) -> Iterable[tuple[str, list]]:
+    """The splits that hold a row."""
     return [(split, by_split[split]) for split in SPLITS if by_split.get(split)]
 
 
 def _tokenizer(cfg, by_split, texts: Callable[[Any], Sequence[str]], tokenizer: Tokenizer | None) -> Tokenizer:
-    documents = {split: [one for row in rows for one in texts(row)] for split, rows in _some(cfg, by_split)}
+    documents = {split: [one for row in rows for one in texts(row)] for split, rows in _some(by_split)}
     tokenizer = tokenizer or text.make_tokenizer(cfg, documents, has_end=True)
     text.check_tokenizer(cfg, tokenizer)
-    if tokenizer.end is None and tokenizer.may_grow:
+    if tokenizer.end is None and tokenizer.can_grow:
         tokenizer = dataclasses.replace(tokenizer, has_end=True)
         note(f'data.name={cfg.name}: the end of a text is a new token, which the run of init.run lacks')
     if not tokenizer.target_frame.behind:

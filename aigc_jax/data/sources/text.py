@@ -9,20 +9,21 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data import infilling, tokenizers
+from aigc_jax.data import infilling, pretrained, tokenizer_files, tokenizers
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.rows import MOST_TOKENS, dtype_of
 from aigc_jax.data.sources import reading
 from aigc_jax.data.specs import Tokens
 from aigc_jax.data.tokenizers import Tokenizer
 
+FOLDER = 'hf:'  # before the folder of a tokenizer of Hugging Face
 ORDERS = ('shuffled', 'contiguous')
 SPLITS = ('train', 'valid', 'test')
-CODE = ('python-stdlib', 'programs', 'code')
-_PSF = 'PSF-2.0: part of the Python distribution'
+CODE = ('python-stdlib', 'programs', 'code', 'docstrings', 'identifiers')
+PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
 _VOCAB_SIZE = 1024  # of 'word' and 'bpe', where data.vocab_size is -1
 _CHUNK = 10_000  # documents whose tokens are put together at once
@@ -115,7 +116,7 @@ def from_splits(
     tokenizer = tokenizer or make_tokenizer(cfg, by_split, has_end or has_fim or has_sentinels, has_fim)
     check_tokenizer(cfg, tokenizer)
     if has_end and tokenizer.end is None:
-        if tokenizer.may_grow:
+        if tokenizer.can_grow:
             tokenizer = dataclasses.replace(tokenizer, has_end=True)
             note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init.run lacks')
         else:
@@ -165,16 +166,29 @@ def from_splits(
 def make_tokenizer(
     cfg, by_split: Mapping[str, Collection[str]], has_end: bool, has_fim: bool = False
 ) -> Tokenizer:  # fmt: skip
-    """The tokenizer that `cfg` asks for, of these texts. Raises UserError."""
+    """The tokenizer that `cfg` asks for, of these texts or of a folder. Raises UserError."""
+    if place := folder_of(cfg.tokenizer):
+        return tokenizer_files.read(place)
     every = itertools.chain.from_iterable(by_split.values())
     kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
     vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
     return tokenizers.train(kind, every, by_split['train'], vocab_size, has_end, has_fim, cfg.special, cfg.sentinels)
 
 
+def folder_of(tokenizer: str) -> str:
+    """The folder that data.tokenizer names; '' where it names a kind. Raises UserError for another name."""
+    known, place = ('auto', *tokenizers.KINDS), tokenizer.removeprefix(FOLDER)
+    if tokenizer == place and tokenizer not in known:
+        raise UserError(f'data.tokenizer: {tokenizer!r}{near(tokenizer, (*known, FOLDER))}')
+    if not place:
+        raise UserError(f'data.tokenizer: {FOLDER}; what comes after the colon is missing')
+    return '' if tokenizer == place else place
+
+
 def check_tokenizer(cfg, tokenizer: Tokenizer) -> None:
     """Raises UserError where the tokenizer, which may be that of a run, is not what `cfg` asks for."""
-    if cfg.tokenizer not in ('auto', tokenizer.kind):
+    wanted = pretrained.KIND if folder_of(cfg.tokenizer) else cfg.tokenizer
+    if wanted not in ('auto', tokenizer.kind):
         raise UserError(
             f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
         )
@@ -238,16 +252,20 @@ def pydoc(cfg, tokenizer) -> Dataset:
     from pydoc_data.topics import topics
 
     paragraphs = (paragraph for _, topic in sorted(topics.items()) for paragraph in topic.strip().split('\n\n'))
-    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], _PSF, tokenizer)
+    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], PSF, tokenizer)
 
 
 def python_stdlib(cfg, tokenizer) -> Dataset:
-    """The source code of the running interpreter's standard library, some 11 MB, without its tests, and without the
+    """The source code of the running interpreter's standard library, some 11 MB; see `stdlib`."""
+    return load(cfg, reading.distinct(reading.texts(stdlib()[1], True)), PSF, tokenizer)
+
+
+def stdlib() -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The folder of the running interpreter's standard library and its files, without its tests, and without the
     character maps of `encodings`, which are variations of one table: they would be known from training."""
     root = pathlib.Path(sysconfig.get_paths()['stdlib'])
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3', 'encodings'}
-    paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
-    return load(cfg, reading.distinct(reading.texts(paths, True)), _PSF, tokenizer)
+    return root, [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
 
 
 def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
