@@ -67,8 +67,8 @@ VARIANTS = {
     },
     # The blocks of T5 v1.0, which CodeT5 has, too, and the optimizer of its code.
     'v1_0': {
-        'model.activation': 'relu', 'model.tied': True, 'model.dropout': 0.1, 'optim.model.name': 'adafactor',
-        'optim.model.options': {},
+        'model.activation': 'relu', 'model.tied': True, 'model.scaled_logits': True, 'model.dropout': 0.1,
+        'optim.model.name': 'adafactor', 'optim.model.options': {},
     },
     # The second half of each window from the first.
     'prefix': {'task.objective': 'prefix'},

@@ -261,7 +261,7 @@ class Generator:
         """The tokens to read; a prompt that begins a text follows what stands before each document."""
         if not self._goes_on:
             before, behind = self._model.frame
-            tokens = self._encode(text, 'prompt', special=self._tokenizer.num_sentinels > 0)
+            tokens = self._encode(text, 'prompt', special=bool(self._tokenizer.sentinels))
             return np.concatenate([before, tokens, behind]).astype(np.int32)
         tokens = self._encode(text, 'prompt')
         if self._suffix:

@@ -30,7 +30,7 @@ FIELDS = {
     'buckets': Field(int, least=4, doc='of distances between two tokens, each with a bias of its own'),
     'max_distance': Field(int, least=2, doc='tokens from which on all distances are in one bucket'),
     'tied': Field(bool, doc='whether embedding and head are one matrix, as in T5 v1.0'),
-    'scaled_logits': Field(bool, doc='whether the logits of a tied head are divided by √width, as in T5 v1.0'),
+    'scaled_logits': Field(bool, doc='whether the logits are divided by √width, as T5 v1.0 has it with a tied head'),
     'attention': Field(str, choices=('einsum', 'xla'), doc='`einsum` is fastest on a CPU; `xla` wants no dropout'),
     'remat': Field(bool, doc='whether each block is computed again in the backward pass, to save memory'),
 }  # fmt: skip
@@ -69,7 +69,7 @@ class EncoderDecoder(Common, kw_only=True):
     buckets: int = 32
     max_distance: int = 128
     tied: bool
-    scaled_logits: bool = True
+    scaled_logits: bool = False
     remat: bool = False
     # What T5 has of a block.
     kv_heads: int = 0
@@ -151,10 +151,10 @@ class EncoderDecoder(Common, kw_only=True):
         return self._logits(x), state
 
     def _logits(self, x: Array) -> Array:
-        if not self.tied:
-            return self.head(x).astype(jnp.float32)
         if self.scaled_logits:
             x = x * self.width**-0.5
+        if not self.tied:
+            return self.head(x).astype(jnp.float32)
         return self.embed.attend(x.reshape(-1, self.width)).reshape(*x.shape[:-1], -1).astype(jnp.float32)
 
     def _bias(self, of_bucket: nn.Embed, queries: Array, keys: Array, both_ways: bool) -> Array:

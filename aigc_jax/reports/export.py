@@ -12,7 +12,7 @@ import numpy as np
 
 from aigc_jax.adapt import huggingface
 from aigc_jax.core import files, optim, rng
-from aigc_jax.core.capabilities import Samples
+from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Extra
 from aigc_jax.data import Images
@@ -46,6 +46,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     config = family.config(fields, rows) | {'dtype': 'float32', 'torch_dtype': 'float32'}
     if tokenizer.end is not None:
         config |= {'bos_token_id': tokenizer.end, 'eos_token_id': tokenizer.end}
+    if written := trained.task.get(Seq2Seq):
+        config |= {'decoder_start_token_id': written.bos, 'pad_token_id': tokenizer.filler}
     return huggingface.write(folder, config, huggingface.tensors(family, fields, params[player]))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
+from aigc_jax import tasks
 from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import checks
 from aigc_jax.core.errors import UserError
@@ -30,14 +31,15 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
             f'task.name: {config.task.name}, but init.run, {folder.path}, is a model of the kind '
             f'{folder.config["model_type"]}, which task.name={family.task} trains'
         )
-    fields = family.fields(folder.config, where)
+    fields = huggingface.fields_of(folder)
     fields['model.vocab_size'] = checks.number(folder.config, 'vocab_size', where)
     most = fields.pop('data.block')
     if 'data.block' in given and config.data.block > most:
         raise UserError(f'data.block: {config.data.block}; the model of init.run, {folder.path}, reads {most} at most')
     config.data.block = min(config.data.block, most)
-    own = {name: config.model.get(name, value) for name, value in _OWN.items()}
-    model = own | {name.removeprefix('model.'): value for name, value in fields.items()}
+    model = {name.removeprefix('model.'): value for name, value in fields.items()}
+    declared = tasks.fields('model', ConfigDict(model), config) or {}
+    model = {name: config.model.get(name, value) for name, value in _OWN.items() if name in declared} | model
     for name in given:
         value = model.get(name.removeprefix('model.'))
         if name in fields and config.model.get(name.removeprefix('model.')) != value:

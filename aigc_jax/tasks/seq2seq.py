@@ -19,6 +19,7 @@ from aigc_jax.data import Dataset, Pairs, Tokens, denoising, rows
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.nn import encoder_decoder
 from aigc_jax.nn.build import build, compute_dtype, fields
+from aigc_jax.tasks.lm import VOCAB_SIZE
 
 OBJECTIVES = ('spans', 'prefix')
 FIELDS = {
@@ -35,7 +36,7 @@ FIELDS = {
             float, 0.0, least=0, below=1, doc='share of the target that all tokens have alike (Szegedy et al. 2016)'
         ),
     },
-    'model': fields(encoder_decoder.EncoderDecoder),
+    'model': {'vocab_size': VOCAB_SIZE, **fields(encoder_decoder.EncoderDecoder)},
     'sample': fields(Sampling),
     'eval': {
         'num_generated': Field(
@@ -105,7 +106,9 @@ class EncoderDecoderModel:
         return found | ({'model/exact_match': jnp.all(right | ~there, axis=1)} if self.whole else {})
 
     def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
-        return self.apply(params, tokens, None, None, cache, method='decode')
+        """Of the tokenizer's tokens alone: checkpoints may have more rows than that."""
+        logits, cache = self.apply(params, tokens, None, None, cache, method='decode')
+        return logits[..., : self.tokenizer.vocab_size], cache
 
     def init_cache(self, params, extra: Extra, source: Array, start: Array, columns: int) -> Tree:
         mask = jnp.arange(source.shape[1]) >= start[:, None]
@@ -146,10 +149,13 @@ def make(config, dataset: Dataset) -> Task:
     if not isinstance(spec, (Tokens, Pairs)):
         raise UserError(f'task.name: seq2seq reads text or pairs of texts; {config.data.name} holds {spec.words}')
     tokenizer = spec.tokenizer
-    module = build(
-        encoder_decoder.EncoderDecoder, 'model', config.model, vocab_size=tokenizer.vocab_size,
-        dtype=compute_dtype(config.precision),
-    )  # fmt: skip
+    model = config.model.copy_and_resolve_references()
+    vocab_size = model.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(f'model.vocab_size: {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens')
+    del model['vocab_size']
+    dtype = compute_dtype(config.precision)
+    module = build(encoder_decoder.EncoderDecoder, 'model', model, vocab_size=vocab_size, dtype=dtype)
     encoder_decoder.check(module, 'model')
     from_config(config.sample).check(tokenizer.vocab_size, 'sample.')
     is_pairs = isinstance(spec, Pairs)
