@@ -1,12 +1,12 @@
 """An encoder-decoder that writes the target of each pair of texts, from scratch or from a pre-trained model.
 
     python -m aigc_jax.main --config=configs/t5.py --workdir=runs/t5
-    python -m aigc_jax.main --config=configs/finetune_seq2seq.py --workdir=runs/fine \
-        --config.data.name=pairs:FILE.jsonl --config.init.run=runs/t5
-    python -m aigc_jax.main --mode=sample --workdir=runs/fine --prompt='a source' --beam_size=4
+    python -m aigc_jax.main --config=configs/finetune_seq2seq.py --config.init.run=runs/t5 --workdir=runs/docstrings
+    python -m aigc_jax.main --mode=sample --workdir=runs/docstrings --prompt='def add(a, b): return a + b' --beam_size=4
 
-`pairs:` names a file of your own, a source and a target a line (aigc_jax/data/README.md). The model is that of
-configs/t5.py, and the tokenizer is that of init.run.
+It summarizes functions of Python's standard library; nothing is downloaded. `--config.data.name=pairs:FILE` names a
+file of your own, a source and a target a line (aigc_jax/data/README.md). The model is that of configs/t5.py, and the
+tokenizer is that of init.run, or reads bytes.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
@@ -37,7 +37,7 @@ def get_config():
                     weight_decay_regex='kernel',
                 ),
             ),
-            data=dict(name='pairs:pairs.jsonl', block=128, target_block=64),
+            data=dict(name='docstrings', columns=('code', 'docstring'), special=('pad',), block=256, target_block=64),
             model=dict(
                 layers=3,
                 heads=4,
@@ -55,10 +55,15 @@ def get_config():
 
 
 VARIANTS = {
+    # The name of a function, from its body.
+    'name': {'data.columns': ('code', 'name'), 'data.target_block': 24},
+    # A function from its docstring.
+    'code': {'data.columns': ('docstring', 'code'), 'data.block': 64, 'data.target_block': 256},
     # Seconds on a CPU, for tests.
     'smoke': {
         'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,
-        'checkpoint_every_steps': 20, 'batch_size': 8, 'data.block': 24, 'data.target_block': 12, 'model.layers': 1,
+        'checkpoint_every_steps': 20, 'batch_size': 8, 'eval.batch_size': 64, 'data.columns': ('code', 'name'),
+        'data.block': 24, 'data.target_block': 12, 'model.layers': 1,
         'model.heads': 2, 'model.width': 16, 'model.mlp_width': 32, 'eval.num_generated': 20, 'eval.num_shown': 4,
     },
 }  # fmt: skip

@@ -48,6 +48,7 @@ def make(name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # As the published checkpoints have it: transformers 5 itself would write that it is tied.
     config = model.config.to_dict() | {'tie_word_embeddings': name != 't5_v1_1'}
+    config['architectures'] = ['T5ForConditionalGeneration']
     del config['scale_decoder_outputs']
     (folder / 'config.json').write_text(json.dumps(config, indent=2, sort_keys=True) + '\n')
     tied = () if name == 't5_v1_1' else ('lm_head.weight',)
