@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from aigc_jax import reports
 from aigc_jax.core import arguments, processes
 from aigc_jax.core import progress as progress_lib
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.capabilities import WritesText
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding.generate import Text
 from aigc_jax.reports import evaluation, pictures, tables
@@ -137,7 +137,7 @@ def sample(
     None: they run through all.
     """
     run, found = _opened(run, step, overrides), {}
-    if run.can(CausalText):
+    if run.can(WritesText):
         raise UserError(f'sample: {run.config.task.name} writes text; call generate')
     labels = run.labels_of(n, labels)
     for one in run.written():

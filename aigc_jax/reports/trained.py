@@ -14,7 +14,15 @@ import numpy as np
 
 from aigc_jax import tasks
 from aigc_jax.core import arguments, parallel, rng
-from aigc_jax.core.capabilities import CausalText, FillsIn, LatentSpace, LogDensity, Reconstructs, Samples
+from aigc_jax.core.capabilities import (
+    CausalText,
+    FillsIn,
+    LatentSpace,
+    LogDensity,
+    Reconstructs,
+    Samples,
+    WritesText,
+)
 from aigc_jax.core.errors import UserError, check_type
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Extra, TrainState
@@ -32,7 +40,7 @@ from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
 _WORDS = {
-    CausalText: 'writes no text',
+    WritesText: 'writes no text',
     FillsIn: 'fills in no hidden token',
     LatentSpace: 'has no latent space',
     LogDensity: 'has no density over the data',
@@ -175,7 +183,8 @@ class Trained:
         return [self.tokenizer.decode(until_end(tokens, self.tokenizer.end)) for tokens in samples]
 
     def generate(self, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, stream=None, **how) -> list[Text]:
-        """n texts that go on from each prompt; str(text) is all of one. Text i of all is a function of (seed, i).
+        """n texts that go on from each prompt, or are written for it; str(text) is all of one. Text i of all is a
+        function of (seed, i).
 
         how: fields of decoding.Sampling (temperature, top_k, top_p, min_p, repetition_penalty, beam_size,
         length_penalty), for which the config's `sample` stands where they are left out, and max_new_tokens, stop,
@@ -211,7 +220,7 @@ class Trained:
 
     def writer(self, **how) -> Generator:
         """For many calls with the same settings; see `generate`."""
-        self._get(CausalText, 'generate')
+        self._get(WritesText, 'generate')
         if unknown := [name for name in how if name not in _HOW]:
             raise UserError(f'generate: there is no {unknown[0]}; known: {", ".join(_HOW)}')
         for name, value in how.items():
@@ -255,7 +264,9 @@ class Trained:
         found = self.task.get(kind)
         if found is None:
             # A task's module names the capabilities that it can give.
-            able = [name for name, make in tasks.TASKS.items() if kind in vars(sys.modules[make.__module__]).values()]
+            modules = {name: vars(sys.modules[make.__module__]).values() for name, make in tasks.TASKS.items()}
+            is_one = lambda x: isinstance(x, type) and issubclass(x, kind)
+            able = [name for name, own in modules.items() if any(map(is_one, own))]
             raise UserError(
                 f'{what}: {self.config.task.name}, as it is configured here, {_WORDS[kind]}; '
                 f'of the tasks {", ".join(able) or "none"} can'
@@ -295,7 +306,7 @@ class Trained:
         return self._calls.joined(one, n)
 
     def _log_prob_of_texts(self, texts) -> np.ndarray:
-        text, texts = self._get(CausalText, 'log_prob'), arguments.texts('x', texts)
+        text, texts = self.task.get(CausalText), arguments.texts('x', texts)
         if not texts:
             raise UserError('log_prob: it is given no text')
         end = [] if text.eos is None else [text.eos]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from aigc_jax import tasks
 from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import checks
 from aigc_jax.core.errors import UserError
@@ -40,8 +41,8 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
     if 'data.block' in given and config.data.block > most:
         raise UserError(f'data.block: {config.data.block}; the model of init.run, {folder.path}, reads {most} at most')
     config.data.block = min(config.data.block, most)
-    own = _OWN | {name: config.model[name] for name in _OWN if name in config.model}
-    model = own | _model(fields)
+    own = _declared(_model(fields), config.task.name)
+    model = own | {name: config.model[name] for name in own if name in config.model} | _model(fields)
     for name in given:
         if name not in fields:
             continue
@@ -53,9 +54,15 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
 
 def _fields(folder: huggingface.Folder) -> dict[str, Any]:
     """{field: value} of our config, of the checkpoint's model."""
-    where = str(folder.path / huggingface.CONFIG)
-    fields = huggingface.family_of(folder).fields(folder.config, where)
-    return fields | {'model.vocab_size': checks.number(folder.config, 'vocab_size', where)}
+    vocab_size = checks.number(folder.config, 'vocab_size', str(folder.path / huggingface.CONFIG))
+    return {**huggingface.fields_of(folder), 'model.vocab_size': vocab_size}
+
+
+def _declared(model: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What the config of such a model has besides, of _OWN."""
+    around = ConfigDict({'task': {'name': task}})
+    declared = tasks.fields('model', ConfigDict(dict(model)), around) or {}
+    return {name: value for name, value in _OWN.items() if name in declared}
 
 
 def _model(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,13 +82,15 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
 def config_of(folder) -> ConfigDict:
     """A config whose model is the checkpoint in a folder, for use without a training. Raises UserError."""
     found = huggingface.Folder(folder, 'from_pretrained')
-    model = _OWN | _model(_fields(found))
+    task = huggingface.family_of(found).task
+    model = _model(_fields(found))
+    model = _declared(model, task) | model
     still = {'name': 'sgd', 'options': {}, 'schedule': {'name': 'constant_schedule', 'value': 0.0}}
     every = dict.fromkeys(('log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'), 1)
     return ConfigDict({
         **every, 'total_steps': 1, 'steps_per_call': 1, 'batch_size': 1, 'optim': {'model': still},
         'init': {'run': str(found.path)}, 'model': model, 'data': {'name': NO_DATA, 'block': 10**9},
-        'task': {'name': huggingface.family_of(found).task},
+        'task': {'name': task},
     })  # fmt: skip
 
 
