@@ -29,12 +29,16 @@ class Experiment:
     seeds: (replicas,) ints, or one; a state has a leading axis of replicas where there are several.
     """
 
-    def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None,
+        dataset: data.Dataset | None = None,
+    ):  # fmt: skip
+        """dataset: in the place of that of config.data."""
         config_lib.check(config)
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
-        self.dataset = data.load(config.data, tokenizer)
+        self.dataset = dataset or data.load(config.data, tokenizer)
         self.config = config = _fitted(config, self.dataset)
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:

@@ -23,7 +23,7 @@ from aigc_jax.runs.folder import Run
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
     """The tokenizer of the run that init.run names, because its parameters stand for its tokens; or None."""
     if pretrained.is_one(config):
-        return None
+        return pretrained.tokenizer(config)
     found = Run(config.init.run).tokenizer if config.init.run else None
     if found is None or 'vocab_size' not in config.data:
         return found

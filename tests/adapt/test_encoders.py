@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import aigc_jax
 from aigc_jax.adapt import huggingface
 from aigc_jax.core.errors import UserError
+from aigc_jax.data.masking import joints
 from aigc_jax.nn import encoder
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.folder import Run
@@ -123,3 +124,22 @@ def test_transformers_loads_what_is_exported(kind, tmp_path):
     found = module.apply({'params': run.state.params['model']}, batch['tokens'], lengths)
     ours = next(value for value in (found.tokens, found.label, found.tags) if value is not None)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_masks_are_filled_in_by_a_checkpoint_with_its_tokenizer(tmp_path):
+    shutil.copytree(GOLDENS / 'bert_masked', tmp_path / 'whole')
+    letters = [*'abcdefghijklmnopqrstuvwxyz']
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *letters, *(f'##{one}' for one in letters), *'.,-+']
+    (tmp_path / 'whole' / 'vocab.txt').write_text('\n'.join(words) + '\n')
+    model = aigc_jax.from_pretrained(tmp_path / 'whole')
+    (found,) = model.fill('a <mask> cab.', k=2)
+    tokens = np.array([[2, 5, 4, words.index('c'), words.index('##a'), words.index('##b'), words.index('.'), 3]])
+    module = model.task.rounds[0][0].loss.__self__.module
+    shares = jax.nn.softmax(module.apply({'params': model.state.params['model']}, tokens).tokens[0, 2])
+    best = np.argsort(-shares)[:2]
+    assert str(found) == 'a, cab.' and found.choices[0][0][0] == ','
+    assert [token for token, _ in found.choices[0]] == [words[token] for token in best]
+    np.testing.assert_allclose([share for _, share in found.choices[0]], shares[best], rtol=1e-4)
+    goes_on, goes_further = joints(model.tokenizer)
+    assert [words[i] for i in np.flatnonzero(goes_on)] == [f'##{one}' for one in letters]
+    assert [words[i] for i in np.flatnonzero(goes_further)] == [*letters, *(f'##{one}' for one in letters)]

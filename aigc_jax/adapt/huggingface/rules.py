@@ -42,6 +42,7 @@ class Family:
       rules: {field: value} -> all rules. Those whose `theirs` begins with '/' have no prefix.
       unused: a regex of tensors that are no parameters, such as masks that old versions saved.
       also: other tasks that such a model can be trained for.
+      amended: a folder -> its config.json, with what its tensors tell and it does not.
     """
 
     task: str
@@ -51,6 +52,7 @@ class Family:
     rules: Callable[[Mapping[str, Any]], list[Rule]]
     unused: str = '(?!)'
     also: tuple[str, ...] = ()
+    amended: Callable[[Folder], Mapping[str, Any]] = lambda folder: folder.config
 
     def named(self, rule: Rule, prefix: str | None = None) -> str:
         """The whole name of the tensor."""
