@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from aigc_jax import reports
 from aigc_jax.core import arguments, processes
 from aigc_jax.core import progress as progress_lib
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.capabilities import WritesText
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding.generate import Text
 from aigc_jax.reports import evaluation, pictures, tables
@@ -34,7 +34,8 @@ from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import raw
+from aigc_jax.runs import initial, pretrained, raw
+from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 from aigc_jax.training import trainer
 from aigc_jax.training.trainer import Outcome
@@ -80,6 +81,20 @@ def open(workdir, step: str | int | None = None, overrides: Overrides = ()) -> T
     return Trained(run, *run.open(step, _texts(overrides)))
 
 
+def from_pretrained(folder, overrides: Overrides = ()) -> Trained:
+    """The model in a folder in Hugging Face's format, with its tokenizer: what `open` gives of a run, without a run.
+
+    overrides: of precision, parallel.* and sample.*, for example. Raises UserError.
+    """
+    config = config_lib.resolved(pretrained.config_of(folder), _texts(overrides))
+    tokenizer = pretrained.tokenizer(config)
+    if tokenizer is None:
+        raise UserError(f'from_pretrained: {config.init.run} holds no tokenizer')
+    experiment = Experiment(config, tokenizer=tokenizer, dataset=pretrained.no_data(config, tokenizer))
+    model, _ = initial.model(experiment)
+    return Trained(None, experiment, experiment.create_state(*model))
+
+
 def load(workdir, step: str | int | None = None):
     """(config, task, state) of a run's folder, for a notebook.
 
@@ -122,7 +137,7 @@ def sample(
     None: they run through all.
     """
     run, found = _opened(run, step, overrides), {}
-    if run.can(CausalText):
+    if run.can(WritesText):
         raise UserError(f'sample: {run.config.task.name} writes text; call generate')
     labels = run.labels_of(n, labels)
     for one in run.written():

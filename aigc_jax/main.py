@@ -27,8 +27,9 @@ flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as
 flags.DEFINE_string('format', 'hf', 'export: hf, which transformers loads; safetensors; stablehlo, the sampler')
 flags.DEFINE_string('output', '', 'export: the new folder to write')
 flags.DEFINE_string(
-    'prompt', '', 'sample, language models: the text to go on from; masked language models: one whose <mask> to fill in'
-)
+    'prompt', '', 'sample, language models: the text to go on from; encoder-decoders: the source; masked language '
+    'models: a text whose <mask> to fill in'
+)  # fmt: skip
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
 )
@@ -105,7 +106,7 @@ def _run() -> None:
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
-    from aigc_jax.core.capabilities import CausalText, FillsIn
+    from aigc_jax.core.capabilities import FillsIn, WritesText
 
     if FLAGS.mode == 'evaluate':
         from aigc_jax.training import announce
@@ -117,7 +118,7 @@ def _run() -> None:
         return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples))
     if trained.can(FillsIn):
         return _fill(trained)
-    _generate(trained) if trained.can(CausalText) else _sample(trained)
+    _generate(trained) if trained.can(WritesText) else _sample(trained)
 
 
 def _train(config, workdir: pathlib.Path, began: float) -> None:
@@ -163,6 +164,7 @@ def _fill(trained) -> None:
 def _generate(trained) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
     from aigc_jax import api
+    from aigc_jax.core.capabilities import CausalText
     from aigc_jax.decoding.generate import summary
     from aigc_jax.reports import pictures, texts
 
@@ -183,7 +185,8 @@ def _generate(trained) -> None:
         raise UserError('--stream: a text of a draft or a beam search is whole at once; leave out one of the two')
     stream = None
     if FLAGS.stream:  # all processes generate, and the first one shows the text
-        stream = _Terminal(prompts[0]) if processes.first() else lambda text: None
+        shown = prompts[0] if trained.can(CausalText) else ''  # in front of a text that goes on from it
+        stream = _Terminal(shown) if processes.first() else lambda text: None
     found = api.generate(trained, prompts, num_samples, FLAGS.seed, stream=stream, **given)
     written = [text for of_replica in found.values() for text in of_replica]
     if not processes.first():

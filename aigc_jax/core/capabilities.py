@@ -11,6 +11,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from aigc_jax.core.types import Array
 
 Read = Callable[[Any, Any], Any]
@@ -127,8 +129,32 @@ class SplitStatistic:
         return dataclasses.replace(self, collect=_reading(self.collect, read))
 
 
+class WritesText:
+    """What CausalText and Seq2Seq have in common, which is all that writing text needs (aigc_jax.decoding).
+
+    decode(params, extra, tokens (n, L), cache) -> (logits (n, L, vocabulary), cache): prefill, and each step after it.
+    context: the most columns that a cache can have; 0: any number.
+    vocab_size, eos: of the tokenizer; eos: None where texts have no end.
+    bos: the token that a text without a prompt begins with, which is not written.
+    """
+
+    decode: Callable[..., tuple[Array, Any]]
+    context: int
+    vocab_size: int
+    eos: int | None
+    bos: int
+
+    def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
+        """(what `decode` is to read first (n, L), the cache with room for that and `new` tokens more), of prompts
+        (n, P) int32, filled on the left up to start (n,)."""
+        raise NotImplementedError
+
+    def on_data(self, read: Read, write: Write) -> 'WritesText':
+        return self  # tokens are what the data are
+
+
 @dataclasses.dataclass(frozen=True)
-class CausalText:
+class CausalText(WritesText):
     """A model of text from left to right, which can be scored and generated from (aigc_jax.decoding).
 
     decode(params, extra, tokens (n, L), cache) -> (logits (n, L, vocabulary), cache): prefill, and each step after it.
@@ -149,8 +175,35 @@ class CausalText:
     bos: int
     attention: Callable[..., Array] | None = None
 
-    def on_data(self, read: Read, write: Write) -> 'CausalText':
-        return self  # tokens are what the data are
+    def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
+        n, length = prompt.shape
+        return prompt, self.init_cache(n, length + new)._replace(start=start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2Seq(WritesText):
+    """A model that writes a text, the target, for another, the source, which is its prompt.
+
+    decode(params, extra, tokens (n, L), cache) -> (logits (n, L, vocabulary), cache): prefill, and each step after it.
+    init_cache(params, extra, source (n, S), start (n,), columns) -> the cache of n targets of at most so many columns;
+      it reads the sources, each of which begins at `start`.
+    token_nll(params, extra, batch) -> −log p of each token of the targets, (n, T) nats, and whether it is one (n, T).
+    frame: the tokens (before, behind) that stand around a source.
+    context, vocab_size, eos, bos: see WritesText.
+    """
+
+    decode: Callable[..., tuple[Array, Any]]
+    init_cache: Callable[..., Any]
+    token_nll: Callable[..., tuple[Array, Array]]
+    frame: tuple[tuple[int, ...], tuple[int, ...]]
+    vocab_size: int
+    eos: int | None
+    bos: int
+    context: int = 0
+
+    def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
+        first = jnp.full((prompt.shape[0], 1), self.bos, jnp.int32)
+        return first, self.init_cache(params, extra, prompt, start, 1 + new)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,5 +223,6 @@ class FillsIn:
 
 
 Capability = (
-    Measures | Samples | Reconstructs | ScalarField | LatentSpace | Codebook | SplitStatistic | CausalText | FillsIn
+    Measures | Samples | Reconstructs | ScalarField | LatentSpace | Codebook | SplitStatistic | CausalText | Seq2Seq
+    | FillsIn
 )

@@ -34,6 +34,10 @@ class Pretrained(Tokenizer):
     config: str = '{}'
 
     @property
+    def before_prompt(self) -> tuple[int, ...]:
+        return self.frame.before
+
+    @property
     def can_grow(self) -> bool:
         return False
 

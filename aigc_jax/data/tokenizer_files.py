@@ -62,6 +62,12 @@ def read(folder) -> Pretrained:
     return found
 
 
+def are_in(folder) -> bool:
+    """Whether a folder holds a tokenizer."""
+    folder = pathlib.Path(folder).expanduser()
+    return any((folder / name).is_file() for name in ('tokenizer.json', 'merges.txt', 'vocab.txt', *SENTENCEPIECE))
+
+
 def files(tokenizer: Tokenizer) -> dict[str, str]:
     """{name: text} of the files of a folder, from which transformers' AutoTokenizer reads the tokenizer.
 

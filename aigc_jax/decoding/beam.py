@@ -22,6 +22,7 @@ def beam_search(
     seen = seen_tokens(prompt, state.start, vocab_size, end)
     # Beams of one prompt lie together: row i·k + j is beam j of prompt i.
     spread = lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x
+    source, state = state.source, state._replace(source=())  # all beams of a prompt read one source
     state, logits, seen = jax.tree.map(spread, (state, logits[:, -1], seen))
     score = jnp.tile(jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf), (n, 1))  # at first all beams are the same
 
@@ -50,12 +51,12 @@ def beam_search(
         tokens = take(loop['tokens'])
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, :, None], t, 2)
         state = jax.tree.map(lambda x: x[rows] if x.ndim else x, loop['state'])
-        logits, state = apply(token.reshape(-1, 1), state)
+        logits, state = apply(token.reshape(-1, 1), state._replace(source=source))
         seen = loop['seen'][rows].at[jnp.arange(n * k), token.reshape(-1)].set(True)
         finished = (token == end) & ~was_done if end is not None else jnp.zeros_like(was_done)
         return dict(
-            t=t + 1, done=was_done | finished, tokens=tokens, length=take(length), seen=seen, state=state,
-            score=chosen(total), log_prob=chosen(log_prob), logits=logits[:, -1],
+            t=t + 1, done=was_done | finished, tokens=tokens, length=take(length), seen=seen,
+            state=state._replace(source=()), score=chosen(total), log_prob=chosen(log_prob), logits=logits[:, -1],
         )  # fmt: skip
 
     zeros = jnp.zeros((n, k), jnp.int32)

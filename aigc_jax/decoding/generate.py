@@ -1,4 +1,4 @@
-"""Text from a language model: prompts in, texts out, with their likelihood and how each ended."""
+"""Text from a model: prompts in, texts out, with their likelihood and how each ended."""
 
 import dataclasses
 from collections import Counter
@@ -10,7 +10,7 @@ import numpy as np
 
 from aigc_jax.core import arguments, optim, parallel, rng
 from aigc_jax.core import progress as progress_lib
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.capabilities import Seq2Seq, WritesText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import Tokenizer
@@ -33,7 +33,8 @@ class Text:
     nats: −log p of `tokens` under the model; ended: 'end' (of a document, or of what a grammar allows), 'stop' (before
     the stop text), 'closed' (led to its end by a grammar, since few tokens were left), 'length' (cut off) or 'trimmed'
     (cut off, and back to where a grammar lets it end); ruled_out: −log of the probability that a grammar left, summed
-    over tokens, those that came too late to end in time ruled out too; calls: of the model.
+    over tokens, those that came too late to end in time ruled out too; calls: of the model; goes_on: whether the text
+    goes on from the prompt, or is one of its own that was written for it (core.capabilities.Seq2Seq).
     """
 
     prompt: str
@@ -44,9 +45,10 @@ class Text:
     ruled_out: float
     calls: int
     suffix: str
+    goes_on: bool = True
 
     def __str__(self) -> str:
-        return self.prompt + self.text + self.suffix
+        return self.prompt + self.text + self.suffix if self.goes_on else self.text
 
 
 class Generator:
@@ -57,12 +59,13 @@ class Generator:
     max_new_tokens: the most that a text gets; None: _MOST, but no more than fit where a beam search or a draft goes no
     further.
     stop: the text to stop before. suffix: what stands behind the text, for a model trained to fill in.
-    grammar: of prompt and text together, by name or file (grammars.Grammar). draft: tokens (N,), such as the training
-    text's, whose n-grams propose tokens, so that the same text needs fewer calls of the model.
+    grammar: of prompt and text together, or of a text of its own, by name or file (grammars.Grammar). draft: tokens
+    (N,), such as the training text's, whose n-grams propose tokens, so that the same text needs fewer calls of the
+    model.
     """
 
     def __init__(
-        self, model: CausalText, tokenizer: Tokenizer, how: Sampling, max_new_tokens: int | None = None, *,
+        self, model: WritesText, tokenizer: Tokenizer, how: Sampling, max_new_tokens: int | None = None, *,
         stop: str = '', suffix: str = '', grammar: str = '', draft: np.ndarray | None = None, chunk: int = 64,
         placement: jax.sharding.Sharding | None = None,
     ):  # fmt: skip
@@ -75,6 +78,10 @@ class Generator:
             raise UserError(f'{given[0]}: a beam search has none; leave out one of the two')
         if draft is not None and grammar:
             raise UserError('draft: it proposes several tokens at once, and a grammar allows one at a time')
+        self._goes_on = not isinstance(model, Seq2Seq)
+        for name, value in (('draft', draft is not None), ('suffix', suffix)):
+            if value and not self._goes_on:
+                raise UserError(f'{name}: is of a text that goes on from its prompt; this model writes one of its own')
         if draft is not None and not self._model.context:
             raise UserError('draft: a recurrent model cannot take back what it has read; leave it out')
         if suffix and grammar:
@@ -146,7 +153,7 @@ class Generator:
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + np.arange(len(part), dtype=np.int32)
                 shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
-                matchers = self._grammar and self._grammar.begin([self._encode(text, 'prompt') for text, _ in part])
+                matchers = self._grammar and self._matchers([text for text, _ in part])
                 found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
                 for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
                     texts.append(self._ended(prompt, *one))
@@ -156,13 +163,17 @@ class Generator:
 
     def _fits_grammar(self, prompts, most) -> None:
         """Raises UserError for a prompt that begins no text of the grammar, or none that ends within so many tokens."""
-        least = self._grammar.begin([self._encode(prompt, 'prompt') for prompt in prompts]).least()
+        least = self._matchers(prompts).least()
         for prompt, tokens in zip(prompts, least, strict=True):
             if tokens > most:
                 raise UserError(
                     f'max_new_tokens={most}: a text of grammar={self._grammar.name} that begins with '
                     f'{_shortened(prompt)} needs {tokens} more tokens to end'
                 )
+
+    def _matchers(self, prompts):
+        """Of the grammar, which have read what of each text is there."""
+        return self._grammar.begin([self._encode(prompt if self._goes_on else '', 'prompt') for prompt in prompts])
 
     def _write(self, params, extra, prompt, start, key, index, most, beyond, stream, matchers):
         """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
@@ -182,7 +193,10 @@ class Generator:
         """As `_write`, some tokens at a time; between them the host looks at them, or makes room in the context."""
         text, (n, length) = self._model, prompt.shape
         columns = min(text.context or length + most, length + most)
-        read = lambda prompt, start: self._decoder.prefill(params, extra, prompt, start, self.how, most, columns)
+
+        def read(prompt, start):
+            return self._decoder.prefill(params, extra, prompt, start, self.how, most, columns - prompt.shape[1])
+
         progress, full = read(prompt, start), columns - length  # tokens after which no column is left
         ended, t = np.zeros(n, bool), 0
         kept = [jnp.zeros_like(getattr(progress, name)) for name in _SUMS] if matchers else []
@@ -234,10 +248,10 @@ class Generator:
         how = np.where(trimmed, 'trimmed', 'length')
         return progress.tokens, *sums, calls, np.where(ended, np.where(matchers.closed, 'closed', 'end'), how)
 
-    def _encode(self, text: str, flag: str) -> np.ndarray:
+    def _encode(self, text: str, flag: str, special: bool = False) -> np.ndarray:
         try:
             text.encode()
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode(text, special)
         except UnicodeEncodeError as error:  # bytes that are no UTF-8 come as lone surrogates, as halves of letters do
             raise UserError(f'{flag}: character {error.start + 1}, {text[error.start]!r}, is no UTF-8') from None
         except UserError as error:
@@ -245,14 +259,19 @@ class Generator:
 
     def _prompt(self, text: str) -> np.ndarray:
         """The tokens to read; a prompt that begins a text follows what stands before each document."""
+        if not self._goes_on:
+            before, behind = self._model.frame
+            tokens = self._encode(text, 'prompt', special=bool(self._tokenizer.sentinels))
+            return np.concatenate([before, tokens, behind]).astype(np.int32)
         tokens = self._encode(text, 'prompt')
         if self._suffix:
             before, between, after = self._tokenizer.fim
             tokens = [[before], tokens, [between], self._encode(self._suffix, 'suffix'), [after]]
             tokens = np.concatenate(tokens)
-        if self._tokenizer.end is not None or not len(tokens):
-            tokens = np.concatenate([[self._model.bos], tokens])
-        return tokens.astype(np.int32)
+        before = self._tokenizer.before_prompt
+        if not before and not len(tokens):
+            before = (self._model.bos,)
+        return np.concatenate([np.array(before, np.int32), tokens]).astype(np.int32)
 
     def _certain(self, tokens: np.ndarray) -> str:
         """The text of a part of the tokens, without what later ones may change."""
@@ -265,7 +284,7 @@ class Generator:
 
     def _behind(self, prompt: str, text: str) -> str:
         """The text as it stands behind the prompt: words with a space between."""
-        apart = self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
+        apart = self._goes_on and self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
         return ' ' * bool(apart) + text
 
     def _ended(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
@@ -277,7 +296,9 @@ class Generator:
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
         text = self._behind(prompt, text)
-        return Text(prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix)
+        return Text(
+            prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix, self._goes_on
+        )
 
 
 def summary(texts: list[Text]) -> str:

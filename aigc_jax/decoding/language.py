@@ -1,4 +1,4 @@
-"""Text written by a model that gives core.capabilities.CausalText: the compiled programs."""
+"""Text written by a model that gives core.capabilities.WritesText: the compiled programs."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import parallel
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.capabilities import WritesText
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
@@ -19,10 +19,10 @@ _STAGES, _LEAST = 4, 32  # how often a cache grows at most, and by how many colu
 _ROWS = 2  # texts that are worth a thread
 
 
-def _sizes(read: int, new: int) -> list[int]:
-    """The sizes of a cache of which `read` columns are filled at first, and `new` more in the end."""
+def _rooms(new: int) -> list[int]:
+    """The columns for new tokens of a cache that grows, `new` of them in the end."""
     growth = max(_LEAST, math.ceil(new / _STAGES))
-    return [*range(read + growth, read + new, growth), read + new]
+    return [*range(growth, new, growth), new]
 
 
 def _put(whole: Array, part: Array) -> Array:
@@ -50,7 +50,7 @@ def _divided(write: Callable[..., Tree], prompt, start, index) -> Tree:
 class TextDecoder:
     """The compiled programs that write text with a model; they are freed with this object."""
 
-    def __init__(self, text: CausalText):
+    def __init__(self, text: WritesText):
         self._text = text
         self._generate = jax.jit(self._one_generation, static_argnums=(6, 7, 8))
         self._speculate = jax.jit(self._one_speculation, static_argnums=(7, 8, 9))
@@ -76,36 +76,36 @@ class TextDecoder:
 
     def _one_generation(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop):
         apply, text = self._apply(params, extra), self._text
-        n, read = prompt.shape
-        empty = lambda columns: text.init_cache(n, columns)._replace(start=start)
+        begin = lambda new: text.begin(params, extra, prompt, start, new)
         if how.beam_size > 1:
-            return beam_search(apply, empty(read + max_new_tokens), prompt, how, max_new_tokens, text.eos)
+            first, cache = begin(max_new_tokens)
+            return beam_search(apply, cache, first, how, max_new_tokens, text.eos)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.
-        first, *others = _sizes(read, max_new_tokens) if text.context else [read + max_new_tokens]
-        progress = sampling.prefill(apply, empty(first), prompt, how, max_new_tokens, text.eos)
-        progress = sampling.decode(apply, progress, key, index, how, first - read, text.eos, stop)
-        for columns in others:
-            layers = jax.tree.map(_put, empty(columns).layers, progress.state.layers)
+        room, *others = _rooms(max_new_tokens) if text.context else [max_new_tokens]
+        first, cache = begin(room)
+        progress = sampling.prefill(apply, cache, first, how, max_new_tokens, text.eos)
+        progress = sampling.decode(apply, progress, key, index, how, room, text.eos, stop)
+        for room in others:
+            layers = jax.tree.map(_put, begin(room)[1].layers, progress.state.layers)
             progress = progress._replace(state=progress.state._replace(layers=layers))
-            progress = sampling.decode(apply, progress, key, index, how, columns - read, text.eos, stop)
+            progress = sampling.decode(apply, progress, key, index, how, room, text.eos, stop)
         return Generated(progress.tokens, progress.length, progress.log_prob)
 
     def _one_speculation(self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens, stop):
         apply, text = self._apply(params, extra), self._text
-        columns = prompt.shape[1] + max_new_tokens + speculation.LENGTH
 
         def one(row, start, index):
-            cache = text.init_cache(1, columns)._replace(start=start[None])
+            first, cache = text.begin(params, extra, row[None], start[None], max_new_tokens + speculation.LENGTH)
             return speculation.speculate(
-                apply, cache, row[None], key, index[None], table, how, max_new_tokens, text.eos, stop
+                apply, cache, first, key, index[None], table, how, max_new_tokens, text.eos, stop
             )
 
         return jax.vmap(one)(prompt, start, index)
 
-    def _prefill(self, params, extra, prompt, start, how: Sampling, max_new_tokens: int, columns: int) -> Progress:
-        """Reads the prompt; what follows is written by `decode`, for which there is room in so many columns."""
-        cache = self._text.init_cache(prompt.shape[0], columns)._replace(start=start)
-        return sampling.prefill(self._apply(params, extra), cache, prompt, how, max_new_tokens, self._text.eos)
+    def _prefill(self, params, extra, prompt, start, how: Sampling, max_new_tokens: int, new: int) -> Progress:
+        """Reads the prompt; what follows is written by `decode`, for which there is room for so many new tokens."""
+        first, cache = self._text.begin(params, extra, prompt, start, new)
+        return sampling.prefill(self._apply(params, extra), cache, first, how, max_new_tokens, self._text.eos)
 
     def _decode(
         self, params, extra, progress: Progress, key, index, until, how: Sampling, stop: tuple, allowed=None

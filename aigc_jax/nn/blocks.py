@@ -184,8 +184,8 @@ class Block(Common, kw_only=True):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
     index: of the layer. causal: whether no query looks ahead. post_norm: norm(x + f(x)) instead (Vaswani et al. 2017).
-    scaled: whether the scores are divided by √d (T5 has that in its initialization). cross: whether there is attention
-    to another text between the two.
+    cross: whether there is attention to another text between the two. scaled: whether the scores are divided by √d;
+    else the block is T5's (Raffel et al. 2020), which has that in its initialization and drops hidden units of the MLP.
     """
 
     index: int
@@ -203,7 +203,8 @@ class Block(Common, kw_only=True):
 
         mask (n or 1, L, S), True where a query may look; bias (heads, L, S): added to the scores of self-attention.
         memory (n, M, width): the text that cross-attention reads, where memory_mask (n, M) is True; None where the
-        cache holds its keys and values already.
+        cache holds its keys and values already. These may be of fewer rows than x: of each b rows of x, which follow
+        one another, one.
         """
         cached = cache is not None
 
@@ -233,14 +234,18 @@ class Block(Common, kw_only=True):
                 v = self._heads(memory, self.kv_heads, 'cross_value')
                 if cached:
                     cache = {**cache, 'cross_k': k, 'cross_v': v}
-            seen = jnp.broadcast_to(memory_mask[:, None], (x.shape[0], x.shape[1], k.shape[2]))
+            n, h, length, d = q.shape
+            rows = k.shape[0]  # the queries of the rows that read one text are attended to as one longer row
+            q = q.reshape(rows, n // rows, h, length, d).swapaxes(1, 2).reshape(rows, h, -1, d)
+            seen = jnp.broadcast_to(memory_mask[:, None], (rows, q.shape[2], k.shape[2]))
             mixed = self._attend(q, k, v, seen, None, False, draw, 'cross_attention', 'cross_weights')
+            mixed = mixed.reshape(rows, h, n // rows, length, d).swapaxes(1, 2).reshape(n, h, length, d)
             return self._output(mixed, 'cross_out')
 
         x = self._residual(x, self_attention, 'attention', draw)
         if self.cross:
             x = self._residual(x, cross_attention, 'cross', draw)
-        return self._residual(x, self._mlp, 'mlp', draw), cache
+        return self._residual(x, lambda h: self._mlp(h, draw), 'mlp', draw), cache
 
     def _residual(self, x: Array, layer, name: str, draw: Draw) -> Array:
         norm = self._norm(f'{name}_norm')
@@ -254,6 +259,9 @@ class Block(Common, kw_only=True):
         std = 0.02 / math.sqrt(2 * self.layers) if residual and not self.post_norm else 0.02
         zero = residual and self.zero_init
         initializer = nn.initializers.zeros if zero else nn.initializers.normal(std)
+        if not self.scaled:  # 1/√(inputs), and of queries 1/√d of that, as in Mesh TensorFlow
+            scale = 1 / self.head_features if name.endswith('query') else 1.0
+            initializer = nn.initializers.variance_scaling(scale, 'fan_in', 'normal')
         return Dense(features, use_bias=self.bias or bias, kernel_init=initializer, dtype=self.dtype, name=name)
 
     def _heads(self, x: Array, count: int, name: str) -> Array:
@@ -273,12 +281,14 @@ class Block(Common, kw_only=True):
             return nn.RMSNorm(epsilon=self.norm_epsilon or 1e-6, dtype=self.dtype, name=name)(x)
         return rms_norm(x)
 
-    def _mlp(self, h: Array) -> Array:
+    def _mlp(self, h: Array, draw: Draw) -> Array:
         if self.activation in _GATED:
             gate = self._dense(self.mlp_width, 'gate')(h)
             h = _GATED[self.activation](gate) * self._dense(self.mlp_width, 'up')(h)
         else:
             h = PLAIN[self.activation](self._dense(self.mlp_width, 'up')(h))
+        if not self.scaled:
+            h = self._dropped(h, draw, 'hidden')
         return self._dense(self.width, 'down', residual=True)(h)
 
     def _dropped(self, x: Array, draw: Draw, name: str) -> Array:

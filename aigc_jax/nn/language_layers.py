@@ -17,11 +17,13 @@ class State(NamedTuple):
 
     column: () int32, how many columns; layers: keys and values, or recurrent states, (n, …) each;
     start: (n,) int32, the column where each text begins, so that texts of unequal length end in one column.
+    source: of an encoder-decoder, what it has read of the texts that these are written for; () of others.
     """
 
     column: Array
     layers: Tree
     start: Array
+    source: Tree = ()
 
 
 def dropout(x: Array, rate: float, draw: Draw, name: str) -> Array:

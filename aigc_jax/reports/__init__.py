@@ -14,11 +14,12 @@ from aigc_jax.reports.problems import Problems
 from aigc_jax.reports.text_likelihood import Baselines, TextLikelihood
 from aigc_jax.reports.text_samples import TextSamples
 from aigc_jax.reports.transport import PointTransport
+from aigc_jax.reports.written import Written
 from aigc_jax.runs.experiment import Experiment
 
 REPORTS: tuple[type[Report], ...] = (
     Means, TextLikelihood, CodebookUse, MixtureSamples, PointTransport, SplitStatistics, TextSamples, Baselines,
-    Problems, ImageSamples,
+    Written, Problems, ImageSamples,
 )  # fmt: skip
 
 

@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 
 from aigc_jax.core import records
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.capabilities import WritesText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write, lines_of, read_text
+from aigc_jax.data import Tokens
 from aigc_jax.decoding import Sampling
 from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.reports import pictures
@@ -25,9 +26,10 @@ def writer(
     if draft and draft != 'ngram':
         raise UserError(f"draft: {draft!r}; it is 'ngram', or left out")
     dataset = experiment.dataset
+    read = dataset.splits['train'].tokens if isinstance(dataset.spec, Tokens) else np.zeros(0, np.int32)
     return Generator(
-        experiment.task.get(CausalText), dataset.spec.tokenizer, how, max_new_tokens,
-        draft=dataset.splits['train'].tokens[:_DRAFT_TOKENS] if draft else None,
+        experiment.task.get(WritesText), dataset.spec.tokenizer, how, max_new_tokens,
+        draft=read[:_DRAFT_TOKENS] if draft else None,
         chunk=experiment.config.eval.batch_size, placement=experiment.plan.replicated, **more,
     )  # fmt: skip
 

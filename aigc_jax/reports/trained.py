@@ -14,7 +14,15 @@ import numpy as np
 
 from aigc_jax import tasks
 from aigc_jax.core import arguments, parallel, rng
-from aigc_jax.core.capabilities import CausalText, FillsIn, LatentSpace, LogDensity, Reconstructs, Samples
+from aigc_jax.core.capabilities import (
+    CausalText,
+    FillsIn,
+    LatentSpace,
+    LogDensity,
+    Reconstructs,
+    Samples,
+    WritesText,
+)
 from aigc_jax.core.errors import UserError, check_type
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Extra, TrainState
@@ -32,7 +40,7 @@ from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
 _WORDS = {
-    CausalText: 'writes no text',
+    WritesText: 'writes no text',
     FillsIn: 'fills in no hidden token',
     LatentSpace: 'has no latent space',
     LogDensity: 'has no density over the data',
@@ -48,8 +56,8 @@ _COLUMNS = 64  # of tokens, to whose multiples a text is filled up, so that few 
 class Trained:
     """One replica of a run at one checkpoint: config, step, and what the model can do.
 
-    k: of which replica; None: the first one, which stands for all where samples are written. shared: what is compiled,
-    of all replicas.
+    run: None of a model that is of no run. k: of which replica; None: the first one, which stands for all where samples
+    are written. shared: what is compiled, of all replicas.
 
     x, in and out, is (n, *shape) in the data's own units. Images go in as whole numbers 0..levels, as the set stores
     them, or as floats in [0, 1]. They come out as floats; samples are clipped to [0, 1], as metrics and pictures have
@@ -63,8 +71,9 @@ class Trained:
     """
 
     def __init__(
-        self, run: Run, experiment: Experiment, state: TrainState, k: int | None = None, shared: dict | None = None
-    ):
+        self, run: Run | None, experiment: Experiment, state: TrainState, k: int | None = None,
+        shared: dict | None = None,
+    ):  # fmt: skip
         self.run, self.experiment, self.config = run, experiment, experiment.config
         self.tokenizer, self.num_classes = getattr(experiment.dataset.spec, 'tokenizer', None), experiment.num_classes
         self._all, self._is_one, self._k = state, k is not None, k or 0
@@ -174,7 +183,8 @@ class Trained:
         return [self.tokenizer.decode(until_end(tokens, self.tokenizer.end)) for tokens in samples]
 
     def generate(self, prompts: str | Sequence[str] = '', n: int = 1, seed: int = 0, stream=None, **how) -> list[Text]:
-        """n texts that go on from each prompt; str(text) is all of one. Text i of all is a function of (seed, i).
+        """n texts that go on from each prompt, or are written for it; str(text) is all of one. Text i of all is a
+        function of (seed, i).
 
         how: fields of decoding.Sampling (temperature, top_k, top_p, min_p, repetition_penalty, beam_size,
         length_penalty), for which the config's `sample` stands where they are left out, and max_new_tokens, stop,
@@ -201,16 +211,16 @@ class Trained:
 
     def metrics(self) -> list[dict]:
         """The rows of metrics.jsonl, oldest first: {'step', 'split', 'seed' of a replica, metric: number or None}."""
-        return self.run.rows()
+        return self._saved('metrics').rows()
 
     def evaluations(self) -> dict[str, dict]:
         """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}. Every
         other evaluation has {'step', 'split', 'data', 'sample', …, 'metrics': {metric: {'value', …}}}."""
-        return self.run.evaluations()
+        return self._saved('evaluations').evaluations()
 
     def writer(self, **how) -> Generator:
         """For many calls with the same settings; see `generate`."""
-        self._get(CausalText, 'generate')
+        self._get(WritesText, 'generate')
         if unknown := [name for name in how if name not in _HOW]:
             raise UserError(f'generate: there is no {unknown[0]}; known: {", ".join(_HOW)}')
         for name, value in how.items():
@@ -237,18 +247,26 @@ class Trained:
         """Where samples of this replica are kept, without a suffix: STEP_sampleSEED, and -SETTINGS, a digest, where
         they are drawn in another way than the run's own config says. how: of texts."""
         of_replica = f'_seed{self.experiment.seeds[self._k]}' if len(self.experiment.seeds) > 1 else ''
-        now, own = self.config.sample.to_dict(), self.run.config.sample.to_dict()
+        run = self._saved('samples')
+        now, own = self.config.sample.to_dict(), run.config.sample.to_dict()
         if how is not None:
             now |= dataclasses.asdict(how)
             own |= dataclasses.asdict(from_config(own))
         digest = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:8]
-        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
+        return run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
+
+    def _saved(self, what: str) -> Run:
+        if self.run is None:
+            raise UserError(f'{what}: this model is of no run, so there is no folder of them')
+        return self.run
 
     def _get(self, kind: type, what: str):
         found = self.task.get(kind)
         if found is None:
             # A task's module names the capabilities that it can give.
-            able = [name for name, make in tasks.TASKS.items() if kind in vars(sys.modules[make.__module__]).values()]
+            modules = {name: vars(sys.modules[make.__module__]).values() for name, make in tasks.TASKS.items()}
+            is_one = lambda x: isinstance(x, type) and issubclass(x, kind)
+            able = [name for name, own in modules.items() if any(map(is_one, own))]
             raise UserError(
                 f'{what}: {self.config.task.name}, as it is configured here, {_WORDS[kind]}; '
                 f'of the tasks {", ".join(able) or "none"} can'
@@ -288,7 +306,7 @@ class Trained:
         return self._calls.joined(one, n)
 
     def _log_prob_of_texts(self, texts) -> np.ndarray:
-        text, texts = self._get(CausalText, 'log_prob'), arguments.texts('x', texts)
+        text, texts = self.task.get(CausalText), arguments.texts('x', texts)
         if not texts:
             raise UserError('log_prob: it is given no text')
         end = [] if text.eos is None else [text.eos]

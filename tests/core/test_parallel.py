@@ -46,6 +46,7 @@ MODELS = {
     ),
     # The windows have unequal numbers of hidden tokens.
     'mlm': ('bert', {**ONE, 'model.dropout': 0.1, 'task.whole_words': True, 'task.sentence_order': 1.0}),
+    't5': ('finetune_seq2seq', {**ONE, 'model.dropout': 0.1}),  # whose targets are of unequal length
     'rnn': ('rnn_lm', ONE),  # with its state carried from block to block
     'critic of two steps': (
         'gan',
@@ -96,6 +97,7 @@ CASES_OF = {
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
     'mlm': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1'),
+    't5': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1'),
     'vq': ('jit x1', 'micro pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),

@@ -7,9 +7,12 @@ from aigc_jax.adapt.huggingface.files import CONFIG, Folder, is_folder, write
 from aigc_jax.adapt.huggingface.gpt2 import GPT2
 from aigc_jax.adapt.huggingface.llama import LLAMA
 from aigc_jax.adapt.huggingface.rules import Family, read, tensors
+from aigc_jax.adapt.huggingface.t5 import T5
 from aigc_jax.core.errors import UserError, near
 
-FAMILIES: dict[str, Family] = {'gpt2': GPT2, 'llama': LLAMA, 'mistral': LLAMA, 'qwen2': LLAMA, 'qwen3': LLAMA}
+FAMILIES: dict[str, Family] = {
+    'gpt2': GPT2, 'llama': LLAMA, 'mistral': LLAMA, 'qwen2': LLAMA, 'qwen3': LLAMA, 't5': T5,
+}  # fmt: skip
 """{model_type of config.json: the family}"""
 
 
@@ -21,12 +24,23 @@ def family_of(folder: Folder) -> Family:
     return FAMILIES[kind]
 
 
+def fields_of(folder: Folder) -> dict[str, Any]:
+    """{field of our config: value} of a checkpoint. Raises UserError."""
+    family = family_of(folder)
+    return family.fields(family.amended(folder), str(folder.path / CONFIG))
+
+
 def family_for(fields: Mapping[str, Any]) -> Family:
     """The family that a model of a config, {field: value}, is written as. Raises UserError."""
     task = fields['task.name']
     if task == 'lm' and fields['model.kind'] == 'transformer':
         return GPT2 if fields['model.position'] == 'learned' else LLAMA
+    if task == 'seq2seq':
+        return T5
     raise UserError(f'task.name: {task}, with this model, has no form of Hugging Face')
 
 
-__all__ = ['CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'is_folder', 'read', 'tensors', 'write']
+__all__ = [
+    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'fields_of', 'is_folder', 'read', 'tensors',
+    'write',
+]  # fmt: skip

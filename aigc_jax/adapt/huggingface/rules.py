@@ -41,6 +41,7 @@ class Family:
       config: {field: value} of our config, and the size of the vocabulary -> config.json.
       rules: {field: value} -> all rules. Those whose `theirs` begins with '/' have no prefix.
       unused: a regex of tensors that are no parameters, such as masks that old versions saved.
+      amended: a folder -> its config.json, with what its tensors tell and it does not.
     """
 
     task: str
@@ -49,6 +50,7 @@ class Family:
     config: Callable[[Mapping[str, Any], int], dict[str, Any]]
     rules: Callable[[Mapping[str, Any]], list[Rule]]
     unused: str = '(?!)'
+    amended: Callable[[Folder], Mapping[str, Any]] = lambda folder: folder.config
 
     def named(self, rule: Rule, prefix: str | None = None) -> str:
         """The whole name of the tensor."""

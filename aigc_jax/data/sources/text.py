@@ -110,10 +110,10 @@ def from_splits(
     has_end: whether a token stands before each document. origin: of the splits, in words. Raises UserError.
     """
     infilling.check(cfg)
-    has_fim = cfg.fim_rate > 0
+    has_fim, has_sentinels = cfg.fim_rate > 0, cfg.sentinels > 0  # what is written between them has an end
     if not len(by_split['train']):
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
-    tokenizer = tokenizer or make_tokenizer(cfg, by_split, has_end or has_fim, has_fim)
+    tokenizer = tokenizer or make_tokenizer(cfg, by_split, has_end or has_fim or has_sentinels, has_fim)
     check_tokenizer(cfg, tokenizer)
     if has_end and tokenizer.end is None:
         if tokenizer.can_grow:

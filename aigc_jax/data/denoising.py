@@ -1,0 +1,122 @@
+"""From windows of text to sources and targets, by which encoder-decoders are pre-trained, inside the compiled step.
+
+A window of length + 1 tokens, as language models have it, gives its first `length` to source and target. All draws are
+functions of (seed, step, example).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Array, Batch
+from aigc_jax.data.tokenizers import Tokenizer
+
+Pair = dict[str, Array]  # as a batch of specs.Pairs is: source, source_length, target, target_length
+
+
+class Objective(NamedTuple):
+    """transform(batch, ctx) -> Pair, of a batch with tokens (n, length + 1); behind: the tokens behind a source."""
+
+    transform: Callable[[Batch, rng.Context], Pair]
+    behind: tuple[int, ...]
+
+
+class SpanSizes(NamedTuple):
+    """Of a window whose spans are hidden, as random_spans_helper of T5's code counts: tokens that are hidden, spans of
+    them, and tokens of source and target, the end of each counted where the tokenizer has one."""
+
+    hidden: int
+    spans: int
+    source: int
+    target: int
+
+
+def span_sizes(length: int, density: float, mean_span: float, ends: bool = True) -> SpanSizes:
+    """Raises UserError for a window that is too short."""
+    hidden = min(max(round(length * density), 1), length - 1)
+    spans = max(round(hidden / mean_span), 1)
+    if not spans <= min(hidden, length - hidden):
+        raise UserError(
+            f'task.mean_span: {mean_span:g}, and task.noise_density, {density:g}: {length} tokens have {hidden} to '
+            f'hide, which are no {spans} spans with a token between each two'
+        )
+    return SpanSizes(hidden, spans, length - hidden + spans + ends, hidden + spans + ends)
+
+
+def spans(tokenizer: Tokenizer, density: float, mean_span: float) -> Objective:
+    """Span corruption (Raffel et al. 2020, section 3.1.4, and their code): of a window, `density` of the tokens are
+    hidden, in spans of `mean_span` on average, and a sentinel stands for each span. The target has each sentinel with
+    what it hides. All ways to divide a number of tokens into spans are equally likely, and a window begins with a token
+    that is kept."""
+    end = () if tokenizer.end is None else (tokenizer.end,)
+
+    def one(tokens: Array, u: Array, sizes: SpanSizes, sentinels: Array) -> tuple[Array, Array]:
+        length, kept = len(tokens), len(tokens) - sizes.hidden
+        of_kept = _composition(u[: kept - 1], kept, sizes.spans)
+        of_hidden = _composition(u[kept - 1 :], sizes.hidden, sizes.spans)
+        until = jnp.cumsum(jnp.stack([of_kept, of_hidden], axis=1).reshape(-1))  # kept, hidden, kept, …
+        place = jnp.arange(length)
+        part = jnp.searchsorted(until, place, side='right')
+        hidden, span = part % 2 == 1, part // 2
+        begins = hidden & ((place == 0) | (part != jnp.roll(part, 1)))
+        source = _gathered(jnp.where(begins, sentinels[span], tokens), ~hidden | begins, sizes.source, end)
+        # Behind each of the hidden tokens there are as many sentinels as spans have begun.
+        rank = jnp.cumsum(hidden) - 1
+        target = jnp.zeros(sizes.target, jnp.int32)
+        target = target.at[jnp.where(hidden, rank + span + 1, sizes.target)].set(tokens, mode='drop')
+        target = target.at[jnp.where(begins, rank + span, sizes.target)].set(sentinels[span], mode='drop')
+        return source, target.at[-1].set(end[0]) if end else target
+
+    def transform(batch: Batch, ctx: rng.Context) -> Pair:
+        tokens = batch['tokens'][:, :-1]
+        n, length = tokens.shape
+        sizes = span_sizes(length, density, mean_span, bool(end))
+        sentinels = _sentinels(tokenizer, sizes.spans)
+        of_all = jax.vmap(one, in_axes=(0, 0, None, None))
+        source, target = of_all(tokens, ctx.uniform('spans', (length - 2,)), sizes, sentinels)
+        return _pair(source, jnp.full(n, sizes.source), target, jnp.full(n, sizes.target))
+
+    return Objective(transform, end)
+
+
+def prefix() -> Objective:
+    """A prefix language model (Raffel et al. 2020, section 3.2.3): the first half of a window is the source, the rest
+    is the target. Neither ends, for the text goes on."""
+
+    def transform(batch: Batch, ctx: rng.Context) -> Pair:
+        tokens = batch['tokens'][:, :-1]
+        n, length = tokens.shape
+        half = length // 2
+        return _pair(tokens[:, :half], jnp.full(n, half), tokens[:, half:], jnp.full(n, length - half))
+
+    return Objective(transform, ())
+
+
+def _pair(source: Array, source_length: Array, target: Array, target_length: Array) -> Pair:
+    return dict(source=source, source_length=source_length, target=target, target_length=target_length)
+
+
+def _sentinels(tokenizer: Tokenizer, least: int) -> Array:
+    """(sentinels,) int32. Raises UserError where there are too few."""
+    if len(tokenizer.sentinels) < least:
+        has = len(tokenizer.sentinels)
+        raise UserError(f'data.sentinels: {has}; a window has {least} spans to hide, so set it to {least} or more')
+    return jnp.array(tokenizer.sentinels, jnp.int32)
+
+
+def _composition(u: Array, total: int, parts: int) -> Array:
+    """(parts,) sizes of 1 or more whose sum is `total`, each way as likely, of draws u (total − 1,)."""
+    begins = jnp.argsort(jnp.argsort(u)) < parts - 1
+    part = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(begins)])
+    return jnp.zeros(parts, jnp.int32).at[part].add(1)
+
+
+def _gathered(values: Array, chosen: Array, size: int, end: tuple[int, ...], fill: int = 0) -> Array:
+    """(size,): the chosen values in their order, and the end behind the last."""
+    found = jnp.full(size, fill, jnp.int32)
+    found = found.at[jnp.where(chosen, jnp.cumsum(chosen) - 1, size)].set(values, mode='drop')
+    return found.at[jnp.sum(chosen)].set(end[0]) if end else found

@@ -1,0 +1,190 @@
+"""Encoder-decoders, p(target given source) = Π p(y_t given y_<t, x), by maximum likelihood: T5 (Raffel et al. 2020).
+
+One player, 'model'. On pairs of texts the source is given and the target is to be written. On windows of text both are
+made of the window, by task.objective (data/denoising.py).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures, Seq2Seq
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
+from aigc_jax.data import Dataset, Pairs, Tokens, denoising, rows
+from aigc_jax.decoding import Sampling, from_config
+from aigc_jax.nn import encoder_decoder
+from aigc_jax.nn.build import build, compute_dtype, fields
+from aigc_jax.tasks.lm import VOCAB_SIZE
+
+OBJECTIVES = ('spans', 'prefix')
+FIELDS = {
+    'task': {
+        'objective': Field(
+            str, 'spans', choices=OBJECTIVES,
+            doc='of windows of text: `spans` are hidden and to be written (T5), or what follows the `prefix`, half of '
+            'a window; pairs are as they are',
+        ),
+        'noise_density': Field(float, 0.15, above=0, below=1, doc='share of the tokens that spans hide'),
+        'mean_span': Field(float, 3.0, least=1, doc='tokens of a span, on average'),
+        'z_loss': Field(float, 0.0, least=0, doc='weight of log² Z (Chowdhery et al. 2022, section 5)'),
+        'label_smoothing': Field(
+            float, 0.0, least=0, below=1, doc='share of the target that all tokens have alike (Szegedy et al. 2016)'
+        ),
+    },
+    'model': {'vocab_size': VOCAB_SIZE, **fields(encoder_decoder.EncoderDecoder)},
+    'sample': fields(Sampling),
+    'eval': {
+        'num_generated': Field(
+            int, 200, least=0, doc='of the final evaluation, targets of pairs that are written; 0: none'
+        ),
+        'generated_beams': Field(int, 1, least=1, doc='of the search for them; 1: the likeliest token each time'),
+    },
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncoderDecoderModel:
+    """The functions of the task.
+
+    objective: makes pairs of windows; its transform is the identity where the data are pairs. bos: the token before
+    each target, which is not written. z_loss, label_smoothing: of the loss. whole: whether it is measured which targets
+    are right as a whole.
+    """
+
+    module: encoder_decoder.EncoderDecoder
+    tokenizer: Any
+    objective: denoising.Objective
+    before: tuple[int, ...]
+    bos: int
+    z_loss: float
+    label_smoothing: float
+    whole: bool
+
+    def init(self, key: Array):
+        tokens = jnp.zeros((1, 8), jnp.int32)  # no shape of the parameters depends on how many
+        params = self.module.init(rng.named(key, 'model'), tokens, jnp.ones((1, 8), bool), tokens)['params']
+        return {'model': params}, Extra({}, {})
+
+    def apply(self, params, *arguments, method: str = '__call__'):
+        return self.module.apply({'params': params['model']}, *arguments, method=method)
+
+    def score(self, params, pair: Batch, draw=None) -> tuple[Array, Array]:
+        """logits (n, T, vocabulary) of the tokens of the targets, and which of them there are, bool (n, T)."""
+        source, target = pair['source'], pair['target']
+        before = jnp.concatenate([jnp.full_like(target[:, :1], self.bos), target[:, :-1]], axis=1)
+        logits = self.apply(params, source, rows.mask(pair['source_length'], source.shape[1]), before, draw)
+        return logits, rows.mask(pair['target_length'], target.shape[1])
+
+    def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        pair = self.objective.transform(batch, ctx)
+        logits, there = self.score(params, pair, ctx.uniform if self.module.dropout else None)
+        log_z, count = jax.nn.logsumexp(logits, axis=-1), jnp.sum(there)
+        mean = lambda x: jnp.sum(jnp.where(there, x, 0)) / count
+        value = nats = mean(log_z - _chosen(logits, pair['target']))
+        if self.label_smoothing:
+            uniform = mean(log_z - jnp.mean(logits, axis=-1))
+            value = (1 - self.label_smoothing) * value + self.label_smoothing * uniform
+        if self.z_loss:
+            value = value + self.z_loss * mean(log_z**2)
+        return value, Aux({'nats_per_token': nats}, extra, count.astype(jnp.float32))
+
+    def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
+        """Nats and accuracy of each token of a target, given those before it. exact_match: all are the likeliest, so
+        that greedy decoding writes the target."""
+        pair = self.objective.transform(batch, rng.context(0, 'eval', 0, ctx.index))  # the same for each seed
+        logits, there = self.score(params, pair)
+        total = lambda x: jnp.sum(jnp.where(there, x, 0), axis=1)
+        count = jnp.sum(there, axis=1)
+        right = jnp.argmax(logits, axis=-1) == pair['target']
+        nats = jax.nn.logsumexp(logits, axis=-1) - _chosen(logits, pair['target'])
+        found = {'model/nats_per_token': (total(nats), count), 'model/accuracy': (total(right), count)}
+        return found | ({'model/exact_match': jnp.all(right | ~there, axis=1)} if self.whole else {})
+
+    def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
+        """Of the tokenizer's tokens alone: checkpoints may have more rows than that."""
+        logits, cache = self.apply(params, tokens, None, None, cache, method='decode')
+        return logits[..., : self.tokenizer.vocab_size], cache
+
+    def init_cache(self, params, extra: Extra, source: Array, start: Array, columns: int) -> Tree:
+        mask = jnp.arange(source.shape[1]) >= start[:, None]
+        memory = self.apply(params, source, mask, method='encode')
+        return self.apply(params, memory, mask, columns, method='initial_state')
+
+    def token_nll(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> tuple[Array, Array]:
+        pair = self.objective.transform(batch, ctx)
+        logits, there = self.score(params, pair)
+        return jax.nn.logsumexp(logits, axis=-1) - _chosen(logits, pair['target']), there
+
+    def task(self) -> Task:
+        return Task(
+            init=self.init,
+            rounds=((Turn('model', self.loss),),),
+            capabilities=(
+                Measures(self.measure),
+                Seq2Seq(
+                    decode=self.decode,
+                    init_cache=self.init_cache,
+                    token_nll=self.token_nll,
+                    frame=(self.before, self.objective.behind),
+                    vocab_size=self.tokenizer.vocab_size,
+                    eos=self.tokenizer.end,
+                    bos=self.bos,
+                ),
+            ),
+        )
+
+
+def _chosen(logits: Array, tokens: Array) -> Array:
+    return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+
+
+def make(config, dataset: Dataset) -> Task:
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
+    spec, options = dataset.spec, config.task
+    if not isinstance(spec, (Tokens, Pairs)):
+        raise UserError(f'task.name: seq2seq reads text or pairs of texts; {config.data.name} holds {spec.words}')
+    tokenizer = spec.tokenizer
+    model = config.model.copy_and_resolve_references()
+    vocab_size = model.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(f'model.vocab_size: {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens')
+    del model['vocab_size']
+    dtype = compute_dtype(config.precision)
+    module = build(encoder_decoder.EncoderDecoder, 'model', model, vocab_size=vocab_size, dtype=dtype)
+    encoder_decoder.check(module, 'model')
+    from_config(config.sample).check(tokenizer.vocab_size, 'sample.')
+    is_pairs = isinstance(spec, Pairs)
+    return EncoderDecoderModel(
+        module=module,
+        tokenizer=tokenizer,
+        objective=denoising.Objective(lambda batch, ctx: batch, tokenizer.frame.behind) if is_pairs
+        else _objective(config, spec),
+        before=tokenizer.frame.before if is_pairs else (),
+        bos=tokenizer.filler,
+        z_loss=options.z_loss,
+        label_smoothing=options.label_smoothing,
+        whole=is_pairs,
+    ).task()  # fmt: skip
+
+
+def _objective(config, spec: Tokens) -> denoising.Objective:
+    options, data = config.task, config.data
+    if spec.contiguous:
+        raise UserError('data.order: no state is carried from block to block; set it to shuffled')
+    if data.eval_block not in (0, data.block):
+        raise UserError(f'data.eval_block: {data.eval_block}; sources and targets are made of windows of data.block')
+    if data.fim_rate:
+        raise UserError('data.fim_rate: infilling is for task.name=lm; here task.objective hides what is to be written')
+    if options.objective == 'prefix':
+        if spec.block < 2:
+            raise UserError(f'data.block: {spec.block}; a window is divided into source and target, so 2 or more')
+        return denoising.prefix()
+    found = denoising.spans(spec.tokenizer, options.noise_density, options.mean_span)
+    window = jax.ShapeDtypeStruct((1, spec.block + 1), jnp.int32)
+    jax.eval_shape(lambda tokens: found.transform({'tokens': tokens}, rng.context(0, 'eval', 0, jnp.arange(1))), window)
+    return found

@@ -1,0 +1,90 @@
+"""Windows of text as sources and targets: what is hidden, by T5's counts, and nothing lost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aigc_jax.core import rng
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import denoising, tokenizers
+
+BYTES = tokenizers.train('byte', ['ab'], ['ab'], 0, True, special=('pad',), num_sentinels=10)
+ENDLESS = tokenizers.train('byte', ['ab'], ['ab'], 0, False, num_sentinels=10)
+
+
+def drawn(objective, n=40, length=40, step=0, first=0):
+    """(windows (n, length + 1), the pair of each as arrays)."""
+    tokens = np.random.default_rng(0).integers(0, 256, (n, length + 1)).astype(np.int32)
+    ctx = rng.context(0, 'train', step, jnp.arange(first, n))
+    return tokens[first:], jax.tree.map(np.asarray, objective.transform({'tokens': tokens[first:]}, ctx))
+
+
+def filled(source, target, sentinels, end):
+    """The source with what the target says for its sentinels."""
+    of, now = {}, None
+    for token in target:
+        if token in sentinels:
+            now = of.setdefault(token, [])
+        elif token != end:
+            now.append(token)
+    assert [token for token in source if token in sentinels] == list(of)  # the same, in the same order
+    assert list(of) == list(sentinels[: len(of)])  # from the first on
+    return [x for token in source if token != end for x in of.get(token, [token])], [len(own) for own in of.values()]
+
+
+@pytest.mark.parametrize('length, density, mean_span, source, target', [
+    (568, 0.15, 3.0, 512, 114),  # T5's pre-training: random_spans_helper(512, 0.15, 1, 1, 3) is (568, 114)
+    (141, 0.15, 3.0, 128, 29),
+    (1024, 0.5, 3.0, 684, 684),
+])  # fmt: skip
+def test_sizes_are_those_of_t5s_code(length, density, mean_span, source, target):
+    assert denoising.span_sizes(length, density, mean_span)[2:] == (source, target)
+
+
+@pytest.mark.parametrize('tokenizer', [BYTES, ENDLESS], ids=['ends', 'endless'])
+def test_spans_are_hidden_and_none_is_lost(tokenizer):
+    sizes = denoising.span_sizes(40, 0.15, 3.0, tokenizer.end is not None)
+    tokens, pair = drawn(denoising.spans(tokenizer, 0.15, 3.0))
+    assert pair['source'].shape[1] == sizes.source and pair['target'].shape[1] == sizes.target
+    assert (pair['source_length'] == sizes.source).all() and (pair['target_length'] == sizes.target).all()
+    for window, source, target in zip(tokens, pair['source'], pair['target'], strict=True):
+        whole, lengths = filled(source, target, tokenizer.sentinels, tokenizer.end)
+        assert whole == list(window[:-1]) and len(lengths) == sizes.spans and sum(lengths) == sizes.hidden
+        assert source[0] == window[0]
+        if tokenizer.end is not None:
+            assert source[-1] == target[-1] == tokenizer.end
+
+
+def test_each_division_into_spans_is_as_likely():
+    """6 hidden tokens in 2 spans: lengths 1 to 5, each in a fifth of the windows (binomial, 5 standard errors)."""
+    n = 4000
+    _, pair = drawn(denoising.spans(BYTES, 0.15, 3.0), n)
+    first = np.argmax(pair['target'] == BYTES.sentinels[1], axis=1) - 1
+    share = np.bincount(first, minlength=6)[1:] / n
+    np.testing.assert_allclose(share, 0.2, atol=5 * (0.16 / n) ** 0.5)
+
+
+def test_the_draws_of_a_window_are_its_own():
+    """Whatever stands beside it; another step draws anew."""
+    objective = denoising.spans(BYTES, 0.15, 3.0)
+    _, all_of = drawn(objective)
+    _, last = drawn(objective, first=30)
+    _, later = drawn(objective, step=1)
+    np.testing.assert_array_equal(all_of['source'][30:], last['source'])
+    assert (all_of['source'] != later['source']).any(axis=1).mean() > 0.9
+
+
+def test_a_prefix_and_what_follows_are_the_window():
+    tokens, pair = drawn(denoising.prefix(), length=9)
+    assert pair['source'].shape[1] == 4 == pair['source_length'][0] and pair['target_length'][0] == 5
+    np.testing.assert_array_equal(np.concatenate([pair['source'], pair['target']], axis=1), tokens[:, :-1])
+
+
+def test_what_does_not_fit_is_refused_by_its_field():
+    with pytest.raises(UserError, match=r'data.sentinels: 10; a window has 14 spans to hide, so set it to 14'):
+        drawn(denoising.spans(BYTES, 0.15, 3.0), length=280)
+    with pytest.raises(UserError, match='task.mean_span: 1, and task.noise_density, 0.9: 20 tokens have 18'):
+        denoising.span_sizes(20, 0.9, 1.0)
+    with pytest.raises(UserError, match='task.mean_span'):
+        denoising.span_sizes(1, 0.15, 3.0)
