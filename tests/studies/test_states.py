@@ -184,6 +184,14 @@ def test_why_a_run_cannot_be_started_stands_in_the_table(sweep, tmp_path, monkey
     assert status.table(sweep, found, '').count(': failed: cannot be started: [Errno 2] No such file') == 4
 
 
+def test_a_folder_may_have_a_name_that_is_no_utf_8(sweep, tmp_path, monkeypatch):
+    """Such as one of another century, or any that is not ASCII where the locale is C."""
+    monkeypatch.setattr(local, 'command', lambda t: [sys.executable, '-c', 'raise SystemExit(3)', str(t.folder)])
+    trial = sweep.trials(tmp_path / os.fsdecode(b'L\xe4t'))[0]
+    outcome = local.launch([trial], 1, lambda *_: None)
+    assert outcome.states[trial.name].kind == states.FAILED and b'/L\xe4t/' in trial.log.read_bytes()
+
+
 def test_where_no_more_processes_can_be_started_the_others_wait_for_those_that_run(sweep, tmp_path, monkeypatch):
     """By the limit of open files, each process having a log; root has no limit of processes."""
     finishes = 'import time; time.sleep(0.5); import os, sys; os.rename(sys.argv[1] + ".made", sys.argv[1])'
