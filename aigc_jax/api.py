@@ -29,6 +29,7 @@ from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.decoding.generate import Text
 from aigc_jax.reports import evaluation, pictures, tables
+from aigc_jax.reports import export as export_lib
 from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.trained import Trained
@@ -154,6 +155,18 @@ def generate(
         found[path.with_suffix('.npz')] = texts
     run.run.paths.clear_leftovers()
     return found
+
+
+def export(
+    run, folder, form: str = 'hf', n: int = 64, *, step: str | int | None = None, overrides: Overrides = ()
+) -> list[pathlib.Path]:
+    """Writes a model into a new folder in a form that other programs read; see reports.export.export.
+
+    run: a run's folder, or what `open` gave.
+    """
+    run = _opened(run, step, overrides)
+    with processes.together('export'):
+        return export_lib.export(run, folder, form, arguments.checked('n', n, arguments.N))
 
 
 def _opened(run, step, overrides) -> Trained:

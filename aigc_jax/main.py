@@ -13,18 +13,22 @@ from aigc_jax.core.errors import RunError, UserError, near  # noqa: E402
 from aigc_jax.core.output import show, show_paths  # noqa: E402
 from aigc_jax.runs import config as config_lib  # noqa: E402
 
-MODES = ('train', 'evaluate', 'sample', 'fields')
+MODES = ('train', 'evaluate', 'sample', 'export', 'fields')
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    'mode', 'train', f'one of {", ".join(MODES)}; evaluate and sample read the config of the workdir, fields lists all '
-    'that --config has: what each can hold and what it means'
+    'mode', 'train', f'one of {", ".join(MODES)}; evaluate, sample and export read the config of the workdir, and '
+    'fields lists all that --config has: what each can hold and what it means'
 )  # fmt: skip
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
-flags.DEFINE_string('step', None, 'evaluate, sample: of which checkpoint, a number or best (default: the newest)')
-flags.DEFINE_integer('num_samples', 64, 'sample: how many', arguments.N.least, arguments.N.most)
+flags.DEFINE_string('step', None, 'not while training: of which checkpoint, a number or best (default: the newest)')
+flags.DEFINE_integer('num_samples', 64, 'sample, export: how many', arguments.N.least, arguments.N.most)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.least, arguments.SEED.most)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
-flags.DEFINE_string('prompt', '', 'sample, language models: the text to go on from')
+flags.DEFINE_string('format', 'hf', 'export: hf, which transformers loads; safetensors; stablehlo, the sampler')
+flags.DEFINE_string('output', '', 'export: the new folder to write')
+flags.DEFINE_string(
+    'prompt', '', 'sample, language models: the text to go on from; masked language models: one whose <mask> to fill in'
+)
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
 )
@@ -74,7 +78,9 @@ def _check_flags() -> None:
         raise UserError('--workdir: missing; name the folder of the run')
     if FLAGS.mode in ('train', 'fields') and not _given['config']:
         raise UserError('--config: missing; name a config, such as configs/gan.py')
-    if FLAGS.mode in ('evaluate', 'sample') and _given['config']:
+    if FLAGS.mode == 'export' and not FLAGS.output:
+        raise UserError('--output: missing; name the new folder to write')
+    if FLAGS.mode in ('evaluate', 'sample', 'export') and _given['config']:
         raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
 
 
@@ -99,7 +105,7 @@ def _run() -> None:
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
-    from aigc_jax.core.capabilities import CausalText
+    from aigc_jax.core.capabilities import CausalText, FillsIn
 
     if FLAGS.mode == 'evaluate':
         from aigc_jax.training import announce
@@ -107,6 +113,10 @@ def _run() -> None:
         found = api.evaluate(workdir, FLAGS.step, _given['overrides'], progress=sys.stderr)
         return announce.table(found.config, found.step, found.results)
     trained = api.open(workdir, FLAGS.step, _given['overrides'])
+    if FLAGS.mode == 'export':
+        return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples))
+    if trained.can(FillsIn):
+        return _fill(trained)
     _generate(trained) if trained.can(CausalText) else _sample(trained)
 
 
@@ -134,6 +144,20 @@ def _sample(trained) -> None:
     found = api.sample(trained, FLAGS.num_samples, FLAGS.seed, labels)
     if processes.first():
         show_paths(found)
+
+
+def _fill(trained) -> None:
+    """The prompts with their masks filled in, and what else could stand there."""
+    from aigc_jax.reports import texts
+
+    if given := [name for name in (*TEXT_FLAGS[2:], 'num_samples', 'seed', 'labels') if FLAGS[name].present]:
+        raise UserError(f'--{given[0]}: {trained.config.task.name} draws nothing; it fills each <mask> of a --prompt')
+    prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
+    if prompts == ['']:
+        raise UserError("--prompt: missing; give a text with a <mask>, such as --prompt='the <mask> statement'")
+    found = trained.fill(prompts)
+    if processes.first():
+        show('\n'.join(one.lines() for one in found))
 
 
 def _generate(trained) -> None:

@@ -18,6 +18,7 @@ import aigc_jax.main  # noqa: F401 (defines the flags)
 from aigc_jax import compare, sweep, verify
 from aigc_jax.core import command
 from aigc_jax.core.errors import UserError
+from aigc_jax.data import declarations
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import report_text, rows
 from aigc_jax.studies.claims import Claim
@@ -167,8 +168,8 @@ def module(path: pathlib.Path):
 
 @functools.cache
 def fields() -> set[str]:
-    """Every field of every config and variant, and every group."""
-    found = set()
+    """Every field of every config and variant, and every group; those of pairs, which a config gets by data.name."""
+    found = {f'data.{name}' for name in declarations.EXAMPLES}
     for path in CONFIGS:
         for variant in ('', *module(path).VARIANTS):
             for name in config_lib.flatten(config_lib.load(f'{path}:{variant}' if variant else str(path), [])):

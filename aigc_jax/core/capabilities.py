@@ -153,4 +153,22 @@ class CausalText:
         return self  # tokens are what the data are
 
 
-Capability = Measures | Samples | Reconstructs | ScalarField | LatentSpace | Codebook | SplitStatistic | CausalText
+@dataclasses.dataclass(frozen=True)
+class FillsIn:
+    """A model of text that tells hidden tokens from those on both sides.
+
+    fill(params, extra, tokens (n, L), lengths (n,)) -> logits (n, L, vocabulary) of what stands at each place of texts
+    that fill the first `lengths` places of their rows; a hidden token is the tokenizer's mask.
+    context: the most tokens that it reads.
+    """
+
+    fill: Callable[..., Array]
+    context: int
+
+    def on_data(self, read: Read, write: Write) -> 'FillsIn':
+        return self  # tokens are what the data are
+
+
+Capability = (
+    Measures | Samples | Reconstructs | ScalarField | LatentSpace | Codebook | SplitStatistic | CausalText | FillsIn
+)

@@ -13,6 +13,7 @@ import re
 import secrets
 import shlex
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -65,6 +66,25 @@ def atomic_write(path, data: str | bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
             _being_written.discard(temporary.name)
+
+
+@contextlib.contextmanager
+def new_folder(path, what: str = '') -> Iterator[pathlib.Path]:
+    """A folder to write in, which takes the name `path` when the block ends: it is there whole, or not at all.
+
+    what: stands before the name in an error. Raises UserError for one that is there already, and RunError for a disk
+    that is full.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.exists() or path.is_symlink():
+        raise UserError(f'{what}{path}: is there already; name a new folder')
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as made:
+            folder = pathlib.Path(made) / path.name
+            folder.mkdir()
+            yield folder
+            folder.rename(path)
 
 
 def open_append(path) -> BinaryIO:

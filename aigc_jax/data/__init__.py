@@ -9,20 +9,32 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.data import declarations
 from aigc_jax.data.dataset import Dataset, from_arrays, train_on_valid
 from aigc_jax.data.gaussian_mixture import MIXTURES
-from aigc_jax.data.sources import arrays, embedded, files, folders, own, programs, reading, text, tfds
+from aigc_jax.data.sources import (
+    arrays,
+    embedded,
+    example_files,
+    files,
+    folders,
+    functions,
+    own,
+    programs,
+    reading,
+    text,
+    tfds,
+)
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
-from aigc_jax.data.specs import Images, Points, Scaling, Spec, Tokens
+from aigc_jax.data.specs import NO_TAG, Images, Labelled, Pairs, Points, Scaling, Spec, Tagged, Text, Tokens
 from aigc_jax.data.splits import Arrays, Resident, Source, materialize
 from aigc_jax.data.tokenizers import Tokenizer
 
 __all__ = [
-    'TEXTS', 'Arrays', 'Dataset', 'Images', 'Points', 'Resident', 'Scaling', 'Source', 'Spec', 'Tokenizer', 'Tokens',
-    'from_arrays', 'is_code', 'load', 'materialize',
+    'NO_TAG', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Labelled', 'Pairs', 'Points', 'Resident', 'Scaling', 'Source',
+    'Spec', 'Tagged', 'Text', 'Tokenizer', 'Tokens', 'from_arrays', 'is_code', 'load', 'materialize',
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
-TFDS = 'tfds:'  # images or text, as the fields of the config are
+TFDS = tfds.PREFIX  # images or text, as the fields of the config are
 AMAT = 'amat:'  # is a set of its own, with all its splits
 IMAGES = 'images:'  # whose examples stand in the order of their folders and names
 STACKED = 'stacked:'  # is followed by the name of another source
@@ -46,7 +58,14 @@ TEXTS = {  # loader(cfg, tokenizer), or (cfg, where, tokenizer), of the run that
     'code:': text.code,
     'jsonl:': text.jsonl,
 }
-KNOWN = (*DRAWN, *READERS, *TEXTS, TFDS, STACKED)
+EXAMPLES = {  # the same, of pairs and of labelled and tagged texts
+    'docstrings': functions.docstrings,
+    'identifiers': functions.identifiers,
+    'pairs:': example_files.pairs,
+    'labelled:': example_files.labelled,
+    'tagged:': example_files.tagged,
+}
+KNOWN = (*DRAWN, *READERS, *TEXTS, *EXAMPLES, TFDS, STACKED)
 
 
 def check(cfg) -> None:
@@ -58,17 +77,27 @@ def fields(cfg) -> schema.Group:
     """The fields of `cfg`, the config's `data`. Raises UserError where they are those of another kind of data."""
     if schema.named(cfg, 'name') is None:
         return declarations.IMAGES_AND_POINTS
-    is_text = reads_text(cfg)
-    mark, kind = ('scale', 'of images') if is_text else ('tokenizer', 'of text')
-    if mark in cfg:
-        raise UserError(f'data.name={cfg.name}: this config has the fields {kind}; use the config of another model')
-    return declarations.TEXT if is_text else declarations.IMAGES_AND_POINTS
+    own, group = ('scale',), declarations.IMAGES_AND_POINTS
+    if reads_text(cfg):
+        own, group = ('order', 'tokenizer'), declarations.TEXT
+    elif reads_examples(cfg):
+        own, group = ('columns', 'tokenizer'), declarations.EXAMPLES
+    marks = {'scale': 'images', 'columns': 'pairs and labelled texts', 'order': 'text', 'tokenizer': 'text'}
+    if kind := next((kind for mark, kind in marks.items() if mark in cfg and mark not in own), ''):
+        raise UserError(f'data.name={cfg.name}: this config has the fields of {kind}; use the config of another model')
+    return group
 
 
 def reads_text(cfg) -> bool:
-    """Whether `cfg`, the config's `data`, names text. Raises UserError for data that there are not."""
+    """Whether `cfg`, the config's `data`, names text as windows. Raises UserError for data that there are not."""
     key, _ = _parts(cfg.name)
-    return key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg)
+    return key in TEXTS or (key in (TFDS, OWN) and 'tokenizer' in cfg and 'columns' not in cfg)
+
+
+def reads_examples(cfg) -> bool:
+    """The same of pairs and of labelled and tagged texts."""
+    key, _ = _parts(cfg.name)
+    return key in EXAMPLES or (key in (TFDS, OWN) and 'columns' in cfg)
 
 
 def own_file(name: str) -> str | None:
@@ -90,8 +119,8 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
 
     Args:
       cfg: has `name`, one of KNOWN with its place after the colon, or FILE.py[:function], see own.load.
-        The other fields are those of declarations.IMAGES_AND_POINTS or TEXT, and have their defaults where they are
-        left out. TFDS sets and own functions are read as text where `tokenizer` is there.
+        The other fields are those of declarations.IMAGES_AND_POINTS, TEXT or EXAMPLES, and have their defaults where
+        they are left out. TFDS sets and own functions are read as text where `tokenizer` is there.
       tokenizer: of the run that is gone on with; None: of the data.
 
     Raises:
@@ -102,7 +131,7 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     check(cfg)
     key, where = _parts(cfg.name)
     if key == STACKED:
-        if _parts(where)[0] in TEXTS:
+        if _parts(where)[0] in {**TEXTS, **EXAMPLES}:
             raise UserError(f'data.name={cfg.name}: only labelled images of one channel can be stacked')
         cfg.name = where
         return stacked(load(cfg), cfg.num_examples, where)
@@ -111,9 +140,12 @@ def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
     if key == OWN:
         dataset = own.load(cfg, tokenizer)
         return dataset if 'tokenizer' in cfg or cfg.valid_examples else train_on_valid(dataset)
-    places = reading.places(cfg.name, where) if where else {}
-    if key in TEXTS:
-        return TEXTS[key](cfg, *[places] * bool(where), tokenizer)
+    if key in EXAMPLES and where.startswith(TFDS):
+        places = {TFDS: where.removeprefix(TFDS)}
+    else:
+        places = reading.places(cfg.name, where) if where else {}
+    if loader := TEXTS.get(key) or EXAMPLES.get(key):
+        return loader(cfg, *[places] * bool(where), tokenizer)
     if cfg.shape and key not in FLAT:
         raise UserError(f'data.shape={cfg.shape}: is of {", ".join(FLAT)} alone; leave it () for data.name={cfg.name}')
     if 'train' in places and key == AMAT:

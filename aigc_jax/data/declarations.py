@@ -1,4 +1,4 @@
-"""The fields of a config's group `data`: those of images and points, and those of text."""
+"""The fields of a config's group `data`: those of images and points, of text, and of pairs and labelled texts."""
 
 from aigc_jax.core.schema import Field
 from aigc_jax.data import augment, specs, tokenizers
@@ -33,25 +33,41 @@ IMAGES_AND_POINTS = {
     'stream': _STREAM,
     'augment': Field(dict, fields=augment.FIELDS, doc='of training images, on the device, by draws of each step'),
 }  # fmt: skip
-TEXT = {
-    'name': _NAME,
-    'dir': _DIR,
+_TOKENIZER = {
     'tokenizer': Field(
-        str, 'auto', choices=('auto', *tokenizers.KINDS), doc='of text; `auto`: that of init.run, or bytes'
+        str, 'auto',
+        doc=f'of text: {", ".join(f"`{kind}`" for kind in tokenizers.KINDS)}; `hf:FOLDER`, that of a folder in Hugging '
+        'Face format; `auto`, that of init.run, or bytes',
     ),
     'vocab_size': Field(
         int, -1, least=-1,
         doc='most tokens of `word` and `bpe`, special ones included; -1: as many as init.run has, or 1024',
     ),
+    'special': Field(
+        tuple, (), items=Field(str, choices=tokenizers.SPECIAL),
+        doc='tokens that stand for no text and that a tokenizer gets besides, such as `mask`; prompts write <mask>',
+    ),
+    'sentinels': Field(
+        int, 0, least=0, most=tokenizers.MOST_SENTINELS,
+        doc='number of the tokens <extra_id_0>, <extra_id_1>, …, which stand for hidden spans (T5: 100)',
+    ),
     'code': Field(
         bool, False, doc='whether the text is Python source; that of code:, python-stdlib and programs always is'
     ),
+}  # fmt: skip
+_HELD_OUT = {
+    'valid_percent': Field(float, 5.0, least=0, below=100, doc='of the text, or of its documents, held out'),
+    'test_percent': Field(float, 5.0, least=0, below=100, doc='of the text, or of its documents, held out'),
+}
+TEXT = {
+    'name': _NAME,
+    'dir': _DIR,
+    **_TOKENIZER,
     'order': Field(
         str, 'shuffled', choices=text.ORDERS,
         doc='windows from anywhere, or `contiguous`: rows of text read on from window to window, for recurrent models',
     ),
-    'valid_percent': Field(float, 5.0, least=0, below=100, doc='of the text, or of its documents, held out'),
-    'test_percent': Field(float, 5.0, least=0, below=100, doc='of the text, or of its documents, held out'),
+    **_HELD_OUT,
     'block': Field(
         int, 256, least=1,
         doc='tokens of a training window: the most that a Transformer sees, prompt and continuation, and those through '
@@ -68,5 +84,19 @@ TEXT = {
         doc='share of training windows whose middle is moved to their end, for infilling; 0: none',
     ),
     'fim_identifiers': Field(float, 0.0, least=0, most=1, doc='share of these whose middle is one identifier'),
+    'stream': _STREAM,
+}  # fmt: skip
+EXAMPLES = {
+    'name': _NAME,
+    'dir': _DIR,
+    'columns': Field(
+        tuple, (), items=Field(str),
+        doc='names of the two fields that are read: source and target, text and label, or tokens and tags; (): those '
+        'that aigc_jax/data/README.md tells of',
+    ),
+    **_TOKENIZER,
+    **_HELD_OUT,
+    'block': Field(int, 256, least=1, doc='most tokens of a source or a labelled text, special ones included'),
+    'target_block': Field(int, 128, least=1, doc='the same of a target'),
     'stream': _STREAM,
 }  # fmt: skip

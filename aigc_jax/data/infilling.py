@@ -50,12 +50,7 @@ def marks(tokenizer: Tokenizer, document: str, is_code: bool) -> np.ndarray:
     In Python source what is no keyword and stands in no string or comment, in other text each word. An identifier
     counts where its tokens hold nothing else but white space.
     """
-    raw = document.encode(errors='surrogateescape')
-    spans = [
-        match.span(1)
-        for match in (_PYTHON if is_code else _WORDS).finditer(raw)
-        if match.lastindex and not (is_code and match[1] in _KEYWORDS)
-    ]
+    raw, spans = document.encode(errors='surrogateescape'), identifiers(document, is_code)
     boundaries = tokenizer.boundaries(document)
     found = np.zeros(len(boundaries) - 1, np.uint8)
     if not spans:
@@ -69,6 +64,16 @@ def marks(tokenizer: Tokenizer, document: str, is_code: bool) -> np.ndarray:
     found[first[alone]] |= _BEGIN
     found[last[alone]] |= _LAST
     return found
+
+
+def identifiers(document: str, is_code: bool) -> list[tuple[int, int]]:
+    """(begin, end) in the bytes of a document of each identifier, as `marks` tells them."""
+    raw = document.encode(errors='surrogateescape')
+    return [
+        match.span(1)
+        for match in (_PYTHON if is_code else _WORDS).finditer(raw)
+        if match.lastindex and not (is_code and match[1] in _KEYWORDS)
+    ]
 
 
 def make_transform(cfg, tokenizer: Tokenizer):

@@ -1,4 +1,5 @@
-"""The kinds of data, and what a model sees of each: `dataset.spec` is Images, Points or Tokens.
+"""The kinds of data, and what a model sees of each: `dataset.spec` is Images, Points, Tokens, Pairs,
+Labelled or Tagged.
 
 `stored` is how a Source holds examples, `data units` are what a user reads and writes (images in [0, 1], points as they
 are), `model units` are what the networks see, by data.scale.
@@ -24,6 +25,7 @@ from aigc_jax.data.tokenizers import Tokenizer
 
 BINARIZE = ('none', 'static', 'dynamic', 'threshold')
 SCALES = ('unit', 'symmetric', 'standard')
+NO_TAG = -1
 _ROUNDING = 1e-4  # that a user's floats may leave [0, 1] by
 
 Preprocess = Callable[[Batch, rng.Context], Batch]  # (batch, ctx) -> batch, inside the compiled step
@@ -220,8 +222,14 @@ class Points(Spec):
         return RawReader(self.eval_preprocess(cfg, scaling), fits, self.shape, False, 'floats', cfg.name)
 
 
+class Text(Spec):
+    """What the kinds of text have: their tokenizer is saved with a run."""
+
+    tokenizer: Tokenizer
+
+
 @dataclasses.dataclass(frozen=True)
-class Tokens(Spec):
+class Tokens(Text):
     """Windows of one row of tokens: `tokens` int32 (block + 1,), see sources/text.py.
 
     Attributes:
@@ -242,6 +250,59 @@ class Tokens(Spec):
     def train_preprocess(self, cfg, scaling: Scaling, rows: int) -> Preprocess:
         """With infilling, data.fim_rate."""
         return infilling.make_transform(cfg, self.tokenizer) if cfg.fim_rate else self.preprocess(cfg, scaling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs(Text):
+    """A source and what is to be written for it: `source` int32 (block,) and `target` int32 (target_block,), with
+    `source_length` and `target_length` (); behind its length a row holds the tokenizer's `filler`. See rows.mask.
+
+    Each is framed by the tokenizer's own special tokens, and a target ends with the token that ends what is written. A
+    decoder's inputs, the target one further on, are the task's to make.
+
+    Attributes:
+      block, target_block: most tokens of a source and of a target; longer ones were cut, with a note.
+      tokenizer: between text and tokens, of both.
+    """
+
+    block: int
+    target_block: int
+    tokenizer: Tokenizer
+    words: ClassVar[str] = 'pairs of texts'
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.block + self.target_block,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled(Text):
+    """A text and its class: `tokens` int32 (block,) with `tokens_length` (), framed and filled as those of Pairs, and
+    `label` int32 (). The classes are those of Dataset.num_classes."""
+
+    block: int
+    tokenizer: Tokenizer
+    words: ClassVar[str] = 'labelled texts'
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.block,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged(Text):
+    """A text and a class for each of its tokens: as Labelled, but for `tags` int32 (block,) in the place of `label`.
+
+    A tag is NO_TAG where there is nothing to tell: of special tokens, and of what follows the first token of a word.
+    """
+
+    block: int
+    tokenizer: Tokenizer
+    words: ClassVar[str] = 'tagged texts'
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.block,)
 
 
 class RawReader:

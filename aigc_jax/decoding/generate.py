@@ -83,8 +83,8 @@ class Generator:
             raise UserError('suffix: this model was not trained to fill in (data.fim_rate)')
         self.how, self._most, self._stop, self._suffix = how, max_new_tokens, stop, suffix
         stop_tokens = tuple(self._encode(stop, 'stop').tolist())
-        # Of words and BPE other tokens may spell it, so the text itself is looked at.
-        self._read_stop = bool(stop) and self._tokenizer.kind in ('word', 'bpe')
+        # But of bytes and characters, other tokens may spell it, so the text itself is looked at.
+        self._read_stop = bool(stop) and self._tokenizer.kind not in ('byte', 'char')
         self._stop_tokens = () if self._read_stop else stop_tokens
         if draft is not None and self._read_stop:
             raise UserError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError, first_line, near
 from aigc_jax.core.files import SUFFIXES, read_text
-from aigc_jax.data.tokenizers import Tokenizer
+from aigc_jax.data.tokenizers import END, Tokenizer, bytes_of_letters
 from aigc_jax.decoding import endings
 
 _INDENT = 4  # spaces a level
@@ -43,8 +43,9 @@ class Grammar:
         self.name, self.vocab_size, self.end = name, tokenizer.vocab_size, tokenizer.end
         self._tokenizer = tokenizer
         rules, needs = _read(name)
-        if tokenizer.kind == 'word':
-            raise UserError(f'grammar={name}: words cannot spell every text; the tokenizer must be byte, char or bpe')
+        if tokenizer.kind not in ('byte', 'char', 'bpe'):
+            why = 'words' if tokenizer.kind == 'word' else f'tokens of kind {tokenizer.kind}'
+            raise UserError(f'grammar={name}: {why} cannot spell every text; the tokenizer must be byte, char or bpe')
         lacking = sorted(set(needs) - set(tokenizer.pieces)) if tokenizer.kind == 'char' else []
         if lacking:
             raise UserError(
@@ -199,26 +200,19 @@ class _Spelled:
         if tokenizer.kind == 'byte':
             tokens = [bytes([byte]) for byte in range(256)]
         elif tokenizer.kind == 'bpe':
-            byte = _bytes_of_letters()
+            byte = bytes_of_letters()
             tokens = [bytes(byte[letter] for letter in piece) for piece in tokenizer.pieces]
         else:
             # A byte that was no UTF-8 is a lone surrogate, and no text has it: it stands for nothing here.
             tokens = [piece.encode(errors='ignore') for piece in tokenizer.pieces]
-        # The library wants an end: where there is none, a token behind the vocabulary. No text has those of infilling.
-        special = [*(b'<|fim|>' for _ in tokenizer.fim or ()), b'<|end|>']
+        # The library wants an end: where there is none, a token behind the vocabulary. No text has other special ones.
+        special = [*(spelling.encode() for spelling in tokenizer.special_ids if spelling != END), END.encode()]
         self.tokens = [*tokens, *special]
         self.special_token_ids = [len(tokens) + i for i in range(len(special))]
         self.eos_token_id = self.special_token_ids[-1]
 
     def __call__(self, text: bytes) -> list[int]:
         raise NotImplementedError  # asked for texts that a grammar forces alone
-
-
-def _bytes_of_letters() -> dict[str, int]:
-    """The alphabet of byte-level BPE (Radford et al. 2019): a printable byte is its own letter, the others follow."""
-    printable = [*range(ord('!'), ord('~') + 1), *range(ord('¡'), ord('¬') + 1), *range(ord('®'), ord('ÿ') + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _read(name: str) -> tuple[str, str]:

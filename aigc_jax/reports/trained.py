@@ -14,7 +14,7 @@ import numpy as np
 
 from aigc_jax import tasks
 from aigc_jax.core import arguments, parallel, rng
-from aigc_jax.core.capabilities import CausalText, LatentSpace, LogDensity, Reconstructs, Samples
+from aigc_jax.core.capabilities import CausalText, FillsIn, LatentSpace, LogDensity, Reconstructs, Samples
 from aigc_jax.core.errors import UserError, check_type
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Extra, TrainState
@@ -24,6 +24,7 @@ from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
+from aigc_jax.reports import filling
 from aigc_jax.reports import texts as texts_lib
 from aigc_jax.runs import raw
 from aigc_jax.runs.calls import Calls
@@ -32,6 +33,7 @@ from aigc_jax.runs.folder import Run
 
 _WORDS = {
     CausalText: 'writes no text',
+    FillsIn: 'fills in no hidden token',
     LatentSpace: 'has no latent space',
     LogDensity: 'has no density over the data',
     Reconstructs: 'reconstructs nothing',
@@ -71,7 +73,7 @@ class Trained:
         self._calls = Calls(experiment)
         self._compiled = {} if shared is None else shared  # {name: the compiled function}, of all replicas
         self._read = raw.Reader(experiment)
-        self._task = experiment.task.on_data(self._read, experiment.scaling.to_data)
+        self.task = experiment.task.on_data(self._read, experiment.scaling.to_data)
 
     def replica(self, k: int) -> 'Trained':
         """That of seed config.seed + k."""
@@ -89,7 +91,7 @@ class Trained:
 
     def can(self, kind: type) -> bool:
         """Whether the model has a capability (core.capabilities)."""
-        return self._task.get(kind) is not None
+        return self.task.get(kind) is not None
 
     def encode(self, x, labels=None, seed: int = 0) -> np.ndarray:
         """Codes (n, d): of a VAE the means of q(z given x)."""
@@ -181,6 +183,22 @@ class Trained:
         """
         return self.writer(**how).generate(self.state, prompts, n, seed, stream)
 
+    def fill(self, texts: str | Sequence[str], k: int = 5) -> list[filling.Filled]:
+        """Each text with the likeliest token for each <mask> in it, and the k likeliest with their probabilities."""
+        model, texts = self._get(FillsIn, 'fill'), arguments.texts('texts', texts)
+        k = arguments.checked('k', k, Field(int, least=1, most=self.tokenizer.vocab_size))
+        if not texts:
+            raise UserError('fill: it is given no text')
+        tokens = [filling.framed(self.tokenizer, text, model.context) for text in texts]
+        columns = min(-(-max(map(len, tokens)) // _COLUMNS) * _COLUMNS, model.context)
+
+        def likeliest(params, extra, tokens, lengths, ctx):
+            return jax.lax.top_k(jax.nn.softmax(model.fill(params, extra, tokens, lengths)), k)
+
+        arrays = filling.rows(tokens, columns, self.tokenizer.filler)
+        found = self._over(f'fill {k}', likeliest, 'eval', 0, len(texts), *arrays)
+        return [filling.filled(self.tokenizer, own, *of) for own, *of in zip(tokens, *found, strict=True)]
+
     def metrics(self) -> list[dict]:
         """The rows of metrics.jsonl, oldest first: {'step', 'split', 'seed' of a replica, metric: number or None}."""
         return self.run.rows()
@@ -227,7 +245,7 @@ class Trained:
         return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
 
     def _get(self, kind: type, what: str):
-        found = self._task.get(kind)
+        found = self.task.get(kind)
         if found is None:
             # A task's module names the capabilities that it can give.
             able = [name for name, make in tasks.TASKS.items() if kind in vars(sys.modules[make.__module__]).values()]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core import records, schema, user_code
 from aigc_jax.core.errors import UserError, near
-from aigc_jax.runs import migrations
+from aigc_jax.runs import migrations, pretrained
 
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
 FREE = ('data.', 'eval.', 'parallel.', 'sample.')  # what `evaluate` and `sample` may override on a finished run
@@ -81,6 +81,7 @@ def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> C
     config = _copy(config)
     fields.fill(config)
     override(config, overrides)
+    pretrained.fit(config, {name for name, _ in overrides})
     fields.fill(config)  # other data or another kind of network have other fields
     check(config)
     locate(config)

@@ -13,7 +13,7 @@ from aigc_jax.core import optim, parallel, schema
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.data import declarations
 from aigc_jax.metrics import images, latent_codes, ngram, text, transport
-from aigc_jax.nn import build, networks, quantizers, recurrent, transformer
+from aigc_jax.nn import build, encoder, networks, quantizers, recurrent, transformer
 from aigc_jax.runs.migrations import SCHEMA
 from aigc_jax.sandbox import problems
 
@@ -61,8 +61,9 @@ def _sample(config: ConfigDict, around: ConfigDict) -> Group:
 
 
 def _eval(config: ConfigDict, around: ConfigDict) -> Group:
-    is_text = schema.named(around.get('data'), 'name') is not None and data.reads_text(around.data)
-    own = EVAL_OF_TEXT if is_text else EVAL_OF_IMAGES_AND_POINTS
+    own = EVAL_OF_IMAGES_AND_POINTS
+    if schema.named(around.get('data'), 'name') is not None:
+        own = EVAL_OF_TEXT if data.reads_text(around.data) else {} if data.reads_examples(around.data) else own
     return {**EVAL, **own, **(tasks.fields('eval', config, around) or {})}
 
 
@@ -120,6 +121,7 @@ def tables() -> Iterator[tuple[str, str]]:
     yield '`optim.PLAYER`', schema.markdown(optim.FIELDS, 'optim.PLAYER')
     yield '`data`, images and points', schema.markdown(declarations.IMAGES_AND_POINTS, 'data')
     yield '`data`, text', schema.markdown(declarations.TEXT, 'data')
+    yield '`data`, pairs and labelled texts', schema.markdown(declarations.EXAMPLES, 'data')
     yield '`eval`', schema.markdown(EVAL, 'eval')
     yield '`eval`, images and points', schema.markdown(EVAL_OF_IMAGES_AND_POINTS, 'eval')
     yield '`eval`, text', schema.markdown(EVAL_OF_TEXT, 'eval')
@@ -133,6 +135,7 @@ def tables() -> Iterator[tuple[str, str]]:
     for kind, fields in quantizers.QUANTIZER_FIELDS.items():
         yield f'`model.quantizer`, with `name={kind}`', schema.markdown(fields, 'model.quantizer')
     yield 'Transformer', schema.markdown(build.fields(transformer.Transformer))
+    yield 'Encoder', schema.markdown(build.fields(encoder.Encoder))
     yield 'Recurrent network', schema.markdown(build.fields(recurrent.Recurrent))
 
 

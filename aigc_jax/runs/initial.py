@@ -7,18 +7,23 @@ import jax
 from ml_collections import ConfigDict
 
 from aigc_jax import tasks
+from aigc_jax.adapt import huggingface
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, create_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
-from aigc_jax.data import Tokenizer, Tokens
+from aigc_jax.data import Text, Tokenizer
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import pretrained
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
     """The tokenizer of the run that init.run names, because its parameters stand for its tokens; or None."""
+    if pretrained.is_one(config):
+        return None
     found = Run(config.init.run).tokenizer if config.init.run else None
     if found is None or 'vocab_size' not in config.data:
         return found
@@ -42,6 +47,8 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         if wanted.step:
             raise UserError(f'init.step: {wanted.step}, but init.run names no run; name its folder')
         return (), None
+    if pretrained.is_one(experiment.config):
+        return (_of_checkpoint(experiment), {}), 0
     run = Run(wanted.run)
     if not run.folder.is_dir():
         raise UserError(f'init.run: there is no folder {run.folder}; name the folder of a run')
@@ -54,7 +61,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         step = checkpoints.resolve(wanted.step or None, 'init.step')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
         spec, task = experiment.dataset.spec, experiment.task
-        own = run.tokenizer if isinstance(spec, Tokens) else None
+        own = run.tokenizer if isinstance(spec, Text) else None
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
@@ -90,8 +97,23 @@ def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     return jax.tree.map(placed, state.opt, shardings.opt)
 
 
+def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
+    """The parameters of a checkpoint of Hugging Face, each device's part read by itself."""
+    wanted = experiment.config.init
+    if wanted.step:
+        raise UserError(f'init.step: {wanted.step}, but init.run, {wanted.run}, is a single checkpoint; leave it out')
+    params = abstract_params(experiment.task)
+    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    params = jax.tree.map(placed, params, experiment.plan.param_shardings(params))
+    folder, (player,) = huggingface.Folder(wanted.run), params
+    family, fields = huggingface.family_of(folder), config_lib.flatten(experiment.config)
+    return {player: huggingface.read(folder, family, fields, params[player])}
+
+
 def digest(config: ConfigDict, step: int) -> str:
-    """The digest of the checkpoint of `step` in the run that init.run names."""
+    """The digest of the checkpoint of `step` in the run that init.run names, or of the checkpoint of Hugging Face."""
+    if pretrained.is_one(config):
+        return pretrained.digest(config)
     with contextlib.closing(Run(config.init.run).checkpoints()) as found:
         return found.digest(step)
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 
-SCHEMA = 2  # of the configs of today
+SCHEMA = 3  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -102,7 +102,25 @@ def _from_1(config: ConfigDict) -> None:
         _add(sample, repetition_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
-_MIGRATIONS = {0: _from_0, 1: _from_1}
+def _from_2(config: ConfigDict) -> None:
+    """Of the runs of before pre-training, whose Transformers are those of GPT alone, and whose tokenizers have no
+    special tokens that a config asks for."""
+    data, model = config.get('data'), config.get('model')
+    if isinstance(data, ConfigDict) and 'tokenizer' in data:
+        _add(data, special=(), sentinels=0)
+    if not isinstance(model, ConfigDict):
+        return
+    if config.get('task', {}).get('name') == 'lm':
+        _add(model, vocab_size=0)
+    for network in (model, model.get('prior')):
+        if isinstance(network, ConfigDict) and 'kv_heads' in network:
+            _add(
+                network, head_width=0, norm_epsilon=0.0, qk_scale=False, qkv_bias=False, rope_theta=10_000.0,
+                rope_scaling=(),
+            )  # fmt: skip
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:

@@ -18,12 +18,13 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Task
 from aigc_jax.data import Dataset
-from aigc_jax.tasks import flow, gan, lm, vae, vq
+from aigc_jax.tasks import flow, gan, lm, mlm, vae, vq
 
 TASKS = {
     'vae': vae.make,
     'gan': gan.make,
     'lm': lm.make,
+    'mlm': mlm.make,
     'vq': vq.make,
     'flow': flow.make,
 }

@@ -23,10 +23,11 @@ from aigc_jax.nn.build import build, compute_dtype, fields
 
 MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurrent}
 KIND = Field(str, choices=tuple(MODELS), doc='the network, which has the other fields of the group')
+VOCAB_SIZE = Field(int, 0, least=0, doc='rows of the embedding; 0: as many as the tokenizer has tokens')
 
 
 def _of_kind(model, around=None) -> Group:
-    return {'kind': KIND, **fields(MODELS[schema.chosen(model, 'kind', KIND, 'model')])}
+    return {'kind': KIND, 'vocab_size': VOCAB_SIZE, **fields(MODELS[schema.chosen(model, 'kind', KIND, 'model')])}
 
 
 FIELDS = {
@@ -100,7 +101,12 @@ class LanguageModel:
         return value, Aux(metrics, extra._replace(carry=state.layers) if self.rows_length else extra)
 
     def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
-        return self.forward(params, tokens, cache)
+        return self._written(params, tokens, cache)
+
+    def _written(self, params, tokens: Array, cache: Tree):
+        """`forward`, with the logits of the tokenizer's tokens alone: checkpoints may have more rows than that."""
+        logits, cache = self.forward(params, tokens, cache)
+        return logits[..., : self.tokenizer.vocab_size], cache
 
     def token_nll(self, params, extra: Extra, tokens: Array) -> Array:
         return self.score(params, tokens)[0]
@@ -122,7 +128,7 @@ class LanguageModel:
         n, most = ctx.index.shape[0], self.sample_tokens
         state = self.module.initial_state(n, most + 1)
         start = jnp.full((n, 1), self.bos, jnp.int32)
-        call = lambda tokens, state: self.forward(params, tokens, state)
+        call = lambda tokens, state: self._written(params, tokens, state)
         return write(call, state, start, ctx.key, ctx.index, self.sampling, most, self.tokenizer.end).tokens
 
     def task(self) -> Task:
@@ -182,12 +188,15 @@ def make(config, dataset: Dataset) -> Task:
 def _build(config, tokenizer):
     model = config.model.copy_and_resolve_references()
     kind = model.kind
-    del model['kind']
+    vocab_size = model.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(f'model.vocab_size: {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens')
+    del model['kind'], model['vocab_size']
     end = tokenizer.end if config.task.separate_documents else None
     dtype = compute_dtype(config.precision)
     # No position beyond a training window has been trained, so none is read.
     context = {'context': config.data.block} if kind == 'transformer' else {}
-    module = build(MODELS[kind], 'model', model, vocab_size=tokenizer.vocab_size, end=end, dtype=dtype, **context)
+    module = build(MODELS[kind], 'model', model, vocab_size=vocab_size, end=end, dtype=dtype, **context)
     if kind == 'transformer':
         transformer.check(module, 'model')
     return module

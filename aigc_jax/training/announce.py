@@ -9,7 +9,7 @@ from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
-from aigc_jax.data import Tokens
+from aigc_jax.data import Text, Tokens
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
@@ -40,7 +40,7 @@ def _data(experiment: Experiment) -> str:
     words = [f'{config.name}, {spec.words} {shape}', f'{unit}: {splits} ({dataset.origin})']
     if dataset.num_classes:
         words.append(f'{dataset.num_classes} classes')
-    if isinstance(spec, Tokens):
+    if isinstance(spec, Text):
         words.append(f'vocabulary {spec.tokenizer.vocab_size:,}')
     return '; '.join([*words, f'sha256 {dataset.fingerprint[:8]}'])
 

@@ -16,7 +16,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
-from aigc_jax.data import Tokens
+from aigc_jax.data import Text
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
@@ -200,7 +200,7 @@ class _Training:
         with processes.together('files of the start'):
             if processes.first():
                 paths.clear_leftovers()
-                if isinstance(spec, Tokens):
+                if isinstance(spec, Text):
                     atomic_write(paths.tokenizer, spec.tokenizer.to_json())
                 atomic_write(paths.config, config_lib.to_json(self._config))
                 manifest.write(paths.manifest, experiment, start, taken)

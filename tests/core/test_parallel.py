@@ -44,6 +44,8 @@ MODELS = {
             'optim.model.options.eps': 1e-5, 'optim.prior.options.eps': 1e-5, 'seed': 1,
         },
     ),
+    # The windows have unequal numbers of hidden tokens.
+    'mlm': ('bert', {**ONE, 'model.dropout': 0.1, 'task.whole_words': True, 'task.sentence_order': 1.0}),
     'rnn': ('rnn_lm', ONE),  # with its state carried from block to block
     'critic of two steps': (
         'gan',
@@ -93,6 +95,7 @@ CASES_OF = {
     'vae': tuple(CASES),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1', 'stream x8'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
+    'mlm': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1'),
     'vq': ('jit x1', 'micro pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),

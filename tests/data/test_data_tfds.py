@@ -328,3 +328,44 @@ def test_a_set_that_is_not_there(prepared, tmp_path, monkeypatch):
     user_error('tfds:mnist:9.9.9', 'only: 3.0.1', folder=tmp_path)
     monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
     user_error('tfds:mnist', 'pip install tensorflow-datasets', folder=tmp_path)
+
+
+def test_pairs_labelled_and_tagged_texts_of_a_set(tmp_path, capsys):
+    import tensorflow_datasets
+
+    features = tensorflow_datasets.features
+    kind = features.ClassLabel(names=['positive', 'negative'])  # not the order of the alphabet
+    of = {'en': features.Text(), 'de': features.Text(), 'kind': kind, 'words': features.Sequence(features.Text()),
+          'ner': features.Sequence(kind)}  # fmt: skip
+    one = lambda i, label: {
+        'en': f'the {i}', 'de': f'die {i} ä', 'kind': label, 'words': ['a', f'b{i}'], 'ner': [0, i % 2],
+    }  # fmt: skip
+    splits = {'train': [one(i, i % 2) for i in range(40)] + [one(99, -1)], 'test': [one(i, -1) for i in range(40, 50)]}
+    build_tfds(tmp_path, splits, of)
+    config = lambda name, *columns: config_dict.ConfigDict(
+        {'name': f'{name}:tfds:made', 'dir': str(tmp_path), 'columns': columns, 'block': 12, 'target_block': 16}
+    )
+    pairs = data.load(config('pairs', 'en', 'de'))
+    tokenizer, example = pairs.spec.tokenizer, pairs.splits['test'][0]
+    assert len(pairs.splits['test']) == 10 and pairs.origin == 'valid 5 % of the examples, by the hash of en'
+    english = tokenizer.decode(example['source'][: example['source_length'] - 1])
+    german = tokenizer.decode(example['target'][: example['target_length'] - 1])
+    assert german == english.replace('the', 'die') + ' ä'
+    capsys.readouterr()
+    labelled = data.load(config('labelled', 'en', 'kind'))
+    assert labelled.class_names == ('positive', 'negative') and labelled.splits['train'][0]['label'] in (0, 1)
+    for i in range(len(labelled.splits['train'])):
+        example = labelled.splits['train'][i]
+        text = tokenizer.decode(example['tokens'][: example['tokens_length'] - 1])
+        assert int(text.removeprefix('the ')) % 2 == example['label']
+    assert len(labelled.splits['train']) + len(labelled.splits['valid']) + len(labelled.splits['test']) == 40
+    assert 'tfds:made: test: 10 of 10 examples are left out, without a class' in capsys.readouterr().err
+    tagged = data.load(config('tagged', 'words', 'ner'))
+    assert tagged.class_names == ('positive', 'negative') and set(tagged.splits['train'][0]['tags']) <= {-1, 0, 1}
+    with pytest.raises(UserError) as error:
+        data.load(config('pairs'))
+    assert str(error.value) == (
+        'data.name=pairs:tfds:made: has no feature source, target; set data.columns to two of de, en, kind, ner, words'
+    )
+    with pytest.raises(UserError, match='is no JSON object with a field "kind"'):
+        data.load(config('pairs', 'en', 'kind'))

@@ -30,7 +30,7 @@ from aigc_jax.training.trainer import train
 def test_every_variant_makes_a_task(path, variant):
     config = config_lib.load(f'{path}:{variant}', [])
     if needs_files(config):  # the variant's files belong to the user; its model and schedule do not
-        config.data.name = 'pydoc' if config.task.name == 'lm' else 'digits'
+        config.data.name = 'pydoc' if config.task.name in ('lm', 'mlm') else 'digits'
     experiment = Experiment(config)
     assert experiment.abstract_state.params.keys() == set(experiment.task.players)
 
@@ -80,22 +80,11 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     assert set(names.whole) <= {*written}  # no name of a metric that there is not
     for name, result in found.items():
         assert result['value'] == pytest.approx(written[name]['value'], rel=1e-6) and result['n'] > 0
-    samples = evaluator.sample(state, 0, 30)
     is_text = isinstance(experiment.dataset.spec, Tokens)
-    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.spec.shape
-    assert samples.shape == (30, *shape) and np.isfinite(samples).all()
-    # Sample i depends on (seed, i) alone; the products of a convolution round by how many samples there are.
-    np.testing.assert_allclose(samples[:7], evaluator.sample(state, 0, 7), rtol=0, atol=1e-6 * (path.stem == 'vq'))
-    assert (samples != evaluator.sample(state, 1, 30)).any()
-    for step in (20, 40):
-        stored = np.load(tmp_path / 'samples' / f'{step:08d}.npz')['samples']
-        assert stored.shape[1:] == shape
-    pictures = ['plots/curves.png'] + ['samples/00000040.png'] * (not is_text)
-    pictures += ['plots/codes.png'] * (path.stem == 'vq')
-    assert all((tmp_path / picture).stat().st_size > 500 for picture in pictures)
-    if is_text:
-        texts = (tmp_path / 'samples/00000040.txt').read_text()
-        assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
+    if experiment.task.get(Samples):
+        _check_samples(path, tmp_path, config, experiment, state, evaluator, is_text)
+    else:
+        assert (tmp_path / 'plots/curves.png').stat().st_size > 500
     # Another run begins where this one ended, with its codebook and its statistics too.
     experiment.config.init.run, experiment.config.init.average = str(tmp_path), False
     model, step = initial.model(experiment)
@@ -103,6 +92,24 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')
     for a, b in zip(*(jax.tree.leaves((s.params, s.stats)) for s in (state, begun)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def _check_samples(path, folder, config, experiment, state, evaluator, is_text):
+    samples = evaluator.sample(state, 0, 30)
+    shape = (config.eval.sample_tokens,) if is_text else experiment.dataset.spec.shape
+    assert samples.shape == (30, *shape) and np.isfinite(samples).all()
+    # Sample i depends on (seed, i) alone; the products of a convolution round by how many samples there are.
+    np.testing.assert_allclose(samples[:7], evaluator.sample(state, 0, 7), rtol=0, atol=1e-6 * (path.stem == 'vq'))
+    assert (samples != evaluator.sample(state, 1, 30)).any()
+    for step in (20, 40):
+        stored = np.load(folder / 'samples' / f'{step:08d}.npz')['samples']
+        assert stored.shape[1:] == shape
+    pictures = ['plots/curves.png'] + ['samples/00000040.png'] * (not is_text)
+    pictures += ['plots/codes.png'] * (path.stem == 'vq')
+    assert all((folder / picture).stat().st_size > 500 for picture in pictures)
+    if is_text:
+        texts = (folder / 'samples/00000040.txt').read_text()
+        assert texts.count('\n' + 40 * '─' + '\n') == len(stored) - 1
 
 
 def test_bfloat16_and_2d_train(tmp_path):

@@ -2,6 +2,7 @@
 
 schema_0/ holds config.json of such runs, as the configs of 23 and 24 November 2026 wrote them in their smoke variants.
 schema_1/ holds those of 27 November, before `sample`; some fields of `eval` that it has now are not the defaults there.
+schema_2/ holds those of the language models of before pre-training.
 """
 
 import json
@@ -32,6 +33,7 @@ LATER = {
     'gpt': {
         'data.code': False, 'data.fim_rate': 0.0, 'data.fim_identifiers': 0.0, 'data.dir': '', 'eval.problems': '',
         'model.scan_layers': False, 'sample.temperature': 1.0, 'sample.top_k': 0, 'sample.top_p': 1.0,
+        'data.special': (), 'data.sentinels': 0,
     },
     'rnn_lm': {'data.code': False, 'data.dir': '', 'eval.problems': ''},
     'vq': {'sample.temperature': 1.0, 'eval.num_samples': 10_000, 'eval.extractor': ''},
@@ -61,6 +63,30 @@ def test_an_old_config_keeps_its_values_and_gets_those_it_lacked(path, tmp_path)
     # Brought up once, it is a config of today.
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))
     assert config_lib.flatten(config_lib.from_json(tmp_path / 'config.json')) == after
+
+
+# Of a Transformer, since BERT, T5 and Llama are built of its block.
+BLOCK = {
+    'head_width': 0, 'norm_epsilon': 0.0, 'qk_scale': False, 'qkv_bias': False, 'rope_theta': 10_000.0,
+    'rope_scaling': (),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name, where', [('gpt', 'model'), ('vq', 'model.prior')])
+def test_a_transformer_of_before_pretraining_is_the_same_one(name, where, tmp_path):
+    shutil.copy(OLD[0].parent.parent / 'schema_2' / f'{name}.json', tmp_path / 'config.json')
+    fields = json.loads((tmp_path / 'config.json').read_text())
+    before = config_lib.flatten(config_lib.ConfigDict(config_lib._tuples(fields)))
+    assert before.pop('schema') == 2
+    config = config_lib.from_json(tmp_path / 'config.json')
+    config_lib.check(config)
+    after = config_lib.flatten(config)
+    assert after.pop('schema') == SCHEMA
+    assert {field: after[field] for field in before} == before
+    assert {field: after[f'{where}.{field}'] for field in BLOCK} == BLOCK
+    if name == 'gpt':
+        assert after['data.special'] == () and after['data.sentinels'] == 0
+    assert Experiment(config).abstract_state.params
 
 
 MOVED = {
@@ -94,7 +120,12 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
         assert after['sample.temperature'] == 0.7
     if name != 'gpt':  # as many as there were samples, and no more than 2000
         expected['eval.transport_samples'] = 200
+    blocks = {'gpt': 'model', 'vq': 'model.prior'}
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
+    if name in blocks:
+        added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
+    if name == 'gpt':
+        added = added | {'data.special': (), 'data.sentinels': 0, 'model.vocab_size': 0}
     assert {field: (dict(v) if field == 'sample' else v) for field, v in after.items()} == {**added, **expected}
     assert Experiment(config).abstract_state.params
     (tmp_path / 'config.json').write_text(config_lib.to_json(config))

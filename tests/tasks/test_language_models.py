@@ -12,7 +12,7 @@ import scipy.special
 from aigc_jax.core import optim, rng
 from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.types import Extra
-from aigc_jax.nn import recurrent, transformer
+from aigc_jax.nn import blocks, recurrent, transformer
 from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
@@ -332,29 +332,34 @@ def test_mistakes_are_named(runner, tmp_path, name, override, words):
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('biased', [False, True])
 @pytest.mark.parametrize('cached', [False, True])
-def test_the_written_gradient_of_attention_is_that_of_its_formula(cached):
-    """Grouped queries, a mask of documents, more queries than one part has."""
+def test_the_written_gradient_of_attention_is_that_of_its_formula(cached, biased):
+    """Grouped queries, a mask of documents, more queries than one part has; with a bias of T5's kind, no 1/√d."""
     n, groups, per_group, length, d = 2, 2, 3, 150, 4
     keys = [jax.random.normal(jax.random.key(i), (n, groups, *shape, d)) for i, shape in
             enumerate([(per_group, length), (length,), (length,), (per_group, length)])]  # fmt: skip
     q, k, v, probe = keys
+    bias = jax.random.normal(jax.random.key(8), (groups * per_group, length, length)) if biased else None
     document = jnp.cumsum(jax.random.bernoulli(jax.random.key(9), 0.02, (n, length)), axis=1)
     mask = (jnp.arange(length) <= jnp.arange(length)[:, None]) & (document[:, :, None] == document[:, None, :])
-    model = transformer.Block(
+    model = blocks.Block(
         index=0, layers=1, heads=groups * per_group, kv_heads=groups, width=groups * per_group * d, mlp_width=8,
         position='none', norm='rmsnorm', activation='gelu', qk_norm=False, bias=False, zero_init=False, dropout=0.0,
-        attention='einsum',
+        attention='einsum', scaled=not biased,
     )  # fmt: skip
 
-    def ours(q, k, v):
-        out = model.apply({}, q.reshape(n, -1, length, d), k, v, mask, not cached, None, method='_attend')
+    def ours(q, k, v, bias):
+        rest = mask, bias, not cached, None, 'attention', 'weights'
+        out = model.apply({}, q.reshape(n, -1, length, d), k, v, *rest, method='_attend')
         return jnp.sum(out.reshape(q.shape) * probe)
 
-    def formula(q, k, v):
-        scores = jnp.einsum('nkgld,nksd->nkgls', q, k) / math.sqrt(d)
+    def formula(q, k, v, bias):
+        scores = jnp.einsum('nkgld,nksd->nkgls', q, k)
+        scores = scores / math.sqrt(d) if bias is None else scores + bias.reshape(groups, per_group, length, length)
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
         return jnp.sum(jnp.einsum('nkgls,nksd->nkgld', weights, v) * probe)
 
-    for a, b in zip(*(jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (ours, formula)), strict=True):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
+    arguments = tuple(range(3 + biased))
+    found, wanted = (jax.value_and_grad(f, argnums=arguments)(q, k, v, bias) for f in (ours, formula))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5), found, wanted)

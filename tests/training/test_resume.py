@@ -29,6 +29,10 @@ OF_MODEL = {
     'gpt': {
         'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 2e-2, 'steps_per_call': 1,
     },
+    'bert': {
+        'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 1e-3, 'steps_per_call': 1,
+        'model__dropout': 0.1, 'task__whole_words': True,
+    },
 }  # fmt: skip
 MODELS = list(OF_MODEL)
 

@@ -21,7 +21,7 @@ from aigc_jax.core import user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data.dataset import Dataset, fingerprint
 from aigc_jax.data.sources import arrays, text
-from aigc_jax.data.specs import Spec, Tokens
+from aigc_jax.data.specs import Spec, Text
 from aigc_jax.data.splits import Arrays, Mapped
 from aigc_jax.data.tokenizers import Tokenizer
 
@@ -65,11 +65,11 @@ def load(cfg, tokenizer: Tokenizer | None) -> Dataset:
 
 def _check(cfg, dataset: Dataset, what: str) -> None:
     if not isinstance(dataset.spec, Spec):
-        raise UserError(f'{what}: the spec of its Dataset is {dataset.spec!r}; it is Images, Points or Tokens')
+        raise UserError(f'{what}: the spec of its Dataset is {dataset.spec!r}; it is Images, Points, Tokens or …')
     if 'train' not in dataset.splits or not all(len(source) for source in dataset.splits.values()):
         sizes = ', '.join(f'{split} {len(source)}' for split, source in dataset.splits.items()) or 'none'
         raise UserError(f'{what}: its Dataset needs train, and examples in each split; it has {sizes}')
-    if isinstance(dataset.spec, Tokens) != ('tokenizer' in cfg):
+    if isinstance(dataset.spec, Text) != ('tokenizer' in cfg):
         words = dataset.spec.words
         raise UserError(f'{what}: its Dataset holds {words}; use the config of a model of {words}')
 

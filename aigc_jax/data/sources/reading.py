@@ -6,13 +6,16 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import decode, first_bad_line, is_marked, lines_of, mend_encoding, read_compressed
+from aigc_jax.core.files import SUFFIXES, decode, first_bad_line, is_marked, lines_of, mend_encoding, read_compressed
 from aigc_jax.core.notes import note
 from aigc_jax.data.sources.arrays import split_of
+
+T = TypeVar('T')
 
 
 def places(name: str, where: str) -> dict[str, str]:
@@ -75,54 +78,103 @@ def texts(paths: Iterable[pathlib.Path], is_kept: bool) -> list[str]:
 
 
 def json_lines(cfg, paths: Iterable[pathlib.Path], given: str) -> dict[str, list[str]]:
-    """{split: documents} of files of JSON objects, one a line: the fields `text` and, in all or none, `split`.
+    """{split: documents} of files of JSON objects, one a line: the fields `text` and, in all or none, `split`."""
+    return rows(cfg, paths, given, lambda row, where: text_of(row, 'text', where))
 
-    given: the split that the files are said to be of, or ''. Without the field, all are of that one. Raises UserError.
+
+def rows(
+    cfg, paths: Iterable[pathlib.Path], given: str, read: Callable[[dict, str], T], columns: tuple[str, ...] = ()
+) -> dict[str, list[T]]:
+    """{split: what read(row, where) makes of each row} of files of JSON objects, one a line. where: for messages.
+
+    given: the split that the files are said to be of, or ''. Without a field `split`, all are of that one.
+    columns: those that are read of a file whose name ends in .tsv, see `_tsv`. Raises UserError.
     """
     paths, by_split = list(paths), {}
     for path, content in zip(paths, texts(paths, False), strict=True):
-        for number, line in enumerate(lines_of(content), 1):
-            if not line.strip():
-                continue
-            where = f'data.name={cfg.name}: {path}, line {number}'
-            try:
-                row = records.parse(line)
-                text, split = row['text'], row.get('split')
-            except (ValueError, KeyError, TypeError, AttributeError):
-                text = None
-            if not isinstance(text, str):
-                raise UserError(f'{where} is no JSON object with a field "text"')
+        name = f'data.name={cfg.name}: {path}'
+        for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
+            where = f'{name}, line {number}'
+            value = read(row, where)
+            split = row.get('split')
             if split is not None and not (isinstance(split, str) and split_of(split)):
                 raise UserError(f'{where}: "split" is {split!r}; known: train, valid, validation, val, dev, test')
             split = split_of(split or '')
             if given and split not in ('', given):
                 raise UserError(f'{where}: "split" is {row["split"]!r}, but data.name gives the file as {given}')
-            # Halves of letters beyond U+FFFF, as cut texts have them, are no text.
-            text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-            by_split.setdefault(given or split, []).append(text)
+            by_split.setdefault(given or split, []).append(value)
             if len(by_split) > 1 and '' in by_split:
                 raise UserError(f'{where}: some lines before have the field "split" and some have not; give it to all')
     return by_split or {given: []}
 
 
-def distinct(documents: Iterable[str]) -> list[str]:
-    """The documents that are not empty, each once, in the order of their hashes, which no file system decides."""
-    return [text for _, text in sorted({digest(text): text for text in documents if text}.items())]
+def _objects(content: str) -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line that is not blank; {} of one that is no JSON object, and so lacks every field."""
+    for number, line in enumerate(lines_of(content), 1):
+        if line.strip():
+            try:
+                row = records.parse(line)
+            except ValueError:
+                row = None
+            yield number, row if isinstance(row, dict) else {}
+
+
+def is_tsv(path: pathlib.Path) -> bool:
+    return path.name.removesuffix(next((end for end in SUFFIXES if path.name.endswith(end)), '')).endswith('.tsv')
+
+
+def _tsv(content: str, columns: tuple[str, ...], name: str) -> Iterator[tuple[int, dict]]:
+    """(number, row) of each line that is not blank, whose cells stand between tabs, as they are.
+
+    A first line in which all of `columns` stand names the cells; without one there are these columns, in their order.
+    """
+    head = None
+    for number, line in enumerate(lines_of(content), 1):
+        if not line.strip():
+            continue
+        cells = line.removesuffix('\r').split('\t')
+        if head is None:
+            named = set(columns) <= set(cells)
+            head = cells if named else columns
+            if named:
+                continue
+        if len(cells) != len(head):
+            raise UserError(f'{name}, line {number} has {len(cells)} cells; it wants {len(head)}: {", ".join(head)}')
+        yield number, dict(zip(head, cells, strict=True))
+
+
+def text_of(row: Mapping, name: str, where: str) -> str:
+    """The text in the field `name`. Raises UserError where there is none."""
+    text = row.get(name)
+    if not isinstance(text, str):
+        raise UserError(f'{where} is no JSON object with a field "{name}"')
+    # Halves of letters beyond U+FFFF, as cut texts have them, are no text.
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+
+
+def distinct(documents: Iterable[T], text: Callable[[T], str] = str) -> list[T]:
+    """The documents that are not empty, each once, in the order of their hashes, which no file system decides.
+
+    text(document): what is hashed.
+    """
+    return [one for _, one in sorted({digest(text(one)): one for one in documents if one}.items())]
 
 
 def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors='surrogateescape')).digest()
 
 
-def once(cfg, by_split: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def once(
+    cfg, by_split: Mapping[str, list[T]], text: Callable[[T], str] = str, what: str = 'documents'
+) -> dict[str, list[T]]:
     """`distinct` of each split. Notes say how many documents stood there twice, and how many stand in two splits."""
-    found = {split: texts if len(texts) == 1 else distinct(texts) for split, texts in by_split.items()}
-    total = sum(bool(text) for texts in by_split.values() for text in texts)
-    if lost := total - sum(bool(text) for texts in found.values() for text in texts):
-        note(f'data.name={cfg.name}: left out as copies of others: {lost} of {total} documents')
+    found = {split: every if len(every) == 1 else distinct(every, text) for split, every in by_split.items()}
+    total = sum(bool(one) for every in by_split.values() for one in every)
+    if lost := total - sum(bool(one) for every in found.values() for one in every):
+        note(f'data.name={cfg.name}: left out as copies of others: {lost} of {total} {what}')
     for (one, texts), (other, others) in itertools.combinations(found.items(), 2):
         if both := len(set(texts).intersection(others)):
-            note(f'data.name={cfg.name}: documents in {one} and in {other}: {both}; figures of {other} may be too good')
+            note(f'data.name={cfg.name}: {what} in {one} and in {other}: {both}; figures of {other} may be too good')
     if empty := [split for split, texts in found.items() if split and not any(texts)]:
         raise UserError(f'data.name={cfg.name}: {", ".join(empty)} holds no text')
     return found

@@ -9,23 +9,24 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Array, Batch
-from aigc_jax.data import infilling, tokenizers
+from aigc_jax.data import infilling, pretrained, tokenizer_files, tokenizers
 from aigc_jax.data.dataset import Dataset
+from aigc_jax.data.rows import MOST_TOKENS, dtype_of
 from aigc_jax.data.sources import reading
 from aigc_jax.data.specs import Tokens
 from aigc_jax.data.tokenizers import Tokenizer
 
+FOLDER = 'hf:'  # before the folder of a tokenizer of Hugging Face
 ORDERS = ('shuffled', 'contiguous')
 SPLITS = ('train', 'valid', 'test')
-CODE = ('python-stdlib', 'programs', 'code')
-_PSF = 'PSF-2.0: part of the Python distribution'
+CODE = ('python-stdlib', 'programs', 'code', 'docstrings', 'identifiers')
+PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
 _VOCAB_SIZE = 1024  # of 'word' and 'bpe', where data.vocab_size is -1
 _CHUNK = 10_000  # documents whose tokens are put together at once
-_MOST_TOKENS = 2**31 - 1  # of a split: places are int32 inside the compiled step
 
 
 class Windows:
@@ -112,17 +113,10 @@ def from_splits(
     has_fim = cfg.fim_rate > 0
     if not len(by_split['train']):
         raise UserError(f'data.name={cfg.name}: holds no text to train on')
-    if not tokenizer:
-        every = itertools.chain.from_iterable(by_split.values())
-        kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
-        vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
-        tokenizer = tokenizers.train(kind, every, by_split['train'], vocab_size, has_end or has_fim, has_fim)
-    if cfg.tokenizer not in ('auto', tokenizer.kind):
-        raise UserError(
-            f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
-        )
+    tokenizer = tokenizer or make_tokenizer(cfg, by_split, has_end or has_fim, has_fim)
+    check_tokenizer(cfg, tokenizer)
     if has_end and tokenizer.end is None:
-        if tokenizer.may_grow:
+        if tokenizer.can_grow:
             tokenizer = dataclasses.replace(tokenizer, has_end=True)
             note(f'data.name={cfg.name}: the end of a document is a new token, which the run of init.run lacks')
         else:
@@ -140,8 +134,8 @@ def from_splits(
         if not len(texts):
             continue
         tokens, training = _tokens(tokenizer, texts), split == 'train'
-        if len(tokens) > _MOST_TOKENS:
-            raise UserError(f'data.name={cfg.name}: {split} has {len(tokens)} tokens; at most {_MOST_TOKENS} are read')
+        if len(tokens) > MOST_TOKENS:
+            raise UserError(f'data.name={cfg.name}: {split} has {len(tokens)} tokens; at most {MOST_TOKENS} are read')
         block = cfg.block if training else eval_block
         if not training and 2 <= len(tokens) <= block:
             block = len(tokens) - 1
@@ -167,6 +161,38 @@ def from_splits(
         fingerprint=digest.hexdigest(),
         origin=origin,
     )
+
+
+def make_tokenizer(
+    cfg, by_split: Mapping[str, Collection[str]], has_end: bool, has_fim: bool = False
+) -> Tokenizer:  # fmt: skip
+    """The tokenizer that `cfg` asks for, of these texts or of a folder. Raises UserError."""
+    if place := folder_of(cfg.tokenizer):
+        return tokenizer_files.read(place)
+    every = itertools.chain.from_iterable(by_split.values())
+    kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
+    vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size
+    return tokenizers.train(kind, every, by_split['train'], vocab_size, has_end, has_fim, cfg.special, cfg.sentinels)
+
+
+def folder_of(tokenizer: str) -> str:
+    """The folder that data.tokenizer names; '' where it names a kind. Raises UserError for another name."""
+    known, place = ('auto', *tokenizers.KINDS), tokenizer.removeprefix(FOLDER)
+    if tokenizer == place and tokenizer not in known:
+        raise UserError(f'data.tokenizer: {tokenizer!r}{near(tokenizer, (*known, FOLDER))}')
+    if not place:
+        raise UserError(f'data.tokenizer: {FOLDER}; what comes after the colon is missing')
+    return '' if tokenizer == place else place
+
+
+def check_tokenizer(cfg, tokenizer: Tokenizer) -> None:
+    """Raises UserError where the tokenizer, which may be that of a run, is not what `cfg` asks for."""
+    wanted = pretrained.KIND if folder_of(cfg.tokenizer) else cfg.tokenizer
+    if wanted not in ('auto', tokenizer.kind):
+        raise UserError(
+            f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
+        )
+    tokenizers.check_special(tokenizer, cfg)
 
 
 def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
@@ -197,7 +223,7 @@ def split_of(document: str, valid_percent: float, test_percent: float) -> str:
 
 
 def _tokens(tokenizer: Tokenizer, documents: Iterable[str]) -> np.ndarray:
-    dtype = np.uint8 if tokenizer.vocab_size <= 2**8 else np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    dtype = dtype_of(tokenizer.vocab_size)
     end = [] if tokenizer.end is None else [np.array([tokenizer.end], dtype)]
     chunks, documents = [], iter(documents)
     while texts := list(itertools.islice(documents, _CHUNK)):  # an array a document would be most of the memory
@@ -226,16 +252,20 @@ def pydoc(cfg, tokenizer) -> Dataset:
     from pydoc_data.topics import topics
 
     paragraphs = (paragraph for _, topic in sorted(topics.items()) for paragraph in topic.strip().split('\n\n'))
-    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], _PSF, tokenizer)
+    return load(cfg, ['\n\n'.join(dict.fromkeys(paragraphs)) + '\n'], PSF, tokenizer)
 
 
 def python_stdlib(cfg, tokenizer) -> Dataset:
-    """The source code of the running interpreter's standard library, some 11 MB, without its tests, and without the
+    """The source code of the running interpreter's standard library, some 11 MB; see `stdlib`."""
+    return load(cfg, reading.distinct(reading.texts(stdlib()[1], True)), PSF, tokenizer)
+
+
+def stdlib() -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The folder of the running interpreter's standard library and its files, without its tests, and without the
     character maps of `encodings`, which are variations of one table: they would be known from training."""
     root = pathlib.Path(sysconfig.get_paths()['stdlib'])
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3', 'encodings'}
-    paths = [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
-    return load(cfg, reading.distinct(reading.texts(paths, True)), _PSF, tokenizer)
+    return root, [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
 
 
 def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:

@@ -4,17 +4,20 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from aigc_jax.core.errors import RunError, UserError, first_line, near
+from aigc_jax.core.notes import note
 from aigc_jax.data.dataset import Dataset, divide
 from aigc_jax.data.sources import text
+from aigc_jax.data.sources.arrays import split_of
 from aigc_jax.data.specs import Images, Points
 from aigc_jax.data.tokenizers import Tokenizer
 
+PREFIX = 'tfds:'  # of data.name, and of the place of pairs, labelled and tagged texts
 _NAME = re.compile(r'(?P<set>[a-z]\w*)(/[\w.\-]+)?(:\d+\.\d+\.\d+)?')
 _HASHED_BYTES = 1 << 30  # the fingerprint reads the files of sets up to this size; of larger ones their sizes
 _CHUNK = 10_000  # texts that are read at once
@@ -142,6 +145,51 @@ def tfds_text(cfg, where: str, tokenizer: Tokenizer | None) -> Dataset:
         by_split = {split: by_split.get(split, parts[split]) for split in text.SPLITS}
     has_end = any(len(documents) > 1 for documents in by_split.values())
     return text.from_splits(cfg, by_split, has_end, _licence(info), tokenizer, origin)
+
+
+def rows(
+    cfg, where: str, names: tuple[str, ...], read: Callable[[dict, str], Any]
+) -> tuple[dict[str, list], str, tuple[str, ...]]:
+    """({split: what read(row, line) makes of each example}, the licence, the names of the classes) of a prepared set.
+
+    names: the features that are read; a class comes as its number. Examples without a class, whose label is −1,
+    are left out with a note. Raises UserError.
+    """
+    builder, name = _builder(cfg, where), f'tfds:{where}'
+    features, by_split = builder.info.features, {}
+    if lacking := [one for one in names if one not in features]:
+        has = ', '.join(sorted(features))
+        raise UserError(f'data.name={cfg.name}: has no feature {", ".join(lacking)}; set data.columns to two of {has}')
+    for theirs in builder.info.splits:
+        if not (split := split_of(theirs)):
+            continue
+        source, found = builder.as_data_source(theirs), []
+        for begin in range(0, len(source), _CHUNK):
+            here = list(range(begin, min(begin + _CHUNK, len(source))))
+            try:
+                examples = source.__getitems__(here)
+            except RuntimeError as e:
+                raise UserError(f'{name}: a record is unreadable: {first_line(e)}; prepare it again') from e
+            found += [({key: _plain(one[key]) for key in names}, f'{name}: {theirs}, example {i}')
+                      for i, one in zip(here, examples, strict=True)]  # fmt: skip
+        classes = [key for key in names if hasattr(features[key], 'int2str')]
+        kept = [(row, line) for row, line in found if all(row[key] != -1 for key in classes)]
+        if len(kept) < len(found):
+            note(f'{name}: {theirs}: {len(found) - len(kept)} of {len(found)} examples are left out, without a class')
+        if kept:
+            by_split[split] = [read(row, line) for row, line in kept]
+    last = features[names[-1]]
+    last = getattr(last, 'feature', last)  # of a sequence of classes
+    return by_split, _licence(builder.info), tuple(getattr(last, 'names', None) or ())
+
+
+def _plain(value: Any) -> Any:
+    """A value of TFDS as JSON would have it."""
+    if isinstance(value, bytes):
+        return value.decode(errors='surrogateescape')
+    if isinstance(value, np.ndarray | list):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _cut(documents: _Documents, valid_percent: float, test_percent: float) -> dict[str, Collection[str]]:

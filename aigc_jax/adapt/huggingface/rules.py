@@ -1,0 +1,162 @@
+"""Which tensor of a checkpoint is which parameter: a family's rules, applied in both directions."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from aigc_jax.adapt.huggingface.files import Folder
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.types import Tree
+
+
+class Rule(NamedTuple):
+    """ours: the path of a parameter, 'block_0/query/kernel'; theirs: the name of a tensor, without the family's prefix.
+
+    transpose: theirs has the axes in the other order, as the weight of a torch.nn.Linear has.
+    part: (k, n), ours is the k-th of n equal parts of theirs along the last axis of ours.
+    cut: ours may have fewer rows than theirs, the first ones: positions that are not used.
+    """
+
+    ours: str
+    theirs: str
+    transpose: bool = False
+    part: tuple[int, int] = (0, 1)
+    cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Checkpoints that one set of rules reads and writes.
+
+    Attributes:
+      task: the task.name of the model that they become.
+      prefix: of the names of the tensors in a model with a head. The bare model has none, which is read as well.
+      fields: config.json -> {field of our config: value}, such as {'model.width': 768}. Raises UserError for what our
+        model does not have.
+      config: {field: value} of our config, and the size of the vocabulary -> config.json.
+      rules: {field: value} -> all rules. Those whose `theirs` begins with '/' have no prefix.
+      unused: a regex of tensors that are no parameters, such as masks that old versions saved.
+    """
+
+    task: str
+    prefix: str
+    fields: Callable[[Mapping[str, Any], str], dict[str, Any]]
+    config: Callable[[Mapping[str, Any], int], dict[str, Any]]
+    rules: Callable[[Mapping[str, Any]], list[Rule]]
+    unused: str = '(?!)'
+
+    def named(self, rule: Rule, prefix: str | None = None) -> str:
+        """The whole name of the tensor."""
+        bare = rule.theirs.startswith('/')
+        return rule.theirs[1:] if bare else (self.prefix if prefix is None else prefix) + rule.theirs
+
+
+def flat(params: Tree) -> dict[str, Any]:
+    """{'block_0/query/kernel': leaf}"""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {'/'.join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def unstacked(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """{path of one layer: (path, layer)} of a model whose layers are stacked in 'blocks' (scan_layers), {path: (path,
+    None)} of any other parameter."""
+    found = {}
+    for path in params:
+        if path.startswith('blocks/'):
+            found |= {path.replace('blocks/', f'block_{i}/', 1): (path, i) for i in range(layers)}
+        else:
+            found[path] = path, None
+    return found
+
+
+def read(folder: Folder, family: Family, fields: Mapping[str, Any], params: Tree) -> Tree:
+    """The parameters of a checkpoint in the place of `params`, a tree of ShapeDtypeStruct with shardings (None: on the
+    default device). Each device reads its own part of each file, leaf by leaf. Raises UserError for a tensor
+    that is missing, left over, or of another shape."""
+    wanted = flat(params)
+    layers = int(fields.get('model.layers', 0))
+    places = unstacked(wanted, layers)
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in folder.shapes) else ''
+    rules = {rule.ours: rule for rule in family.rules(fields)}
+    if lacking := sorted(places.keys() - rules.keys()):
+        raise ValueError(f'no rule for {", ".join(lacking)}')
+    _check_all(folder, family, [rules[path] for path in places], prefix)
+    found = {}
+    for path, leaf in wanted.items():
+        own = [(rules[one], i) for one, (whole, i) in places.items() if whole == path]
+        for rule, i in own:
+            _check_shape(folder, family.named(rule, prefix), rule, leaf.shape if i is None else leaf.shape[1:])
+        named = [(family.named(rule, prefix), rule) for rule, _ in own]
+        found[path] = _placed(folder, leaf, named, own[0][1] is not None)
+    leaves, structure = jax.tree_util.tree_flatten(params)
+    return jax.tree_util.tree_unflatten(structure, list(found.values()))
+
+
+def _placed(folder: Folder, leaf, tensors: Sequence[tuple[str, Rule]], stacked: bool) -> jax.Array:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return _slice(folder, *tensors[0], leaf.shape, index)
+        chosen = tensors[index[0]] if index else tensors
+        return np.stack([_slice(folder, *one, leaf.shape[1:], index[1:]) for one in chosen])
+
+    if getattr(leaf, 'sharding', None) is None:
+        return jax.numpy.asarray(part((slice(None),) * len(leaf.shape)), leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: part(index).astype(leaf.dtype))
+
+
+def _slice(folder: Folder, name: str, rule: Rule, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+    """The part `index` of a parameter of this shape."""
+    ranges = [range(*one.indices(size)) for one, size in zip(index, shape, strict=True)]
+    if (k := rule.part[0]) and ranges:
+        ranges[-1] = range(ranges[-1].start + k * shape[-1], ranges[-1].stop + k * shape[-1])
+    where = tuple(slice(one.start, one.stop) for one in ranges)
+    value = folder.read(name, where[::-1] if rule.transpose else where)
+    return value.T if rule.transpose else value
+
+
+def _check_all(folder: Folder, family: Family, rules: Sequence[Rule], prefix: str) -> None:
+    names = {family.named(rule, prefix) for rule in rules}
+    if missing := sorted(names - folder.shapes.keys()):
+        raise UserError(f'{folder.path} lacks {_some(missing)}; it is no whole {folder.config["model_type"]}')
+    left = [name for name in folder.shapes.keys() - names if not re.search(family.unused, name)]
+    if left:
+        raise UserError(f'{folder.path} holds what this model does not have: {_some(sorted(left))}')
+
+
+def _check_shape(folder: Folder, name: str, rule: Rule, ours: tuple[int, ...]) -> None:
+    theirs, wanted = folder.shapes[name], (*ours[:-1], ours[-1] * rule.part[1])
+    wanted = wanted[::-1] if rule.transpose else wanted
+    if theirs != wanted and not (rule.cut and theirs[1:] == wanted[1:] and theirs[0] >= wanted[0]):
+        raise UserError(f'{folder.path}: {name} is {theirs}, and its config.json asks for {wanted}')
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
+
+
+def tensors(family: Family, fields: Mapping[str, Any], params: Tree) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a checkpoint, one after the other, of parameters on any devices."""
+    own = flat(params)
+    places = unstacked(own, int(fields.get('model.layers', 0)))
+    groups: dict[str, list[Rule]] = {}
+    for rule in family.rules(fields):
+        if rule.ours in places:
+            groups.setdefault(family.named(rule), []).append(rule)
+    for name, rules in groups.items():
+        parts = []
+        for rule in sorted(rules, key=lambda rule: rule.part):
+            path, i = places[rule.ours]
+            value = np.asarray(jax.device_get(own[path] if i is None else own[path][i]))
+            parts.append(value.T if rule.transpose else value)
+        axis = 0 if rules[0].transpose else -1
+        yield name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+
+def size(params: Tree) -> int:
+    """Parameters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

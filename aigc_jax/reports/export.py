@@ -1,0 +1,101 @@
+"""A trained model in a form that other programs read: Hugging Face's, safetensors, StableHLO."""
+
+import datetime
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.adapt import huggingface
+from aigc_jax.core import files, optim, rng
+from aigc_jax.core.capabilities import Samples
+from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.types import Extra
+from aigc_jax.data import Images
+from aigc_jax.reports.trained import Trained
+from aigc_jax.runs import config as config_lib
+
+PLATFORMS = 'cpu', 'cuda', 'tpu'
+SAMPLER = 'sampler.stablehlo'
+
+
+def export(trained: Trained, folder, form: str, n: int = 64) -> list[pathlib.Path]:
+    """Writes the model of one replica into a new folder, and gives its files. It is the average of the parameters where
+    the run keeps one.
+
+    form: 'hf', config.json, model.safetensors and the tokenizer, which transformers loads; 'safetensors', all
+    parameters by their paths here; 'stablehlo', the sampler, n samples a call, for a process that has jax and
+    flatbuffers alone. Raises UserError.
+    """
+    if form not in FORMATS:
+        raise UserError(f'format: {form!r}{near(form, FORMATS)}')
+    folder = pathlib.Path(folder).expanduser()
+    return FORMATS[form](trained, folder, n)
+
+
+def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
+    fields = config_lib.flatten(trained.experiment.config)
+    family = huggingface.family_for(fields)
+    params = _params(trained)
+    (player,) = params
+    tokenizer, rows = trained.tokenizer, trained.experiment.config.model.vocab_size or trained.tokenizer.vocab_size
+    config = family.config(fields, rows) | {'dtype': 'float32', 'torch_dtype': 'float32'}
+    if tokenizer.end is not None:
+        config |= {'bos_token_id': tokenizer.end, 'eos_token_id': tokenizer.end}
+    return huggingface.write(folder, config, huggingface.tensors(family, fields, params[player]))
+
+
+def _safetensors(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(_params(trained))
+    named = (('/'.join(str(key.key) for key in path), np.asarray(jax.device_get(leaf))) for path, leaf in leaves)
+    return huggingface.write(folder, trained.experiment.config.to_dict(), named)
+
+
+def _stablehlo(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
+    found, inputs = sampler(trained, n)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in inputs.values()]
+    with files.new_folder(folder) as made:
+        exported = jax.export.export(jax.jit(found), platforms=PLATFORMS)(*shapes)
+        (made / SAMPLER).write_bytes(exported.serialize())
+        about = {
+            'made': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'jax': jax.__version__,
+            'calling_convention': exported.calling_convention_version,
+            'platforms': list(exported.platforms),
+            'inputs': {name: ['int32', *shape] for name, shape in inputs.items()},
+            'output': [str(exported.out_avals[0].dtype), *exported.out_avals[0].shape],
+            'step': trained.step,
+            'call': f"jax.export.deserialize(bytearray(open('{SAMPLER}', 'rb').read())).call({', '.join(inputs)})",
+        }
+        (made / 'sampler.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
+    return sorted(folder.iterdir())
+
+
+FORMATS: Mapping[str, Callable[..., list[pathlib.Path]]] = {
+    'hf': _hf, 'safetensors': _safetensors, 'stablehlo': _stablehlo,
+}  # fmt: skip
+
+
+def sampler(trained: Trained, n: int) -> tuple[Callable[..., jax.Array], dict[str, tuple[int, ...]]]:
+    """(sample(seed [, labels]) -> (n, …), {name of an input: its shape}): what Trained.sample draws, tokens of a text
+    model, with the parameters as constants."""
+    samples = trained.task.get(Samples)
+    if samples is None:
+        raise UserError(f'format: stablehlo holds a sampler, and {trained.config.task.name} draws no samples')
+    params, index = _params(trained), np.arange(n, dtype=np.int32)
+    extra = Extra(trained.state.stats, trained.state.carry)
+
+    def sample(seed, labels=None):
+        found = samples.draw(params, extra, rng.context(seed, 'sample', 0, index), labels)
+        return jnp.clip(found, 0, 1) if isinstance(trained.experiment.dataset.spec, Images) else found
+
+    inputs: dict[str, tuple[int, ...]] = {'seed': ()}
+    return sample, inputs | ({'labels': (n,)} if samples.num_classes else {})
+
+
+def _params(trained: Trained) -> Any:
+    return optim.averaged(trained.state.params, trained.state.opt)

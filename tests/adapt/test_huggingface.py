@@ -1,0 +1,251 @@
+"""Checkpoints of Hugging Face: read, computed with as transformers does, and written back.
+
+tests/adapt/goldens/ holds small models as transformers saves them, with what it computes (make_goldens.py).
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from aigc_jax.adapt import huggingface
+from aigc_jax.core.errors import UserError
+from aigc_jax.decoding import Sampling, sampling
+from aigc_jax.decoding.beam import beam_search
+from aigc_jax.nn.transformer import Transformer
+
+GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+DECODERS = 'gpt2', 'llama', 'qwen2', 'qwen3', 'mistral'
+REST = dict(zero_init=False, dropout=0.0, attention='einsum', remat=False, end=None)
+
+
+def fields_of(folder: huggingface.Folder) -> dict:
+    return huggingface.family_of(folder).fields(folder.config, str(folder.path))
+
+
+def decoder(folder: huggingface.Folder, **other) -> Transformer:
+    fields = fields_of(folder)
+    own = {name.removeprefix('model.'): value for name, value in fields.items() if name.startswith('model.')}
+    del own['kind']
+    return Transformer(**own, **REST | other, vocab_size=folder.config['vocab_size'], context=fields['data.block'])
+
+
+def read(folder: huggingface.Folder, module) -> dict:
+    abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))['params']
+    return huggingface.read(folder, huggingface.family_of(folder), fields_of(folder), abstract)
+
+
+@pytest.fixture(scope='module', params=DECODERS)
+def loaded(request):
+    folder = huggingface.Folder(GOLDENS / request.param)
+    module = decoder(folder)
+    return folder, module, read(folder, module), np.load(folder.path / 'golden.npz')
+
+
+def test_logits_are_those_of_transformers(loaded):
+    _, module, params, golden = loaded
+    logits = jax.jit(module.apply)({'params': params}, golden['tokens'])[0]
+    assert np.std(golden['logits']) > 0.5
+    np.testing.assert_allclose(logits, golden['logits'], atol=1e-4)
+
+
+def test_greedy_and_beam_search_write_the_same_tokens(loaded):
+    """With the cache. Each text ends by its length; the penalty of lengths is 0."""
+    _, module, params, golden = loaded
+    apply, prompt = lambda tokens, state: module.apply({'params': params}, tokens, state), golden['tokens']
+    new, key, index = golden['greedy'].shape[1], jax.random.key(0), jnp.arange(len(prompt))
+
+    def both(prompt):
+        state = lambda: module.initial_state(len(prompt), prompt.shape[1] + new)
+        greedy = sampling.sample(apply, state(), prompt, key, index, Sampling(temperature=0.0), new)
+        return greedy.tokens, beam_search(apply, state(), prompt, Sampling(beam_size=4), new).tokens
+
+    greedy, beams = jax.jit(both)(prompt)
+    np.testing.assert_array_equal(greedy, golden['greedy'])
+    np.testing.assert_array_equal(beams, golden['beams'])
+    assert (golden['greedy'] != golden['beams']).any()  # else the test of beams says nothing
+
+
+def test_layers_in_a_loop_hold_the_same_weights(loaded):
+    folder, module, params, golden = loaded
+    stacked = module.clone(scan_layers=True)
+    own = read(folder, stacked)
+    assert set(own) & {'blocks'} and not set(own) & {'block_0'}
+    np.testing.assert_allclose(stacked.apply({'params': own}, golden['tokens'])[0], golden['logits'], atol=1e-4)
+
+
+def written(tmp_path, folder, params, **options) -> pathlib.Path:
+    fields = {**fields_of(folder), 'task.name': 'lm'}
+    family = huggingface.family_for(fields)
+    config = family.config(fields, folder.config['vocab_size'])
+    huggingface.write(tmp_path / 'out', config, huggingface.tensors(family, fields, params), **options)
+    return tmp_path / 'out'
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_what_is_written_is_what_was_read(loaded, tmp_path, scan_layers):
+    """To the bit, by the same names; the config.json describes the same model."""
+    folder, module, *_ = loaded
+    out = written(tmp_path, folder, read(folder, module.clone(scan_layers=scan_layers)))
+    before, after = (load_file(path / 'model.safetensors') for path in (folder.path, out))
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    again = huggingface.Folder(out)
+    assert fields_of(again) == fields_of(folder)
+    for name, value in folder.config.items():  # null: the default
+        if name in again.config and value is not None and name not in ('rope_parameters', 'sliding_window'):
+            assert again.config[name] == value, name
+
+
+def test_shards_are_one_checkpoint(loaded, tmp_path):
+    folder, module, params, _ = loaded
+    out = written(tmp_path, folder, params, shard=4000)
+    assert len(list(out.glob('*.safetensors'))) > 2
+    index = json.loads((out / 'model.safetensors.index.json').read_text())
+    assert index['metadata']['total_size'] == sum(4 * np.prod(s) for s in huggingface.Folder(out).shapes.values())
+    jax.tree.map(np.testing.assert_array_equal, read(huggingface.Folder(out), module), params)
+
+
+def test_the_bare_model_is_read_as_well(tmp_path):
+    """GPT-2's own checkpoint on the hub has no prefix, and masks of attention."""
+    folder = huggingface.Folder(GOLDENS / 'gpt2')
+    shutil.copytree(folder.path, tmp_path / 'bare')
+    whole = load_file(folder.path / 'model.safetensors')
+    bare = {name.removeprefix('transformer.'): value for name, value in whole.items()}
+    masks = {f'h.{i}.attn.bias': np.ones((1, 1, 40, 40), np.float32) for i in range(2)}
+    save_file(bare | masks, tmp_path / 'bare' / 'model.safetensors')
+    module = decoder(folder)
+    found = read(huggingface.Folder(tmp_path / 'bare'), module)
+    jax.tree.map(np.testing.assert_array_equal, found, read(folder, module))
+
+
+def test_half_precision_is_read(tmp_path):
+    import ml_dtypes
+
+    folder = huggingface.Folder(GOLDENS / 'llama')
+    shutil.copytree(folder.path, tmp_path / 'half')
+    whole = load_file(folder.path / 'model.safetensors')
+    half = {name: x.astype(ml_dtypes.bfloat16) for name, x in whole.items()}
+    save_file(half, tmp_path / 'half' / 'model.safetensors')
+    module = decoder(folder)
+    near = lambda half, full: np.testing.assert_allclose(half, full, rtol=2**-8)
+    found = read(huggingface.Folder(tmp_path / 'half'), module)
+    jax.tree.map(near, found, read(folder, module))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype('float32')}
+
+
+def damaged(tmp_path, name: str, change) -> pathlib.Path:
+    folder = tmp_path / 'model'
+    shutil.copytree(GOLDENS / name, folder)
+    change(folder)
+    return folder
+
+
+def config_with(**fields):
+    def change(folder):
+        found = json.loads((folder / 'config.json').read_text()) | fields
+        (folder / 'config.json').write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+    return change
+
+
+def cut(folder):
+    data = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(data[:-10])
+
+
+def without(name):
+    def change(folder):
+        whole = load_file(folder / 'model.safetensors')
+        del whole[name]
+        save_file(whole, folder / 'model.safetensors')
+
+    return change
+
+
+def more(folder):
+    whole = load_file(folder / 'model.safetensors')
+    save_file(whole | {'classifier.weight': np.ones((2, 2), np.float32)}, folder / 'model.safetensors')
+
+
+def pickled(folder):
+    (folder / 'model.safetensors').rename(folder / 'pytorch_model.bin')
+
+
+def shard_gone(folder):
+    (folder / 'model.safetensors').unlink()
+    index = {'weight_map': {'a': 'model-00001-of-00002.safetensors'}}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index))
+
+
+def shard_elsewhere(folder):
+    (folder / 'model.safetensors').unlink()
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': '../x.safetensors'}}))
+
+
+DAMAGE = {
+    'no config': ('llama', lambda folder: (folder / 'config.json').unlink(), 'has no config.json'),
+    'no json': ('llama', lambda folder: (folder / 'config.json').write_text('{'), 'no JSON object with a model_type'),
+    'no weights': ('llama', lambda folder: (folder / 'model.safetensors').unlink(), 'has neither model.safetensors'),
+    'cut short': ('llama', cut, 'is no whole safetensors file'),
+    'pickled': ('gpt2', pickled, 't.GPT2LMHeadModel.from_pretrained'),
+    'a shard gone': ('llama', shard_gone, 'lacks the shard model-00001-of-00002.safetensors'),
+    'a shard elsewhere': ('llama', shard_elsewhere, 'which is no file of the folder'),
+    'another kind': ('llama', config_with(model_type='mamba'), "model_type is 'mamba'"),
+    'a misspelt kind': ('llama', config_with(model_type='lama'), 'did you mean llama?'),
+    'another shape': ('llama', config_with(hidden_size=32), 'asks for'),
+    'no number': ('llama', config_with(num_hidden_layers='two'), "num_hidden_layers is 'two'"),
+    'another activation': ('gpt2', config_with(activation_function='mish'), "activation_function is 'mish'"),
+    'another rope': ('llama', config_with(rope_parameters={'rope_type': 'yarn'}), "of the type 'yarn'"),
+    'two windows': (
+        'qwen2', config_with(use_sliding_window=True, layer_types=['full_attention', 'sliding_attention']),
+        'some layers have a sliding window',
+    ),
+    'some biases': ('llama', config_with(attention_bias=True), 'attention_bias and mlp_bias differ'),
+    'cross-attention': ('gpt2', config_with(add_cross_attention=True), 'add_cross_attention is True'),
+    'a tensor missing': ('llama', without('model.norm.weight'), 'lacks model.norm.weight'),
+    'a tensor more': ('llama', more, 'holds what this model does not have: classifier.weight'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name, change, words', DAMAGE.values(), ids=DAMAGE)
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, name, change, words):
+    path = damaged(tmp_path, name, change)
+    with pytest.raises(UserError) as caught:
+        folder = huggingface.Folder(path)
+        read(folder, decoder(folder))
+    assert words in str(caught.value) and str(path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written_is_not_half_there(tmp_path):
+    def failing():
+        yield 'a', np.zeros(3, np.float32)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        huggingface.write(tmp_path / 'out', {}, failing(), shard=1)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'there').mkdir()
+    with pytest.raises(UserError, match='is there already'):
+        huggingface.write(tmp_path / 'there', {}, iter(()))
+
+
+def test_what_no_checkpoint_can_hold_is_refused_by_its_field():
+    folder = huggingface.Folder(GOLDENS / 'llama')
+    fields = {**fields_of(folder), 'task.name': 'lm', 'model.softcap': 15.0}
+    with pytest.raises(UserError, match='model.softcap: 15.0'):
+        huggingface.family_for(fields).config(fields, 61)
+    with pytest.raises(UserError, match='task.name: vae'):
+        huggingface.family_for({'task.name': 'vae'})
+
+
+def test_a_run_is_no_checkpoint_of_hugging_face(tmp_path):
+    (tmp_path / 'config.json').write_text('{"schema": 3}')
+    assert not huggingface.is_folder(tmp_path) and not huggingface.is_folder(tmp_path / 'none')
+    assert huggingface.is_folder(GOLDENS / 'gpt2')

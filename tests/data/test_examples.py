@@ -1,0 +1,241 @@
+"""Pairs of texts, labelled texts and tagged texts: files, splits, what a batch holds, and files that do not fit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from datafiles import Notes, write
+from ml_collections import ConfigDict
+
+from aigc_jax import data
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import NO_TAG, rows
+from aigc_jax.data.batching import IndexStream, streamed_feed
+
+PAIRS = [{'source': f'add {i} and {i + 1}', 'target': str(2 * i + 1)} for i in range(100)]
+TEXTS = [{'text': f'line {i}', 'label': ('odd', 'even')[i % 2 == 0]} for i in range(100)]
+WORDS = [{'tokens': ['Mary', f'né{i}', 'to', 'Basel'], 'tags': ['P', 'O', 'O', 'L']} for i in range(60)]
+EVERY = np.arange
+
+
+def make(name, **fields):
+    return ConfigDict({'name': name, 'block': 24, 'target_block': 6, **fields})
+
+
+def lines(path, examples) -> str:
+    path.write_text('\n'.join(one if isinstance(one, str) else json.dumps(one) for one in examples) + '\n')
+    return str(path)
+
+
+def texts(dataset, split, name) -> list[str]:
+    """What the rows of a column hold, without the special tokens."""
+    tokenizer, batch = dataset.spec.tokenizer, dataset.splits[split][EVERY(len(dataset.splits[split]))]
+    cut = [row[:n] for row, n in zip(batch[name], batch[f'{name}_length'], strict=True)]
+    return [tokenizer.decode(row[[t not in tokenizer.special_ids.values() for t in row]]) for row in cut]
+
+
+def message(name, **fields) -> str:
+    with pytest.raises(UserError) as error:
+        data.load(make(name, **fields))
+    said = str(error.value)
+    assert '\n' not in said
+    return said
+
+
+@pytest.mark.parametrize('kind', ['byte', 'char', 'word', 'bpe'])
+def test_pairs_are_rows_of_tokens_with_their_lengths(tmp_path, kind):
+    path = lines(tmp_path / 'a.jsonl', PAIRS)
+    dataset = data.load(make(f'pairs:{path}', tokenizer=kind, vocab_size=300, special=('pad',)))
+    assert isinstance(dataset.spec, data.Pairs) and dataset.num_classes == 0
+    tokenizer = dataset.spec.tokenizer
+    found = {}
+    for split, source in dataset.splits.items():
+        batch = source[EVERY(len(source))]
+        assert {name: x.shape[1:] for name, x in batch.items()} == {
+            'source': (24,), 'source_length': (), 'target': (6,), 'target_length': ()
+        }  # fmt: skip
+        assert all(x.dtype == np.int32 for x in batch.values())
+        for name in ('source', 'target'):
+            here = np.asarray(rows.mask(batch[f'{name}_length'], batch[name].shape[1]))
+            assert (batch[name][~here] == tokenizer.pad).all() and (batch[name][here] != tokenizer.pad).all()
+            ends = batch[name][EVERY(len(source)), batch[f'{name}_length'] - 1]
+            assert (ends == tokenizer.end).all() and (batch[name] == tokenizer.end).sum() == len(source)
+        found |= dict(zip(texts(dataset, split, 'source'), texts(dataset, split, 'target'), strict=True))
+    wanted = {one['source']: one['target'] for one in PAIRS}
+    if kind == 'word':  # a number that train does not hold is unknown
+        found, wanted = (found.items() & wanted.items(), found.items())
+        assert len(found) > 90
+        wanted = {(source, target) for source, target in wanted if '<unk>' not in source + target}
+    assert found == wanted
+    assert dataset.origin == 'valid 5 %, test 5 % of the examples, by the hash of source'
+    again = data.load(make(f'pairs:{path}'), tokenizer)  # as a run that is resumed has it
+    assert again.fingerprint == dataset.fingerprint and again.spec == dataset.spec
+
+
+def test_a_compiled_step_and_a_stream_read_the_same(tmp_path):
+    source = data.load(make('pairs:' + lines(tmp_path / 'a.jsonl', PAIRS))).splits['train']
+    index = np.array([[5, 0, 3], [len(source) - 1, 2, 2]])
+    wanted = source[index]
+    found = jax.jit(source.gather)(source.resident, index)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    stream = IndexStream(len(source), 0)
+    feed = next(streamed_feed(source, [stream], 0, 2, 2, 1, 4, range(4)))
+    jax.tree.map(np.testing.assert_array_equal, feed, source[stream[EVERY(8)].reshape(2, 1, 4)])
+    assert source[3]['source'].shape == (24,) and source[3]['source_length'].shape == ()
+    for wrong in (-1, len(source)):
+        with pytest.raises(IndexError):
+            source[wrong]
+
+
+def test_what_is_too_long_is_cut_and_counted(tmp_path, capsys):
+    notes = Notes(capsys)
+    path = lines(tmp_path / 'a.jsonl', [*PAIRS, {'source': 'x' * 30, 'target': '1234567'}])
+    dataset = data.load(make(f'pairs:{path}', valid_percent=0.0, test_percent=0.0))
+    assert notes() == [
+        'data.block: 1 of 101 texts have more than 24 tokens; their ends are cut off',
+        'data.target_block: 1 of 101 targets have more than 6 tokens; their ends are cut off',
+    ]
+    i = texts(dataset, 'train', 'source').index('x' * 23)
+    example = dataset.splits['train'][i]
+    assert dataset.spec.tokenizer.decode(example['target']) == '12345<|end|>' and example['target_length'] == 6
+    assert 'data.block: 1; the special tokens around a text are 1' in message(f'pairs:{path}', block=1)
+    assert 'data.target_block: 1; the special' in message(f'pairs:{path}', target_block=1)
+
+
+def test_a_tab_separates_source_and_target_and_a_first_line_may_name_them(tmp_path):
+    plain = ''.join(f'{one["source"]}\t{one["target"]}\r\n' for one in PAIRS)
+    write(tmp_path / 'a.tsv', plain.encode(), '.gz')
+    wanted = data.load(make('pairs:' + lines(tmp_path / 'a.jsonl', PAIRS)))
+    assert data.load(make(f'pairs:{tmp_path}/a.tsv.gz')).fingerprint == wanted.fingerprint
+    named = 'id\tanswer\tsplit\tquestion\n' + ''.join(
+        f'{i}\t{one["target"]}\t{("train", "dev", "test")[i % 3]}\t{one["source"]}\n' for i, one in enumerate(PAIRS)
+    )
+    (tmp_path / 'b.tsv').write_text(named)
+    dataset = data.load(make(f'pairs:{tmp_path}/b.tsv', columns=('question', 'answer')))
+    assert {split: len(source) for split, source in dataset.splits.items()} == {'train': 34, 'valid': 33, 'test': 33}
+    assert dataset.origin == 'as given' and 'add 1 and 2' in texts(dataset, 'valid', 'source')
+    (tmp_path / 'c.tsv').write_text('a\tb\nc\td\te\n')
+    assert message(f'pairs:{tmp_path}/c.tsv').endswith('line 2 has 3 cells; it wants 2: source, target')
+
+
+def test_examples_of_one_source_are_in_one_split_and_copies_are_left_out(tmp_path, capsys):
+    notes = Notes(capsys)
+    twice = [{'source': one['source'], 'target': 'other'} for one in PAIRS]
+    path = lines(tmp_path / 'a.jsonl', [*PAIRS, *twice, *PAIRS[:7]])
+    dataset = data.load(make(f'pairs:{path}', valid_percent=20.0, test_percent=20.0))
+    assert notes() == [f'data.name=pairs:{path}: left out as copies of others: 7 of 207 pairs']
+    sources = {split: texts(dataset, split, 'source') for split in dataset.splits}
+    assert all(len(every) == 2 * len(set(every)) > 0 for every in sources.values())
+    assert len(set().union(*sources.values())) == 100
+    more = lines(tmp_path / 'b.jsonl', [*PAIRS, {'source': 'another', 'target': 'x'}])
+    larger = data.load(make(f'pairs:{more}', valid_percent=20.0, test_percent=20.0))
+    assert all(set(sources[split]) <= set(texts(larger, split, 'source')) for split in sources)  # each stays
+
+
+def test_splits_are_the_files_that_are_given(tmp_path, capsys):
+    notes = Notes(capsys)
+    a, b = lines(tmp_path / 'a.jsonl', PAIRS[:50]), lines(tmp_path / 'b.jsonl', PAIRS[40:])
+    dataset = data.load(make(f'pairs:train={a},test={b}', valid_percent=20.0))
+    assert len(dataset.splits['test']) == 60 and len(dataset.splits['train']) + len(dataset.splits['valid']) == 50
+    assert dataset.origin == 'valid 20 % of the examples, by the hash of source'
+    assert notes() == [
+        f'data.name=pairs:train={a},test={b}: pairs in train and in test: 10; figures of test may be too good'
+    ]
+
+
+def test_labels_are_classes_by_their_order(tmp_path, capsys):
+    notes = Notes(capsys)
+    dataset = data.load(make('labelled:' + lines(tmp_path / 'a.jsonl', TEXTS), special=('cls', 'sep', 'pad')))
+    assert isinstance(dataset.spec, data.Labelled)
+    assert dataset.num_classes == 2 and dataset.class_names == ('even', 'odd')
+    assert notes() == [f'data.name=labelled:{tmp_path}/a.jsonl: 2 classes, 0: even, 1: odd']
+    tokenizer, batch = dataset.spec.tokenizer, dataset.splits['train'][EVERY(50)]
+    assert batch['label'].dtype == np.int32 and (batch['tokens'][:, 0] == tokenizer.cls).all()
+    assert (batch['tokens'][EVERY(50), batch['tokens_length'] - 1] == tokenizer.sep).all()
+    for text, label in zip(texts(dataset, 'train', 'tokens'), batch['label'], strict=False):
+        assert int(text.removeprefix('line ')) % 2 == label
+    numbers = [{'text': str(i), 'label': 10 * (i % 3)} for i in range(90)]
+    found = data.load(make('labelled:' + lines(tmp_path / 'b.jsonl', numbers)))
+    assert found.class_names == ('0', '10', '20')
+    (tmp_path / 'c.tsv').write_text(''.join(f'{one["text"]}\t{one["label"]}\n' for one in TEXTS))
+    assert data.load(make(f'labelled:{tmp_path}/c.tsv')).class_names == ('even', 'odd')
+
+
+def test_the_first_token_of_a_word_has_its_tag(tmp_path):
+    path = lines(tmp_path / 'a.jsonl', WORDS)
+    dataset = data.load(make(f'tagged:{path}', special=('cls', 'sep')))
+    assert isinstance(dataset.spec, data.Tagged) and dataset.class_names == ('L', 'O', 'P')
+    tokenizer, batch = dataset.spec.tokenizer, dataset.splits['train'][EVERY(30)]
+    for tokens, tags, text in zip(batch['tokens'], batch['tags'], texts(dataset, 'train', 'tokens'), strict=False):
+        begins = [i for i, tag in enumerate(tags) if tag != NO_TAG]
+        assert [dataset.class_names[tags[i]] for i in begins] == ['P', 'O', 'O', 'L']
+        assert tokens[0] == tokenizer.cls and begins[0] == 1  # of bytes, so é takes two
+        raw = text.encode()
+        assert [raw[i - 1 : i] for i in begins] == [b'M', b'n', b't', b'B']
+    of_words = data.load(make(f'tagged:{path}', tokenizer='word', vocab_size=99))
+    assert (of_words.splits['train'][EVERY(30)]['tags'][:, :5] == [2, 1, 1, 0, NO_TAG]).all()
+    conll = ''.join('\n'.join(map('\t'.join, zip(row['tokens'], row['tags'], strict=True))) + '\n\n' for row in WORDS)
+    (tmp_path / 'b.tsv').write_text('\n' + conll.removesuffix('\n'))
+    assert data.load(make(f'tagged:{tmp_path}/b.tsv', special=('cls', 'sep'))).fingerprint == dataset.fingerprint
+    short = data.load(make(f'tagged:{path}', block=6))  # what is cut takes its tags with it
+    assert (short.splits['train'][EVERY(30)]['tags'][:, 5] == NO_TAG).all()
+
+
+def test_the_tokenizer_of_a_run_is_gone_on_with(tmp_path, capsys):
+    notes, path = Notes(capsys), lines(tmp_path / 'a.jsonl', PAIRS)
+    of_run = data.load(ConfigDict({'name': 'pydoc', 'block': 16, 'special': ('pad',)})).spec.tokenizer
+    assert of_run.end is None
+    assert 'the tokenizer of the run has no token that ends a text' in str(pytest.raises(
+        UserError, data.load, make(f'pairs:{path}'), of_run
+    ).value)  # fmt: skip
+    dataset = data.load(make(f'pairs:{path}'), dataclasses.replace(of_run, may_grow=True))
+    assert dataset.spec.tokenizer.pad == of_run.pad and dataset.spec.tokenizer.end == of_run.vocab_size
+    assert notes() == [f'data.name=pairs:{path}: the end of a text is a new token, which the run of init.run lacks']
+
+
+@pytest.mark.parametrize('prefix, example, words', [
+    ('pairs', '{"source": "a"}', 'line 3 is no JSON object with a field "target"'),
+    ('pairs', '{"source": "a", "target"', 'line 3 is no JSON object with a field "source"'),
+    ('pairs', '["a", "b"]', 'line 3 is no JSON object with a field "source"'),
+    ('pairs', '{"source": "a", "target": 3}', 'line 3 is no JSON object with a field "target"'),
+    ('pairs', '{"source": " ", "target": "b"}', 'line 3: "source" is empty'),
+    ('labelled', '{"text": "a"}', 'line 3: "label" is missing; it is a word or whole number'),
+    ('labelled', '{"text": "a", "label": 0.5}', 'line 3: "label" is 0.5; it is a word or whole number'),
+    ('labelled', '{"text": "a", "label": 1}', 'its labels are of different kinds, int, str'),
+    ('tagged', '{"tokens": ["a", "b"], "tags": ["O"]}', 'line 3: 2 in "tokens", but 1 in "tags"'),
+    ('tagged', '{"tokens": "a b", "tags": ["O"]}', 'line 3 is no JSON object with the lists "tokens" and "tags"'),
+    ('tagged', '{"tokens": ["a b"], "tags": ["O"]}', "line 3: 'a b' is no word without white space"),
+    ('tagged', '{"tokens": [], "tags": []}', 'line 3: "tokens" is empty'),
+    ('tagged', '{"tokens": ["a"], "tags": [null]}', 'line 3: "tags" is missing; it is a word or whole number'),
+])  # fmt: skip
+def test_a_line_that_does_not_fit_is_named(tmp_path, prefix, example, words):
+    good = {'pairs': PAIRS, 'labelled': TEXTS, 'tagged': WORDS}[prefix]
+    path = lines(tmp_path / 'a.jsonl', [good[0], '', example, *good[1:]])
+    assert words in message(f'{prefix}:{path}')
+
+
+def test_what_cannot_be_examples_is_refused(tmp_path):
+    (tmp_path / 'empty').write_text('')
+    for prefix in ('pairs', 'labelled', 'tagged'):
+        assert 'holds no example to train on' in message(f'{prefix}:{tmp_path}/empty')
+    one = lines(tmp_path / 'one', PAIRS[:2])
+    assert 'examples of 2 different source cannot be divided into train, valid, test' in message(f'pairs:{one}')
+    assert len(data.load(make(f'pairs:{one}', valid_percent=0.0, test_percent=0.0)).splits['train']) == 2
+    same = lines(tmp_path / 'same', [{**one, 'label': 'a'} for one in TEXTS])
+    assert 'its labels tell no classes apart' in message(f'labelled:{same}')
+    own = lines(tmp_path / 'own', [{**one, 'label': one['text']} for one in TEXTS])
+    assert '100 different labels for 100 examples' in message(f'labelled:{own}')
+    pairs = lines(tmp_path / 'a', PAIRS)
+    for columns in (('source',), ('source', 'source'), ('a', 'b', 'c')):
+        assert "has 2, such as ('source', 'target')" in message(f'pairs:{pairs}', columns=columns)
+    assert 'is no JSON object with a field "question"' in message(f'pairs:{pairs}', columns=('question', 'answer'))
+    (tmp_path / 'c.tsv').write_text('Mary\tP\nwent\n')
+    assert 'line 2 has 1 cells; it wants a word and its tag' in message(f'tagged:{tmp_path}/c.tsv')
+    assert 'this config has the fields of text' in message(f'pairs:{pairs}', order='shuffled')
+    for name, fields in (('pydoc', dict(columns=())), ('digits', dict(columns=()))):
+        with pytest.raises(UserError, match='has the fields of pairs and labelled texts'):
+            data.load(ConfigDict({'name': name, **fields}))
+    with pytest.raises(UserError, match='only labelled images'):
+        data.load(ConfigDict({'name': f'stacked:pairs:{pairs}'}))

@@ -1,0 +1,153 @@
+"""Functions of the standard library: their docstrings, names and identifiers, and how they are divided."""
+
+import ast
+import platform
+
+import numpy as np
+import pytest
+from datafiles import Notes
+from ml_collections import ConfigDict
+
+from aigc_jax import data
+from aigc_jax.core.errors import UserError
+from aigc_jax.data import NO_TAG
+from aigc_jax.data.sources import functions, text
+
+SOURCE = '''
+class Stack:
+    """Of a class, not of a function."""
+
+    def push(self, item):
+        """Put an item
+        on the stack.
+
+        Not this.
+        """
+
+        # self.push is a comment
+        self.items.append(item)
+        return self.push
+
+    async def pop(self): "on the line of the def"; return self.items.pop()
+
+    def __len__(self):
+        """The number of items."""
+        n = len(self.items)
+        return n
+
+    def only(self):
+        """A docstring and nothing else."""
+
+    def short(self):
+        """Two lines are too few."""
+        return 1
+
+if True:
+    def outer(a, b='x'):
+        def inner(c):
+            """Inside of another one."""
+            d = c
+            return d
+        return inner
+
+def test_it():
+    """Of a test, which is left out."""
+    x = 1
+    assert x
+'''
+
+
+@pytest.fixture(scope='module')
+def some():
+    """The functions of a few packages, so that it takes a second."""
+    root, paths = text.stdlib()
+    packages = ('asyncio', 'email', 'json', 'logging', 'http', 'concurrent', 'urllib')
+    chosen = [path for path in paths if path.relative_to(root).parts[0] in packages]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, 'stdlib', lambda: (root, chosen))
+        functions.functions.cache_clear()
+        yield functions.functions()
+    functions.functions.cache_clear()
+
+
+def make(name, **fields):
+    fields = dict(valid_percent=15.0, test_percent=15.0, block=40_000, target_block=500, special=('pad',)) | fields
+    return ConfigDict({'name': name, **fields})
+
+
+def decoded(dataset, split, name) -> list[str]:
+    tokenizer, batch = dataset.spec.tokenizer, dataset.splits[split][np.arange(len(dataset.splits[split]))]
+    rows = zip(batch[name], batch[f'{name}_length'], strict=True)
+    return [tokenizer.decode(row[:n]).removesuffix('<|end|>') for row, n in rows]
+
+
+def test_functions_are_chosen_and_cut():
+    push, outer = functions.functions_of('m', SOURCE)
+    assert push == functions.Function(
+        'm', 'push', 'def push(self, item):\n\n    # self.push is a comment\n    self.items.append(item)\n'
+        '    return self.push\n', 'Put an item on the stack.',
+    )  # fmt: skip
+    assert outer.name == 'outer' and outer.docstring == ''
+    assert outer.code.startswith("def outer(a, b='x'):\n    def inner(c):\n        \"\"\"Inside")
+    assert not [*functions.functions_of('m', 'def f(:')]
+
+
+def test_pairs_of_the_standard_library(some, capsys):
+    notes = Notes(capsys)
+    by_code = {one.code: one for one in some}
+    dataset = data.load(make('docstrings'))
+    assert isinstance(dataset.spec, data.Pairs) and data.is_code(make('docstrings', code=False))
+    version, said = platform.python_version(), notes()
+    assert dataset.origin == f'Python {version}; valid 15 %, test 15 % of the examples, by the hash of their module'
+    assert len(said) == 1 and f' modules of Python {version}, ' in said[0]
+    modules, held = {}, {}
+    for split in dataset.splits:
+        pairs = [*zip(decoded(dataset, split, 'source'), decoded(dataset, split, 'target'), strict=True)]
+        assert len(pairs) > 20 and all(by_code[code].docstring == target for code, target in pairs)
+        modules[split] = {by_code[code].module for code, _ in pairs}
+        held[split] = {text for pair in pairs for text in pair}
+    for one, other in (('train', 'valid'), ('train', 'test'), ('valid', 'test')):
+        assert not modules[one] & modules[other] and not held[one] & held[other]
+    assert sum(map(len, modules.values())) == len({one.module for one in some if len(one.docstring.split()) > 2})
+
+
+def test_the_columns_say_what_is_told_from_what(some):
+    names = {one.name for one in some}
+    told = data.load(make('docstrings', columns=('code', 'name')))
+    sources, targets = decoded(told, 'train', 'source'), decoded(told, 'train', 'target')
+    assert set(targets) <= names
+    for source, target in zip(sources, targets, strict=True):
+        assert source.startswith(('def _(', 'async def _('))
+        assert target not in {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    back = data.load(make('docstrings', columns=('docstring', 'code')))
+    forth = data.load(make('docstrings'))
+    assert len(back.splits['train']) == len(forth.splits['train']) == len(sources)
+    assert all(target.startswith(('def ', 'async def ')) for target in decoded(back, 'train', 'target'))
+    assert len({told.fingerprint, back.fingerprint, forth.fingerprint}) == 3
+    with pytest.raises(UserError, match='^data.columns: nmae; docstrings has code, docstring, name$'):
+        data.load(make('docstrings', columns=('code', 'nmae')))
+
+
+@pytest.mark.parametrize('kind', ['byte', 'bpe'])
+def test_identifiers_are_tagged_by_every_token(some, kind):
+    dataset = data.load(make('identifiers', tokenizer=kind, vocab_size=500))
+    assert isinstance(dataset.spec, data.Tagged) and dataset.class_names == ('identifier', 'other')
+    tokenizer, split = dataset.spec.tokenizer, dataset.splits['test']
+    checked, letters = 0, lambda text: ''.join(c if c.isalnum() or c == '_' else ' ' for c in text)
+    for i in range(len(split)):
+        example = split[i]
+        n = int(example['tokens_length'])
+        tags, code = example['tags'][: n - 1], tokenizer.decode(example['tokens'][: n - 1])
+        assert example['tags'][n - 1] == NO_TAG and set(tags) <= {0, 1} and (example['tags'][n:] == NO_TAG).all()
+        if not code.isascii() or any(isinstance(node, ast.JoinedStr) for node in ast.walk(ast.parse(code))):
+            continue
+        checked, tree = checked + 1, ast.parse(code)
+        pieces = [tokenizer.decode([token]) for token in example['tokens'][: n - 1]]
+        marked = ''.join(piece if tag == 0 else ' ' * len(piece) for piece, tag in zip(pieces, tags, strict=True))
+        variables = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        assert variables | arguments <= {*letters(marked).split()}
+        assert not {'def', 'return', 'if', 'for', 'in', 'not', 'None'} & {*letters(marked).split()}
+    assert checked > 20
+    with pytest.raises(UserError, match='identifiers has no columns'):
+        data.load(make('identifiers', columns=('code', 'tags')))
