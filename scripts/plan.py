@@ -102,7 +102,10 @@ def planned(path: str, overrides: list[tuple[str, str]]) -> dict:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument('--devices', type=int, default=1)
     parser.add_argument('--hbm_gb', type=float, default=80.0, help='memory of a device, in 10^9 bytes')
     options, rest = parser.parse_known_args(argv)
