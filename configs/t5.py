@@ -70,6 +70,9 @@ VARIANTS = {
         'model.activation': 'relu', 'model.tied': True, 'model.scaled_logits': True, 'model.dropout': 0.1,
         'optim.model.name': 'adafactor', 'optim.model.options': {},
     },
+    # Names of Python are hidden, too: CodeT5's identifier-aware denoising.
+    'identifier_aware': {'task.objective': 'identifier_aware', 'data.number_identifiers': True},
+    'identifiers': {'task.objective': 'identifiers', 'data.number_identifiers': True},
     # The second half of each window from the first.
     'prefix': {'task.objective': 'prefix'},
 }  # fmt: skip

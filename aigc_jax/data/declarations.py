@@ -84,6 +84,9 @@ TEXT = {
         doc='share of training windows whose middle is moved to their end, for infilling; 0: none',
     ),
     'fim_identifiers': Field(float, 0.0, least=0, most=1, doc='share of these whose middle is one identifier'),
+    'number_identifiers': Field(
+        bool, False, doc='whether windows tell where identifiers stand and which are the same: for task.objective'
+    ),
     'stream': _STREAM,
 }  # fmt: skip
 EXAMPLES = {

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch
+from aigc_jax.data import infilling
 from aigc_jax.data.tokenizers import Tokenizer
 
 Pair = dict[str, Array]  # as a batch of specs.Pairs is: source, source_length, target, target_length
@@ -64,12 +65,7 @@ def spans(tokenizer: Tokenizer, density: float, mean_span: float) -> Objective:
         hidden, span = part % 2 == 1, part // 2
         begins = hidden & ((place == 0) | (part != jnp.roll(part, 1)))
         source = _gathered(jnp.where(begins, sentinels[span], tokens), ~hidden | begins, sizes.source, end)
-        # Behind each of the hidden tokens there are as many sentinels as spans have begun.
-        rank = jnp.cumsum(hidden) - 1
-        target = jnp.zeros(sizes.target, jnp.int32)
-        target = target.at[jnp.where(hidden, rank + span + 1, sizes.target)].set(tokens, mode='drop')
-        target = target.at[jnp.where(begins, rank + span, sizes.target)].set(sentinels[span], mode='drop')
-        return source, target.at[-1].set(end[0]) if end else target
+        return source, _told(tokens, hidden, begins, sentinels[span], sizes.target, end)[0]
 
     def transform(batch: Batch, ctx: rng.Context) -> Pair:
         tokens = batch['tokens'][:, :-1]
@@ -81,6 +77,67 @@ def spans(tokenizer: Tokenizer, density: float, mean_span: float) -> Objective:
         return _pair(source, jnp.full(n, sizes.source), target, jnp.full(n, sizes.target))
 
     return Objective(transform, end)
+
+
+def names(tokenizer: Tokenizer) -> Objective:
+    """Masked identifier prediction (Wang et al. 2021, section 3.2): one sentinel stands for all occurrences of one
+    identifier, and the target has each sentinel with its identifier, in the order in which they first occur. Those that
+    are whole in the window are hidden, from the first on, as many as there are sentinels and as half of the window's
+    tokens hold.
+
+    batch['names'] (n, length + 1): see infilling.numbered.
+    """
+    end = () if tokenizer.end is None else (tokenizer.end,)
+    sentinels = _sentinels(tokenizer, 1)
+
+    def one(tokens: Array, names: Array) -> tuple[Array, Array, Array, Array]:
+        length, place = len(tokens), jnp.arange(len(tokens))
+        of, follows = names[:-1], names[1:] == infilling.GOES_ON
+        begin = of > 0
+        start = jax.lax.cummax(jnp.where(begin, place, -1))
+        inside = (begin | (of == infilling.GOES_ON)) & (start >= 0)
+        cut = follows[-1] & (start == start[-1])  # an identifier that the window does not hold whole
+        begin, inside = begin & ~cut, inside & ~cut
+        same = begin & begin[:, None] & (of == of[:, None])
+        first = jnp.where(begin, jnp.argmax(same, axis=1), length)  # where this identifier stands first
+        first = first[jnp.maximum(start, 0)]
+        is_first = begin & (first == place)
+        rank = jnp.cumsum(is_first) - 1
+        size = jnp.zeros(length, jnp.int32).at[start].add(inside)
+        needed = jnp.cumsum(jnp.where(is_first, 1 + size, 0)) + len(end)
+        fits = is_first & (needed <= length // 2) & (rank < len(sentinels))
+        hidden = inside & fits[jnp.minimum(first, length - 1)]
+        sentinel = sentinels[jnp.clip(rank[jnp.minimum(first, length - 1)], 0, len(sentinels) - 1)]
+        kept = ~hidden | (hidden & begin)
+        source = _gathered(jnp.where(hidden, sentinel, tokens), kept, length + len(end), end)
+        told = hidden & (first == start)
+        target, target_length = _told(tokens, told, told & begin, sentinel, length // 2, end)
+        return source, jnp.sum(kept) + len(end), target, target_length
+
+    def transform(batch: Batch, ctx: rng.Context) -> Pair:
+        return _pair(*jax.vmap(one)(batch['tokens'][:, :-1], batch['names']))
+
+    return Objective(transform, end)
+
+
+def identifier_aware(tokenizer: Tokenizer, density: float, mean_span: float) -> Objective:
+    """Half of the windows with spans that are hidden, half with identifiers, each drawn for itself (Wang et al. 2021,
+    section 3.2, without their tagging of identifiers)."""
+    of_spans, of_names = spans(tokenizer, density, mean_span), names(tokenizer)
+
+    def transform(batch: Batch, ctx: rng.Context) -> Pair:
+        a, b = of_spans.transform(batch, ctx), of_names.transform(batch, ctx)
+        by_name = ctx.uniform('objective') < 0.5
+
+        def chosen(name: str) -> Array:
+            width = max(a[name].shape[1], b[name].shape[1])
+            fill = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
+            return jnp.where(by_name[:, None], fill(b[name]), fill(a[name]))
+
+        length = lambda name: jnp.where(by_name, b[name], a[name])
+        return _pair(chosen('source'), length('source_length'), chosen('target'), length('target_length'))
+
+    return Objective(transform, of_spans.behind)
 
 
 def prefix() -> Objective:
@@ -113,6 +170,17 @@ def _composition(u: Array, total: int, parts: int) -> Array:
     begins = jnp.argsort(jnp.argsort(u)) < parts - 1
     part = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(begins)])
     return jnp.zeros(parts, jnp.int32).at[part].add(1)
+
+
+def _told(tokens: Array, hidden: Array, begins: Array, sentinel: Array, size: int, end: tuple[int, ...]):
+    """(target (size,), its length ()): the hidden tokens, before each run of them, where it begins, its sentinel."""
+    # Before each of the hidden tokens there are as many sentinels as runs have begun.
+    at = jnp.cumsum(hidden) - 1 + jnp.cumsum(begins)
+    target = jnp.zeros(size, jnp.int32)
+    target = target.at[jnp.where(hidden, at, size)].set(tokens, mode='drop')
+    target = target.at[jnp.where(begins, at - 1, size)].set(sentinel, mode='drop')
+    length = jnp.sum(hidden) + jnp.sum(begins)
+    return (target.at[length].set(end[0], mode='drop') if end else target), length + len(end)
 
 
 def _gathered(values: Array, chosen: Array, size: int, end: tuple[int, ...], fill: int = 0) -> Array:

@@ -17,6 +17,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data.tokenizers import Tokenizer
 
+GOES_ON = -1  # in the numbers of identifiers
 SHORTEST = 8  # tokens of a window, four of which make room for the special ones
 _BEGIN, _LAST = 1, 2  # bits of a mark: an identifier begins with this token, it ends with this token
 _NAME = rb'[A-Za-z_\x80-\xff][\w\x80-\xff]*'
@@ -63,6 +64,18 @@ def marks(tokenizer: Tokenizer, document: str, is_code: bool) -> np.ndarray:
     alone = (solid[boundaries[first]] == solid[begin]) & (solid[boundaries[last + 1]] == solid[end])
     found[first[alone]] |= _BEGIN
     found[last[alone]] |= _LAST
+    return found
+
+
+def numbered(tokenizer: Tokenizer, document: str, is_code: bool, numbers: dict[bytes, int]) -> np.ndarray:
+    """int32 of each token of a document: where an identifier of `marks` begins its number, 1 and on, the same for the
+    same identifier; GOES_ON where it goes on; else 0. numbers: those that there are, to which new ones are added."""
+    mark, boundaries = marks(tokenizer, document, is_code), tokenizer.boundaries(document)
+    raw, found = document.encode(errors='surrogateescape'), np.zeros(len(mark), np.int32)
+    for first, last in zip(np.flatnonzero(mark & _BEGIN), np.flatnonzero(mark & _LAST), strict=True):
+        name = raw[boundaries[first] : boundaries[last + 1]].strip()
+        found[first : last + 1] = GOES_ON
+        found[first] = numbers.setdefault(name, len(numbers) + 1)
     return found
 
 

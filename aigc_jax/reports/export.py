@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.adapt import huggingface
+from aigc_jax.adapt.huggingface import bert
 from aigc_jax.core import files, optim, rng
 from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
@@ -44,6 +45,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     (player,) = params
     tokenizer, rows = trained.tokenizer, trained.experiment.config.model.vocab_size or trained.tokenizer.vocab_size
     config = family.config(fields, rows) | {'dtype': 'float32', 'torch_dtype': 'float32'}
+    if fields['task.name'] in ('mlm', 'classify'):
+        config |= bert.more(config, trained.experiment.dataset)
     ids = {'bos_token_id': tokenizer.bos, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
     if written := trained.task.get(Seq2Seq):
         ids |= {'decoder_start_token_id': written.bos, 'pad_token_id': tokenizer.filler}

@@ -31,9 +31,9 @@ class Experiment:
 
     def __init__(
         self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None,
-        dataset: data.Dataset | None = None,
+        dataset: data.Dataset | None = None, is_plan: bool = False,
     ):  # fmt: skip
-        """dataset: in the place of that of config.data."""
+        """dataset: in the place of that of config.data. is_plan: no state is made, so that it need not fit."""
         config_lib.check(config)
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
@@ -59,7 +59,8 @@ class Experiment:
             )
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.frozen = optim.frozen(config.optim, abstract_params(self.task))
-        self._want_room()
+        if not is_plan:
+            self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
 
     def _check_own_task(self, rows: int) -> None:

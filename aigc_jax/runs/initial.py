@@ -110,7 +110,10 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     params = jax.tree.map(placed, params, experiment.plan.param_shardings(params))
     folder, (player,) = huggingface.Folder(wanted.run), params
     family, fields = huggingface.family_of(folder), config_lib.flatten(experiment.config)
-    return {player: huggingface.read(folder, family, fields, params[player])}
+    theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}
+    chosen = partial.of(wanted, params, theirs, str(folder.path))
+    left = [name.removeprefix(f'{player}/') for name in chosen.left]
+    return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
 
 
 def digest(config: ConfigDict, step: int) -> str:

@@ -109,6 +109,8 @@ def _from_2(config: ConfigDict) -> None:
     _add(config.get('init'), drawn='', unused='')
     if isinstance(data, ConfigDict) and 'tokenizer' in data:
         _add(data, special=(), sentinels=0)
+        if 'order' in data:  # windows of text
+            _add(data, number_identifiers=False)
     if not isinstance(model, ConfigDict):
         return
     if config.get('task', {}).get('name') == 'lm':

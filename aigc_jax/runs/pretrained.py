@@ -32,12 +32,12 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
         return
     folder = huggingface.Folder(config.init.run)
     family, fields = huggingface.family_of(folder), _fields(folder)
-    if config.task.name != family.task:
+    if config.task.name not in (family.task, *family.also):
         raise UserError(
             f'task.name: {config.task.name}, but init.run, {folder.path}, is a model of the kind '
             f'{folder.config["model_type"]}, which task.name={family.task} trains'
         )
-    most = fields.pop('data.block')
+    most = fields.pop('data.block') - (2 if config.task.name == 'mlm' else 0)  # cls and sep stand around a window
     if 'data.block' in given and config.data.block > most:
         raise UserError(f'data.block: {config.data.block}; the model of init.run, {folder.path}, reads {most} at most')
     config.data.block = min(config.data.block, most)

@@ -21,12 +21,13 @@ from aigc_jax.data import Dataset, Tokens
 from aigc_jax.data.masking import Masking
 from aigc_jax.nn import encoder
 from aigc_jax.nn.build import fields
+from aigc_jax.tasks.lm import VOCAB_SIZE
 
 _TEXT = -1  # in a layout, for the place of a token of the text
 
 
 def model_fields(model, around=None) -> Group:
-    return fields(encoder.Encoder)
+    return {'vocab_size': VOCAB_SIZE, **fields(encoder.Encoder)}
 
 
 FIELDS = {
@@ -114,7 +115,8 @@ class MaskedLanguageModel:
         return measured | ({'order_accuracy': found['order_right']} if self.sentence_order else {})
 
     def fill(self, params, extra: Extra, tokens: Array, lengths: Array) -> Array:
-        return self.module.apply({'params': params['model']}, tokens, lengths).tokens
+        logits = self.module.apply({'params': params['model']}, tokens, lengths).tokens
+        return logits[..., : self.masking.tokenizer.vocab_size]  # checkpoints may have more rows than that
 
     def task(self) -> Task:
         return Task(

@@ -21,13 +21,13 @@ from aigc_jax.nn import encoder_decoder
 from aigc_jax.nn.build import build, compute_dtype, fields
 from aigc_jax.tasks.lm import VOCAB_SIZE
 
-OBJECTIVES = ('spans', 'prefix')
+OBJECTIVES = ('spans', 'prefix', 'identifiers', 'identifier_aware')
 FIELDS = {
     'task': {
         'objective': Field(
             str, 'spans', choices=OBJECTIVES,
-            doc='of windows of text: `spans` are hidden and to be written (T5), or what follows the `prefix`, half of '
-            'a window; pairs are as they are',
+            doc='of windows of text: `spans` are hidden and to be written (T5), or `identifiers`, or one of both in '
+            'turn, `identifier_aware` (CodeT5), or what follows the `prefix`, half of a window; pairs are as they are',
         ),
         'noise_density': Field(float, 0.15, above=0, below=1, doc='share of the tokens that spans hide'),
         'mean_span': Field(float, 3.0, least=1, doc='tokens of a span, on average'),
@@ -184,7 +184,14 @@ def _objective(config, spec: Tokens) -> denoising.Objective:
         if spec.block < 2:
             raise UserError(f'data.block: {spec.block}; a window is divided into source and target, so 2 or more')
         return denoising.prefix()
-    found = denoising.spans(spec.tokenizer, options.noise_density, options.mean_span)
-    window = jax.ShapeDtypeStruct((1, spec.block + 1), jnp.int32)
-    jax.eval_shape(lambda tokens: found.transform({'tokens': tokens}, rng.context(0, 'eval', 0, jnp.arange(1))), window)
+    by_name = options.objective in ('identifiers', 'identifier_aware')
+    if by_name and not data.number_identifiers:
+        raise UserError(f'data.number_identifiers: False; task.objective={options.objective} wants it: set it to True')
+    if options.objective == 'identifiers':
+        found = denoising.names(spec.tokenizer)
+    else:
+        make_one = denoising.identifier_aware if by_name else denoising.spans
+        found = make_one(spec.tokenizer, options.noise_density, options.mean_span)
+    window = dict.fromkeys(('tokens', 'names'), jax.ShapeDtypeStruct((1, spec.block + 1), jnp.int32))
+    jax.eval_shape(lambda batch: found.transform(batch, rng.context(0, 'eval', 0, jnp.arange(1))), window)
     return found

@@ -1,5 +1,7 @@
 """Windows of text as sources and targets: what is hidden, by T5's counts, and nothing lost."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.data import denoising, tokenizers
+from aigc_jax.data import denoising, infilling, tokenizers
 
 BYTES = tokenizers.train('byte', ['ab'], ['ab'], 0, True, special=('pad',), num_sentinels=10)
 ENDLESS = tokenizers.train('byte', ['ab'], ['ab'], 0, False, num_sentinels=10)
@@ -73,6 +75,84 @@ def test_the_draws_of_a_window_are_its_own():
     _, later = drawn(objective, step=1)
     np.testing.assert_array_equal(all_of['source'][30:], last['source'])
     assert (all_of['source'] != later['source']).any(axis=1).mean() > 0.9
+
+
+CODE = """def area(width, height):
+    # area of what has width
+    return width * height + 'width'.height(area, width)
+"""
+
+
+def windows_of(tokenizer, length, text=CODE):
+    """All windows of the text, with the numbers of its identifiers."""
+    tokens, names = tokenizer.encode(text), infilling.numbered(tokenizer, text, True, {})
+    where = np.arange(len(tokens) - length)[:, None] + np.arange(length + 1)
+    return {'tokens': tokens[where], 'names': names[where]}
+
+
+def test_identifiers_have_numbers_of_their_own():
+    numbers = {b'x': 1}
+    found = infilling.numbered(BYTES, CODE, True, numbers)
+    assert numbers == {b'x': 1, b'area': 2, b'width': 3, b'height': 4}
+    raw = CODE.encode()
+    for number, name in ((2, b'area'), (3, b'width'), (4, b'height')):
+        starts = np.flatnonzero(found == number)
+        assert [raw[i : i + len(name)] for i in starts] == [name] * (2 if number == 2 else 3)
+        assert all((found[i + 1 : i + len(name)] == infilling.GOES_ON).all() for i in starts)
+    assert (found == infilling.GOES_ON).sum() == 2 * 3 + 3 * 4 + 3 * 5
+
+
+def by_hand(window, names, sentinels, most):
+    """The source and the target of a window, without the end, written once more with lists."""
+    i, of, source, target, length = 0, {}, [], [], len(window) - 1
+    while i < length:
+        if names[i] <= 0:
+            source.append(window[i])
+            i += 1
+            continue
+        stop = i + 1
+        while stop <= length and names[stop] == infilling.GOES_ON:
+            stop += 1
+        name = list(window[i:stop])
+        if stop <= length and names[i] not in of:  # whole in the window
+            room = len(target) + 1 + len(name) + 1 <= most and len(of) < len(sentinels) and None not in of.values()
+            of[names[i]] = sentinels[len(of)] if room else None
+            target += [of[names[i]], *name] if room else []
+        hidden = stop <= length and of[names[i]] is not None
+        source += [of[names[i]]] if hidden else name[: length - i]
+        i = stop
+    return source, target
+
+
+@pytest.mark.parametrize('length, sentinels', [(60, 10), (30, 10), (60, 2), (9, 10)])
+def test_all_places_of_a_name_have_its_sentinel(length, sentinels):
+    tokenizer = dataclasses.replace(BYTES, num_sentinels=sentinels)
+    batch = windows_of(tokenizer, length)
+    ctx = rng.context(0, 'train', 0, jnp.arange(len(batch['tokens'])))
+    pair = jax.tree.map(np.asarray, jax.jit(denoising.names(tokenizer).transform)(batch, ctx))
+    several = 0
+    for i, (window, names) in enumerate(zip(batch['tokens'], batch['names'], strict=True)):
+        source, target = by_hand(window, names, tokenizer.sentinels, length // 2)
+        several += len(source) < length and source.count(tokenizer.sentinels[0]) > 1
+        assert pair['source'][i, : pair['source_length'][i]].tolist() == [*source, tokenizer.end]
+        assert pair['target'][i, : pair['target_length'][i]].tolist() == [*target, tokenizer.end]
+    assert several or length < 30
+
+
+def test_half_of_the_windows_hide_names_and_half_spans():
+    batch = jax.tree.map(lambda x: np.tile(x[:1], (400, 1)), windows_of(BYTES, 40))
+    of = lambda objective: jax.tree.map(
+        np.asarray, objective.transform(batch, rng.context(0, 'train', 3, jnp.arange(400)))
+    )
+    both, spans, names = of(denoising.identifier_aware(BYTES, 0.15, 3.0)), *map(
+        of, (denoising.spans(BYTES, 0.15, 3.0), denoising.names(BYTES))
+    )  # fmt: skip
+    row = lambda pair, name, i: pair[name][i, : pair[f'{name}_length'][i]].tolist()
+    is_name = [row(both, 'target', i) == row(names, 'target', i) for i in range(400)]
+    for i in range(400):
+        other = names if is_name[i] else spans
+        assert all(row(both, name, i) == row(other, name, i) for name in ('source', 'target'))
+    assert abs(np.mean(is_name) - 0.5) < 5 * 0.5 / 20
 
 
 def test_a_prefix_and_what_follows_are_the_window():

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import pathlib
 import sysconfig
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -35,12 +35,17 @@ class Windows:
     Window i begins at i · stride; with `cover` the last one is moved back so that it ends with the row. `source[i]` is
     {'tokens': S + (block + 1,) int32, 'counted': S int32}, S the shape of i: how many of the last targets no window
     before has had, so that what is summed over them is summed over the row, each token once.
-    With identifiers (see infilling.marks), uint8 of each token, also these of the window's tokens.
+    With identifiers (see infilling.marks), uint8 of each token, also these of the window's tokens; so with names (see
+    infilling.numbered), int32.
     """
 
-    def __init__(self, tokens: np.ndarray, block: int, stride: int, cover: bool, identifiers: np.ndarray | None = None):
+    def __init__(
+        self, tokens: np.ndarray, block: int, stride: int, cover: bool, identifiers: np.ndarray | None = None,
+        names: np.ndarray | None = None,
+    ):  # fmt: skip
         self.tokens, self._block, self._stride = tokens, block, stride
-        self._marks = {} if identifiers is None else {'identifiers': identifiers}
+        marks = {'identifiers': identifiers, 'names': names}
+        self._marks = {name: value for name, value in marks.items() if value is not None}
         self._last = len(tokens) - 1 - block  # where the last window can begin
         self._cover = cover
 
@@ -63,7 +68,7 @@ class Windows:
         return {'tokens': self.tokens, **self._marks}
 
     def gather(self, data: Batch, index: Array) -> Batch:
-        """{'tokens': index.shape + (block + 1,) int32, and 'identifiers'}, inside the compiled step."""
+        """{'tokens': index.shape + (block + 1,) int32, 'identifiers', 'names'}, inside the compiled step."""
         import jax.numpy as jnp
 
         where = index[..., None] * self._stride + jnp.arange(self._block + 1)
@@ -148,8 +153,14 @@ def from_splits(
             )
         eval_stride = max(1, block // 2) if cfg.eval_stride == -1 else min(cfg.eval_stride, block)
         stride = (1 if cfg.order == 'shuffled' else block) if training else eval_stride
-        names = _marks(tokenizer, texts, is_code(cfg)) if training and cfg.fim_identifiers else None
-        splits[split] = Windows(tokens, block, stride, not training, names)
+        marks, names = None, None
+        if training and cfg.fim_identifiers:
+            marks = _of_tokens(tokenizer, texts, lambda text: infilling.marks(tokenizer, text, is_code(cfg)))
+        if cfg.number_identifiers:
+            numbers: dict[bytes, int] = {}
+            number = lambda text, numbers=numbers: infilling.numbered(tokenizer, text, is_code(cfg), numbers)
+            names = _of_tokens(tokenizer, texts, number)
+        splits[split] = Windows(tokens, block, stride, not training, marks, names)
     digest = hashlib.sha256(tokenizer.to_json().encode())
     for split, windows in splits.items():
         digest.update(f'{split} {len(windows.tokens)}\n'.encode())
@@ -235,10 +246,10 @@ def _tokens(tokenizer: Tokenizer, documents: Iterable[str]) -> np.ndarray:
     return np.concatenate(chunks)
 
 
-def _marks(tokenizer: Tokenizer, documents: Iterable[str], code: bool) -> np.ndarray:
-    """infilling.marks of all tokens of the documents."""
+def _of_tokens(tokenizer: Tokenizer, documents: Iterable[str], of: Callable[[str], np.ndarray]) -> np.ndarray:
+    """of(document) of all tokens of the documents; 0 of the end before each."""
     end = [] if tokenizer.end is None else [np.zeros(1, np.uint8)]
-    return np.concatenate([part for text in documents for part in (*end, infilling.marks(tokenizer, text, code))])
+    return np.concatenate([part for text in documents for part in (*end, of(text))])
 
 
 def is_code(cfg) -> bool:
