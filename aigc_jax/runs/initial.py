@@ -71,7 +71,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))
         stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
-        if set(theirs.optim) != set(task.players):
+        if not set(task.players) <= set(theirs.optim):
             raise UserError(
                 f'init.run: {run.folder} has the players {", ".join(theirs.optim)}, this model '
                 f'{", ".join(task.players)}; name a run of the same kind of model'
@@ -91,7 +91,8 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
 
 def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     """The optimizers' states of a run, abstract, on the shardings of `plan`; {} where it keeps no average."""
-    optimizers = make_optimizers(task, theirs.optim, theirs.total_steps)
+    own = {player: theirs.optim[player] for player in task.players}
+    optimizers = make_optimizers(task, own, theirs.total_steps)
     state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
     if not any(optim.without_moments(state.opt).values()):
         return {}

@@ -1,7 +1,7 @@
 """Classes of texts, and of each token of a text, told by an encoder (Devlin et al. 2019, section 4). One player,
 'model'. A run of it mostly begins with a masked language model (tasks/mlm.py):
 
-    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier'
+    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier|tagger|generator/'
 """
 
 import dataclasses
