@@ -1,12 +1,12 @@
 """aigc_jax: a pure-functional JAX research codebase for generative models.
 
 `train`, `evaluate`, `sample`, `generate` and `export` do what the command line does. `open` gives a trained model that
-works on raw arrays and text. `load` gives its task and its state. All of them lie in aigc_jax/api.py, which is imported
-when one of them is first used.
+works on raw arrays and text. `from_pretrained` gives that of a checkpoint of Hugging Face. `load` gives the task and
+the state of a run. All of them lie in aigc_jax/api.py, which is imported when one of them is first used.
 """
 
 __version__ = '0.1.0'
-__all__ = ['evaluate', 'export', 'generate', 'load', 'open', 'sample', 'train']
+__all__ = ['evaluate', 'export', 'from_pretrained', 'generate', 'load', 'open', 'sample', 'train']
 
 
 def __getattr__(name: str):

@@ -34,7 +34,8 @@ from aigc_jax.reports import texts as texts_lib
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import raw
+from aigc_jax.runs import initial, pretrained, raw
+from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 from aigc_jax.training import trainer
 from aigc_jax.training.trainer import Outcome
@@ -78,6 +79,20 @@ def open(workdir, step: str | int | None = None, overrides: Overrides = ()) -> T
     run = Run(workdir)
     run.paths.check()
     return Trained(run, *run.open(step, _texts(overrides)))
+
+
+def from_pretrained(folder, overrides: Overrides = ()) -> Trained:
+    """The model in a folder in Hugging Face's format, with its tokenizer: what `open` gives of a run, without a run.
+
+    overrides: of precision, parallel.* and sample.*, for example. Raises UserError.
+    """
+    config = config_lib.resolved(pretrained.config_of(folder), _texts(overrides))
+    tokenizer = pretrained.tokenizer(config)
+    if tokenizer is None:
+        raise UserError(f'from_pretrained: {config.init.run} holds no tokenizer')
+    experiment = Experiment(config, tokenizer=tokenizer, dataset=pretrained.no_data(config, tokenizer))
+    model, _ = initial.model(experiment)
+    return Trained(None, experiment, experiment.create_state(*model))
 
 
 def load(workdir, step: str | int | None = None):

@@ -194,7 +194,10 @@ def run_command(line: str, before: dict[str, str]) -> None:
     words = shlex.split(re.sub(r'\[(--[^\]]*)\]', r'\1', line), comments=True)
     if words[:1] == ['python'] and words[1].startswith('scripts/'):
         known = script_flags(ROOT / words[1])
-        for word in words[2:]:
+        rest, path, overrides = config_lib.split_arguments(words[1:])
+        if path:
+            config_lib.load(str(ROOT / path), overrides)
+        for word in rest[1:]:
             name = word.removeprefix('--').partition('=')[0]
             assert not word.startswith('--') or name in known, f'{words[1]} has no flag {word}'
         return

@@ -61,9 +61,7 @@ TEXTS = {  # loader(cfg, tokenizer), or (cfg, where, tokenizer), of the run that
 EXAMPLES = {  # the same, of pairs and of labelled and tagged texts
     'docstrings': functions.docstrings,
     'identifiers': functions.identifiers,
-    'pairs:': example_files.pairs,
-    'labelled:': example_files.labelled,
-    'tagged:': example_files.tagged,
+    **{f'{kind}:': functools.partial(example_files.load, kind) for kind in example_files.COLUMNS},
 }
 KNOWN = (*DRAWN, *READERS, *TEXTS, *EXAMPLES, TFDS, STACKED)
 
@@ -97,7 +95,9 @@ def reads_text(cfg) -> bool:
 def reads_examples(cfg) -> bool:
     """The same of pairs and of labelled and tagged texts."""
     key, _ = _parts(cfg.name)
-    return key in EXAMPLES or (key in (TFDS, OWN) and 'columns' in cfg)
+    if key == TFDS and 'columns' in cfg:
+        raise UserError(f'data.name={cfg.name}: write pairs:{cfg.name}, labelled:{cfg.name} or tagged:{cfg.name}')
+    return key in EXAMPLES or (key == OWN and 'columns' in cfg)
 
 
 def own_file(name: str) -> str | None:

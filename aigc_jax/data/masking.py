@@ -4,6 +4,7 @@ Shapes: n texts of L tokens, of which K at most are hidden.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -34,15 +35,25 @@ def joints(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     and those of a tokenizer of words.
     """
     goes_on, goes_further = np.zeros((2, tokenizer.vocab_size), bool)
-    special = {*tokenizer.special_ids.values()}
-    for token in range(tokenizer.vocab_size):
-        if tokenizer.kind != 'word' and token not in special and (text := tokenizer.decode([token])):
-            goes_on[token], goes_further[token] = _in_word(text[0]), _in_word(text[-1])
+    plain = plain_tokens(tokenizer).tolist()
+    word = next((token for token in plain if _in_word(tokenizer.decode([token])[-1:])), None)
+    if tokenizer.kind == 'word' or word is None:
+        return goes_on, goes_further
+    before = len(tokenizer.decode([word]))
+    for token in plain:
+        # Behind a word, where a token that begins another one stands with a space before it.
+        text = tokenizer.decode([word, token])[before:]
+        goes_on[token], goes_further[token] = _in_word(text[:1]), _in_word(text[-1:])
     return goes_on, goes_further
 
 
+def plain_tokens(tokenizer: Tokenizer) -> np.ndarray:
+    """Those that are not special."""
+    return np.setdiff1d(np.arange(tokenizer.vocab_size), [*tokenizer.special_ids.values()])
+
+
 def _in_word(letter: str) -> bool:
-    return letter.isalnum() or letter in '_\ufffd'  # U+FFFD: a byte of a letter that has several
+    return letter.isalnum() or (letter != '' and letter in '_\ufffd')  # U+FFFD: a byte of a letter that has several
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,15 +80,15 @@ class Masking:
         count = np.arange(length + 1)
         return np.where(count > 0, np.maximum(1, np.round(self.rate * count)), 0).astype(np.int32)
 
-    def plain(self) -> np.ndarray:
-        """The tokens that are not special."""
-        return np.setdiff1d(np.arange(self.tokenizer.vocab_size), [*self.tokenizer.special_ids.values()])
+    @functools.cached_property
+    def joints(self) -> tuple[np.ndarray, np.ndarray]:
+        return joints(self.tokenizer)
 
     def __call__(self, tokens: Array, may: Array, ctx: rng.Context) -> Masked:
         """tokens (n, L), of which those are hidden that `may` (n, L) be and are not special. Draws are functions of ctx
         and the example."""
         length = tokens.shape[1]
-        plain = self.plain()
+        plain = plain_tokens(self.tokenizer)
         is_plain = np.zeros(self.tokenizer.vocab_size, bool)
         is_plain[plain] = True
         may = may & jnp.asarray(is_plain)[tokens]
@@ -100,7 +111,7 @@ class Masking:
             order = jnp.argsort(jnp.where(may, u, 2.0), axis=1, stable=True)
             return order, jnp.arange(tokens.shape[1]) < budget
         place = jnp.arange(tokens.shape[1])
-        goes_on, goes_further = (jnp.asarray(one)[tokens] for one in joints(self.tokenizer))
+        goes_on, goes_further = (jnp.asarray(one)[tokens] for one in self.joints)
         joined = (goes_on & may)[:, 1:] & (goes_further & may)[:, :-1]
         begins = jnp.pad(~joined, ((0, 0), (1, 0)), constant_values=True)
         start = jax.lax.cummax(jnp.where(begins, place, 0), axis=1)

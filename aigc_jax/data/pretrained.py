@@ -34,6 +34,10 @@ class Pretrained(Tokenizer):
     config: str = '{}'
 
     @property
+    def before_prompt(self) -> tuple[int, ...]:
+        return self.frame.before
+
+    @property
     def can_grow(self) -> bool:
         return False
 
@@ -98,7 +102,7 @@ class Pretrained(Tokenizer):
     @functools.cached_property
     def frame(self) -> Frame:
         one = lambda text: self._library.encode(text, add_special_tokens=False).ids
-        text = next((text for text in ('a', *self._some_pieces) if one(text)), None)
+        text = 'a' if one('a') else next((piece for piece in self._some_pieces() if one(piece)), None)
         if text is None:
             return Frame((), (), ())
         single, pair = self._library.encode(text), self._library.encode(text, text)
@@ -112,7 +116,6 @@ class Pretrained(Tokenizer):
         """That of any text where it ends a text; else the end alone."""
         return self.frame if self.frame.behind else super().target_frame
 
-    @functools.cached_property
     def _some_pieces(self) -> list[str]:
         return sorted(self._library.get_vocab(with_added_tokens=False))[:100]
 
@@ -180,10 +183,9 @@ class Pretrained(Tokenizer):
         return backend(self.model)
 
 
-def make(model: str, config: Mapping) -> Pretrained:
-    """The tokenizer of a tokenizer.json and a tokenizer_config.json. Raises ValueError, which says what is wrong."""
-    parsed(model)
-    found = Pretrained(KIND, (), False, model, config=json.dumps(dict(config), ensure_ascii=False))
+def make(model: str, config: Mapping, as_written: str = '') -> Pretrained:
+    """The tokenizer of a tokenizer.json, which was `parsed` already, and a tokenizer_config.json. Raises ValueError."""
+    found = Pretrained(KIND, (), False, model, config=as_written or json.dumps(config, ensure_ascii=False))
     try:
         found.frame  # noqa: B018 (what it computes is kept)
     except Exception as error:  # the library raises nothing more special
@@ -206,7 +208,8 @@ def from_json(fields: Mapping) -> Pretrained:
     config = records.parse(fields['config'])
     if not isinstance(config, dict):
         raise ValueError('config is no object')
-    return dataclasses.replace(make(fields['model'], config), config=fields['config'])
+    parsed(fields['model'])
+    return make(fields['model'], config, fields['config'])
 
 
 def backend(model: str):

@@ -51,14 +51,21 @@ def read(folder) -> Pretrained:
         raise UserError(f'{folder}: holds no tokenizer, which is {kinds}')
     try:
         model = readers[name]()
-        found = pretrained.make(model, {})  # which tells whether the library can read it
         found = pretrained.make(model, _with_roles(settings, pretrained.parsed(model)))
+    except (KeyError, TypeError, AttributeError, IndexError):  # of a tokenizer.json that lacks what each has
+        raise UserError(f'{folder}: {name}: it is no tokenizer.json that the tokenizers library wrote') from None
     except ValueError as error:
         raise UserError(f'{folder}: {name}: {first_line(error)}') from None
     for role, token in pretrained.role_tokens(settings).items():
         if role not in found.roles and role != 'unk':
             raise UserError(f'{folder}: its {role}_token is {token!r}, which its vocabulary lacks')
     return found
+
+
+def are_in(folder) -> bool:
+    """Whether a folder holds a tokenizer."""
+    folder = pathlib.Path(folder).expanduser()
+    return any((folder / name).is_file() for name in ('tokenizer.json', 'merges.txt', 'vocab.txt', *SENTENCEPIECE))
 
 
 def files(tokenizer: Tokenizer) -> dict[str, str]:

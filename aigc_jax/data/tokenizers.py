@@ -17,6 +17,7 @@ from aigc_jax.core.notes import note
 
 END, UNKNOWN = '<|end|>', '<unk>'
 FIM = ('<|prefix|>', '<|suffix|>', '<|middle|>')
+KINDS = ('byte', 'char', 'word', 'bpe')
 SPECIAL = ('pad', 'mask', 'cls', 'sep')
 MOST_SENTINELS = 10_000
 _NAMED = re.compile(r'<(?:pad|mask|cls|sep|extra_id_\d+)>')  # how SPECIAL and the sentinels of T5 are written
@@ -105,6 +106,11 @@ class Tokenizer:
     def bos(self) -> int | None:
         """The token that begins a text: here the end of the one before."""
         return self.end
+
+    @property
+    def before_prompt(self) -> tuple[int, ...]:
+        """What a model reads before a prompt that begins a text."""
+        return () if self.end is None else (self.end,)
 
     @property
     def can_grow(self) -> bool:
@@ -265,10 +271,8 @@ def from_json(fields: dict) -> Tokenizer:
         from aigc_jax.data import pretrained  # which is made of this file
 
         return pretrained.from_json(fields)
-    own = {
-        'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool, 'special': list,
-        'num_sentinels': int,
-    }  # fmt: skip
+    own = {'kind': str, 'pieces': list, 'has_end': bool, 'model': str, 'has_fim': bool}
+    own |= {'special': list, 'num_sentinels': int}
     fields = {'model': '', 'has_fim': False, 'special': [], 'num_sentinels': 0, **fields}
     for name in fields | own:
         if name not in own or type(fields.get(name)) is not own[name]:
@@ -393,6 +397,3 @@ def byte_level(model, add_prefix_space: bool = False):
     bpe = tokenizers.Tokenizer(model)
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space), decoders.ByteLevel()
     return bpe
-
-
-KINDS = ('byte', 'char', 'word', 'bpe')

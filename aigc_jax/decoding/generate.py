@@ -268,9 +268,10 @@ class Generator:
             before, between, after = self._tokenizer.fim
             tokens = [[before], tokens, [between], self._encode(self._suffix, 'suffix'), [after]]
             tokens = np.concatenate(tokens)
-        if self._tokenizer.end is not None or not len(tokens):
-            tokens = np.concatenate([[self._model.bos], tokens])
-        return tokens.astype(np.int32)
+        before = self._tokenizer.before_prompt
+        if not before and not len(tokens):
+            before = (self._model.bos,)
+        return np.concatenate([np.array(before, np.int32), tokens]).astype(np.int32)
 
     def _certain(self, tokens: np.ndarray) -> str:
         """The text of a part of the tokens, without what later ones may change."""

@@ -133,8 +133,12 @@ def init(module: Encoder, key: Array) -> dict:
 
 def make(config, vocab_size: int, longest: int, what: str, **heads) -> Encoder:
     """That of config.model, for texts of `longest` tokens, which `what` says. Raises UserError."""
-    dtype = compute_dtype(config.precision)
-    module = build(Encoder, 'model', config.model, vocab_size=vocab_size, dtype=dtype, **heads)
+    model, dtype = config.model.copy_and_resolve_references(), compute_dtype(config.precision)
+    rows = model.vocab_size or vocab_size
+    if rows < vocab_size:
+        raise UserError(f'model.vocab_size: {rows}, but the tokenizer has {vocab_size} tokens')
+    del model['vocab_size']
+    module = build(Encoder, 'model', model, vocab_size=rows, dtype=dtype, **heads)
     if module.positions and module.positions < longest:
         raise UserError(f'model.positions: {module.positions}, but {what} has {longest} tokens; give it as many, or 0')
     module = module.clone(positions=module.positions or longest)

@@ -52,8 +52,9 @@ class Report:
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
-        """The metrics that `measure` gives, as far as they are known before anything is computed."""
-        return []
+        """All metrics that `measure` may give, before anything is computed: a study whose metric nobody names is
+        refused."""
+        raise NotImplementedError
 
     @classmethod
     def files(cls, experiment: Experiment) -> list[pathlib.Path]:

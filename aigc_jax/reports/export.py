@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.adapt import huggingface
+from aigc_jax.adapt.huggingface import bert
 from aigc_jax.core import files, optim, rng
 from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Extra
-from aigc_jax.data import Images
+from aigc_jax.data import Images, tokenizer_files
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
 
@@ -44,11 +45,14 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     (player,) = params
     tokenizer, rows = trained.tokenizer, trained.experiment.config.model.vocab_size or trained.tokenizer.vocab_size
     config = family.config(fields, rows) | {'dtype': 'float32', 'torch_dtype': 'float32'}
-    if tokenizer.end is not None:
-        config |= {'bos_token_id': tokenizer.end, 'eos_token_id': tokenizer.end}
+    if fields['task.name'] in ('mlm', 'classify'):
+        config |= bert.more(config, trained.experiment.dataset)
+    ids = {'bos_token_id': tokenizer.bos, 'eos_token_id': tokenizer.end, 'pad_token_id': tokenizer.pad}
     if written := trained.task.get(Seq2Seq):
-        config |= {'decoder_start_token_id': written.bos, 'pad_token_id': tokenizer.filler}
-    return huggingface.write(folder, config, huggingface.tensors(family, fields, params[player]))
+        ids |= {'decoder_start_token_id': written.bos, 'pad_token_id': tokenizer.filler}
+    config |= {name: token for name, token in ids.items() if token is not None}
+    texts = tokenizer_files.files(tokenizer)
+    return huggingface.write(folder, config, huggingface.tensors(family, fields, params[player]), texts)
 
 
 def _safetensors(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:

@@ -56,8 +56,8 @@ _COLUMNS = 64  # of tokens, to whose multiples a text is filled up, so that few 
 class Trained:
     """One replica of a run at one checkpoint: config, step, and what the model can do.
 
-    k: of which replica; None: the first one, which stands for all where samples are written. shared: what is compiled,
-    of all replicas.
+    run: None of a model that is of no run. k: of which replica; None: the first one, which stands for all where samples
+    are written. shared: what is compiled, of all replicas.
 
     x, in and out, is (n, *shape) in the data's own units. Images go in as whole numbers 0..levels, as the set stores
     them, or as floats in [0, 1]. They come out as floats; samples are clipped to [0, 1], as metrics and pictures have
@@ -71,8 +71,9 @@ class Trained:
     """
 
     def __init__(
-        self, run: Run, experiment: Experiment, state: TrainState, k: int | None = None, shared: dict | None = None
-    ):
+        self, run: Run | None, experiment: Experiment, state: TrainState, k: int | None = None,
+        shared: dict | None = None,
+    ):  # fmt: skip
         self.run, self.experiment, self.config = run, experiment, experiment.config
         self.tokenizer, self.num_classes = getattr(experiment.dataset.spec, 'tokenizer', None), experiment.num_classes
         self._all, self._is_one, self._k = state, k is not None, k or 0
@@ -210,12 +211,12 @@ class Trained:
 
     def metrics(self) -> list[dict]:
         """The rows of metrics.jsonl, oldest first: {'step', 'split', 'seed' of a replica, metric: number or None}."""
-        return self.run.rows()
+        return self._saved('metrics').rows()
 
     def evaluations(self) -> dict[str, dict]:
         """{name of a file: what it holds}. 'evaluation', of the finished run, has {'step', metric: {'value', …}}. Every
         other evaluation has {'step', 'split', 'data', 'sample', …, 'metrics': {metric: {'value', …}}}."""
-        return self.run.evaluations()
+        return self._saved('evaluations').evaluations()
 
     def writer(self, **how) -> Generator:
         """For many calls with the same settings; see `generate`."""
@@ -246,12 +247,18 @@ class Trained:
         """Where samples of this replica are kept, without a suffix: STEP_sampleSEED, and -SETTINGS, a digest, where
         they are drawn in another way than the run's own config says. how: of texts."""
         of_replica = f'_seed{self.experiment.seeds[self._k]}' if len(self.experiment.seeds) > 1 else ''
-        now, own = self.config.sample.to_dict(), self.run.config.sample.to_dict()
+        run = self._saved('samples')
+        now, own = self.config.sample.to_dict(), run.config.sample.to_dict()
         if how is not None:
             now |= dataclasses.asdict(how)
             own |= dataclasses.asdict(from_config(own))
         digest = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:8]
-        return self.run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
+        return run.paths.samples / f'{self.step:08d}_sample{seed}{of_replica}{f"-{digest}" * (now != own)}'
+
+    def _saved(self, what: str) -> Run:
+        if self.run is None:
+            raise UserError(f'{what}: this model is of no run, so there is no folder of them')
+        return self.run
 
     def _get(self, kind: type, what: str):
         found = self.task.get(kind)

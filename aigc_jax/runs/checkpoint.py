@@ -154,21 +154,30 @@ class Checkpoints:
         self._compare(step, leaves, template)
         yield from self._parts(step, template, leaves)
 
+    def parameters(self, step: int) -> dict[str, list[int]]:
+        """{name, as PLAYER/block_0/query/kernel: shape}, as its record says. Raises UserError."""
+        own = {name: leaf for name, leaf in self._record(step)['leaves'].items() if name.startswith('params/')}
+        return {name.removeprefix('params/'): leaf[0] for name, leaf in own.items()}
+
     def digest(self, step: int) -> str:
         """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
         return record.sha256(json.dumps(self._record(step)['leaves']).encode())
 
     def restore_model(
-        self, step: int, params: Tree, stats: dict[str, Tree], opt: Tree
-    ) -> tuple[Tree, dict[str, Tree], Tree]:
+        self, step: int, params: Tree, stats: dict[str, Tree], opt: Tree,
+        leaves_out: Callable[[str], bool] = lambda name: False,
+    ) -> tuple[Tree, dict[str, Tree], Tree]:  # fmt: skip
         """(parameters, statistics, optimizers' states) of `step`, on the shardings of these: for `init.run`.
 
+        leaves_out(name): whether the checkpoint may have this leaf, which is not read, besides.
         `params` must fit, and `opt`, which is {} where it is not wanted. Of `stats`, those that the checkpoint has in
         the same shape are restored: another loss may keep others.
         """
         leaves = self._checked_record(step)['leaves']
         wanted = {'params': params, 'opt': opt} if opt else {'params': params}
-        own = {name: leaf for name, leaf in leaves.items() if name.partition('/')[0] in wanted}
+        own = {
+            name: leaf for name, leaf in leaves.items() if name.partition('/')[0] in wanted and not leaves_out(name)
+        }
         self._compare(step, own, wanted)
         fits = lambda part: all(leaves.get(name, [])[:2] == kind for name, kind in _kinds({'stats': part}).items())
         template = {**wanted, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}

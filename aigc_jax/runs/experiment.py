@@ -29,12 +29,16 @@ class Experiment:
     seeds: (replicas,) ints, or one; a state has a leading axis of replicas where there are several.
     """
 
-    def __init__(self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None):
+    def __init__(
+        self, config: ConfigDict, devices: list | None = None, tokenizer: Tokenizer | None = None,
+        dataset: data.Dataset | None = None, is_plan: bool = False,
+    ):  # fmt: skip
+        """dataset: in the place of that of config.data. is_plan: no state is made, so that it need not fit."""
         config_lib.check(config)
         self.plan = parallel.make_plan(
             config.parallel, config.num_seeds, config.replicas, config.batch_size, config.micro_batches, devices
         )
-        self.dataset = data.load(config.data, tokenizer)
+        self.dataset = dataset or data.load(config.data, tokenizer)
         self.config = config = _fitted(config, self.dataset)
         for split in (config.eval.split, config.eval.final_split):
             if split not in self.dataset.splits:
@@ -55,7 +59,8 @@ class Experiment:
             )
         self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
         self.frozen = optim.frozen(config.optim, abstract_params(self.task))
-        self._want_room()
+        if not is_plan:
+            self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
 
     def _check_own_task(self, rows: int) -> None:
@@ -100,16 +105,19 @@ class Experiment:
         return jax.tree.map(placed, state, self.plan.state_sharding(state))
 
     def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
-        """The state at step 0; `params` and `stats` (of init.run) take the place of the drawn ones.
+        """The state at step 0; `params` and `stats` (of init.run) take the place of the drawn ones. In `params`, None
+        stands where a parameter is to be drawn.
 
         Each device makes its own part. The arrays that are given are of one replica, and are used up.
         """
         sharding = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         extra_sharding = Extra(sharding.stats, sharding.carry)
         # Drawing is a program of its own, because it takes memory that must be free again for the rest.
-        if params is None:
+        if params is None or len(jax.tree.leaves(params)) < len(jax.tree.leaves(sharding.params)):
             draws = self.plan.compile_draw(lambda seed: draw(self.task, seed), (sharding.params, extra_sharding))
-            params, extra = draws(self.seed_array)
+            drawn, extra = draws(self.seed_array)
+            or_drawn = lambda own, where, given: own if given is None else self._given(given, where)
+            params = drawn if params is None else jax.tree.map(or_drawn, drawn, sharding.params, params)
         else:
             extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
             params = jax.tree.map(self._given, params, sharding.params)

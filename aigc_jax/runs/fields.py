@@ -38,6 +38,12 @@ INIT = {
     'average': Field(
         bool, True, doc='whether to take the average of the parameters, where that run keeps and evaluates one'
     ),
+    'drawn': Field(
+        str, '', doc='regex of the parameters, PLAYER/…, that are drawn all the same, such as a head; empty: none'
+    ),
+    'unused': Field(
+        str, '', doc="regex of that run's parameters that this model does not have, and that are left; empty: none"
+    ),
 }  # fmt: skip
 # What the reports of samples read.
 EVAL_OF_TEXT = {**text.FIELDS, **ngram.FIELDS, **problems.FIELDS}

@@ -15,7 +15,7 @@ from aigc_jax.core.step import abstract_params, create_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import pretrained
+from aigc_jax.runs import partial, pretrained
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -23,7 +23,7 @@ from aigc_jax.runs.folder import Run
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
     """The tokenizer of the run that init.run names, because its parameters stand for its tokens; or None."""
     if pretrained.is_one(config):
-        return None
+        return pretrained.tokenizer(config)
     found = Run(config.init.run).tokenizer if config.init.run else None
     if found is None or 'vocab_size' not in config.data:
         return found
@@ -37,7 +37,8 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
 
 
 def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
-    """(parameters, statistics) of the run that init.run names, and their step; () where it names none.
+    """(parameters, statistics) of the run that init.run names, and their step; () where it names none. In the place of
+    a parameter that is to be drawn (init.drawn) stands None.
 
     init.step: of which checkpoint; init.average: whether it is the average of the parameters, where their run keeps
     one, which is what their run was evaluated and sampled with. Raises UserError.
@@ -75,8 +76,10 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
                 f'init.run: {run.folder} has the players {", ".join(theirs.optim)}, this model '
                 f'{", ".join(task.players)}; name a run of the same kind of model'
             )
-        opt = _averaging(task, theirs, plan) if wanted.average else {}
-        params, stats, opt = checkpoints.restore_model(step, params, stats, opt)
+        chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
+        params = chosen.taken(params)
+        opt = chosen.taken_of_optimizers(_averaging(task, theirs, plan)) if wanted.average else {}
+        params, stats, opt = checkpoints.restore_model(step, params, stats, opt, chosen.leaves)
         if opt:
             params = jax.jit(optim.averaged, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, opt)
         if grown:  # the token that their model lacks is as it was drawn
@@ -107,7 +110,10 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     params = jax.tree.map(placed, params, experiment.plan.param_shardings(params))
     folder, (player,) = huggingface.Folder(wanted.run), params
     family, fields = huggingface.family_of(folder), config_lib.flatten(experiment.config)
-    return {player: huggingface.read(folder, family, fields, params[player])}
+    theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}
+    chosen = partial.of(wanted, params, theirs, str(folder.path))
+    left = [name.removeprefix(f'{player}/') for name in chosen.left]
+    return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
 
 
 def digest(config: ConfigDict, step: int) -> str:
@@ -118,9 +124,9 @@ def digest(config: ConfigDict, step: int) -> str:
         return found.digest(step)
 
 
-def _filled(drawn: jax.Array, theirs: jax.Array) -> jax.Array:
+def _filled(drawn: jax.Array, theirs: jax.Array | None) -> jax.Array | None:
     """`drawn`, with `theirs` at the beginning of each axis."""
-    if drawn.shape == theirs.shape:
+    if theirs is None or drawn.shape == theirs.shape:
         return theirs
     corner = (0,) * drawn.ndim
     return jax.jit(jax.lax.dynamic_update_slice, out_shardings=drawn.sharding)(drawn, theirs, corner)

@@ -106,6 +106,7 @@ def _from_2(config: ConfigDict) -> None:
     """Of the runs of before pre-training, whose Transformers are those of GPT alone, and whose tokenizers have no
     special tokens that a config asks for."""
     data, model = config.get('data'), config.get('model')
+    _add(config.get('init'), drawn='', unused='')
     if isinstance(data, ConfigDict) and 'tokenizer' in data:
         _add(data, special=(), sentinels=0)
         if 'order' in data:  # windows of text

@@ -1,15 +1,21 @@
 """A config whose init.run is a checkpoint of Hugging Face: its model is that of the checkpoint."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import tasks
 from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import checks
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.notes import note
+from aigc_jax.data import Dataset, Tokenizer, Tokens, tokenizer_files
+from aigc_jax.data.sources.text import Windows
 
+NO_DATA = 'pydoc'  # stands in a config that reads none: whatever is text
 # What a config says of the training with a model, and not of the model.
 _OWN = {'zero_init': False, 'dropout': 0.0, 'attention': 'einsum', 'remat': False, 'scan_layers': False}
 
@@ -25,26 +31,74 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
     if not is_one(config):
         return
     folder = huggingface.Folder(config.init.run)
-    family, where = huggingface.family_of(folder), str(folder.path / huggingface.CONFIG)
-    if config.task.name != family.task:
+    family, fields = huggingface.family_of(folder), _fields(folder)
+    if config.task.name not in (family.task, *family.also):
         raise UserError(
             f'task.name: {config.task.name}, but init.run, {folder.path}, is a model of the kind '
             f'{folder.config["model_type"]}, which task.name={family.task} trains'
         )
-    fields = huggingface.fields_of(folder)
-    fields['model.vocab_size'] = checks.number(folder.config, 'vocab_size', where)
-    most = fields.pop('data.block')
+    most = fields.pop('data.block') - (2 if config.task.name == 'mlm' else 0)  # cls and sep stand around a window
     if 'data.block' in given and config.data.block > most:
         raise UserError(f'data.block: {config.data.block}; the model of init.run, {folder.path}, reads {most} at most')
     config.data.block = min(config.data.block, most)
-    model = {name.removeprefix('model.'): value for name, value in fields.items()}
-    declared = tasks.fields('model', ConfigDict(model), config) or {}
-    model = {name: config.model.get(name, value) for name, value in _OWN.items() if name in declared} | model
+    own = _declared(_model(fields), config.task.name)
+    model = own | {name: config.model[name] for name in own if name in config.model} | _model(fields)
     for name in given:
-        value = model.get(name.removeprefix('model.'))
-        if name in fields and config.model.get(name.removeprefix('model.')) != value:
+        if name not in fields:
+            continue
+        field, value = name.removeprefix('model.'), fields[name]
+        if field not in config.model or config.model[field] != value:
             raise UserError(f'{name}: {value!r} is that of init.run, {folder.path}; leave the field out')
     config.model = ConfigDict(model)
+
+
+def _fields(folder: huggingface.Folder) -> dict[str, Any]:
+    """{field: value} of our config, of the checkpoint's model."""
+    vocab_size = checks.number(folder.config, 'vocab_size', str(folder.path / huggingface.CONFIG))
+    return {**huggingface.fields_of(folder), 'model.vocab_size': vocab_size}
+
+
+def _declared(model: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What the config of such a model has besides, of _OWN."""
+    around = ConfigDict({'task': {'name': task}})
+    declared = tasks.fields('model', ConfigDict(dict(model)), around) or {}
+    return {name: value for name, value in _OWN.items() if name in declared}
+
+
+def _model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix('model.'): value for name, value in fields.items() if name.startswith('model.')}
+
+
+def tokenizer(config: ConfigDict) -> Tokenizer | None:
+    """That of the checkpoint; None where its folder has none, and that of the data is its."""
+    if not tokenizer_files.are_in(config.init.run):
+        note(f'data.tokenizer: {config.data.tokenizer}, for init.run, {config.init.run}, holds none')
+        return None
+    found = tokenizer_files.read(config.init.run)
+    note(f'data.tokenizer: that of init.run, of {found.vocab_size} tokens')
+    return found
+
+
+def config_of(folder) -> ConfigDict:
+    """A config whose model is the checkpoint in a folder, for use without a training. Raises UserError."""
+    found = huggingface.Folder(folder, 'from_pretrained')
+    task = huggingface.family_of(found).task
+    model = _model(_fields(found))
+    model = _declared(model, task) | model
+    still = {'name': 'sgd', 'options': {}, 'schedule': {'name': 'constant_schedule', 'value': 0.0}}
+    every = dict.fromkeys(('log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'), 1)
+    return ConfigDict({
+        **every, 'total_steps': 1, 'steps_per_call': 1, 'batch_size': 1, 'optim': {'model': still},
+        'init': {'run': str(found.path)}, 'model': model, 'data': {'name': NO_DATA, 'block': 10**9},
+        'task': {'name': task},
+    })  # fmt: skip
+
+
+def no_data(config: ConfigDict, tokenizer: Tokenizer) -> Dataset:
+    """Texts of one window that nobody reads."""
+    windows = Windows(np.zeros(config.data.block + 1, np.int32), config.data.block, 1, False)
+    splits = dict.fromkeys(('train', 'valid', 'test'), windows)
+    return Dataset(splits, Tokens(config.data.block, tokenizer), 'none', '')
 
 
 def digest(config: ConfigDict) -> str:

@@ -116,7 +116,8 @@ def read(path: pathlib.Path) -> Report:
 
 
 def _json(value) -> str:
-    return json.dumps(finite(value), indent=1, ensure_ascii=False) + '\n'
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False) + '\n'
+    return text.encode(errors='backslashreplace').decode()  # bytes of a path that are no UTF-8, as JSON escapes them
 
 
 def _table_row(found: Finding) -> dict[str, Any]:

@@ -107,4 +107,4 @@ def _name(prefix: str, trial: Trial) -> str:
     """A name of Kubernetes, short enough for what JobSet makes names of pods from."""
     plain = re.sub('[^a-z0-9]+', '-', prefix.lower()).strip('-')[:20].strip('-')
     place = os.path.join(pathlib.Path(trial.workdir).absolute(), trial.name)
-    return f'{plain or "run"}-{hashlib.sha256(place.encode()).hexdigest()[:10]}'
+    return f'{plain or "run"}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:10]}'

@@ -103,7 +103,7 @@ class _Process:
         self.trial, self.slot, self._file, self.told_to_end = trial, slot, file, False
         words = command(trial)
         with disk_errors(trial.log):
-            file.write(f'\n{states.BEGIN}{shlex.join(words)}\n'.encode())
+            file.write(f'\n{states.BEGIN}{shlex.join(words)}\n'.encode(errors='surrogateescape'))  # a path's own bytes
         before = _cores()
         if cores:
             os.sched_setaffinity(0, cores)  # a child inherits it, and XLA starts as many threads as there are cores
@@ -189,7 +189,7 @@ class _Launch:
                 ended = State(states.FAILED, words=f'cannot be started: {error}')
                 with contextlib.suppress(OSError):
                     if file:
-                        file.write(f'error: {ended.words}\n'.encode(errors='replace'))
+                        file.write(f'error: {ended.words}\n'.encode(errors='surrogateescape'))
         if file:
             file.close()
         if ended:

@@ -31,6 +31,7 @@ _FATAL = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.
 _TAIL = 1 << 14  # bytes of a log's end; a traceback has less
 _SEED, _TOTAL = re.compile(r'\n  "seed": (-?\d{1,18})\b'), re.compile(r'\n  "total_steps": (\d{1,18})\b')
 _PATIENT = re.compile(r'\n    "patience": [1-9]')
+_ABORTED = re.compile(r'F\d{4} [^\]]*\] (.+)|\s*what\(\):\s*(.+)')  # as XLA and C++ say why they abort
 _START = re.compile(b'"event": "start"')
 
 
@@ -219,7 +220,8 @@ def _reason(log: pathlib.Path) -> str:
     number = -code if code < 0 else code - 128  # the latter by a shell, and by srun
     if code < 0 or number in _FATAL:
         memory = ', perhaps by the system for want of memory' if number == signal.SIGKILL else ''
-        return f'killed by {names.get(number, f"signal {number}")}{memory}'
+        said = [found[1] or found[2] for found in map(_ABORTED.match, lines) if found]
+        return _line(f'killed by {names.get(number, f"signal {number}")}{memory}{f": {said[0]}" if said else ""}')
     if code and (said := [line for line in lines if line.startswith('srun: error: ')]):  # the run has not begun
         return _line(said[-1])
     return _line(lines[-1]) if code or any(line.startswith('Traceback (most recent') for line in lines) else ''

@@ -176,7 +176,7 @@ def make(config, dataset: Dataset) -> Task:
         module=module,
         tokenizer=tokenizer,
         # The first token of a text that has no prompt: the end of another document, or what begins a line.
-        bos=tokenizer.end if tokenizer.end is not None else _newline(tokenizer),
+        bos=tokenizer.bos if tokenizer.bos is not None else _newline(tokenizer),
         rows_length=len(dataset.splits['train']) // config.batch_size if spec.contiguous else 0,
         batch_size=config.batch_size,
         z_loss=config.task.z_loss,

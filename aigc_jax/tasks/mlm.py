@@ -21,12 +21,13 @@ from aigc_jax.data import Dataset, Tokens
 from aigc_jax.data.masking import Masking
 from aigc_jax.nn import encoder
 from aigc_jax.nn.build import fields
+from aigc_jax.tasks.lm import VOCAB_SIZE
 
 _TEXT = -1  # in a layout, for the place of a token of the text
 
 
 def model_fields(model, around=None) -> Group:
-    return fields(encoder.Encoder)
+    return {'vocab_size': VOCAB_SIZE, **fields(encoder.Encoder)}
 
 
 FIELDS = {
@@ -85,11 +86,11 @@ class MaskedLanguageModel:
         tokens, may, types, exchanged = self.framed(window, may, ctx)
         masked = self.masking(tokens, may, ctx)
         found = self.module.apply({'params': params['model']}, masked.tokens, None, types, masked.places, draw)
-        nats, right = _judged(found.tokens, masked.targets)
+        nats, right = judged(found.tokens, masked.targets)
         over = lambda x: jnp.sum(jnp.where(masked.counted, x, 0), axis=1).astype(jnp.float32)
         sums = {'nats': over(nats), 'right': over(right), 'count': over(1)}
         if self.sentence_order:
-            sums['order_nats'], sums['order_right'] = _judged(found.label, exchanged.astype(jnp.int32))
+            sums['order_nats'], sums['order_right'] = judged(found.label, exchanged.astype(jnp.int32))
         return sums
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
@@ -114,7 +115,8 @@ class MaskedLanguageModel:
         return measured | ({'order_accuracy': found['order_right']} if self.sentence_order else {})
 
     def fill(self, params, extra: Extra, tokens: Array, lengths: Array) -> Array:
-        return self.module.apply({'params': params['model']}, tokens, lengths).tokens
+        logits = self.module.apply({'params': params['model']}, tokens, lengths).tokens
+        return logits[..., : self.masking.tokenizer.vocab_size]  # checkpoints may have more rows than that
 
     def task(self) -> Task:
         return Task(
@@ -124,7 +126,7 @@ class MaskedLanguageModel:
         )
 
 
-def _judged(logits: Array, targets: Array) -> tuple[Array, Array]:
+def judged(logits: Array, targets: Array) -> tuple[Array, Array]:
     """logits (…, classes), targets (…,) -> −log p of the target, and whether it is the likeliest class."""
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.argmax(logits, axis=-1) == targets

@@ -239,3 +239,30 @@ def test_what_cannot_be_examples_is_refused(tmp_path):
             data.load(ConfigDict({'name': name, **fields}))
     with pytest.raises(UserError, match='only labelled images'):
         data.load(ConfigDict({'name': f'stacked:pairs:{pairs}'}))
+
+
+def test_a_function_of_the_users_returns_rows(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'def load(cfg):\n    return {"train": [{"source": f"add {i}", "target": str(i)} for i in range(50)],'
+        ' "test": [{"source": "a", "target": "b"}]}\n'
+        'def labels(cfg):\n    return {"train": [{"text": f"a {i}", "label": i % 2} for i in range(50)]}\n'
+        'def odd(cfg):\n    return {"train": [{"text": "a", "label": 0}, {"source": "a", "target": "b"}]}\n'
+        'def texts(cfg):\n    return {"train": "a text"}\n'
+        'def half(cfg):\n    return {"train": [{"source": "a", "target": "b"}, "c"]}\n'
+    )
+    dataset = data.load(make(str(path), columns=()))
+    assert isinstance(dataset.spec, data.Pairs) and len(dataset.splits['test']) == 1 and dataset.loader
+    assert len(dataset.splits['train']) + len(dataset.splits['valid']) == 50
+    assert data.load(make(f'{path}:labels', columns=())).class_names == ('0', '1')
+    for name, words in (
+        ('odd', 'its function returns rows of 2 kinds; each is one of '),
+        ('texts', "train is a value of type str; this config wants a list of dicts"),
+        ('half', 'train, row 1 is no JSON object with a field "source"'),
+    ):
+        assert words in message(f'{path}:{name}', columns=())
+
+
+def test_a_set_of_tfds_needs_its_kind():
+    with pytest.raises(UserError, match='^data.name=tfds:imdb: write pairs:tfds:imdb, labelled:tfds:imdb or tagged:'):
+        data.load(make('tfds:imdb', columns=()))

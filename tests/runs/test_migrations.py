@@ -156,7 +156,7 @@ def test_a_run_that_began_from_another_took_its_parameters_themselves(tmp_path):
     fields = json.loads((OLD[0].parent / 'vae.json').read_text()) | {'init_from': 'runs/first'}
     (tmp_path / 'config.json').write_text(json.dumps(fields))
     init = config_lib.from_json(tmp_path / 'config.json').init
-    assert init.to_dict() == {'run': 'runs/first', 'step': '', 'average': False}
+    assert init.to_dict() == {'run': 'runs/first', 'step': '', 'average': False, 'drawn': '', 'unused': ''}
 
 
 def test_text_of_before_its_samples_were_measured_has_no_such_metrics(tmp_path):

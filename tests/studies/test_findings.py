@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -57,3 +58,9 @@ def test_what_is_no_report_is_named(tmp_path, text):
 def test_a_study_that_says_nothing_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_path_that_is_no_utf_8_may_stand_in_a_note(tmp_path):
+    of = dataclasses.replace(report(), notes=('/L\udce4t/manifest.json: cannot be read',))
+    (tmp_path / 'own.results.json').write_text(of.to_json(), encoding='utf-8')
+    assert findings.read(tmp_path / 'own.results.json').notes == of.notes

@@ -17,6 +17,13 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import drift, local, rows, states, status, sweeps
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+ABORTED = """
+$ a
+F1127 22:17:35.27 18781 env.cc:93] Check failed: Thread x creation failed.
+    @ 0x7f
+Fatal Python error: Aborted
+[exit code -6]
+"""
 RESULTS = {'samples/modes': {'value': 7.0, 'n': 200}}
 
 
@@ -92,6 +99,8 @@ def test_what_bears_identity(sweep, trial):
         ('\n$ a\nTraceback (most recent call last):\n  x\nKeyError: 1\n[exit code 1]\n', states.FAILED, 'KeyError: 1'),
         ('\n$ a\nstep 10\n[exit code -9]\n', states.FAILED, 'killed by SIGKILL'),
         ('\n$ a\nstep 10\n[exit code -11]\n', states.FAILED, 'killed by SIGSEGV'),
+        (ABORTED, states.FAILED, 'killed by SIGABRT: Check failed: Thread x creation failed.'),
+        ('\n$ a\nterminate\n  what():  no thread\n[exit code -6]\n', states.FAILED, 'killed by SIGABRT: no thread'),
         ('\n$ a\nstep 10\n[exit code -35]\n', states.FAILED, 'killed by signal 35'),
         ('\n$ a\nSIGTERM: saved at step 10\n[exit code 143]\n', states.MISSING, ''),
         ('\n$ a\nSIGTERM: saved\nsrun: error: n1: task 0: Exited with exit code 143\n', states.MISSING, ''),  # requeued
@@ -106,6 +115,15 @@ def test_reasons(trial, log, kind, words):
     put(trial, log=log)
     state = states.look(trial)
     assert state.kind == kind and state.words.startswith(words) and bool(state.words) == bool(words)
+
+
+def test_a_run_that_was_interrupted_before_it_wrote_anything_is_not_missing(trial):
+    put(trial, log='\n$ a\nSIGTERM: ended\n[exit code 143]\n')
+    (trial.folder / 'metrics.jsonl').unlink()
+    state = states.look(trial)
+    assert state.kind == states.MISSING  # as the same command sees it
+    assert status.ended(trial, state) == f'{trial.name}: interrupted before its first step'
+    assert status.ended(trial, states.State(states.STOPPED, 5)) == f'{trial.name}: stopped'
 
 
 def test_damaged_files_are_named(sweep, trial):
@@ -182,6 +200,14 @@ def test_why_a_run_cannot_be_started_stands_in_the_table(sweep, tmp_path, monkey
     found = status.look(trials)
     assert [state.kind for _, state in found] == [states.FAILED] * 4
     assert status.table(sweep, found, '').count(': failed: cannot be started: [Errno 2] No such file') == 4
+
+
+def test_a_folder_may_have_a_name_that_is_no_utf_8(sweep, tmp_path, monkeypatch):
+    """Such as one of another century, or any that is not ASCII where the locale is C."""
+    monkeypatch.setattr(local, 'command', lambda t: [sys.executable, '-c', 'raise SystemExit(3)', str(t.folder)])
+    trial = sweep.trials(tmp_path / os.fsdecode(b'L\xe4t'))[0]
+    outcome = local.launch([trial], 1, lambda *_: None)
+    assert outcome.states[trial.name].kind == states.FAILED and b'/L\xe4t/' in trial.log.read_bytes()
 
 
 def test_where_no_more_processes_can_be_started_the_others_wait_for_those_that_run(sweep, tmp_path, monkeypatch):

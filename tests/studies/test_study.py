@@ -486,6 +486,16 @@ def test_a_number_is_compared_with_the_one_before(tmp_path):
     assert again.before(plan, claim, 7, other) is None and again.words(claim, 7, old.seed, None)[1] == 2
 
 
+def test_a_number_whose_run_fails_has_no_verdict(tmp_path, monkeypatch, capsys):
+    """Exit code 1 says that it is another number."""
+    write(tmp_path, TWO.replace("{'total_steps': 20}", "{'total_steps': 20, 'data.name': 'npz:none.npz'}"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        door.main(['study', '--config=own.py', '--workdir=w', '--row=a', '--seed=0'])
+    out, said = capsys.readouterr()
+    assert ended.value.code == 3 and not out and 'failed: ' in said and 'none.npz' in said
+
+
 def test_a_study_through_the_command_line(tmp_path):
     """Trained, evaluated once more, rendered again to the byte, and a number made again to the bit."""
     body = f"""

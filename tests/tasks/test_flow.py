@@ -511,11 +511,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(command_line, leaves, assert_same_bit
     }  # fmt: skip
 
 
+def train(arg, fields, folder) -> Run:
+    """Without pictures."""
+    run = Run(folder)
+    run.draws = False
+    trainer.train(config_lib.load(f'{CONFIG}:{arg}', fields), run)
+    return run
+
+
 def test_replicas_are_their_single_runs(tmp_path):
     fields = [('num_seeds', '2'), ('replicas', 'map'), ('eval.num_samples', '50')]
-    trainer.train(config_lib.load(f'{CONFIG}:moons,smoke,ot', fields), Run(tmp_path / 'both'))
-    trainer.train(config_lib.load(f'{CONFIG}:moons,smoke,ot', [('seed', '1'), *fields[2:]]), Run(tmp_path / 'one'))
-    both, one = Run(tmp_path / 'both').open(), Run(tmp_path / 'one').open()
+    both = train('moons,smoke,ot', fields, tmp_path / 'both').open()
+    one = train('moons,smoke,ot', [('seed', '1'), *fields[2:]], tmp_path / 'one').open()
     second = both[0].replica(both[1], 1)
     for ours, theirs in zip(jax.tree.leaves(second.params), jax.tree.leaves(one[1].params), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -530,7 +537,7 @@ def test_a_field_that_is_learned_carries_the_source_to_the_data(tmp_path):
                   model__network__depth=2, optim__model__ema_decay=0.99, eval__nll_tolerance=1e-3,
                   data__name='ring8')  # fmt: skip
     fields = [(name.replace('__', '.'), str(value)) for name, value in fields.items()]
-    trainer.train(config_lib.load(f'{CONFIG}:ring8,smoke', fields), Run(tmp_path))
+    train('ring8,smoke', fields, tmp_path)
     distance = {}
     for solver in ('dopri5', 'euler'):
         experiment, state = Run(tmp_path).open(overrides=[('sample.solver', solver), ('sample.steps', '1')])

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from aigc_jax.adapt.huggingface.bert import BERT, ROBERTA
 from aigc_jax.adapt.huggingface.files import CONFIG, Folder, is_folder, write
 from aigc_jax.adapt.huggingface.gpt2 import GPT2
 from aigc_jax.adapt.huggingface.llama import LLAMA
-from aigc_jax.adapt.huggingface.rules import Family, read, tensors
+from aigc_jax.adapt.huggingface.rules import Family, parameters, read, tensors
 from aigc_jax.adapt.huggingface.t5 import T5
 from aigc_jax.core.errors import UserError, near
 
 FAMILIES: dict[str, Family] = {
-    'gpt2': GPT2, 'llama': LLAMA, 'mistral': LLAMA, 'qwen2': LLAMA, 'qwen3': LLAMA, 't5': T5,
+    'gpt2': GPT2, 'llama': LLAMA, 'mistral': LLAMA, 'qwen2': LLAMA, 'qwen3': LLAMA, 'bert': BERT, 'roberta': ROBERTA,
+    't5': T5,
 }  # fmt: skip
 """{model_type of config.json: the family}"""
 
@@ -35,12 +37,14 @@ def family_for(fields: Mapping[str, Any]) -> Family:
     task = fields['task.name']
     if task == 'lm' and fields['model.kind'] == 'transformer':
         return GPT2 if fields['model.position'] == 'learned' else LLAMA
+    if task in ('mlm', 'classify'):
+        return ROBERTA if fields['model.position_offset'] else BERT
     if task == 'seq2seq':
         return T5
     raise UserError(f'task.name: {task}, with this model, has no form of Hugging Face')
 
 
 __all__ = [
-    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'fields_of', 'is_folder', 'read', 'tensors',
-    'write',
+    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'fields_of', 'is_folder', 'parameters', 'read',
+    'tensors', 'write',
 ]  # fmt: skip

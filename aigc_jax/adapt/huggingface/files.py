@@ -5,6 +5,7 @@ Nothing is unpickled, and no tensor is read before it is asked for.
 
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,7 @@ from aigc_jax.core.errors import UserError
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 SHARD = 5 * 10**9  # bytes of a file, at most, where there are several
 _NONE: Mapping[str, str] = MappingProxyType({})
+_OLD_NAMES = re.compile(r'(?<=LayerNorm\.)(gamma|beta)$')  # as the first checkpoints of BERT have them
 _FLOATS = 'F64', 'F32', 'F16', 'BF16'
 
 
@@ -62,9 +64,10 @@ class Folder:
         self._of = {}
         for file in self.files[1:]:
             self._files[file] = opened = self._open(file)
-            for name in opened.keys():
-                self._of[name] = file
-                part = opened.get_slice(name)
+            for stored in opened.keys():
+                name = _OLD_NAMES.sub(lambda found: {'gamma': 'weight', 'beta': 'bias'}[found[0]], stored)
+                self._of[name] = file, stored
+                part = opened.get_slice(stored)
                 if part.get_dtype() not in _FLOATS:
                     continue  # masks and counters, which no model is made of
                 self.shapes[name] = tuple(part.get_shape())
@@ -102,7 +105,8 @@ class Folder:
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A tensor, or the part of it that `index` names, float32."""
-        part = self._files[self._of[name]].get_slice(name)
+        file, stored = self._of[name]
+        part = self._files[file].get_slice(stored)
         return np.asarray(part[index if index else ...], np.float32)
 
 

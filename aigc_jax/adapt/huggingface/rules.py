@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,7 @@ class Family:
       config: {field: value} of our config, and the size of the vocabulary -> config.json.
       rules: {field: value} -> all rules. Those whose `theirs` begins with '/' have no prefix.
       unused: a regex of tensors that are no parameters, such as masks that old versions saved.
+      also: other tasks that such a model can be trained for.
       amended: a folder -> its config.json, with what its tensors tell and it does not.
     """
 
@@ -50,6 +51,7 @@ class Family:
     config: Callable[[Mapping[str, Any], int], dict[str, Any]]
     rules: Callable[[Mapping[str, Any]], list[Rule]]
     unused: str = '(?!)'
+    also: tuple[str, ...] = ()
     amended: Callable[[Folder], Mapping[str, Any]] = lambda folder: folder.config
 
     def named(self, rule: Rule, prefix: str | None = None) -> str:
@@ -76,18 +78,30 @@ def unstacked(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
     return found
 
 
-def read(folder: Folder, family: Family, fields: Mapping[str, Any], params: Tree) -> Tree:
+def parameters(folder: Folder, family: Family, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{our path: shape} of what a checkpoint has. A tensor that one of two heads reads is there for both."""
+    prefix, found = _prefix(folder, family), {}
+    for rule in family.rules(fields):
+        if (shape := folder.shapes.get(family.named(rule, prefix))) is not None:
+            own = shape[::-1] if rule.transpose else shape
+            found[rule.ours] = (*own[:-1], own[-1] // rule.part[1])
+    return found
+
+
+def read(
+    folder: Folder, family: Family, fields: Mapping[str, Any], params: Tree, left: Collection[str] = ()
+) -> Tree:  # fmt: skip
     """The parameters of a checkpoint in the place of `params`, a tree of ShapeDtypeStruct with shardings (None: on the
     default device). Each device reads its own part of each file, leaf by leaf. Raises UserError for a tensor
-    that is missing, left over, or of another shape."""
+    that is missing, left over, or of another shape. left: our paths of what the checkpoint has besides."""
     wanted = flat(params)
     layers = int(fields.get('model.layers', 0))
     places = unstacked(wanted, layers)
-    prefix = family.prefix if any(name.startswith(family.prefix) for name in folder.shapes) else ''
+    prefix = _prefix(folder, family)
     rules = {rule.ours: rule for rule in family.rules(fields)}
     if lacking := sorted(places.keys() - rules.keys()):
         raise ValueError(f'no rule for {", ".join(lacking)}')
-    _check_all(folder, family, [rules[path] for path in places], prefix)
+    _check_all(folder, family, [rules[path] for path in places], [rules[path] for path in left], prefix)
     found = {}
     for path, leaf in wanted.items():
         own = [(rules[one], i) for one, (whole, i) in places.items() if whole == path]
@@ -97,6 +111,10 @@ def read(folder: Folder, family: Family, fields: Mapping[str, Any], params: Tree
         found[path] = _placed(folder, leaf, named, own[0][1] is not None)
     leaves, structure = jax.tree_util.tree_flatten(params)
     return jax.tree_util.tree_unflatten(structure, list(found.values()))
+
+
+def _prefix(folder: Folder, family: Family) -> str:
+    return family.prefix if any(name.startswith(family.prefix) for name in folder.shapes) else ''
 
 
 def _placed(folder: Folder, leaf, tensors: Sequence[tuple[str, Rule]], stacked: bool) -> jax.Array:
@@ -121,11 +139,11 @@ def _slice(folder: Folder, name: str, rule: Rule, shape: tuple[int, ...], index:
     return value.T if rule.transpose else value
 
 
-def _check_all(folder: Folder, family: Family, rules: Sequence[Rule], prefix: str) -> None:
-    names = {family.named(rule, prefix) for rule in rules}
+def _check_all(folder: Folder, family: Family, rules: Sequence[Rule], unread: Sequence[Rule], prefix: str) -> None:
+    names, others = ({family.named(rule, prefix) for rule in some} for some in (rules, unread))
     if missing := sorted(names - folder.shapes.keys()):
         raise UserError(f'{folder.path} lacks {_some(missing)}; it is no whole {folder.config["model_type"]}')
-    left = [name for name in folder.shapes.keys() - names if not re.search(family.unused, name)]
+    left = [name for name in folder.shapes.keys() - names - others if not re.search(family.unused, name)]
     if left:
         raise UserError(f'{folder.path} holds what this model does not have: {_some(sorted(left))}')
 

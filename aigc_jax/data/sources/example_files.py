@@ -1,9 +1,10 @@
 """Pairs, labelled texts and tagged texts of the user's own files (JSON lines, cells between tabs) and of TFDS sets."""
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from aigc_jax.core.errors import UserError
@@ -13,37 +14,51 @@ from aigc_jax.data.sources import examples, reading, tfds
 from aigc_jax.data.sources.examples import TaggedText
 
 _OWN = "the files' own"
+COLUMNS = {'pairs': ('source', 'target'), 'labelled': ('text', 'label'), 'tagged': ('tokens', 'tags')}
 
 
-def pairs(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
-    """pairs:FILE or pairs:GLOB: two texts a line."""
-    names = columns(cfg, ('source', 'target'))
-    read = lambda row, line: tuple(_filled(row, name, line) for name in names)
-    by_split, licence, _ = _rows(cfg, where, names, read)
-    by_split = reading.once(cfg, by_split, json.dumps, 'pairs')
+def load(kind: str, cfg, where: Mapping[str, str], tokenizer) -> Dataset:
+    """The data of a kind of COLUMNS that lie at the places `where`.
+
+    pairs:FILE or pairs:GLOB: two texts a line. labelled:FILE: a text and a label a line. tagged:FILE: lists of words
+    and of their tags a line; or a word and its tag a line, with a blank line between texts, in files whose names end in
+    .tsv (the format of CoNLL). Raises UserError.
+    """
+    names = columns(cfg, COLUMNS[kind])
+    by_split, licence, classes = _rows(kind, cfg, where, names)
+    dataset = _made(kind, cfg, by_split, names, licence, tokenizer)
+    numbered = tuple(classes[int(number)] for number in dataset.class_names) if classes else dataset.class_names
+    return dataclasses.replace(dataset, class_names=numbered)
+
+
+def own(cfg, by_split: Mapping[str, Sequence[Any]], what: str, tokenizer) -> Dataset:
+    """The same of the rows that a function of the user's returned, dicts with the usual names of a kind.
+
+    what: the file, for messages.
+    """
+    kinds = {kind for rows in by_split.values() for row in rows for kind in COLUMNS if _fits(kind, row)}
+    if len(kinds) != 1:
+        forms = ', '.join(str(dict.fromkeys(names, '…')) for names in COLUMNS.values())
+        raise UserError(f'{what}: its function returns rows of {len(kinds)} kinds; each is one of {forms}')
+    (kind,) = kinds
+    names, read = COLUMNS[kind], _READ[kind]
+    found = {
+        split: [read(names, row if isinstance(row, dict) else {}, f'{what}: {split}, row {i}')
+                for i, row in enumerate(rows)]
+        for split, rows in by_split.items()
+    }  # fmt: skip
+    return _made(kind, cfg, found, names, "not known: the user's own", tokenizer)
+
+
+def _fits(kind: str, row: Any) -> bool:
+    return isinstance(row, dict) and row.keys() >= {*COLUMNS[kind]}
+
+
+def _made(kind: str, cfg, by_split: Mapping[str, list], names: tuple[str, str], licence: str, tokenizer) -> Dataset:
+    key = (lambda row: json.dumps([row.text, row.tags])) if kind == 'tagged' else json.dumps
+    by_split = reading.once(cfg, by_split, key, 'pairs' if kind == 'pairs' else f'{kind} texts')
     by_split, origin = examples.divided(cfg, by_split, lambda row: row[0], names[0])
-    return examples.pairs(cfg, by_split, licence, tokenizer, origin)
-
-
-def labelled(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
-    """labelled:FILE or labelled:GLOB: a text and a label a line."""
-    names = columns(cfg, ('text', 'label'))
-    read = lambda row, line: (_filled(row, names[0], line), _label(row.get(names[1]), names[1], line))
-    by_split, licence, classes = _rows(cfg, where, names, read)
-    by_split = reading.once(cfg, by_split, json.dumps, 'labelled texts')
-    by_split, origin = examples.divided(cfg, by_split, lambda row: row[0], names[0])
-    return _named(examples.labelled(cfg, by_split, licence, tokenizer, origin), classes)
-
-
-def tagged(cfg, where: Mapping[str, str], tokenizer) -> Dataset:
-    """tagged:FILE or tagged:GLOB: lists of words and of their tags a line; or a word and its tag a line, with a blank
-    line between texts, in a file whose name ends in .tsv (the format of CoNLL)."""
-    names = columns(cfg, ('tokens', 'tags'))
-    by_split, licence, classes = _rows(cfg, where, names, lambda row, line: _words(row, names, line), _conll)
-    found = {split: [_joined(*row) for row in rows] for split, rows in by_split.items()}
-    by_split = reading.once(cfg, found, lambda row: json.dumps([row.text, row.tags]), 'tagged texts')
-    by_split, origin = examples.divided(cfg, by_split, lambda row: row.text, names[0])
-    return _named(examples.tagged(cfg, by_split, licence, tokenizer, origin), classes)
+    return getattr(examples, kind)(cfg, by_split, licence, tokenizer, origin)
 
 
 def columns(cfg, usual: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,28 +70,28 @@ def columns(cfg, usual: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _rows(
-    cfg, where: Mapping[str, str], names: tuple[str, ...], read: Callable[[dict, str], Any], of_tsv=None
+    kind: str, cfg, where: Mapping[str, str], names: tuple[str, str]
 ) -> tuple[dict[str, list], str, tuple[str, ...]]:
-    """({split: what read(row, line) makes of each row}, the licence, the names of the classes, if they are known).
-
-    of_tsv(cfg, paths) -> values, of files that are not read row by row.
-    """
+    """({split: the rows}, the licence, the names of the classes, if they are known)."""
+    read = functools.partial(_READ[kind], names)
     if tfds.PREFIX in where:
         return tfds.rows(cfg, where[tfds.PREFIX], names, read)
     by_split = {}
     for split, place in where.items():
         paths = reading.matching(cfg, place)
-        if of_tsv and all(map(reading.is_tsv, paths)):
-            by_split[split] = list(of_tsv(cfg, paths))
+        if kind == 'tagged' and all(map(reading.is_tsv, paths)):
+            by_split[split] = list(_conll(cfg, paths))
         else:
             by_split |= reading.rows(cfg, paths, split, read, names)
     return by_split, _OWN, ()
 
 
-def _named(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The data set with the names of classes whose numbers it has."""
-    names = tuple(classes[int(number)] for number in dataset.class_names) if classes else dataset.class_names
-    return dataclasses.replace(dataset, class_names=names)
+def _pair(names: tuple[str, str], row: Mapping, line: str) -> tuple[str, str]:
+    return _filled(row, names[0], line), _filled(row, names[1], line)
+
+
+def _labelled(names: tuple[str, str], row: Mapping, line: str) -> tuple[str, str | int]:
+    return _filled(row, names[0], line), _label(row.get(names[1]), names[1], line)
 
 
 def _filled(row: Mapping, name: str, line: str) -> str:
@@ -94,7 +109,7 @@ def _label(value: Any, name: str, line: str) -> str | int:
     raise UserError(f'{line}: "{name}" is {"missing" if value is None else repr(value)}; it is a word or whole number')
 
 
-def _words(row: Mapping, names: tuple[str, str], line: str) -> tuple[list[str], list[str]]:
+def _tagged(names: tuple[str, str], row: Mapping, line: str) -> TaggedText:
     words, tags = (row.get(name) for name in names)
     if not isinstance(words, list) or not isinstance(tags, list):
         raise UserError(f'{line} is no JSON object with the lists "{names[0]}" and "{names[1]}"')
@@ -102,7 +117,7 @@ def _words(row: Mapping, names: tuple[str, str], line: str) -> tuple[list[str], 
         raise UserError(f'{line}: {len(words)} in "{names[0]}", but {len(tags)} in "{names[1]}"')
     if not words:
         raise UserError(f'{line}: "{names[0]}" is empty')
-    return [_word(word, line) for word in words], [str(_label(tag, names[1], line)) for tag in tags]
+    return _joined([_word(word, line) for word in words], [str(_label(tag, names[1], line)) for tag in tags])
 
 
 def _word(word: Any, line: str) -> str:
@@ -111,7 +126,7 @@ def _word(word: Any, line: str) -> str:
     return reading.text_of({'': word}, '', line)
 
 
-def _conll(cfg, paths: list[pathlib.Path]) -> Iterator[tuple[list[str], list[str]]]:
+def _conll(cfg, paths: list[pathlib.Path]) -> Iterator[TaggedText]:
     for path, content in zip(paths, reading.texts(paths, False), strict=True):
         words, tags = [], []
         for number, row in enumerate([*lines_of(content), ''], 1):
@@ -122,7 +137,7 @@ def _conll(cfg, paths: list[pathlib.Path]) -> Iterator[tuple[list[str], list[str
                 words.append(_word(cells[0], line))
                 tags.append(str(_label(cells[1], 'tag', line)))
             elif words:
-                yield words, tags
+                yield _joined(words, tags)
                 words, tags = [], []
 
 
@@ -134,3 +149,6 @@ def _joined(words: list[str], tags: list[str]) -> TaggedText:
         spans.append((place, place + size))
         place += size + 1
     return TaggedText(' '.join(words), tuple(spans), tuple(tags))
+
+
+_READ = {'pairs': _pair, 'labelled': _labelled, 'tagged': _tagged}  # (names, row, line) -> what `examples` takes

@@ -20,7 +20,7 @@ import numpy as np
 from aigc_jax.core import user_code
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.data.dataset import Dataset, fingerprint
-from aigc_jax.data.sources import arrays, text
+from aigc_jax.data.sources import arrays, example_files, text
 from aigc_jax.data.specs import Spec, Text
 from aigc_jax.data.splits import Arrays, Mapped
 from aigc_jax.data.tokenizers import Tokenizer
@@ -86,6 +86,10 @@ def _of_dict(cfg, found: Any, tokenizer: Tokenizer | None, what: str) -> Dataset
         by_split[split] = value
     if len(by_split) > 1 and 'train' not in by_split:
         raise UserError(f'{what}: its function returns {", ".join(by_split)}, but no train')
+    if 'columns' in cfg:
+        if odd := [split for split, rows in by_split.items() if not isinstance(rows, (list, tuple))]:
+            raise UserError(f'{what}: {odd[0]} is {_words(by_split[odd[0]])}; this config wants a list of dicts')
+        return example_files.own(cfg, by_split, what, tokenizer)
     if 'tokenizer' in cfg:
         errors = 'surrogateescape' if text.is_kept(cfg, tokenizer) else 'strict'
         documents = {split: _documents(value, errors, f'{what}: {split}') for split, value in by_split.items()}

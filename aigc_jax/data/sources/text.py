@@ -179,7 +179,10 @@ def make_tokenizer(
 ) -> Tokenizer:  # fmt: skip
     """The tokenizer that `cfg` asks for, of these texts or of a folder. Raises UserError."""
     if place := folder_of(cfg.tokenizer):
-        return tokenizer_files.read(place)
+        try:
+            return tokenizer_files.read(place)
+        except UserError as error:
+            raise UserError(f'data.tokenizer: {error}') from None
     every = itertools.chain.from_iterable(by_split.values())
     kind = 'byte' if cfg.tokenizer == 'auto' else cfg.tokenizer
     vocab_size = _VOCAB_SIZE if cfg.vocab_size == -1 else cfg.vocab_size

@@ -1,0 +1,75 @@
+"""Which parameters a run takes from another model, which it draws, and which of the other's it leaves (init.*)."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from aigc_jax.core import patterns, tree
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.notes import note
+from aigc_jax.core.types import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Partial:
+    """Names of parameters, as PLAYER/block_0/query/kernel: those of this model that are drawn, and those of the other
+    one that are left."""
+
+    drawn: frozenset[str]
+    left: frozenset[str]
+
+    def taken(self, params: Tree) -> Tree:
+        """`params` with None in the place of what is drawn."""
+        return tree.map_named(lambda name, leaf: None if name in self.drawn else leaf, params)
+
+    def taken_of_optimizers(self, opt: Tree) -> Tree:
+        """The same of the optimizers' states, whose leaves of a parameter end with its name."""
+        return tree.map_named(lambda name, leaf: None if _is_of(name, self.drawn) else leaf, opt)
+
+    def leaves(self, name: str) -> bool:
+        """Whether a leaf of the other's state, params/… or opt/…, is left."""
+        kind, _, rest = name.partition('/')
+        return rest in self.left if kind == 'params' else kind == 'opt' and _is_of(rest, self.left)
+
+
+def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partial:
+    """init: the config's group. params: of this model, {player: tree}, abstract. theirs: {name: shape} of the other's
+    parameters. where: the other, for a note that tells what is loaded. Raises UserError.
+
+    init.drawn: what is drawn, whatever the other has. init.unused: what the other has besides, and is left.
+    """
+    ours = {name: tuple(leaf.shape) for name, leaf in tree.flatten(params).items()}
+    theirs = {name: tuple(shape) for name, shape in theirs.items()}
+    drawn = _matching(init.drawn, ours, 'init.drawn', 'this model')
+    unused = _matching(init.unused, theirs, 'init.unused', where)
+    left = (unused - (ours.keys() - drawn)) | (drawn & theirs.keys())
+    if drawn or left:
+        loaded = {name: shape for name, shape in ours.items() if name not in drawn}
+        parts = 'loaded', loaded, 'drawn', {name: ours[name] for name in drawn}, 'left', {n: theirs[n] for n in left}
+        words = [f'{_numbers(shapes)} {what}' for what, shapes in zip(parts[::2], parts[1::2], strict=True)]
+        note(f'init.run: {where}: {", ".join(words)}')
+    return Partial(drawn, left)
+
+
+def _matching(pattern: str, names: Collection[str], field: str, whose: str) -> frozenset[str]:
+    if not pattern:
+        return frozenset()
+    patterns.check(pattern, names, field)
+    found = frozenset(name for name in names if re.search(pattern, name))
+    if not found:
+        raise UserError(f'{field}: {pattern!r} matches no parameter of {whose}; there are {", ".join(sorted(names))}')
+    return found
+
+
+def _is_of(name: str, parameters: Collection[str]) -> bool:
+    """Whether a leaf of the state of an optimizer, PLAYER/…/mu/block_0/query/kernel, is of one of these parameters."""
+    player = name.partition('/')[0]
+    return any(
+        of == player and name.endswith(f'/{rest}') for of, _, rest in (one.partition('/') for one in parameters)
+    )
+
+
+def _numbers(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f'{sum(map(math.prod, shapes.values())):,} parameters ({len(shapes)} arrays)'

@@ -1,0 +1,103 @@
+"""Classes of texts, and of each token of a text, told by an encoder (Devlin et al. 2019, section 4). One player,
+'model'. A run of it mostly begins with a masked language model (tasks/mlm.py):
+
+    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier'
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aigc_jax.core import rng
+from aigc_jax.core.capabilities import Measures, SplitStatistic
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.schema import Field
+from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Turn
+from aigc_jax.data import NO_TAG, Dataset, Labelled, Tagged
+from aigc_jax.nn import encoder
+from aigc_jax.tasks.mlm import judged, model_fields
+
+FIELDS = {
+    'task': {
+        'label_smoothing': Field(
+            float, 0.0, least=0, below=1, doc='share of the target that all classes have alike (Szegedy et al. 2016)'
+        ),
+    },
+    'model': model_fields,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """The functions of the task. Of a text there is one class, or one of each token where `by_token`."""
+
+    module: encoder.Encoder
+    by_token: bool
+    label_smoothing: float
+
+    def init(self, key: Array):
+        return {'model': encoder.init(self.module, rng.named(key, 'model'))}, Extra({}, {})
+
+    def told(self, params, batch: Batch, draw=None) -> tuple[Array, Array, Array]:
+        """(logits (n, …, classes), targets (n, …), whether there is a class to tell (n, …))."""
+        found = self.module.apply({'params': params['model']}, batch['tokens'], batch['tokens_length'], draw=draw)
+        if not self.by_token:
+            return found.label, batch['label'], jnp.ones_like(batch['label'], bool)
+        return found.tags, jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG
+
+    def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        logits, targets, counted = self.told(params, batch, ctx.uniform if self.module.dropout else None)
+        nats, right = judged(logits, targets)
+        count = jnp.sum(counted).astype(jnp.float32)
+        mean = lambda x: jnp.sum(jnp.where(counted, x, 0)) / jnp.maximum(count, 1)
+        value = mean(nats)
+        metrics = {'nats': value, 'accuracy': mean(right)}
+        if self.label_smoothing:
+            spread = mean(-jnp.mean(jax.nn.log_softmax(logits), axis=-1))
+            value = (1 - self.label_smoothing) * value + self.label_smoothing * spread
+        return value, Aux(metrics, extra, count)
+
+    def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
+        logits, targets, counted = self.told(params, batch)
+        nats, right = judged(logits, targets)
+        if not self.by_token:
+            return {'nats': nats, 'accuracy': right}
+        total = lambda x: jnp.sum(jnp.where(counted, x, 0), axis=1).astype(jnp.float32)
+        return {name: (total(x), total(1)) for name, x in (('nats', nats), ('accuracy', right))}
+
+    def collect(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Array]:
+        logits, targets, counted = self.told(params, batch)
+        return {'told': jnp.argmax(logits, axis=-1), 'target': jnp.where(counted, targets, NO_TAG)}
+
+    def summarize(self, found: dict[str, np.ndarray]) -> dict[str, float]:
+        """The mean of the F1 of each class that the split has or the model names, and the accuracy of naming the most
+        frequent class always."""
+        from sklearn.metrics import f1_score
+
+        there = found['target'] != NO_TAG
+        target, told = found['target'][there], found['told'][there]
+        return {
+            'macro_f1': f1_score(target, told, average='macro', zero_division=0),
+            'most_frequent/accuracy': np.bincount(target).max() / len(target),
+        }
+
+    def task(self) -> Task:
+        return Task(
+            init=self.init,
+            rounds=((Turn('model', self.loss),),),
+            capabilities=(Measures(self.per_example), SplitStatistic(self.collect, self.summarize)),
+        )
+
+
+def make(config, dataset: Dataset) -> Task:
+    """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
+    spec = dataset.spec
+    if not isinstance(spec, Labelled | Tagged):
+        raise UserError(f'task.name: classify reads labelled or tagged texts; {config.data.name} holds {spec.words}')
+    by_token = isinstance(spec, Tagged)
+    heads = {'tags' if by_token else 'classes': dataset.num_classes}
+    module = encoder.make(config, spec.tokenizer.vocab_size, spec.block, 'a text of data.block', **heads)
+    return Classifier(module, by_token, config.task.label_smoothing).task()
