@@ -187,7 +187,8 @@ class Seq2Seq(WritesText):
     decode(params, extra, tokens (n, L), cache) -> (logits (n, L, vocabulary), cache): prefill, and each step after it.
     init_cache(params, extra, source (n, S), start (n,), columns) -> the cache of n targets of at most so many columns;
       it reads the sources, each of which begins at `start`.
-    token_nll(params, extra, batch) -> −log p of each token of the targets, (n, T) nats, and whether it is one (n, T).
+    token_nll(params, extra, batch, ctx) -> −log p of each token of the targets, (n, T) nats, and whether there is one,
+      (n, T).
     frame: the tokens (before, behind) that stand around a source.
     context, vocab_size, eos, bos: see WritesText.
     """
