@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'scripts'))
 
 import bench_ours  # noqa: E402
 from bench_worker import GPU_WORKLOADS, chosen, contenders  # noqa: E402
-from bench_workloads import Generation  # noqa: E402
+from bench_workloads import Generation, Images  # noqa: E402
 
 from aigc_jax.core.step import fuse, make_step  # noqa: E402
 
@@ -37,7 +37,8 @@ def lowered(monkeypatch, tmp_path):
     """lowered(workload, options, sharding) -> its training call, for CUDA."""
 
     def lower(workload, options, sharding=None):
-        data_file = workload.write(str(tmp_path / f'data.{workload.suffix}'), 20_000)
+        few = () if isinstance(workload, Images) else (20_000,)  # images: as many as the workload has
+        data_file = workload.write(str(tmp_path / f'data.{workload.suffix}'), *few)
         experiment = bench_ours.experiment_of(workload, data_file, **options)
         arguments = experiment.train_preprocess, 1, None, experiment.frozen
         step = make_step(experiment.task, experiment.optimizers, *arguments)
