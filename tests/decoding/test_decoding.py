@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from refusals import assert_refused
 
@@ -49,6 +50,11 @@ def toy_1(tokens, state):
     """toy, with the columns counted by `column` alone, as a cache that can be cut back."""
     logits, state = toy(tokens, state)
     return logits, state._replace(layers=jnp.zeros_like(state.layers))
+
+
+def log_probs(token, t):
+    """Of the next token after `token` and t more, by toy, without JAX."""
+    return scipy.special.log_softmax(LOGITS[token] + 0.1 * (t % 3) * np.arange(V))
 
 
 def fresh(n):
@@ -102,7 +108,7 @@ def test_zero_temperature_takes_the_likeliest_and_the_likelihood_is_the_models_o
         logits = LOGITS[token] + 0.1 * (t % 3) * np.arange(V)
         token = int(np.argmax(logits))
         written.append(token)
-        log_p += float(jax.nn.log_softmax(logits)[token])
+        log_p += scipy.special.log_softmax(logits)[token]
     assert found.tokens.tolist() == [written] * 3 and found.length.tolist() == [4] * 3
     np.testing.assert_allclose(found.log_prob, log_p, rtol=1e-5)
 
@@ -137,7 +143,7 @@ def test_a_full_beam_finds_the_best_of_all_texts(end, alpha):
     def score(prompt, text):
         token, total = prompt, 0.0
         for t, following in enumerate(text):
-            total += float(jax.nn.log_softmax(LOGITS[token] + 0.1 * (t % 3) * np.arange(V))[following])
+            total += log_probs(token, t)[following]
             token = following
             if token == end:
                 return total, text[: t + 1]
@@ -155,7 +161,7 @@ def test_a_beams_likelihood_is_the_models_own_where_a_penalty_ranks():
     found = decoding.beam_search(toy, fresh(1), jnp.array([[2]]), how, 4)
     token, total = 2, 0.0
     for t, following in enumerate(found.tokens[0].tolist()):
-        total += float(jax.nn.log_softmax(LOGITS[token] + 0.1 * (t % 3) * np.arange(V))[following])
+        total += log_probs(token, t)[following]
         token = following
     assert float(found.log_prob[0]) == pytest.approx(total, rel=1e-5)
 
@@ -216,12 +222,12 @@ def test_texts_of_a_trained_model(smoke, model, monkeypatch):
     assert [text.text for text in texts] == [text.text for text in again]
     assert [text.nats for text in texts] == pytest.approx([text.nats for text in again], rel=1e-4)
     language, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
+    forward = jax.jit(lambda tokens: jax.nn.log_softmax(language.decode(state.params, None, tokens, None)[0][0]))
     for text in texts:
         read = np.concatenate([tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
         if not text.prompt:
             read = np.concatenate([[language.bos], read])
-        logits, _ = language.decode(state.params, None, jnp.asarray(read[None, :-1]), None)
-        log_p = np.asarray(jax.nn.log_softmax(logits[0], axis=-1))[np.arange(len(read) - 1), read[1:]]
+        log_p = np.asarray(forward(np.pad(read, (0, 48 - len(read)))[None]))[np.arange(len(read) - 1), read[1:]]
         assert text.nats == pytest.approx(-log_p[-len(text.tokens) :].sum(), rel=1e-3)
 
 
