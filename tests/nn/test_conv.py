@@ -182,7 +182,8 @@ def test_a_discriminator_sees_the_finest_detail_and_what_is_dark(block):
 
 @pytest.fixture(scope='module')
 def sngan():
-    return Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:sngan,smoke', [('data.name', 'digits')]))
+    fields = [('data.name', 'digits'), ('task.n_critic', '1'), ('steps_per_call', '1')]  # a tenth of the program
+    return Experiment(config_lib.load(f'{CONFIGS / "gan.py"}:sngan,smoke', fields))
 
 
 def test_statistics_of_a_player_are_renewed_in_its_turns(sngan):
