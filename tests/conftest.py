@@ -60,7 +60,8 @@ SECONDS = 300  # that any process of a test may take
 # more than a few seconds of a core is none of them.
 QUICK = ('core', 'data', 'metrics', 'plots', 'runs/test_config.py', 'test_floors.py')
 SLOW = (
-    'core/test_parallel.py', 'core/test_processes.py', 'data/test_data_tfds.py', 'data/test_infilling.py',
+    'core/test_parallel.py', 'core/test_processes.py', 'data/test_data_tfds.py', 'data/test_denoising.py',
+    'data/test_infilling.py',
     'data/test_own_source.py', 'data/test_programs.py', 'data/test_text_data.py', 'plots/test_text_plots.py',
     'core/test_step.py::test_golden_values', 'core/test_step.py::test_one_call_of_many_steps_is_the_loop_over_steps',
     'data/test_batching.py::test_held_out_images_are_binarized_alike_whatever_the_seed',

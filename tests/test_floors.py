@@ -66,7 +66,8 @@ def test_what_is_imported_is_declared():
     parsed.read(ROOT / 'setup.cfg')
     canonical = lambda name: re.sub('[-_.]+', '-', name).lower()
     extras = parsed['options.extras_require']
-    lines = parsed['options']['install_requires'] + extras['onnx'] + extras['search'] + extras['sentencepiece']
+    lines = parsed['options']['install_requires']
+    lines += ''.join(extras[name] for name in ('onnx', 'search', 'sentencepiece', 'text'))
     declared = {canonical(re.match('[A-Za-z0-9_.-]+', line)[0]) for line in lines.split('\n') if line}
     known = importlib.metadata.packages_distributions()
     own = {'aigc_jax', *(path.stem for path in (PACKAGE / 'sandbox').glob('*.py')), *sys.stdlib_module_names}

@@ -200,18 +200,22 @@ class _Checked:
                 words = f'(logits (n, L, {one.vocab_size}), cache); here L = {length}'
                 want(fits, 'decode', found[:1] if isinstance(found, tuple) else found, words)
             case Seq2Seq():
-                found = tried('token_nll', lambda params, extra, batch, ctx: one.token_nll(params, extra, batch))
-                fits = isinstance(found, tuple) and len(found) == 2 and all(_is(x, n) for x in found)
-                want(fits and found[0].shape == found[1].shape, 'token_nll', found, '((n, T), (n, T))')
-                source, start = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((n, 8), (n,)))
+                self._seq2seq(one, params, extra, tried, want)
 
-                def decode(params, extra, source, start):
-                    return one.decode(params, extra, *one.begin(params, extra, source, start, 7))
+    def _seq2seq(self, one: Seq2Seq, params, extra: Extra, tried: Callable, want: Callable) -> None:
+        n = _N
+        found = tried('token_nll', one.token_nll)
+        fits = isinstance(found, tuple) and len(found) == 2 and all(_is(x, n) for x in found)
+        want(fits and found[0].shape == found[1].shape, 'token_nll', found, '((n, T), (n, T))')
+        source, start = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((n, 8), (n,)))
 
-                found = self._shapes('Seq2Seq.decode', decode, params, extra, source, start)
-                fits = isinstance(found, tuple) and len(found) == 2 and _is(found[0], n, 1, one.vocab_size)
-                words = f'(logits (n, L, {one.vocab_size}), cache); here L = 1'
-                want(fits, 'decode', found[:1] if isinstance(found, tuple) else found, words)
+        def decode(params, extra, source, start):
+            return one.decode(params, extra, *one.begin(params, extra, source, start, 7))
+
+        found = self._shapes('Seq2Seq.decode', decode, params, extra, source, start)
+        fits = isinstance(found, tuple) and len(found) == 2 and _is(found[0], n, 1, one.vocab_size)
+        words = f'(logits (n, L, {one.vocab_size}), cache); here L = 1'
+        want(fits, 'decode', found[:1] if isinstance(found, tuple) else found, words)
 
 
 def _is(x: Any, *shape: int, exactly: bool = False) -> bool:

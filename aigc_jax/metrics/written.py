@@ -18,12 +18,18 @@ def scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, Measureme
     F measure of the longest common subsequence of words (Lin 2004), as a mean over texts."""
     pairs = list(zip(written, wanted, strict=True))
     found = {'exact_match': wilson(sum(a.strip() == b.strip() for a, b in pairs), len(pairs))}
+    measured = names()
     for metric, (library, score) in _SCORES.items():
-        if importlib.util.find_spec(library):
+        if metric in measured:
             found[metric] = score(pairs)
         else:
             note(f"{metric}: not measured, for {library} is not installed; pip install 'aigc_jax[text]'")
     return found
+
+
+def names() -> list[str]:
+    """The metrics of `scores`, with the libraries that there are."""
+    return ['exact_match', *(metric for metric, (library, _) in _SCORES.items() if importlib.util.find_spec(library))]
 
 
 def _bleu(pairs: Sequence[tuple[str, str]]) -> Measurement:
@@ -43,4 +49,3 @@ def _rouge_l(pairs: Sequence[tuple[str, str]]) -> Measurement:
 _SCORES: dict[str, tuple[str, Callable[..., Measurement]]] = {
     'bleu': ('sacrebleu', _bleu), 'rouge_l': ('rouge_score', _rouge_l),
 }  # fmt: skip
-METRICS = 'exact_match', *_SCORES

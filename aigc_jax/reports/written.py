@@ -33,13 +33,14 @@ class Written(Report):
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
-        beams = experiment.config.eval.get('generated_beams', 1)
-        if cls.applies(experiment) and beams > experiment.task.get(Seq2Seq).vocab_size:
-            raise UserError(f'eval.generated_beams: {beams}; more than there are tokens')
+        if cls.applies(experiment):
+            beams, most = experiment.config.eval.generated_beams, experiment.task.get(Seq2Seq).vocab_size
+            if beams > most:
+                raise UserError(f'eval.generated_beams: {beams}; at most the {most} tokens that there are')
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
-        return [f'written/{name}' for name in written.METRICS]
+        return [f'written/{name}' for name in written.names()]
 
     @functools.cached_property
     def _decoder(self) -> TextDecoder:

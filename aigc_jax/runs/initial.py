@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from aigc_jax import tasks
-from aigc_jax.adapt import huggingface
+from aigc_jax.adapt import huggingface, lora
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
@@ -66,7 +66,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
-            task = tasks.make(experiment.config, dataset)
+            task = lora.adapted(tasks.make(experiment.config, dataset), experiment.config.adapt)
         plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))
@@ -92,6 +92,8 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
 def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     """The optimizers' states of a run, abstract, on the shardings of `plan`; {} where it keeps no average."""
     own = {player: theirs.optim[player] for player in task.players}
+    if theirs.adapt.name:
+        own = lora.optimizers(own, abstract_params(task))
     optimizers = make_optimizers(task, own, theirs.total_steps)
     state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
     if not any(optim.without_moments(state.opt).values()):

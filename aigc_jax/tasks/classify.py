@@ -43,7 +43,10 @@ class Classifier:
 
     def told(self, params, batch: Batch, draw=None) -> tuple[Array, Array, Array]:
         """(logits (n, …, classes), targets (n, …), whether there is a class to tell (n, …))."""
-        found = self.module.apply({'params': params['model']}, batch['tokens'], batch['tokens_length'], draw=draw)
+        types = batch.get('types') if self.module.token_types > 1 else None
+        found = self.module.apply(
+            {'params': params['model']}, batch['tokens'], batch['tokens_length'], types, draw=draw
+        )
         if not self.by_token:
             return found.label, batch['label'], jnp.ones_like(batch['label'], bool)
         return found.tags, jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG

@@ -24,15 +24,16 @@ def amended(folder: Folder) -> Mapping[str, Any]:
     has_own = head in folder.shapes and not (
         embedding in folder.shapes and np.array_equal(folder.read(head), folder.read(embedding))
     )
-    tied = folder.config.get('tie_word_embeddings', True) is not False
-    scaled = folder.config.get('scale_decoder_outputs', tied)
-    return {**folder.config, 'tie_word_embeddings': tied and not has_own, 'scale_decoder_outputs': scaled}
+    theirs = folder.config
+    tied = theirs.get('tie_word_embeddings', True) is not False
+    scaled = theirs.get('scale_decoder_outputs', tied)
+    return {**theirs, 'tie_word_embeddings': tied and not has_own, 'scale_decoder_outputs': scaled}
 
 
-def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    checks.only(config, where, is_encoder_decoder=True)
-    size = lambda name, default: checks.number(config, name, where, default=default)
-    activation = config.get('feed_forward_proj', 'relu')
+def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    checks.only(theirs, where, is_encoder_decoder=True)
+    size = lambda name, default: checks.number(theirs, name, where, default=default)
+    activation = theirs.get('feed_forward_proj', 'relu')
     if activation not in _ACTIVATIONS:
         raise UserError(f'{where}: feed_forward_proj is {activation!r}; known: {", ".join(_ACTIVATIONS)}')
     width, heads, head_width = size('d_model', 512), size('num_heads', 8), size('d_kv', 64)
@@ -46,11 +47,11 @@ def fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         'model.head_width': 0 if head_width * heads == width else head_width,
         'model.mlp_width': size('d_ff', 2048),
         'model.activation': _ACTIVATIONS[activation],
-        'model.norm_epsilon': checks.number(config, 'layer_norm_epsilon', where, float, 1e-6),
+        'model.norm_epsilon': checks.number(theirs, 'layer_norm_epsilon', where, float, 1e-6),
         'model.buckets': size('relative_attention_num_buckets', 32),
         'model.max_distance': size('relative_attention_max_distance', 128),
-        'model.tied': config['tie_word_embeddings'],
-        'model.scaled_logits': config['scale_decoder_outputs'],
+        'model.tied': theirs['tie_word_embeddings'],
+        'model.scaled_logits': theirs['scale_decoder_outputs'],
         'data.block': _ANY_LENGTH,
     }
 
