@@ -275,12 +275,18 @@ class Generator:
 
     def _certain(self, tokens: np.ndarray) -> str:
         """The text of a part of the tokens, without what later ones may change."""
-        text = self._tokenizer.decode(tokens[tokens != self._tokenizer.end])
+        text = self._decoded(tokens[tokens != self._tokenizer.end])
         if self._stop in text and self._stop:
             return text[: text.index(self._stop)]
         kept = text.rstrip('\ufffd')  # a letter of which some bytes are still to come
         begun = (n for n in range(len(self._stop) - 1, 0, -1) if kept.endswith(self._stop[:n]))
         return kept[: len(kept) - next(begun, 0)]
+
+    def _decoded(self, tokens: np.ndarray) -> str:
+        """Without the tokens that a tokenizer of Hugging Face has before each text, where that is one of its own."""
+        before = () if self._goes_on else self._tokenizer.target_frame.before
+        is_framed = len(before) and tuple(tokens[: len(before)].tolist()) == before
+        return self._tokenizer.decode(tokens[len(before) :] if is_framed else tokens)
 
     def _behind(self, prompt: str, text: str) -> str:
         """The text as it stands behind the prompt: words with a space between."""
@@ -292,7 +298,7 @@ class Generator:
         kept = tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:
             kept, ended = tokens[:-1], 'closed' if ended == 'closed' else 'end'
-        text = self._tokenizer.decode(kept)
+        text = self._decoded(kept)
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
         text = self._behind(prompt, text)
