@@ -12,6 +12,17 @@ What is not set here has its default: configs/fields.md holds every field, its d
 
 from ml_collections import ConfigDict
 
+_OPTIMIZER = dict(
+    name='adamw',
+    options=dict(b1=0.9, b2=0.98, weight_decay=0.01),  # Liu et al. 2019, section 3.1
+    weight_decay_regex='kernel|embedding',
+    schedule=dict(
+        name='warmup_cosine_decay_schedule', init_value=0.0, peak_value=1e-3, warmup_percent=10.0, decay_percent=100.0,
+        end_value=0.0,
+    ),
+    clip_norm=1.0,
+)  # fmt: skip
+
 
 def get_config():
     return ConfigDict(
@@ -20,22 +31,7 @@ def get_config():
             batch_size=16,
             eval_every_steps=500,
             checkpoint_every_steps=500,
-            optim=dict(
-                model=dict(
-                    name='adamw',
-                    options=dict(b1=0.9, b2=0.98, weight_decay=0.01),  # Liu et al. 2019, section 3.1
-                    weight_decay_regex='kernel|embedding',
-                    schedule=dict(
-                        name='warmup_cosine_decay_schedule',
-                        init_value=0.0,
-                        peak_value=1e-3,
-                        warmup_percent=10.0,
-                        decay_percent=100.0,
-                        end_value=0.0,
-                    ),
-                    clip_norm=1.0,
-                ),
-            ),
+            optim=dict(model=_OPTIMIZER),
             data=dict(
                 name='pydoc', tokenizer='bpe', vocab_size=1024, special=('pad', 'mask', 'cls', 'sep'), block=126,
                 eval_stride=126,
@@ -77,6 +73,11 @@ VARIANTS = {
     'sentence_order': {'task.sentence_order': 1.0},
     # RoBERTa's positions and epsilon.
     'roberta': {'model.norm_epsilon': 1e-5, 'model.position_offset': 2, 'model.token_types': 1},
+    # Replaced-token detection (Clark et al. 2020); all hidden tokens become the mask.
+    'electra': {
+        'task': {'name': 'electra'}, 'task.mask_share': 1.0, 'task.random_share': 0.0, 'optim.generator': _OPTIMIZER,
+        'eval.best_metric': 'detection/nats_per_token',
+    },
     # The block of configs/gpt.py.
     'modern': {
         'model.position': 'rope', 'model.norm': 'rmsnorm', 'model.norm_epsilon': 0.0, 'model.activation': 'relu2',

@@ -37,7 +37,7 @@ def get_config():
                     clip_norm=1.0,
                 ),
             ),
-            init=dict(drawn='pooler|classifier|tagger', unused='mask_|pooler|classifier'),
+            init=dict(drawn='pooler|classifier|tagger', unused='mask_|pooler|classifier|tagger|generator/'),
             data=dict(name='identifiers', special=('pad', 'mask', 'cls', 'sep'), block=128),
             model=dict(
                 layers=4,

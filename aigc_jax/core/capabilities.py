@@ -4,12 +4,13 @@ A capability is a frozen dataclass of pure functions. Each begins with (params, 
 {player: tree}, and the rest of the state that a loss reads. ctx is a `rng.Context`, whose n indices name the examples.
 Every x is as the model sees it. `on_data(read, write)` gives the same capability in the data's own units, where
 read(batch, ctx) makes what the model sees of a batch of raw data, and write(x) makes raw data of what it gives.
+OF_PARAMETERS names the functions that begin with (params, extra).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -33,6 +34,7 @@ class Measures:
     {metric: ((n,), (n,))}: sums and what they are over, of which the ratio is. Successes and failures are bool.
     Examples are taken to be independent of each other."""
 
+    OF_PARAMETERS: ClassVar = ('per_example',)
     per_example: Callable[..., dict[str, Any]]
 
     def on_data(self, read: Read, write: Write) -> 'Measures':
@@ -46,6 +48,7 @@ class Samples:
     num_classes: of the labels (n,) int32 that `draw` wants; 0: the model is unconditional, and labels are None.
     """
 
+    OF_PARAMETERS: ClassVar = ('draw',)
     draw: Callable[..., Array]
     num_classes: int = 0
 
@@ -58,6 +61,7 @@ class Samples:
 class Reconstructs:
     """reconstruct(params, extra, batch, ctx) -> (n, *shape): what the model keeps of each example."""
 
+    OF_PARAMETERS: ClassVar = ('reconstruct',)
     reconstruct: Callable[..., Array]
 
     def on_data(self, read: Read, write: Write) -> 'Reconstructs':
@@ -76,6 +80,7 @@ class ScalarField:
     label: what it is, with its unit.
     """
 
+    OF_PARAMETERS: ClassVar = ('value',)
     label: str
     value: Callable[..., Array]
 
@@ -93,6 +98,7 @@ class LogDensity(ScalarField):
 class LatentSpace:
     """encode(params, extra, batch, ctx) -> (n, d) codes; decode(params, extra, codes, labels) -> (n, *shape)."""
 
+    OF_PARAMETERS: ClassVar = ('encode', 'decode')
     encode: Callable[..., Array]
     decode: Callable[..., Array]
 
@@ -105,6 +111,7 @@ class LatentSpace:
 class Codebook:
     """index(params, extra, batch, ctx) -> (n, …) int32 in 0..size−1: the discrete latent of each example."""
 
+    OF_PARAMETERS: ClassVar = ('index',)
     size: int
     index: Callable[..., Array]
 
@@ -121,6 +128,7 @@ class SplitStatistic:
     most: how many examples of the split are looked at, drawn by rng.fixed_choice; 0: all.
     """
 
+    OF_PARAMETERS: ClassVar = ('collect',)
     collect: Callable[..., dict[str, Array]]
     summarize: Callable[[dict[str, Any]], dict[str, Any]]
     most: int = 0
@@ -166,6 +174,7 @@ class CausalText(WritesText):
     attention(params, extra, tokens (n, L)) -> weights (layers, n, heads, L, L); None: the model has none.
     """
 
+    OF_PARAMETERS: ClassVar = ('decode', 'token_nll', 'attention')
     decode: Callable[..., tuple[Array, Any]]
     init_cache: Callable[[int, int], Any]
     token_nll: Callable[..., Array]
@@ -193,6 +202,7 @@ class Seq2Seq(WritesText):
     context, vocab_size, eos, bos: see WritesText.
     """
 
+    OF_PARAMETERS: ClassVar = ('decode', 'init_cache', 'token_nll')
     decode: Callable[..., tuple[Array, Any]]
     init_cache: Callable[..., Any]
     token_nll: Callable[..., tuple[Array, Array]]
@@ -216,6 +226,7 @@ class FillsIn:
     context: the most tokens that it reads.
     """
 
+    OF_PARAMETERS: ClassVar = ('fill',)
     fill: Callable[..., Array]
     context: int
 

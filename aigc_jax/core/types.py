@@ -93,6 +93,20 @@ class Task:
     def all(self, kind: type[C]) -> list[C]:
         return [one for one in self.capabilities if isinstance(one, kind)]
 
+    def through(self, change: Callable[[dict[str, Tree]], dict[str, Tree]]) -> 'Task':
+        """The same task, each of whose functions sees change(params) in the place of the parameters."""
+
+        def changed(function: Callable) -> Callable:
+            return lambda params, *rest: function(change(params), *rest)
+
+        rounds = tuple(tuple(Turn(turn.player, changed(turn.loss)) for turn in turns) for turns in self.rounds)
+        capabilities = []
+        for one in self.capabilities:
+            functions = {name: getattr(one, name) for name in one.OF_PARAMETERS}
+            new = {name: changed(function) for name, function in functions.items() if function is not None}
+            capabilities.append(dataclasses.replace(one, **new))
+        return dataclasses.replace(self, rounds=rounds, capabilities=tuple(capabilities))
+
     def on_data(self, read: Callable, write: Callable) -> 'Task':
         """The same task, whose capabilities read and give raw data; see core.capabilities."""
         capabilities = tuple(one.on_data(read, write) for one in self.capabilities)

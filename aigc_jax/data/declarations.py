@@ -94,8 +94,8 @@ EXAMPLES = {
     'dir': _DIR,
     'columns': Field(
         tuple, (), items=Field(str),
-        doc='names of the two fields that are read: source and target, text and label, or tokens and tags; (): those '
-        'that aigc_jax/data/README.md tells of',
+        doc='names of the fields that are read: source and target; text, perhaps a second one, and label; tokens and '
+        'tags; (): those that aigc_jax/data/README.md tells of',
     ),
     **_TOKENIZER,
     **_HELD_OUT,

@@ -165,9 +165,24 @@ class Pretrained(Tokenizer):
         places = [begin for begin, _ in offsets] + [len(text)] if offsets else [0]
         return np.maximum.accumulate(sizes[places])
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text, special tokens as they are spelled; tokens behind the vocabulary are left out."""
-        return self._library.decode([int(token) for token in tokens], skip_special_tokens=False)
+    def decode(self, tokens: Iterable[int], behind: bool = False) -> str:
+        """The text, special tokens as they are spelled; tokens behind the vocabulary are left out.
+
+        behind: whether they stand behind others. Else the space that begins a word is left out of the first one, where
+        the tokenizer's words hold it.
+        """
+        tokens = [int(token) for token in tokens]
+        text = lambda tokens: self._library.decode(tokens, skip_special_tokens=False)
+        if behind and self._anchor:
+            begin, whole = text(self._anchor), text([*self._anchor, *tokens])
+            if whole.startswith(begin):
+                return whole[len(begin) :]
+        return text(tokens)
+
+    @functools.cached_property
+    def _anchor(self) -> list[int]:
+        """Tokens of a letter, behind which others are decoded; none where each token has a text of its own."""
+        return [] if self.num_bytes is not None else self._library.encode('a', add_special_tokens=False).ids
 
     def to_json(self) -> str:
         return json.dumps({'kind': KIND, 'model': self.model, 'config': self.config}) + '\n'

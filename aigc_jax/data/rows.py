@@ -24,14 +24,15 @@ class Ragged:
       starts: (N,) int32, where each begins in `values`.
       lengths: (N,) int32.
       width, fill: rows are given out as (width,), filled up with `fill`.
+      tells_length: whether the lengths are given out too.
     """
 
-    def __init__(self, rows: Iterable[np.ndarray], width: int, fill: int, dtype: type):
+    def __init__(self, rows: Iterable[np.ndarray], width: int, fill: int, dtype: type, tells_length: bool = True):
         rows = [np.asarray(row, dtype) for row in rows]
         lengths = np.array([len(row) for row in rows])
         if not len(rows) or lengths.min() < 1 or lengths.max() > width or lengths.sum() > MOST_TOKENS:
             raise ValueError(f'{len(rows)} rows of {lengths.sum()} values; each has 1 to {width}')
-        self.values, self.width, self.fill = np.concatenate(rows), width, fill
+        self.values, self.width, self.fill, self.tells_length = np.concatenate(rows), width, fill, tells_length
         self.lengths = lengths.astype(np.int32)
         self.starts = (np.cumsum(lengths) - lengths).astype(np.int32)
 
@@ -39,8 +40,8 @@ class Ragged:
 class Rows:
     """A split in memory: `ragged` columns, and `plain` ones with one number an example; see splits.Resident.
 
-    `source[i]` has for each ragged column NAME: NAME, int32, S + (width,), S the shape of i, and NAME_length, int32, S;
-    what lies behind the length is `fill`. A plain column is int32, S.
+    `source[i]` has for each ragged column NAME: NAME, int32, S + (width,), S the shape of i, and NAME_length, int32, S,
+    if it tells its lengths; what lies behind the length is `fill`. A plain column is int32, S.
     """
 
     def __init__(self, ragged: Mapping[str, Ragged], plain: Mapping[str, np.ndarray] | None = None):
@@ -62,7 +63,7 @@ class Rows:
             length, place = column.lengths[index], np.arange(column.width)
             where = np.minimum(column.starts[index][..., None] + place, len(column.values) - 1)
             found[name] = np.where(place < length[..., None], column.values[where].astype(np.int32), column.fill)
-            found[f'{name}_length'] = length
+            found |= {f'{name}_length': length} if column.tells_length else {}
         return {name: np.asarray(x, np.int32) for name, x in found.items()}
 
     @property
@@ -82,7 +83,7 @@ class Rows:
             length, place = read(f'{name}_length', index), jnp.arange(column.width)
             where = jnp.minimum(read(f'{name}_start', index)[..., None] + place, len(column.values) - 1)
             found[name] = jnp.where(place < length[..., None], read(name, where), column.fill)
-            found[f'{name}_length'] = length
+            found |= {f'{name}_length': length} if column.tells_length else {}
         return found
 
 

@@ -278,7 +278,8 @@ class Pairs(Text):
 @dataclasses.dataclass(frozen=True)
 class Labelled(Text):
     """A text and its class: `tokens` int32 (block,) with `tokens_length` (), framed and filled as those of Pairs, and
-    `label` int32 (). The classes are those of Dataset.num_classes."""
+    `label` int32 (). The classes are those of Dataset.num_classes. Of two texts there is `types` int32 (block,), 0 and,
+    from the second one on, 1."""
 
     block: int
     tokenizer: Tokenizer

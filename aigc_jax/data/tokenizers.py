@@ -207,8 +207,11 @@ class Tokenizer:
             sizes = self.num_bytes[self.encode(text)]
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        """The text; bytes that are no UTF-8 become U+FFFD, and special tokens their spellings."""
+    def decode(self, tokens: Iterable[int], behind: bool = False) -> str:
+        """The text; bytes that are no UTF-8 become U+FFFD, and special tokens their spellings.
+
+        behind: whether they stand behind others; else a tokenizer of pretrained.py may leave out a space at the begin.
+        """
         tokens = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens), np.int64)
         first, *others = np.split(tokens, np.flatnonzero(tokens >= self._num_pieces))
         texts = [self._decode(first.tolist())]
@@ -297,15 +300,6 @@ def from_json(fields: dict) -> Tokenizer:
     if kind == 'bpe':
         _pieces_and_merges(fields['model'], pieces)
     return Tokenizer(**{**fields, 'pieces': tuple(pieces), 'special': tuple(fields['special'])})
-
-
-def check_special(tokenizer: Tokenizer, cfg) -> None:
-    """Raises UserError where the tokenizer lacks a special token that `cfg`, the config's `data`, asks for."""
-    lacking = [name for name in cfg.special if getattr(tokenizer, name) is None]
-    if lacking:
-        raise UserError(f'data.special: the tokenizer has no token {", ".join(lacking)}')
-    if cfg.sentinels > (has := len(tokenizer.sentinels)):
-        raise UserError(f'data.sentinels: {cfg.sentinels}, but the tokenizer has {has}')
 
 
 def _pieces_and_merges(model: str, pieces: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -152,7 +152,7 @@ class Generator:
                 part = group[begin : begin + self._chunk]
                 tokens, start = pad_prompts([*(tokens for _, tokens in part), np.zeros(longest, np.int32)])
                 index = len(texts) + np.arange(len(part), dtype=np.int32)
-                shown = stream and (lambda text, prompt=part[0][0]: stream(self._behind(prompt, text)))
+                shown = stream and (lambda tokens, prompt=part[0][0]: stream(self._certain(prompt, tokens)))
                 matchers = self._grammar and self._matchers([text for text, _ in part])
                 found = self._write(*model, tokens[:-1], start[:-1], key, index, most, beyond, shown, matchers)
                 for (prompt, _), *one in zip(part, *parallel.fetch(found), strict=True):
@@ -227,10 +227,10 @@ class Generator:
             if self._read_stop:
                 reach = max(0, t - len(self._stop.encode()))  # a token is a byte or more
                 tokens = parallel.fetch(progress.tokens[:, reach:t])
-                met = [alive[i] and self._stop in self._tokenizer.decode(tokens[i]) for i in range(n)]
+                met = [alive[i] and self._stop in self._tokenizer.decode(tokens[i], True) for i in range(n)]
                 progress = progress._replace(done=progress.done | np.array(met))
             if stream:
-                stream(self._certain(np.asarray(progress.tokens[0, : progress.length[0]])))
+                stream(np.asarray(progress.tokens[0, : progress.length[0]]))
             if t == full < most:  # the second half of what the context holds is read again
                 half = text.context // 2
                 everything = np.concatenate([prompt, parallel.fetch(progress.tokens[:, :t])], axis=1)
@@ -273,20 +273,21 @@ class Generator:
             before = (self._model.bos,)
         return np.concatenate([np.array(before, np.int32), tokens]).astype(np.int32)
 
-    def _certain(self, tokens: np.ndarray) -> str:
-        """The text of a part of the tokens, without what later ones may change."""
-        text = self._decoded(tokens[tokens != self._tokenizer.end])
+    def _certain(self, prompt: str, tokens: np.ndarray) -> str:
+        """The text of a part of the tokens, as it stands behind the prompt, without what later ones may change."""
+        text = self._decode(prompt, tokens[tokens != self._tokenizer.end])
         if self._stop in text and self._stop:
-            return text[: text.index(self._stop)]
+            return self._behind(prompt, text[: text.index(self._stop)])
         kept = text.rstrip('\ufffd')  # a letter of which some bytes are still to come
         begun = (n for n in range(len(self._stop) - 1, 0, -1) if kept.endswith(self._stop[:n]))
-        return kept[: len(kept) - next(begun, 0)]
+        return self._behind(prompt, kept[: len(kept) - next(begun, 0)])
 
-    def _decoded(self, tokens: np.ndarray) -> str:
+    def _decode(self, prompt: str, tokens: np.ndarray) -> str:
         """Without the tokens that a tokenizer of Hugging Face has before each text, where that is one of its own."""
         before = () if self._goes_on else self._tokenizer.target_frame.before
         is_framed = len(before) and tuple(tokens[: len(before)].tolist()) == before
-        return self._tokenizer.decode(tokens[len(before) :] if is_framed else tokens)
+        tokens = tokens[len(before) :] if is_framed else tokens
+        return self._tokenizer.decode(tokens, behind=self._goes_on and bool(prompt))
 
     def _behind(self, prompt: str, text: str) -> str:
         """The text as it stands behind the prompt: words with a space between."""
@@ -298,7 +299,7 @@ class Generator:
         kept = tokens
         if len(tokens) and tokens[-1] == self._tokenizer.end:
             kept, ended = tokens[:-1], 'closed' if ended == 'closed' else 'end'
-        text = self._decoded(kept)
+        text = self._decode(prompt, kept)
         if self._stop and self._stop in text:
             text, ended = text[: text.index(self._stop)], 'stop'
         text = self._behind(prompt, text)

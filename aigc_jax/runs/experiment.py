@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import data, tasks
+from aigc_jax.adapt import lora
 from aigc_jax.core import check_task, memory, optim, parallel
 from aigc_jax.core.capabilities import Samples
 from aigc_jax.core.errors import UserError
@@ -50,15 +51,17 @@ class Experiment:
         self.preprocess = spec.eval_preprocess(config.data, self.scaling)
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
         self.train_preprocess = spec.train_preprocess(config.data, self.scaling, rows)
-        self.task = tasks.make(config, self.dataset)
+        self.task = lora.adapted(tasks.make(config, self.dataset), config.adapt)
         if tasks.is_own(config.task.name):
             self._check_own_task(rows)
         if self.num_classes and augment.mixes(config.data):
             raise UserError(
                 'data.augment.mixup: a mixed example has no class; set it to 0 for a model that reads classes'
             )
-        self.optimizers = make_optimizers(self.task, config.optim, config.total_steps)
-        self.frozen = optim.frozen(config.optim, abstract_params(self.task))
+        params = abstract_params(self.task)
+        chosen = lora.optimizers(config.optim, params)
+        self.optimizers = make_optimizers(self.task, chosen, config.total_steps)
+        self.frozen = optim.frozen(chosen, params)
         if not is_plan:
             self._want_room()
         self.seeds = [config.seed + k for k in range(config.num_seeds)]

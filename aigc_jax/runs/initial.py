@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from aigc_jax import tasks
-from aigc_jax.adapt import huggingface
+from aigc_jax.adapt import huggingface, lora
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
@@ -66,12 +66,12 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
-            task = tasks.make(experiment.config, dataset)
+            task = lora.adapted(tasks.make(experiment.config, dataset), experiment.config.adapt)
         plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
         params, extra = jax.eval_shape(lambda: init(task))
         params = jax.tree.map(placed, params, plan.param_shardings(params))
         stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
-        if set(theirs.optim) != set(task.players):
+        if not set(task.players) <= set(theirs.optim):
             raise UserError(
                 f'init.run: {run.folder} has the players {", ".join(theirs.optim)}, this model '
                 f'{", ".join(task.players)}; name a run of the same kind of model'
@@ -91,7 +91,10 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
 
 def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     """The optimizers' states of a run, abstract, on the shardings of `plan`; {} where it keeps no average."""
-    optimizers = make_optimizers(task, theirs.optim, theirs.total_steps)
+    own = {player: theirs.optim[player] for player in task.players}
+    if theirs.adapt.name:
+        own = lora.optimizers(own, abstract_params(task))
+    optimizers = make_optimizers(task, own, theirs.total_steps)
     state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
     if not any(optim.without_moments(state.opt).values()):
         return {}

@@ -105,6 +105,7 @@ def _from_1(config: ConfigDict) -> None:
 def _from_2(config: ConfigDict) -> None:
     """Of the runs of before pre-training, whose Transformers are those of GPT alone, and whose tokenizers have no
     special tokens that a config asks for."""
+    _add(config, adapt=dict(name='', rank=8, alpha=16.0, targets='(query|value)/kernel'))
     data, model = config.get('data'), config.get('model')
     _add(config.get('init'), drawn='', unused='')
     if isinstance(data, ConfigDict) and 'tokenizer' in data:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from aigc_jax.adapt import lora
 from aigc_jax.core import patterns, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
@@ -15,10 +16,11 @@ from aigc_jax.core.types import Tree
 @dataclasses.dataclass(frozen=True)
 class Partial:
     """Names of parameters, as PLAYER/block_0/query/kernel: those of this model that are drawn, and those of the other
-    one that are left."""
+    one that are left. players: those of the other one of which nothing is taken."""
 
     drawn: frozenset[str]
     left: frozenset[str]
+    players: frozenset[str] = frozenset()
 
     def taken(self, params: Tree) -> Tree:
         """`params` with None in the place of what is drawn."""
@@ -31,18 +33,22 @@ class Partial:
     def leaves(self, name: str) -> bool:
         """Whether a leaf of the other's state, params/… or opt/…, is left."""
         kind, _, rest = name.partition('/')
-        return rest in self.left if kind == 'params' else kind == 'opt' and _is_of(rest, self.left)
+        if kind == 'opt':
+            return rest.partition('/')[0] in self.players or _is_of(rest, self.left)
+        return kind == 'params' and rest in self.left
 
 
 def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partial:
     """init: the config's group. params: of this model, {player: tree}, abstract. theirs: {name: shape} of the other's
     parameters. where: the other, for a note that tells what is loaded. Raises UserError.
 
-    init.drawn: what is drawn, whatever the other has. init.unused: what the other has besides, and is left.
+    init.drawn: what is drawn, whatever the other has; adapters that the other lacks are, too. init.unused: what the
+    other has besides, and is left.
     """
     ours = {name: tuple(leaf.shape) for name, leaf in tree.flatten(params).items()}
     theirs = {name: tuple(shape) for name, shape in theirs.items()}
     drawn = _matching(init.drawn, ours, 'init.drawn', 'this model')
+    drawn |= {name for name in ours.keys() - theirs.keys() if lora.is_of_adapters(name)}
     unused = _matching(init.unused, theirs, 'init.unused', where)
     left = (unused - (ours.keys() - drawn)) | (drawn & theirs.keys())
     if drawn or left:
@@ -50,7 +56,10 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
         parts = 'loaded', loaded, 'drawn', {name: ours[name] for name in drawn}, 'left', {n: theirs[n] for n in left}
         words = [f'{_numbers(shapes)} {what}' for what, shapes in zip(parts[::2], parts[1::2], strict=True)]
         note(f'init.run: {where}: {", ".join(words)}')
-    return Partial(drawn, left)
+    players = frozenset(name.partition('/')[0] for name in left) - {
+        name.partition('/')[0] for name in (theirs.keys() - left) | ours.keys()
+    }
+    return Partial(drawn, left, players)
 
 
 def _matching(pattern: str, names: Collection[str], field: str, whose: str) -> frozenset[str]:

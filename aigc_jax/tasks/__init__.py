@@ -18,7 +18,7 @@ from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Task
 from aigc_jax.data import Dataset
-from aigc_jax.tasks import classify, flow, gan, lm, mlm, seq2seq, vae, vq
+from aigc_jax.tasks import classify, electra, flow, gan, lm, mlm, seq2seq, vae, vq
 
 TASKS = {
     'vae': vae.make,
@@ -26,6 +26,7 @@ TASKS = {
     'lm': lm.make,
     'seq2seq': seq2seq.make,
     'mlm': mlm.make,
+    'electra': electra.make,
     'classify': classify.make,
     'vq': vq.make,
     'flow': flow.make,

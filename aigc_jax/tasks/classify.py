@@ -1,7 +1,7 @@
 """Classes of texts, and of each token of a text, told by an encoder (Devlin et al. 2019, section 4). One player,
 'model'. A run of it mostly begins with a masked language model (tasks/mlm.py):
 
-    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier'
+    init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier|tagger|generator/'
 """
 
 import dataclasses
@@ -43,7 +43,10 @@ class Classifier:
 
     def told(self, params, batch: Batch, draw=None) -> tuple[Array, Array, Array]:
         """(logits (n, …, classes), targets (n, …), whether there is a class to tell (n, …))."""
-        found = self.module.apply({'params': params['model']}, batch['tokens'], batch['tokens_length'], draw=draw)
+        types = batch.get('types') if self.module.token_types > 1 else None
+        found = self.module.apply(
+            {'params': params['model']}, batch['tokens'], batch['tokens_length'], types, draw=draw
+        )
         if not self.by_token:
             return found.label, batch['label'], jnp.ones_like(batch['label'], bool)
         return found.tags, jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG

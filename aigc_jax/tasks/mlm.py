@@ -7,6 +7,7 @@ model tells which (Lan et al. 2020, section 3.1).
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Turn
 from aigc_jax.data import Dataset, Tokens
-from aigc_jax.data.masking import Masking
+from aigc_jax.data.masking import Masked, Masking
 from aigc_jax.nn import encoder
 from aigc_jax.nn.build import fields
 from aigc_jax.tasks.lm import VOCAB_SIZE
@@ -30,12 +31,15 @@ def model_fields(model, around=None) -> Group:
     return {'vocab_size': VOCAB_SIZE, **fields(encoder.Encoder)}
 
 
+MASKING = {
+    'mask_rate': Field(float, 0.15, above=0, most=1, doc='share of the tokens of a window that are to be told'),
+    'mask_share': Field(float, 0.8, least=0, most=1, doc='share of these that are hidden behind the mask token'),
+    'random_share': Field(float, 0.1, least=0, most=1, doc='share of these that become another token'),
+    'whole_words': Field(bool, False, doc='whether words are hidden whole'),
+}  # fmt: skip
 FIELDS = {
     'task': {
-        'mask_rate': Field(float, 0.15, above=0, most=1, doc='share of the tokens of a window that are to be told'),
-        'mask_share': Field(float, 0.8, least=0, most=1, doc='share of these that are hidden behind the mask token'),
-        'random_share': Field(float, 0.1, least=0, most=1, doc='share of these that become another token'),
-        'whole_words': Field(bool, False, doc='whether words are hidden whole'),
+        **MASKING,
         'sentence_order': Field(
             float, 0.0, least=0,
             doc='weight of telling which half of a window comes first (ALBERT: 1); 0: it is left out',
@@ -45,16 +49,28 @@ FIELDS = {
 }  # fmt: skip
 
 
+class Hidden(NamedTuple):
+    """Framed texts (n, L), which of their tokens may be hidden, the types of the tokens, whether the halves are
+    exchanged, (n,), and the texts with some tokens hidden."""
+
+    tokens: Array
+    may: Array
+    types: Array | None
+    exchanged: Array
+    masked: Masked
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MaskedLanguageModel:
-    """The functions of the task. sentence_order: the weight of its loss."""
+    """The functions of the task. sentence_order: the weight of its loss. player: that has the parameters."""
 
     module: encoder.Encoder
     masking: Masking
-    sentence_order: float
+    sentence_order: float = 0.0
+    player: str = 'model'
 
     def init(self, key: Array):
-        return {'model': encoder.init(self.module, rng.named(key, 'model'))}, Extra({}, {})
+        return {self.player: encoder.init(self.module, rng.named(key, self.player))}, Extra({}, {})
 
     def framed(self, window: Array, may: Array, ctx: rng.Context) -> tuple[Array, Array, Array | None, Array]:
         """A window (n, L) and which of its tokens may be hidden -> the same of a framed text, the types of its tokens,
@@ -76,21 +92,30 @@ class MaskedLanguageModel:
         put = lambda row, x: jnp.broadcast_to(jnp.asarray(row, x.dtype), (x.shape[0], len(row))).at[:, where].set(x)
         return put(layout, window), put(np.zeros(len(layout)), may), types, exchanged
 
-    def told(self, params, batch: Batch, ctx: rng.Context, draw=None) -> dict[str, Array]:
-        """Of each window, (n,): the sums `nats` and `right` over its hidden tokens, their number `count`, and with
-        sentence_order `order_nats` and `order_right`."""
+    def hidden(self, batch: Batch, ctx: rng.Context) -> Hidden:
         window = batch['tokens'][:, 1:]
         may = jnp.ones(window.shape, bool)
         if 'counted' in batch:  # of windows that overlap, so that each token is in one of them
             may = jnp.arange(window.shape[1]) >= window.shape[1] - batch['counted'][:, None]
         tokens, may, types, exchanged = self.framed(window, may, ctx)
-        masked = self.masking(tokens, may, ctx)
-        found = self.module.apply({'params': params['model']}, masked.tokens, None, types, masked.places, draw)
+        return Hidden(tokens, may, types, exchanged, self.masking(tokens, may, ctx))
+
+    def outputs(self, params, hidden: Hidden, draw=None) -> encoder.Outputs:
+        """At the places where tokens are hidden."""
+        masked = hidden.masked
+        inputs = masked.tokens, None, hidden.types, masked.places, draw
+        return self.module.apply({'params': params[self.player]}, *inputs)
+
+    def told(self, params, batch: Batch, ctx: rng.Context, draw=None) -> dict[str, Array]:
+        """Of each window, (n,): the sums `nats` and `right` over its hidden tokens, their number `count`, and with
+        sentence_order `order_nats` and `order_right`."""
+        hidden = self.hidden(batch, ctx)
+        masked, found = hidden.masked, self.outputs(params, hidden, draw)
         nats, right = judged(found.tokens, masked.targets)
         over = lambda x: jnp.sum(jnp.where(masked.counted, x, 0), axis=1).astype(jnp.float32)
         sums = {'nats': over(nats), 'right': over(right), 'count': over(1)}
         if self.sentence_order:
-            sums['order_nats'], sums['order_right'] = judged(found.label, exchanged.astype(jnp.int32))
+            sums['order_nats'], sums['order_right'] = judged(found.label, hidden.exchanged.astype(jnp.int32))
         return sums
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
@@ -115,13 +140,13 @@ class MaskedLanguageModel:
         return measured | ({'order_accuracy': found['order_right']} if self.sentence_order else {})
 
     def fill(self, params, extra: Extra, tokens: Array, lengths: Array) -> Array:
-        logits = self.module.apply({'params': params['model']}, tokens, lengths).tokens
+        logits = self.module.apply({'params': params[self.player]}, tokens, lengths).tokens
         return logits[..., : self.masking.tokenizer.vocab_size]  # checkpoints may have more rows than that
 
     def task(self) -> Task:
         return Task(
             init=self.init,
-            rounds=((Turn('model', self.loss),),),
+            rounds=((Turn(self.player, self.loss),),),
             capabilities=(Measures(self.per_example), FillsIn(self.fill, self.module.positions)),
         )
 
@@ -134,24 +159,31 @@ def judged(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
+    order = config.task.sentence_order
+    masking, longest, what = checked(config, dataset)
+    tokenizer = masking.tokenizer
+    if order and (tokenizer.cls is None or tokenizer.sep is None):
+        raise UserError("task.sentence_order: two texts want the tokens 'cls' and 'sep'; add them to data.special")
+    if order and config.model.token_types == 1:
+        raise UserError('model.token_types: 1; task.sentence_order has texts of two types, so set it to 2, or to 0')
+    longest += len(tokenizer.frame.between) if order else 0
+    heads = {'masked': True, 'classes': 2 if order else 0}
+    module = encoder.make(config, tokenizer.vocab_size, longest, what, **heads)
+    return MaskedLanguageModel(module, masking, order).task()
+
+
+def checked(config, dataset: Dataset) -> tuple[Masking, int, str]:
+    """(how tokens are hidden, the most tokens of a framed window, what has so many). Raises UserError."""
     spec, own = dataset.spec, config.task
     if not isinstance(spec, Tokens):
-        raise UserError(f'task.name: mlm reads windows of text; {config.data.name} holds {spec.words}')
-    tokenizer = spec.tokenizer
-    if tokenizer.mask is None:
+        raise UserError(f'task.name: {own.name} reads windows of text; {config.data.name} holds {spec.words}')
+    if spec.tokenizer.mask is None:
         raise UserError("data.special: the tokenizer has no token for what is hidden; add 'mask', such as ('mask',)")
     if spec.contiguous:
         raise UserError('data.order: an encoder carries no state from window to window; set it to shuffled')
     if own.mask_share + own.random_share > 1 + 1e-9:
         raise UserError(f'task.random_share: {own.random_share}; with task.mask_share, {own.mask_share}, at most 1')
-    if own.sentence_order and (tokenizer.cls is None or tokenizer.sep is None):
-        raise UserError("task.sentence_order: two texts want the tokens 'cls' and 'sep'; add them to data.special")
-    if own.sentence_order and config.model.token_types == 1:
-        raise UserError('model.token_types: 1; task.sentence_order has texts of two types, so set it to 2, or to 0')
-    block, frame = max(config.data.block, config.data.eval_block), tokenizer.frame
-    longest = block + len(frame.before) + len(frame.behind) + (len(frame.between) if own.sentence_order else 0)
+    masking = Masking(spec.tokenizer, own.mask_rate, own.mask_share, own.random_share, own.whole_words)
+    block, frame = max(config.data.block, config.data.eval_block), spec.tokenizer.frame
     what = f'a window of {block} tokens, with its special tokens,'
-    heads = {'masked': True, 'classes': 2 if own.sentence_order else 0}
-    module = encoder.make(config, tokenizer.vocab_size, longest, what, **heads)
-    masking = Masking(tokenizer, own.mask_rate, own.mask_share, own.random_share, own.whole_words)
-    return MaskedLanguageModel(module, masking, own.sentence_order).task()
+    return masking, block + len(frame.before) + len(frame.behind), what

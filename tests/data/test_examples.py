@@ -266,3 +266,41 @@ def test_a_function_of_the_users_returns_rows(tmp_path):
 def test_a_set_of_tfds_needs_its_kind():
     with pytest.raises(UserError, match='^data.name=tfds:imdb: write pairs:tfds:imdb, labelled:tfds:imdb or tagged:'):
         data.load(make('tfds:imdb', columns=()))
+
+
+def test_a_label_of_two_texts(tmp_path, capsys):
+    notes = Notes(capsys)
+    rows = [{'premise': f'it is {i}', 'hypothesis': 'so ' * (i % 9), 'label': i % 2} for i in range(1, 60) if i % 9]
+    path = lines(tmp_path / 'a.jsonl', rows)
+    fields = dict(columns=('premise', 'hypothesis', 'label'), special=('cls', 'sep', 'pad'))
+    dataset = data.load(make(f'labelled:{path}', **fields))
+    tokenizer, split = dataset.spec.tokenizer, dataset.splits['train']
+    batch = jax.jit(split.gather)(split.resident, EVERY(len(split))[None])
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y), batch, split[EVERY(len(split))])
+    assert set(batch) == {'tokens', 'tokens_length', 'types', 'label'}
+    cut = 0
+    for tokens, types, n in zip(batch['tokens'][0], batch['types'][0], batch['tokens_length'][0], strict=True):
+        first, second = tokenizer.decode(tokens[:n]).removeprefix('<cls>').removesuffix('<sep>').split('<sep>')
+        begin = 1 + len(first) + 1
+        assert (types[:begin] == 0).all() and (types[begin:n] == 1).all() and (types[n:] == 0).all()
+        i = int(first.removeprefix('it is '))
+        assert (tokens[n:] == tokenizer.pad).all() and second == ('so ' * (i % 9))[: 24 - 3 - len(first)]
+        cut += second != 'so ' * (i % 9)
+    assert cut and 'texts have more than 24 tokens; their ends are cut off' in notes()[-1]
+    assert 'data.block: 4; the special tokens around two texts are 3' in message(f'labelled:{path}', **fields, block=4)
+    assert "has 2 or 3, such as ('text', 'label')" in message(f'labelled:{path}', columns=('a', 'b', 'c', 'd'))
+
+
+@pytest.mark.parametrize('first, second', [(3, 4), (9, 4), (4, 9), (20, 20), (1, 40), (40, 1), (10, 11), (20, 19)])
+@pytest.mark.parametrize('room', [2, 10, 11])
+def test_the_longer_text_is_cut_first(first, second, room):
+    """As the tokenizers library does it."""
+    import tokenizers
+
+    from aigc_jax.data.sources import examples
+
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel({'a': 0, 'b': 1}))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    library.enable_truncation(room, strategy='longest_first')
+    ids = library.encode('a ' * first, 'b ' * second).ids
+    assert examples._sizes(first, second, room) == (ids.count(0), ids.count(1))

@@ -87,6 +87,17 @@ def test_a_mask_is_written_the_same_way_for_every_tokenizer(tmp_path):
         t5.encode('the <extra_id_9> statement', special=True)
 
 
+@pytest.mark.parametrize('name', GOLDEN)
+def test_what_stands_behind_a_text_keeps_its_space(name, tmp_path):
+    tokenizer = tokenizer_files.read(folder(tmp_path / 'a', GOLDEN[name]['files']))
+    tokens = tokenizer.encode('the statement is a name')
+    whole = tokenizer.decode(tokens)
+    for i in range(1, len(tokens)):
+        assert tokenizer.decode(tokens[:i]) + tokenizer.decode(tokens[i:], behind=True) == whole
+    assert tokenizer.decode(tokens, behind=True).removeprefix(' ') == whole
+    assert tokenizer.decode([], behind=True) == ''
+
+
 def of_parts(name, path) -> pathlib.Path:
     """The folder in the older form: a vocabulary, and special tokens beside it."""
     golden = GOLDEN[name]

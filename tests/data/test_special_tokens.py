@@ -87,7 +87,7 @@ def test_other_special_tokens_in_a_file_are_refused(field, value, words):
 def test_the_config_asks_for_them():
     dataset = data.load(text(special=('mask',), sentinels=2))
     tokenizer = dataset.spec.tokenizer
-    assert tokenizer.special_ids == {'<mask>': 256, '<extra_id_0>': 257, '<extra_id_1>': 258}
+    assert tokenizer.special_ids == {'<mask>': 256, '<extra_id_0>': 257, '<extra_id_1>': 258, '<|end|>': 259}
     assert data.load(text(), tokenizer).spec.tokenizer == tokenizer
     without = data.load(text()).spec.tokenizer
     for fields, words in (
@@ -98,5 +98,5 @@ def test_the_config_asks_for_them():
             data.load(text(**fields), without)
     with pytest.raises(UserError, match='data.special'):
         data.load(text(special=('bos',)))
-    with pytest.raises(UserError, match='a tokenizer of kind bpe needs 106 or more'):
+    with pytest.raises(UserError, match='a tokenizer of kind bpe needs 107 or more'):
         data.load(text(tokenizer='bpe', vocab_size=100, sentinels=100, special=('pad', 'mask', 'cls', 'sep')))

@@ -72,6 +72,9 @@ BLOCK = {
 }  # fmt: skip
 
 
+ADAPT = {'name': '', 'rank': 8, 'alpha': 16.0, 'targets': '(query|value)/kernel'}  # of any run, since then
+
+
 @pytest.mark.parametrize('name, where', [('gpt', 'model'), ('vq', 'model.prior')])
 def test_a_transformer_of_before_pretraining_is_the_same_one(name, where, tmp_path):
     shutil.copy(OLD[0].parent.parent / 'schema_2' / f'{name}.json', tmp_path / 'config.json')
@@ -122,6 +125,7 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
         expected['eval.transport_samples'] = 200
     blocks = {'gpt': 'model', 'vq': 'model.prior'}
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
+    added = added | {f'adapt.{field}': value for field, value in ADAPT.items()} | {'init.drawn': '', 'init.unused': ''}
     if name in blocks:
         added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
     if name == 'gpt':

@@ -157,3 +157,17 @@ def test_other_data_are_refused(folder):
     (folder / 'pairs.jsonl').write_text('\n'.join(rows) + '\n')
     with pytest.raises(UserError, match='task.name: classify reads labelled or tagged texts; .* holds pairs of texts'):
         Experiment(config_of(folder, 'pairs'))
+
+
+@pytest.mark.parametrize('kinds', [0, 1, 2])
+def test_a_second_text_has_a_type_of_its_own(folder, kinds):
+    rows = [{'one': 'red', 'two': 'blue' * (i % 3), 'label': i % 2} for i in range(60) if i % 3]
+    rows = [{**row, 'one': f'{row["one"]} {i}'} for i, row in enumerate(rows)]
+    (folder / 'two.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    more = [('data.name', f'labelled:{folder}/two.jsonl'), ('data.columns', "('one', 'two', 'label')")]
+    experiment = Experiment(config_of(folder, 'labelled', *more, ('model.token_types', str(kinds))))
+    params, batch = experiment.create_state().params, experiment.dataset.splits['train'][np.arange(4)]
+    assert batch['types'].max() == 1
+    measure, ctx = experiment.task.get(Measures).per_example, rng.context(0, 'eval', 0, jnp.arange(4))
+    nats = lambda types: measure(params, EXTRA, {**batch, 'types': types}, ctx)['nats']
+    assert bool((nats(batch['types']) != nats(batch['types'] * 0)).any()) == (kinds == 2)

@@ -12,6 +12,7 @@ from aigc_jax.core.types import Extra
 from aigc_jax.data import tokenizers
 from aigc_jax.data.masking import Masking, joints
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import partial
 from aigc_jax.runs.experiment import Experiment
 
 SPECIAL = ('pad', 'mask', 'cls', 'sep')
@@ -181,3 +182,46 @@ def test_mistakes_are_named(overrides, words):
     with pytest.raises(UserError, match=words.replace('(', '.')) as error:
         experiment(*overrides)
     assert '\n' not in str(error.value)
+
+
+def test_the_generator_draws_what_is_told_apart():
+    own = experiment(variants='smoke,electra')
+    ((generator, model),) = own.task.rounds
+    params = spread(own.task.init(rng.stream(0, 'init'))[0])
+    assert generator.player == 'generator' and model.player == 'model' and params.keys() == {'generator', 'model'}
+    batch, ctx = {'tokens': batch_of(own, 64)['tokens']}, rng.context(0, 'train', 0, jnp.arange(64))
+    task = model.loss.__self__
+    found = jax.jit(lambda: task.told(params, batch, ctx))()
+    assert found['count'].tolist() == 64 * [20.0] and 0 < found['replaced'].min() and found['replaced'].max() <= 3
+    # The shares that the generator draws with: of a token that it is sure of, that token.
+    sure = jax.tree.map(jnp.zeros_like, params['generator'])
+    sure['mask_bias'] = sure['mask_bias'].at[7].set(50.0)
+    hidden = task.generator.hidden(batch, ctx)
+    targets, counted = hidden.masked.targets, hidden.masked.counted
+    found = jax.jit(lambda: task.told({**params, 'generator': sure}, batch, ctx))()
+    assert found['replaced'].tolist() == (counted & (targets != 7)).sum(axis=1).tolist()
+    even = jax.tree.map(jnp.zeros_like, sure)
+    found = jax.jit(lambda: task.told({**params, 'generator': even}, batch, ctx))()
+    assert found['replaced'].sum() > 0.95 * counted.sum()  # of 260 tokens, drawn alike
+    # The gradient of each player is of its own loss alone.
+    wrong = jax.grad(lambda own: model.loss({**params, 'generator': own}, EXTRA, batch, ctx)[0])(params['generator'])
+    assert all(not leaf.any() for leaf in jax.tree.leaves(wrong))
+    # A model whose logits are all negative tells every replaced token wrong, and no other.
+    blind = jax.tree.map(jnp.zeros_like, params['model'])
+    blind['tagger']['bias'] -= 1.0
+    value, aux = model.loss({'generator': even, 'model': blind}, EXTRA, batch, ctx)
+    share = float(aux.metrics['replaced_share'])
+    assert aux.metrics['accuracy'] == pytest.approx(1 - share) and aux.weight == 64 * 20
+    assert value == pytest.approx(np.log1p(np.exp(-1)) + share, rel=1e-5)
+
+
+def test_a_model_is_taken_from_a_run_of_two_players():
+    """Of the other player nothing is, nor of the state of its optimizer."""
+    params = {'model': {'block': np.zeros((2, 3)), 'head': np.zeros(3)}}
+    theirs = {'model/block': [2, 3], 'model/tagger': [1], 'generator/block': [1, 1], 'generator/head': [3]}
+    init = config_lib.ConfigDict({'drawn': 'head', 'unused': 'tagger|generator/'})
+    chosen = partial.of(init, params, theirs, 'there')
+    assert chosen.taken(params)['model']['head'] is None and chosen.taken(params)['model']['block'] is not None
+    left = ['params/generator/block', 'params/model/tagger', 'opt/generator/0/count', 'opt/model/0/mu/tagger']
+    kept = ['params/model/block', 'opt/model/0/count', 'opt/model/0/mu/block', 'stats/generator/x']
+    assert [*map(chosen.leaves, left)] == [True] * 4 and [*map(chosen.leaves, kept)] == [False] * 4

@@ -50,9 +50,9 @@ _FIXED = {
 }  # fmt: skip
 
 
-def fields(family: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    checks.only(config, where, is_decoder=False, add_cross_attention=False, position_embedding_type='absolute')
-    size = lambda name, default: checks.number(config, name, where, default=default)
+def fields(family: str, theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
+    checks.only(theirs, where, is_decoder=False, add_cross_attention=False, position_embedding_type='absolute')
+    size = lambda name, default: checks.number(theirs, name, where, default=default)
     # Where RoBERTa's positions begin, behind that of padding.
     offset = size('pad_token_id', 1) + 1 if family == 'roberta' else 0
     positions = size('max_position_embeddings', 512) - offset
@@ -63,8 +63,8 @@ def fields(family: str, config: Mapping[str, Any], where: str) -> dict[str, Any]
         'model.kv_heads': heads,
         'model.width': size('hidden_size', 768),
         'model.mlp_width': size('intermediate_size', 3072),
-        'model.norm_epsilon': checks.number(config, 'layer_norm_eps', where, float, 1e-12),
-        'model.activation': checks.activation(config, 'hidden_act', where, 'gelu'),
+        'model.norm_epsilon': checks.number(theirs, 'layer_norm_eps', where, float, 1e-12),
+        'model.activation': checks.activation(theirs, 'hidden_act', where, 'gelu'),
         'model.positions': positions,
         'model.position_offset': offset,
         'model.token_types': size('type_vocab_size', 2),
@@ -103,13 +103,13 @@ def config(family: str, fields: Mapping[str, Any], vocab_size: int) -> dict[str,
     return found | ({'pad_token_id': offset - 1} if offset else {})
 
 
-def more(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+def more(theirs: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     """What a config.json says beside what `config` gives: of the padding, and of a classifier. Raises UserError."""
     spec, names = dataset.spec, dataset.class_names
     pad = spec.tokenizer.filler if spec.tokenizer.pad is None else spec.tokenizer.pad
-    if config.get('pad_token_id', pad) != pad:  # from which transformers counts the positions
+    if theirs.get('pad_token_id', pad) != pad:  # from which transformers counts the positions
         raise UserError(
-            f'model.position_offset: it is that of a RoBERTa whose padding is token {config["pad_token_id"]}; '
+            f'model.position_offset: it is that of a RoBERTa whose padding is token {theirs["pad_token_id"]}; '
             f'the padding of this tokenizer is token {pad}'
         )
     if isinstance(spec, Tokens):
@@ -117,7 +117,7 @@ def more(config: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     of = 'Token' if isinstance(spec, Tagged) else 'Sequence'
     return {
         'pad_token_id': pad,
-        'architectures': [f'{_NAMES[config["model_type"]]}For{of}Classification'],
+        'architectures': [f'{_NAMES[theirs["model_type"]]}For{of}Classification'],
         'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},
     }

@@ -20,11 +20,11 @@ COLUMNS = {'pairs': ('source', 'target'), 'labelled': ('text', 'label'), 'tagged
 def load(kind: str, cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     """The data of a kind of COLUMNS that lie at the places `where`.
 
-    pairs:FILE or pairs:GLOB: two texts a line. labelled:FILE: a text and a label a line. tagged:FILE: lists of words
-    and of their tags a line; or a word and its tag a line, with a blank line between texts, in files whose names end in
-    .tsv (the format of CoNLL). Raises UserError.
+    pairs:FILE or pairs:GLOB: two texts a line. labelled:FILE: a text, or two, and a label a line. tagged:FILE: lists of
+    words and of their tags a line; or a word and its tag a line, with a blank line between texts, in files whose names
+    end in .tsv (the format of CoNLL). Raises UserError.
     """
-    names = columns(cfg, COLUMNS[kind])
+    names = columns(cfg, COLUMNS[kind], 3 if kind == 'labelled' else 2)
     by_split, licence, classes = _rows(kind, cfg, where, names)
     dataset = _made(kind, cfg, by_split, names, licence, tokenizer)
     numbered = tuple(classes[int(number)] for number in dataset.class_names) if classes else dataset.class_names
@@ -54,23 +54,24 @@ def _fits(kind: str, row: Any) -> bool:
     return isinstance(row, dict) and row.keys() >= {*COLUMNS[kind]}
 
 
-def _made(kind: str, cfg, by_split: Mapping[str, list], names: tuple[str, str], licence: str, tokenizer) -> Dataset:
+def _made(kind: str, cfg, by_split: Mapping[str, list], names: tuple[str, ...], licence: str, tokenizer) -> Dataset:
     key = (lambda row: json.dumps([row.text, row.tags])) if kind == 'tagged' else json.dumps
     by_split = reading.once(cfg, by_split, key, 'pairs' if kind == 'pairs' else f'{kind} texts')
     by_split, origin = examples.divided(cfg, by_split, lambda row: row[0], names[0])
     return getattr(examples, kind)(cfg, by_split, licence, tokenizer, origin)
 
 
-def columns(cfg, usual: tuple[str, ...]) -> tuple[str, ...]:
+def columns(cfg, usual: tuple[str, ...], most: int = 2) -> tuple[str, ...]:
     """data.columns, or those of these data. Raises UserError."""
     names = tuple(cfg.columns) or usual
-    if len(names) != len(usual) or len(set(names)) < len(names):
-        raise UserError(f'data.columns: {cfg.columns!r}; data.name={cfg.name} has {len(usual)}, such as {usual!r}')
+    if not len(usual) <= len(names) <= most or len(set(names)) < len(names):
+        count = len(usual) if most == len(usual) else f'{len(usual)} or {most}'
+        raise UserError(f'data.columns: {cfg.columns!r}; data.name={cfg.name} has {count}, such as {usual!r}')
     return names
 
 
 def _rows(
-    kind: str, cfg, where: Mapping[str, str], names: tuple[str, str]
+    kind: str, cfg, where: Mapping[str, str], names: tuple[str, ...]
 ) -> tuple[dict[str, list], str, tuple[str, ...]]:
     """({split: the rows}, the licence, the names of the classes, if they are known)."""
     read = functools.partial(_READ[kind], names)
@@ -90,8 +91,9 @@ def _pair(names: tuple[str, str], row: Mapping, line: str) -> tuple[str, str]:
     return _filled(row, names[0], line), _filled(row, names[1], line)
 
 
-def _labelled(names: tuple[str, str], row: Mapping, line: str) -> tuple[str, str | int]:
-    return _filled(row, names[0], line), _label(row.get(names[1]), names[1], line)
+def _labelled(names: tuple[str, ...], row: Mapping, line: str) -> tuple[str | int, ...]:
+    *texts, label = names
+    return *(_filled(row, name, line) for name in texts), _label(row.get(label), label, line)
 
 
 def _filled(row: Mapping, name: str, line: str) -> str:

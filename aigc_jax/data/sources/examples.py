@@ -47,16 +47,19 @@ def pairs(
 
 
 def labelled(
-    cfg, by_split: Mapping[str, list[tuple[str, Any]]], licence: str, tokenizer: Tokenizer | None, origin: str
+    cfg, by_split: Mapping[str, list[tuple]], licence: str, tokenizer: Tokenizer | None, origin: str
 ) -> Dataset:
-    """The same of (text, label), the label a text, a whole number or a bool."""
-    tokenizer = _tokenizer(cfg, by_split, lambda row: row[:1], tokenizer)
-    classes, names = _classes(cfg, {split: [label for _, label in rows] for split, rows in _some(by_split)})
+    """The same of (text, label) or (text, second text, label), the label a text or a whole number."""
+    tokenizer = _tokenizer(cfg, by_split, lambda row: row[:-1], tokenizer)
+    classes, names = _classes(cfg, {split: [row[-1] for row in rows] for split, rows in _some(by_split)})
     splits, cut = {}, {}
     for split, rows in _some(by_split):
-        texts = [one for one, _ in rows]
-        tokens = _ragged(tokenizer, texts, tokenizer.frame, cfg.block, 'block', cut)
-        splits[split] = Rows({'tokens': tokens}, {'label': classes[split]})
+        texts = [*zip(*(row[:-1] for row in rows), strict=True)]
+        if len(texts) == 1:
+            columns = {'tokens': _ragged(tokenizer, texts[0], tokenizer.frame, cfg.block, 'block', cut)}
+        else:
+            columns = _ragged_two(tokenizer, *texts, cfg.block, cut)
+        splits[split] = Rows(columns, {'label': classes[split]})
     _tell_of_cuts(cut)
     return _dataset(splits, Labelled(cfg.block, tokenizer), licence, origin, names)
 
@@ -77,7 +80,7 @@ def tagged(
         texts = [row.text for row in rows]
         tokens = _ragged(tokenizer, texts, tokenizer.frame, cfg.block, 'block', cut)
         tags = [_framed_tags(tokenizer, row, number, cfg.block) for row in rows]
-        column = Ragged(tags, cfg.block, NO_TAG, np.int32)
+        column = Ragged(tags, cfg.block, NO_TAG, np.int32, tells_length=False)
         if not np.array_equal(column.lengths, tokens.lengths):
             raise AssertionError('a text has other tags than tokens')
         splits[split] = Rows({'tokens': tokens, 'tags': column})
@@ -140,6 +143,38 @@ def _ragged(
     count[1] += len(encoded)
     rows = [np.concatenate([frame.before, tokens[:room], frame.behind]) for tokens in encoded]
     return Ragged(rows, block, tokenizer.filler, dtype_of(tokenizer.vocab_size))
+
+
+def _ragged_two(
+    tokenizer: Tokenizer, first: Sequence[str], second: Sequence[str], block: int, cut: dict[str, list[int]]
+) -> dict[str, Ragged]:
+    """The same of two texts in a row, and the type of each token: 0, and 1 from the second text on. The longer text is
+    cut first, as `longest_first` of the `tokenizers` library cuts them."""
+    before, between, behind = tokenizer.frame
+    room = block - len(before) - len(between) - len(behind)
+    if room < 2:
+        raise UserError(f'data.block: {block}; the special tokens around two texts are {block - room}; give it more')
+    count, rows, types = cut.setdefault('block', [0, 0, block]), [], []
+    for one, two in zip(tokenizer.encode_all(first), tokenizer.encode_all(second), strict=True):
+        count[0], count[1] = count[0] + (len(one) + len(two) > room), count[1] + 1
+        n, m = _sizes(len(one), len(two), room)
+        rows.append(np.concatenate([before, one[:n], between, two[:m], behind]))
+        types.append(np.repeat([0, 1], [len(before) + n + len(between), m + len(behind)]))
+    return {
+        'tokens': Ragged(rows, block, tokenizer.filler, dtype_of(tokenizer.vocab_size)),
+        'types': Ragged(types, block, 0, np.uint8, tells_length=False),
+    }
+
+
+def _sizes(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens are kept of two texts."""
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    long = max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)
 
 
 def _tell_of_cuts(cut: Mapping[str, list[int]]) -> None:

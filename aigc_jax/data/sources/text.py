@@ -206,7 +206,10 @@ def check_tokenizer(cfg, tokenizer: Tokenizer) -> None:
         raise UserError(
             f'data.tokenizer: {cfg.tokenizer}, but the run has a tokenizer of kind {tokenizer.kind}; set it to auto'
         )
-    tokenizers.check_special(tokenizer, cfg)
+    if lacking := [name for name in cfg.special if getattr(tokenizer, name) is None]:
+        raise UserError(f'data.special: the tokenizer has no token {", ".join(lacking)}')
+    if cfg.sentinels > (has := len(tokenizer.sentinels)):
+        raise UserError(f'data.sentinels: {cfg.sentinels}, but the tokenizer has {has}')
 
 
 def cut(documents: list[str], valid_percent: float, test_percent: float) -> dict[str, list[str]]:
