@@ -303,7 +303,7 @@ def test_a_weight_is_of_the_squared_error_alone():
         params, extra = moved(experiment)
         batch = experiment.preprocess(experiment.examples('train', np.arange(1)), context(1))
         loss = lambda q: experiment.task.rounds[0][0].loss(q, extra, batch, context(1))  # noqa: B023
-        (_, (metrics, *_)), grads[p] = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (metrics, *_)), grads[p] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     factor = 2 / (2 * float(metrics['squared_error']) + 0.01)
     for a, b in zip(jax.tree.leaves(grads[0.0]), jax.tree.leaves(grads[1.0]), strict=True):
         np.testing.assert_allclose(factor * a, b, rtol=1e-4, atol=1e-6)
@@ -511,11 +511,18 @@ def test_a_stopped_run_goes_on_bit_for_bit(command_line, leaves, assert_same_bit
     }  # fmt: skip
 
 
+def train(arg, fields, folder) -> Run:
+    """Without pictures."""
+    run = Run(folder)
+    run.draws = False
+    trainer.train(config_lib.load(f'{CONFIG}:{arg}', fields), run)
+    return run
+
+
 def test_replicas_are_their_single_runs(tmp_path):
     fields = [('num_seeds', '2'), ('replicas', 'map'), ('eval.num_samples', '50')]
-    trainer.train(config_lib.load(f'{CONFIG}:moons,smoke,ot', fields), Run(tmp_path / 'both'))
-    trainer.train(config_lib.load(f'{CONFIG}:moons,smoke,ot', [('seed', '1'), *fields[2:]]), Run(tmp_path / 'one'))
-    both, one = Run(tmp_path / 'both').open(), Run(tmp_path / 'one').open()
+    both = train('moons,smoke,ot', fields, tmp_path / 'both').open()
+    one = train('moons,smoke,ot', [('seed', '1'), *fields[2:]], tmp_path / 'one').open()
     second = both[0].replica(both[1], 1)
     for ours, theirs in zip(jax.tree.leaves(second.params), jax.tree.leaves(one[1].params), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -530,7 +537,7 @@ def test_a_field_that_is_learned_carries_the_source_to_the_data(tmp_path):
                   model__network__depth=2, optim__model__ema_decay=0.99, eval__nll_tolerance=1e-3,
                   data__name='ring8')  # fmt: skip
     fields = [(name.replace('__', '.'), str(value)) for name, value in fields.items()]
-    trainer.train(config_lib.load(f'{CONFIG}:ring8,smoke', fields), Run(tmp_path))
+    train('ring8,smoke', fields, tmp_path)
     distance = {}
     for solver in ('dopri5', 'euler'):
         experiment, state = Run(tmp_path).open(overrides=[('sample.solver', solver), ('sample.steps', '1')])

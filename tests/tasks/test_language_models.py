@@ -54,6 +54,7 @@ def randomized(model):
     return scattered(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
 
 
+@jax.jit
 def scattered(params):
     """Parameters far from their initialization, so that nothing is small, or equal, by chance."""
     leaves, treedef = jax.tree.flatten(params)
@@ -255,7 +256,8 @@ def test_the_loss_is_the_mean_of_minus_log_p_and_z_loss_is_added():
         batch = {'tokens': jnp.asarray(experiment.dataset.splits['train'][np.arange(3)]['tokens'])}
         turn = experiment.task.rounds[0][0]
         losses[z] = jax.jit(turn.loss)(params, Extra({}, {}), batch, rng.context(0, 'train', 0, jnp.arange(3)))
-        logits, _ = experiment.task.get(CausalText).decode(params, Extra({}, {}), batch['tokens'][:, :-1], None)
+        decode = jax.jit(experiment.task.get(CausalText).decode)
+        logits, _ = decode(params, Extra({}, {}), batch['tokens'][:, :-1], None)
     log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     nll = -np.take_along_axis(log_p, np.asarray(batch['tokens'])[:, 1:, None], axis=-1).mean()
     assert float(losses['0.0'][0]) == pytest.approx(nll, rel=1e-5)
@@ -371,5 +373,5 @@ def test_the_written_gradient_of_attention_is_that_of_its_formula(cached):
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1)
         return jnp.sum(jnp.einsum('nkgls,nksd->nkgld', weights, v) * probe)
 
-    for a, b in zip(*(jax.value_and_grad(f, argnums=(0, 1, 2))(q, k, v) for f in (ours, formula)), strict=True):
+    for a, b in zip(*(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v) for f in (ours, formula)), strict=True):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
