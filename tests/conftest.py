@@ -1,6 +1,8 @@
 """What the tests share: runs of the command line, what a run's folder holds, and two trained models."""
 
 import atexit
+import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -30,6 +32,8 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='aigc_jax_xla_')
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+
+gc.set_threshold(10_000)  # tracing makes many objects: every 700, as Python has it, is a twentieth of the time
 
 # In a process, before the command line runs: a signal behind the call up to a step.
 SIGNALLED = """
@@ -189,13 +193,20 @@ def exact_runner(command_line, exact_flags):
 
 @pytest.fixture(scope='session')
 def smoke(command_line, tmp_path_factory):
-    """smoke('vae') -> the folder of configs/vae.py:smoke, trained once a session; to be read, or copied."""
-    folders = {}
+    """smoke('vae') -> the folder of configs/vae.py:smoke, trained once for all workers; to be read, or copied."""
+    folders, base = {}, tmp_path_factory.getbasetemp()
+    shared = base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
 
     def trained(name: str) -> pathlib.Path:
         if name not in folders:
-            folder = tmp_path_factory.mktemp('smoke') / name
-            command_line.run(f'{name}:smoke', folder)
+            folder, first = tmp_path_factory.mktemp('smoke') / name, shared / f'smoke-{name}'
+            with open(first.with_suffix('.lock'), 'w') as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if first.exists():
+                    shutil.copytree(first, folder)
+                else:
+                    command_line.run(f'{name}:smoke', folder)
+                    shutil.copytree(folder, first)
             folders[name] = folder
         return folders[name]
 
