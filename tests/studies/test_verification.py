@@ -29,7 +29,7 @@ MODELS = {
     'gan': ('gan.py:ring8,smoke', {**SHORT, **FEW}),
     'vae': ('vae.py:smoke', {**SHORT, **FEW, 'eval.k': 2}),
     'flow': ('flow.py:smoke', {**SHORT, **FEW}),
-    'gpt': ('gpt.py:smoke', {**SHORT, 'steps_per_call': 1}),
+    'gpt': ('gpt.py:smoke', {**SHORT, 'steps_per_call': 1, 'model.layers': 1}),
 }
 OWN_TASK = """
 from aigc_jax.tasks.gan.fields import FIELDS
