@@ -283,6 +283,10 @@ class Generator:
         return self._behind(prompt, kept[: len(kept) - next(begun, 0)])
 
     def _decode(self, prompt: str, tokens: np.ndarray) -> str:
+        """Without the tokens that a tokenizer of Hugging Face has before each text, where that is one of its own."""
+        before = () if self._goes_on else self._tokenizer.target_frame.before
+        is_framed = len(before) and tuple(tokens[: len(before)].tolist()) == before
+        tokens = tokens[len(before) :] if is_framed else tokens
         return self._tokenizer.decode(tokens, behind=self._goes_on and bool(prompt))
 
     def _behind(self, prompt: str, text: str) -> str:

@@ -52,7 +52,12 @@ class Written(Report):
         examples = self.experiment.examples(split, where)
         rows = lambda name: [row[:n] for row, n in zip(examples[name], examples[f'{name}_length'], strict=True)]
         tokenizer = dataset.spec.tokenizer
-        text = lambda tokens: tokenizer.decode(until_end(tokens, tokenizer.end))
+        special = [*tokenizer.special_ids.values()]
+
+        def text(tokens: np.ndarray) -> str:
+            own = until_end(tokens, tokenizer.end)
+            return tokenizer.decode(own[~np.isin(own, special)])
+
         wanted = [text(tokens) for tokens in rows('target')]
         ours = [text(tokens) for tokens in self._written(state, rows('source'), dataset.spec.target_block)]
         if self.evaluator.paths and processes.first():

@@ -12,7 +12,7 @@ from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import checks
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
-from aigc_jax.data import Dataset, Tokenizer, Tokens, tokenizer_files
+from aigc_jax.data import Dataset, Pairs, Tokenizer, Tokens, tokenizer_files
 from aigc_jax.data.sources.text import Windows
 
 NO_DATA = 'pydoc'  # stands in a config that reads none: whatever is text
@@ -95,10 +95,12 @@ def config_of(folder) -> ConfigDict:
 
 
 def no_data(config: ConfigDict, tokenizer: Tokenizer) -> Dataset:
-    """Texts of one window that nobody reads."""
+    """Texts of one window that nobody reads; as of pairs, the prompts of an encoder-decoder are framed."""
     windows = Windows(np.zeros(config.data.block + 1, np.int32), config.data.block, 1, False)
     splits = dict.fromkeys(('train', 'valid', 'test'), windows)
-    return Dataset(splits, Tokens(config.data.block, tokenizer), 'none', '')
+    block = config.data.block
+    spec = Pairs(block, block, tokenizer) if config.task.name == 'seq2seq' else Tokens(block, tokenizer)
+    return Dataset(splits, spec, 'none', '')
 
 
 def digest(config: ConfigDict) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import aigc_jax
 from aigc_jax.adapt import huggingface
 from aigc_jax.core.capabilities import Seq2Seq
 from aigc_jax.core.errors import UserError
@@ -262,3 +263,29 @@ def test_the_folder_is_loaded_by_transformers(loaded, tmp_path):
             decoder_input_ids=torch.tensor(golden['target']),
         ).logits  # fmt: skip
     np.testing.assert_allclose(logits, golden['logits'], atol=1e-5)
+
+
+def with_words(folder: pathlib.Path, end: int) -> pathlib.Path:
+    """A copy of a golden folder with a tokenizer whose token i is the word wi, and `end` that which ends a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    library = Tokenizer(models.WordLevel({f'w{i}': i for i in range(61)}, unk_token='w2'))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(['w0', 'w2', f'w{end}'])
+    library.save(str(folder / 'tokenizer.json'))
+    roles = {'pad_token': 'w0', 'unk_token': 'w2', 'eos_token': f'w{end}'}
+    (folder / 'tokenizer_config.json').write_text(json.dumps({'tokenizer_class': 'PreTrainedTokenizerFast', **roles}))
+    return folder
+
+
+@pytest.mark.parametrize('name, how', [('greedy', {'temperature': 0.0}), ('beams', {'beam_size': 4})])
+def test_a_folder_writes_in_a_notebook_as_in_transformers(copied, name, how):
+    """From text to text, with the folder's own tokenizer."""
+    golden = np.load(GOLDENS / 't5_v1_1' / 'golden.npz')
+    end = int(golden['end'])
+    model = aigc_jax.from_pretrained(with_words(copied('t5_v1_1').path, end))
+    sources = zip(golden['source'], golden['lengths'], strict=True)
+    texts = model.generate([' '.join(f'w{i}' for i in row[:n]) for row, n in sources], max_new_tokens=10, **how)
+    for text, wanted in zip(texts, golden[name].tolist(), strict=True):
+        wanted = wanted[: wanted.index(end) + 1] if end in wanted else wanted
+        assert text.tokens.tolist() == wanted and not str(text).startswith(text.prompt)

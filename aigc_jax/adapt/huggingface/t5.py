@@ -14,7 +14,7 @@ _ACTIVATIONS = {
     'relu': 'relu', 'gated-gelu': 'geglu', 'gated-silu': 'swiglu', 'gelu': 'gelu_erf', 'gelu_new': 'gelu',
 }  # fmt: skip
 _ATTENTION = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
-_ANY_LENGTH = 2**30  # of a text: the distances are relative, and the longest are in one bucket
+_ANY_LENGTH = 2**20  # of a text: more than anyone reads, for distances are relative, and all long ones are alike
 
 
 def amended(folder: Folder) -> Mapping[str, Any]:
