@@ -156,6 +156,7 @@ class Checkpoints:
 
     def parameters(self, step: int) -> dict[str, list[int]]:
         """{name, as PLAYER/block_0/query/kernel: shape}, as its record says. Raises UserError."""
+        self._must_exist(step)
         own = {name: leaf for name, leaf in self._record(step)['leaves'].items() if name.startswith('params/')}
         return {name.removeprefix('params/'): leaf[0] for name, leaf in own.items()}
 
@@ -189,8 +190,7 @@ class Checkpoints:
 
     def _checked_record(self, step: int) -> dict:
         """What checkpoint.json says, once every file is as it was saved. Each process reads a share of the files."""
-        if step not in self.steps():
-            raise UserError(f'{self._directory}: no checkpoint of step {step}; there are {self.steps()}')
+        self._must_exist(step)
         found = _alike('record', lambda: self._record(step))
         folder, files = self._directory / str(step), found['files']
 
@@ -201,6 +201,10 @@ class Checkpoints:
 
         _alike('files', check)
         return found
+
+    def _must_exist(self, step: int) -> None:
+        if step not in self.steps():
+            raise UserError(f'{self._directory}: no checkpoint of step {step}; there are {self.steps()}')
 
     def _record(self, step: int) -> dict:
         with self._corrupt(step):
