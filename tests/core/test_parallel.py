@@ -98,7 +98,7 @@ CASES_OF = {
     'vae': tuple(case for case in CASES if not case.startswith('stream')),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
-    'mlm': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1'),
+    'mlm': ('jit x1', 'jit x8', 'fsdp x8', 'micro pmap x8'),
     't5': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8', 'micro x1'),
     'vq': ('jit x1', 'micro pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
