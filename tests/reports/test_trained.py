@@ -103,7 +103,7 @@ def test_what_a_model_cannot_do_is_said_in_one_line(vae, text, smoke):
     for call, words in {
         lambda: gan.encode(x): 'encode: gan, as it is configured here, has no latent space; of the tasks vae',
         lambda: gan.log_prob(x): 'log_prob: gan, as it is configured here, has no density over the data; of the tasks',
-        lambda: vae.generate('a'): 'generate: vae, as it is configured here, writes no text; of the tasks lm, seq2seq can',
+        lambda: vae.generate('a'): 'generate: vae, as it is configured here, writes no text; of the tasks lm, seq2seq',
         lambda: text.reconstruct(['a']): 'reconstruct: lm, as it is configured here, reconstructs nothing',
         lambda: aigc_jax.sample(text): 'sample: lm writes text; call generate',
         lambda: vae.encode(vae.sample(2)[:, :4]): r'x: (2, 4, 8, 1) float32; this run (digits) wants (n, 8, 8, 1)',
