@@ -158,6 +158,7 @@ if __name__ == '__main__':
     for name in IMPORTED:
         importlib.import_module(name)
     gc.collect()
+    gc.set_threshold(10_000)  # as in conftest.py
     gc.freeze()  # what the collector touches in a child is copied, page by page
     if request := _serve(socket.socket(fileno=int(sys.argv[1]))):
         _become(request)

@@ -10,11 +10,12 @@ VAE, GAN = '--config=configs/vae.py:smoke', '--config=configs/gan.py:smoke'
 
 # What app.run does, for one command line a line, whose stdout and stderr go to files (C++ writes too).
 RUNNER = """
-import json, os, sys, tempfile, traceback
+import gc, json, os, sys, tempfile, traceback
 from absl import app, logging
 from absl.testing import flagsaver
 from aigc_jax import main
 
+gc.set_threshold(10_000)  # as in conftest.py
 app.define_help_flags()
 logging.use_absl_handler()
 answers = os.fdopen(os.dup(1), 'w')

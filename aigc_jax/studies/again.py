@@ -52,7 +52,7 @@ def trials(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Pair:
     """Those of the run with this seed, in a folder that is empty then. Raises UserError."""
     if seed < (first := plan.study.first_seed):
         raise UserError(f'--seed={seed}: the seeds of {plan.name} begin with {first}')
-    (pair,) = plan.trials_of(claim, [plan.first_of(claim, seed)], workdir / FOLDER)
+    (pair,) = plan.trials_of(claim, [plan.first_of(claim, seed)], workdir / FOLDER, workdir)
     shutil.rmtree(pair.trained.folder, ignore_errors=True)
     for trial in pair.trials:
         trial.log.unlink(missing_ok=True)

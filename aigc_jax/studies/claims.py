@@ -110,6 +110,7 @@ class Claim:
     metric: of that evaluation. reach: a threshold of the metric. Then a seed's value is whether the metric is at least
     it (1 or 0, so that the row is a share), and with first_step the first step at which it was, in an evaluation in
     training.
+    start: another claim, from whose run of the same seed each run of this one starts (init.run), as a fine-tuning does.
     better: 'min' or 'max', whether less or more of the row's value is better. floors: metrics of the same evaluation
     that stand beside the row, such as the perfect sampler's. seeds: how many; None: the study's.
     tune: rows {field: value}, as studies/space.py makes them, of which the study's Tuning chooses one.
@@ -128,6 +129,7 @@ class Claim:
     floors: Sequence[str] = ()
     seeds: int | None = None
     tune: Sequence[Mapping[str, Any]] = ()
+    start: str = ''
 
     def __post_init__(self):
         _check_kinds(self, f'Claim {self.name}')
@@ -144,6 +146,8 @@ class Claim:
         for row in (self.fields, *self.tune):
             if 'seed' in row:
                 raise ValueError(f'{self.name}: fields set seed; the seeds are those of the study')
+            if self.start and 'init.run' in row:
+                raise ValueError(f'{self.name}: both start and fields say what its runs start from; leave out one')
         if twice := {field for row in self.tune for field in row} & self.fields.keys():
             raise ValueError(f'{self.name}: both fields and tune set {min(twice)}; leave out one of them')
         if len(self.tune) == 1:
@@ -181,6 +185,7 @@ class Study:
             if isinstance(claim.expected, Versus) and claim.expected.than not in set(names) - {claim.name}:
                 raise ValueError(f'{claim.name}: better than {claim.expected.than!r}, which is no other claim')
         self._check_tuning()
+        self._check_starts()
         metrics = {claim.metric for claim in self.claims}
         for pair in self.pareto:
             if len(pair) != 2 or isinstance(pair, str) or set(pair) - metrics:
@@ -191,6 +196,20 @@ class Study:
         most = max(claim.seeds or self.seeds for claim in self.claims)
         if self.most_seeds is not None and self.most_seeds < most:
             raise ValueError(f'Study: most_seeds={self.most_seeds}, but a claim has {most} seeds; give as many or more')
+
+    def _check_starts(self) -> None:
+        of = {claim.name: claim for claim in self.claims}
+        for claim in self.claims:
+            passed, one = {claim.name}, claim
+            while one.start:
+                if one.start not in of:
+                    raise ValueError(f'{one.name}: start={one.start!r}, which is no claim of the study')
+                if one.start in passed:
+                    raise ValueError(f'{claim.name}: it starts from {one.start}, which starts from it')
+                passed.add(one.start)
+                one = of[one.start]
+            if claim.start and of[claim.start].tune:
+                raise ValueError(f'{claim.name}: {claim.start}, from which it starts, is tuned; set what was chosen')
 
     def _check_tuning(self) -> None:
         tuned = {claim.name: len(claim.tune) for claim in self.claims if claim.tune}

@@ -43,13 +43,15 @@ class Conduct:
         command has tried. Raises UserError where a run was made with another config."""
         found = self.gathered()
         pairs = [pair for name in self._claims for pair in found.wanted(self._plan.claims[name])]
-        trained = {trial.name: trial for trial, _ in pairs}
+        trained = {trial.name: trial for pair in pairs for trial in _with_starts(pair.trained)}
         drift.check([(trial, found.state(trial)) for trial in trained.values()])
         is_open = lambda trial: found.state(trial).kind != DONE and trial.name not in self._tried
+        # One whose start is not there waits for it, and is not run where that fails.
+        has_start = lambda trial: trial.start is None or bool(found.state(trial.start).results)
         # A run that diverged has no results, and is not evaluated.
         whole = [two for trial, two in pairs if two.evaluation and found.state(trial).results]
         more = {trial.name: trial for trial in whole if is_open(trial)}
-        return [trial for trial in trained.values() if is_open(trial)], list(more.values())
+        return [trial for trial in trained.values() if is_open(trial) and has_start(trial)], list(more.values())
 
     def run(self) -> int:
         """The number of the signal that interrupted it, or 0."""
@@ -91,6 +93,11 @@ class Conduct:
 
     def _is_over(self) -> bool:
         return self._budget is not None and self._spent >= self._budget
+
+
+def _with_starts(trial: Trial) -> list[Trial]:
+    """The trials that it starts from, the first one first, and itself."""
+    return [*(_with_starts(trial.start) if trial.start else []), trial]
 
 
 def unfinished(found: Gathered, claims: Sequence[str]) -> list[str]:

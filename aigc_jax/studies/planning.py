@@ -101,7 +101,7 @@ class Plan:
         tuning = self.study.tuning
         return [
             [
-                Trial(one.tuned.row, seed, workdir, one.tuned.config)
+                self._trial(claim, one.tuned, seed, workdir, workdir)
                 for seed in range(tuning.first_seed, tuning.first_seed + tuning.seeds, one.tuned.replicas)
             ]
             for one in self.candidates[claim.name]
@@ -143,11 +143,21 @@ class Plan:
         first, replicas = self.study.first_seed, self.settings[claim.name].replicas
         return first + (seed - first) // replicas * replicas
 
-    def trials_of(self, claim: Claim, firsts: Iterable[int], workdir: pathlib.Path) -> list[Pair]:
-        """Those of the runs whose first seeds these are."""
+    def trials_of(
+        self, claim: Claim, firsts: Iterable[int], workdir: pathlib.Path, starts: pathlib.Path | None = None
+    ) -> list[Pair]:
+        """Those of the runs whose first seeds these are. starts: the folder of the runs that they start from; None:
+        workdir."""
         setting, evaluation = self.settings[claim.name], self.evaluations[claim.name]
-        trained = [Trial(setting.row, seed, workdir, setting.config) for seed in firsts]
+        trained = [self._trial(claim, setting, seed, workdir, starts or workdir) for seed in firsts]
         return [Pair(one, dataclasses.replace(one, evaluation=evaluation)) for one in trained]
+
+
+    def _trial(self, claim: Claim, setting: Setting, seed: int, workdir: pathlib.Path, starts: pathlib.Path) -> Trial:
+        start = None
+        if claim.start:
+            start = self._trial(self.claims[claim.start], self.settings[claim.start], seed, starts, starts)
+        return Trial(setting.row, seed, workdir, setting.config, start=start)
 
 
 def load(path: str) -> Plan:
@@ -171,11 +181,14 @@ def load(path: str) -> Plan:
         if not isinstance(study, Study):
             raise TypeError(f'study() returns {type(study).__name__}, not aigc_jax.studies.claims.Study')
         registered = registration.digest(study, found[2] or '')
+    of = {claim.name: claim for claim in study.claims}
     by_key: dict[str, Setting] = {}
     settings, evaluations, candidates = {}, {}, {}
 
     def setting(claim: Claim, more: dict[str, Any]) -> Setting:
         fields = dict(claim.fields) | more
+        if claim.start:
+            fields['init.run'] = setting(of[claim.start], {}).row.name
         key = json.dumps([claim.config, fields], sort_keys=True)
         if key not in by_key:
             by_key[key] = _setting(file, claim.config, fields)
@@ -193,6 +206,7 @@ def load(path: str) -> Plan:
         except UserError as error:
             raise UserError(f'{file.name}, claim {claim.name}: {str(error).removeprefix("--config.")}') from None
         _check_seeds(claim, study, settings[claim.name])
+    _check_starts(study, settings)
     _check_twins(file, study, settings, candidates)
     return Plan(file.absolute(), study, settings, evaluations, candidates, registered)
 
@@ -239,6 +253,17 @@ def _check_budget(study: Study, candidates: dict[str, list[Candidate]]) -> None:
     if len({setting.replicas for setting in settings}) > 1 or study.tuning.seeds % settings[0].replicas:
         runs = f'runs of num_seeds={settings[0].replicas}; give a multiple of it, and all rows the same num_seeds'
         raise UserError(f'tune: {study.tuning.seeds} seeds of tuning in {runs}')
+
+
+def _check_starts(study: Study, settings: dict[str, Setting]) -> None:
+    for claim in study.claims:
+        if claim.start and settings[claim.start].replicas > 1:
+            raise UserError(
+                f'claim {claim.name}: it starts from the runs of {claim.start}, which have num_seeds='
+                f'{settings[claim.start].replicas}; a run starts from one seed, so set it to 1'
+            )
+        if claim.start and settings[claim.name].replicas > 1:
+            raise UserError(f'claim {claim.name}: each of its seeds starts from another run, so set num_seeds to 1')
 
 
 def _check_seeds(claim: Claim, study: Study, setting: Setting) -> None:

@@ -21,7 +21,11 @@ def digest(study: Study, argument: str = '') -> str:
 
     Raises TypeError where a value is no plain data.
     """
-    text = json.dumps(dataclasses.asdict(study), sort_keys=True)
+    fields = dataclasses.asdict(study)
+    for claim in fields['claims']:
+        if not claim['start']:  # as studies were registered before claims had this field
+            del claim['start']
+    text = json.dumps(fields, sort_keys=True)
     if argument:
         text = text.replace(json.dumps(argument)[1:-1], '{argument}')
     return hashlib.sha256(text.encode()).hexdigest()

@@ -166,6 +166,9 @@ def _is_same(trial: Trial, config: str) -> bool:
     """Whether the text of a run's config.json is the trial's own config, or that of fewer steps."""
 
     def fits(text: str) -> bool:
+        if trial.start:  # which may lie elsewhere by now
+            row, seed = re.escape(trial.start.row.name), trial.start.seed
+            text = re.sub(rf'(\n    "run": ")[^"]*/({row})/seed-{seed}(?=")', r'\1\2', text)
         seed, total = _SEED.search(text), _TOTAL.search(text)
         of_trial = seed and total and int(seed[1]) == trial.seed and int(total[1]) <= trial.row.total_steps
         return bool(of_trial) and fingerprint(text) == trial.row.fingerprint

@@ -52,6 +52,7 @@ class Trial:
 
     config: FILE.py[:variant,…] that the row's fields are set in, after those of `overrides`, [(field, text)].
     evaluation: of a trial that evaluates the run of the row and seed once more; None of one that trains it.
+    start: the trial whose run this one starts from, wherever it lies; the row's field init.run is the name of its row.
     """
 
     row: Row
@@ -60,6 +61,7 @@ class Trial:
     config: str
     overrides: tuple[tuple[str, str], ...] = ()
     evaluation: Evaluation | None = None
+    start: 'Trial | None' = None
 
     @functools.cached_property
     def folder(self) -> pathlib.Path:

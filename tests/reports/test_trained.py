@@ -103,7 +103,7 @@ def test_what_a_model_cannot_do_is_said_in_one_line(vae, text, smoke):
     for call, words in {
         lambda: gan.encode(x): 'encode: gan, as it is configured here, has no latent space; of the tasks vae',
         lambda: gan.log_prob(x): 'log_prob: gan, as it is configured here, has no density over the data; of the tasks',
-        lambda: vae.generate('a'): 'generate: vae, as it is configured here, writes no text; of the tasks lm can',
+        lambda: vae.generate('a'): 'generate: vae, as it is configured here, writes no text; of the tasks lm, seq2seq',
         lambda: text.reconstruct(['a']): 'reconstruct: lm, as it is configured here, reconstructs nothing',
         lambda: aigc_jax.sample(text): 'sample: lm writes text; call generate',
         lambda: vae.encode(vae.sample(2)[:, :4]): r'x: (2, 4, 8, 1) float32; this run (digits) wants (n, 8, 8, 1)',
@@ -232,7 +232,7 @@ def test_samples_of_images_are_in_their_range(tmp_path, monkeypatch, command_lin
     flow = aigc_jax.open(tmp_path / 'run')
     samples = flow.sample(20)
     ctx = rng.context(0, 'sample', 0, jnp.arange(20))
-    raw = flow._task.get(Samples).draw(flow.state.params, Extra({}, {}), ctx, None)
+    raw = flow.task.get(Samples).draw(flow.state.params, Extra({}, {}), ctx, None)
     assert raw.min() < -0.01 and raw.max() > 1.01
     np.testing.assert_allclose(samples, np.clip(raw, 0, 1), atol=0.05)
     assert np.isfinite(flow.log_prob(samples)).all()

@@ -86,7 +86,7 @@ def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
     else:
         assert (tmp_path / 'plots/curves.png').stat().st_size > 500
     # Another run begins where this one ended, with its codebook and its statistics too.
-    experiment.config.init.run, experiment.config.init.average = str(tmp_path), False
+    experiment.config.init.update(run=str(tmp_path), average=False, drawn='', unused='')
     model, step = initial.model(experiment)
     begun = experiment.create_state(*model)
     assert step == 40 and bool(jax.tree.leaves(begun.stats)) == (path.stem == 'vq')

@@ -303,7 +303,7 @@ def test_a_weight_is_of_the_squared_error_alone():
         params, extra = moved(experiment)
         batch = experiment.preprocess(experiment.examples('train', np.arange(1)), context(1))
         loss = lambda q: experiment.task.rounds[0][0].loss(q, extra, batch, context(1))  # noqa: B023
-        (_, (metrics, *_)), grads[p] = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (metrics, *_)), grads[p] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     factor = 2 / (2 * float(metrics['squared_error']) + 0.01)
     for a, b in zip(jax.tree.leaves(grads[0.0]), jax.tree.leaves(grads[1.0]), strict=True):
         np.testing.assert_allclose(factor * a, b, rtol=1e-4, atol=1e-6)

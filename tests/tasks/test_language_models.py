@@ -1,5 +1,6 @@
 """Transformer and recurrent models: causality, the cache, documents, the state between blocks, what a loss is."""
 
+import functools
 import json
 import math
 
@@ -42,10 +43,18 @@ def module(name, **more):
     })  # fmt: skip
 
 
+@functools.cache
+def compiled(model):
+    """model.apply(params, tokens, state), compiled: far fewer programs than one for each operation."""
+    return jax.jit(model.apply)
+
+
+@functools.cache
 def randomized(model):
-    return scattered(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+    return scattered(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
 
 
+@jax.jit
 def scattered(params):
     """Parameters far from their initialization, so that nothing is small, or equal, by chance."""
     leaves, treedef = jax.tree.flatten(params)
@@ -62,12 +71,12 @@ def tokens_of(n=3, length=LENGTH, seed=0):
 def test_a_logit_depends_on_the_tokens_before_it_alone(name):
     """By the gradient with respect to the embedded tokens: no zero that should not be, and none that should."""
     model, tokens = module(name), tokens_of(1)
-    params = randomized(model)
+    params, apply = randomized(model), compiled(model)
 
     def influence(position):
         changed = [tokens.at[0, i].set((tokens[0, i] + 1) % VOCAB) for i in range(LENGTH)]
-        base = model.apply(params, tokens)[0][0, position]
-        return [float(jnp.abs(model.apply(params, other)[0][0, position] - base).max()) for other in changed]
+        base, *found = (np.asarray(apply(params, other)[0][0, position]) for other in (tokens, *changed))
+        return [np.abs(other - base).max() for other in found]
 
     found = np.array(influence(6))
     assert (found[7:] == 0).all()
@@ -80,23 +89,23 @@ def test_a_logit_depends_on_the_tokens_before_it_alone(name):
 @pytest.mark.parametrize('pieces', [[12], [5, 1, 1, 1, 4], [1] * 12], ids=str)
 def test_reading_piece_by_piece_is_the_full_forward(name, pieces):
     model, tokens = module(name), tokens_of()
-    params = randomized(model)
-    expected = model.apply(params, tokens)[0]
+    params, apply = randomized(model), compiled(model)
+    expected = apply(params, tokens)[0]
     state, found, at = model.initial_state(3, 20), [], 0
     for piece in pieces:
-        logits, state = model.apply(params, tokens[:, at : at + piece], state)
+        logits, state = apply(params, tokens[:, at : at + piece], state)
         found.append(logits)
         at += piece
-    np.testing.assert_allclose(jnp.concatenate(found, axis=1), expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize('name', BLOCKS)
 def test_what_fills_up_a_prompt_on_the_left_changes_nothing(name):
     model, tokens = module(name), tokens_of(2)
-    params = randomized(model)
-    expected = model.apply(params, tokens[:, 5:])[0]
+    params, apply = randomized(model), compiled(model)
+    expected = apply(params, tokens[:, 5:])[0]
     start = jnp.array([5, 5])
-    filled, _ = model.apply(params, tokens, model.initial_state(2, 20)._replace(start=start))
+    filled, _ = apply(params, tokens, model.initial_state(2, 20)._replace(start=start))
     np.testing.assert_allclose(filled[:, 5:], expected, rtol=2e-4, atol=2e-4)
 
 
@@ -104,16 +113,16 @@ def test_what_fills_up_a_prompt_on_the_left_changes_nothing(name):
 def test_documents_do_not_see_each_other(name):
     end = VOCAB - 1
     model = module(name, end=end)
-    params = randomized(model)
+    params, apply = randomized(model), compiled(model)
     tokens = tokens_of() % end
     two = tokens.at[:, 7].set(end)
     np.testing.assert_allclose(
-        model.apply(params, two)[0][:, 7:], model.apply(params, two[:, 7:])[0], rtol=2e-4, atol=2e-4
+        apply(params, two)[0][:, 7:], apply(params, two[:, 7:])[0], rtol=2e-4, atol=2e-4
     ) if BLOCKS[name].get('position') != 'learned' else None
     other = two.at[:, :7].set((two[:, :7] + 1) % end)
-    np.testing.assert_array_equal(model.apply(params, two)[0][:, 7:], model.apply(params, other)[0][:, 7:])
-    together = module(name)
-    assert (together.apply(params, two)[0][:, 7:] != together.apply(params, other)[0][:, 7:]).any()
+    np.testing.assert_array_equal(apply(params, two)[0][:, 7:], apply(params, other)[0][:, 7:])
+    together = compiled(module(name))
+    assert (together(params, two)[0][:, 7:] != together(params, other)[0][:, 7:]).any()
 
 
 def test_gpt2_is_gpt2():
@@ -156,7 +165,7 @@ def test_other_ways_to_compute_the_same(fields):
 
     def value_and_gradient(model):
         params = randomized(module('modern'))
-        return jax.value_and_grad(lambda p: jnp.mean(model.apply(p, tokens)[0] ** 2))(params)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(model.apply(p, tokens)[0] ** 2)))(params)
 
     plain, other = value_and_gradient(module('modern')), value_and_gradient(module('modern', **fields))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
@@ -175,18 +184,20 @@ def test_scanned_layers_are_the_layers(remat):
         'blocks': jax.tree.map(lambda *parts: jnp.stack(parts), *(tree[f'block_{i}'] for i in range(2))),
     }
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    assert shapes(scanned.init(jax.random.key(0), tokens)['params']) == shapes(stack(params))
+    assert shapes(jax.eval_shape(scanned.init, jax.random.key(0), tokens)['params']) == shapes(stack(params))
     weights = jax.random.normal(jax.random.key(2), (*tokens.shape, VOCAB))
     value = lambda model: lambda params: jnp.sum(weights * model.apply({'params': params}, tokens)[0])
     near = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-4), a, b)
-    near(value(scanned)(stack(params)), value(one)(params))
-    grads = jax.grad(value(one))(params)
-    near(jax.grad(value(scanned))(stack(params)), stack(grads))
+    (ours, found), (theirs, grads) = (
+        jax.jit(jax.value_and_grad(value(model)))(tree) for model, tree in ((scanned, stack(params)), (one, params))
+    )
+    near(ours, theirs)
+    near(found, stack(grads))
 
     def read(model, params):
         state, found = model.initial_state(3, LENGTH), []
         for part in (tokens[:, :5], tokens[:, 5:6], tokens[:, 6:]):
-            logits, state = model.apply({'params': params}, part, state)
+            logits, state = compiled(model)({'params': params}, part, state)
             found.append(logits)
         return jnp.concatenate(found, axis=1)
 
@@ -194,6 +205,7 @@ def test_scanned_layers_are_the_layers(remat):
     config = config_lib.load('configs/gpt.py:smoke', []).optim.model
     config.learning_rate_rules = ()
 
+    @jax.jit
     def step(params, grads):
         optimizer = optim.optimizer(config, params, 100, 'optim.model')
         state = optimizer.init(params)
@@ -243,8 +255,9 @@ def test_the_loss_is_the_mean_of_minus_log_p_and_z_loss_is_added():
         params = scattered(params)
         batch = {'tokens': jnp.asarray(experiment.dataset.splits['train'][np.arange(3)]['tokens'])}
         turn = experiment.task.rounds[0][0]
-        losses[z] = turn.loss(params, Extra({}, {}), batch, rng.context(0, 'train', 0, jnp.arange(3)))
-        logits, _ = experiment.task.get(CausalText).decode(params, Extra({}, {}), batch['tokens'][:, :-1], None)
+        losses[z] = jax.jit(turn.loss)(params, Extra({}, {}), batch, rng.context(0, 'train', 0, jnp.arange(3)))
+        decode = jax.jit(experiment.task.get(CausalText).decode)
+        logits, _ = decode(params, Extra({}, {}), batch['tokens'][:, :-1], None)
     log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     nll = -np.take_along_axis(log_p, np.asarray(batch['tokens'])[:, 1:, None], axis=-1).mean()
     assert float(losses['0.0'][0]) == pytest.approx(nll, rel=1e-5)
@@ -277,13 +290,14 @@ def test_the_state_is_carried_from_block_to_block_and_begins_anew_with_the_rows(
     rows = jnp.stack([tokens[i * 2 * block : (i + 1) * 2 * block + 1] for i in range(8)])
     ctx = lambda step: rng.context(0, 'train', step, jnp.arange(8))
     extra = Extra({}, state.carry)
-    first, (_, carried, _) = turn.loss(params, extra, {'tokens': rows[:, : block + 1]}, ctx(0))
-    second, _ = turn.loss(params, carried, {'tokens': rows[:, block:]}, ctx(1))
-    whole, _ = turn.loss(params, extra, {'tokens': rows}, ctx(0))
+    loss = jax.jit(turn.loss)
+    first, (_, carried, _) = loss(params, extra, {'tokens': rows[:, : block + 1]}, ctx(0))
+    second, _ = loss(params, carried, {'tokens': rows[:, block:]}, ctx(1))
+    whole, _ = loss(params, extra, {'tokens': rows}, ctx(0))
     assert float(first + second) / 2 == pytest.approx(float(whole), rel=1e-5)
     length = len(experiment.dataset.splits['train']) // 8
-    anew, _ = turn.loss(params, carried, {'tokens': rows[:, block:]}, ctx(length))
-    fresh, _ = turn.loss(params, extra, {'tokens': rows[:, block:]}, ctx(1))
+    anew, _ = loss(params, carried, {'tokens': rows[:, block:]}, ctx(length))
+    fresh, _ = loss(params, extra, {'tokens': rows[:, block:]}, ctx(1))
     assert float(anew) == float(fresh) != float(second)
 
 
@@ -293,9 +307,12 @@ def test_dropout_is_in_training_alone_and_the_same_for_the_same_example():
     params = scattered(state.params)
     turn = experiment.task.rounds[0][0]
     tokens = jnp.asarray(experiment.dataset.splits['train'][np.zeros(4, int)]['tokens'])
-    loss = lambda step, index: float(
-        turn.loss(params, Extra({}, {}), {'tokens': tokens[index]}, rng.context(0, 'train', step, index))[0]
+    of = jax.jit(
+        lambda step, index: turn.loss(
+            params, Extra({}, {}), {'tokens': tokens[index]}, rng.context(0, 'train', step, index)
+        )[0]
     )
+    loss = lambda step, index: float(of(step, index))
     one, two = jnp.arange(1), jnp.arange(1, 2)
     assert loss(0, one) == loss(0, one) and loss(0, one) != loss(0, two) and loss(0, one) != loss(1, one)
     assert loss(0, jnp.arange(2)) == pytest.approx((loss(0, one) + loss(0, two)) / 2, rel=1e-5)
@@ -361,5 +378,6 @@ def test_the_written_gradient_of_attention_is_that_of_its_formula(cached, biased
         return jnp.sum(jnp.einsum('nkgls,nksd->nkgld', weights, v) * probe)
 
     arguments = tuple(range(3 + biased))
-    found, wanted = (jax.value_and_grad(f, argnums=arguments)(q, k, v, bias) for f in (ours, formula))
+    of = lambda f: jax.jit(jax.value_and_grad(f, argnums=arguments))(q, k, v, bias)
+    found, wanted = of(ours), of(formula)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-5), found, wanted)

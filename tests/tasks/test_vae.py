@@ -113,12 +113,12 @@ def test_exact_posterior_makes_every_bound_the_likelihood(linear):
     params, total = linear_gaussian(0.8, 0.6, linear)
     x = np.random.default_rng(4).normal(size=(50, 2)).astype(np.float32)
     ctx = rng.context(0, 'eval', 0, jnp.arange(50))
-    found = linear.task.get(Measures).per_example(params, Extra({}, {}), {'x': jnp.asarray(x)}, ctx)
+    measure, batch = jax.jit(linear.task.get(Measures).per_example), {'x': jnp.asarray(x)}
+    found = measure(params, Extra({}, {}), batch, ctx)
     expected = scipy.stats.norm.logpdf(x, 0, math.sqrt(total)).sum(-1)
     np.testing.assert_allclose(-found['model/nll'], expected, atol=2e-4)
     np.testing.assert_allclose(found['model/bits_per_dim'], -expected / 2 / math.log(2), atol=2e-4)
     # The ELBO has one draw of the reconstruction term; its KL is in closed form, so it is exact in the mean alone.
-    measure, batch = linear.task.get(Measures).per_example, {'x': jnp.asarray(x)}
     contexts = [rng.context(s, 'eval', 0, jnp.arange(50)) for s in range(40)]
     many = [measure(params, Extra({}, {}), batch, ctx) for ctx in contexts]
     mean = np.mean([m['model/elbo'] for m in many])

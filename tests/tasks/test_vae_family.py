@@ -93,7 +93,7 @@ def test_a_density_is_the_same_whatever_the_scale_of_the_data(likelihood, data, 
         own = np.asarray(scaling.to_data(batch['x']), np.float64).reshape(5, -1)
         expected = scipy.stats.norm.logpdf(own, m, s).sum(axis=1)  # z tells nothing of x, so that all bounds are exact
         found = vaes.evaluate(experiment, params, extra, batch['x'])
-        annealed = experiment.task.all(SplitStatistic)[1].collect(params, extra, batch, ctx)
+        annealed = jax.jit(experiment.task.all(SplitStatistic)[1].collect)(params, extra, batch, ctx)
         found = {**found, **annealed, 'model/elbo': -found['model/elbo']}
         for nats in (found[f'model/{name}'] for name in ('nll', 'reconstruction', 'elbo', 'ais_nll')):
             np.testing.assert_allclose(nats, -expected, rtol=1e-5, atol=1e-4)
@@ -101,7 +101,7 @@ def test_a_density_is_the_same_whatever_the_scale_of_the_data(likelihood, data, 
         score = experiment.task.get(ScalarField).value(params, extra, batch['x'], ctx)
         np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-4)
         if likelihood == 'gaussian':
-            _, (metrics, *_) = experiment.task.rounds[0][0].loss(params, extra, batch, ctx)
+            _, (metrics, *_) = jax.jit(experiment.task.rounds[0][0].loss)(params, extra, batch, ctx)
             assert float(metrics['reconstruction']) == pytest.approx(-expected.mean(), rel=1e-5)
 
 
@@ -288,8 +288,8 @@ def test_annealed_importance_sampling_is_of_a_fixed_random_choice():
     ctx = rng.context(0, 'eval', 0, where)
     batch = experiment.preprocess(experiment.examples('test', where), ctx)
     extra = Extra(state.stats, state.carry)
-    annealed = experiment.task.all(SplitStatistic)[1].collect(state.params, extra, batch, ctx)
-    nll = experiment.task.get(Measures).per_example(state.params, extra, batch, ctx)['model/nll']
+    annealed = jax.jit(experiment.task.all(SplitStatistic)[1].collect)(state.params, extra, batch, ctx)
+    nll = jax.jit(experiment.task.get(Measures).per_example)(state.params, extra, batch, ctx)['model/nll']
     assert found['model/ais_nll']['value'] == pytest.approx(float(annealed['model/ais_nll'].mean()), rel=1e-5)
     assert found['model/nll_ais_examples']['value'] == pytest.approx(float(nll.mean()), rel=1e-5)
     assert found['model/nll_ais_examples']['n'] == found['model/ais_nll']['n'] == 7

@@ -4,12 +4,15 @@ Nothing is unpickled, and no tensor is read before it is asked for.
 """
 
 import json
+import math
+import mmap
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -21,7 +24,10 @@ CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.
 SHARD = 5 * 10**9  # bytes of a file, at most, where there are several
 _NONE: Mapping[str, str] = MappingProxyType({})
 _OLD_NAMES = re.compile(r'(?<=LayerNorm\.)(gamma|beta)$')  # as the first checkpoints of BERT have them
-_FLOATS = 'F64', 'F32', 'F16', 'BF16'
+_FLOATS = {
+    'F64': np.dtype(np.float64), 'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}  # fmt: skip
 
 
 def is_folder(path: pathlib.Path | str) -> bool:
@@ -30,6 +36,28 @@ def is_folder(path: pathlib.Path | str) -> bool:
         return 'model_type' in records.read(pathlib.Path(path).expanduser() / CONFIG)
     except (OSError, ValueError, TypeError):
         return False
+
+
+class _Tensor(NamedTuple):
+    """In a file: where it begins, its dtype and shape."""
+
+    file: mmap.mmap
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self) -> np.ndarray:
+        return np.frombuffer(self.file, self.dtype, math.prod(self.shape), self.start).reshape(self.shape)
+
+    def forget(self) -> None:
+        first = -(-self.start // mmap.PAGESIZE) * mmap.PAGESIZE  # a page that others share stays
+        size = (self.start + self.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if size > 0:
+            self.file.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 class Folder:
@@ -58,19 +86,11 @@ class Folder:
             raise UserError(f'{what}: {self.path / CONFIG}: {why}') from None
         if not isinstance(kind, str):
             raise UserError(f'{what}: {self.path / CONFIG}: model_type is {kind!r}')
-        self._files = {}
         self.files = [self.path / CONFIG, *(self.path / name for name in self._names())]
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._of = {}
+        self._tensors: dict[str, _Tensor] = {}
         for file in self.files[1:]:
-            self._files[file] = opened = self._open(file)
-            for stored in opened.keys():
-                name = _OLD_NAMES.sub(lambda found: {'gamma': 'weight', 'beta': 'bias'}[found[0]], stored)
-                self._of[name] = file, stored
-                part = opened.get_slice(stored)
-                if part.get_dtype() not in _FLOATS:
-                    continue  # masks and counters, which no model is made of
-                self.shapes[name] = tuple(part.get_shape())
+            self._tensors |= self._open(file)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def _names(self) -> list[str]:
         """The files that hold tensors."""
@@ -97,17 +117,30 @@ class Folder:
                 raise UserError(f'{self._what}: {self.path} lacks the shard {name}, which {INDEX} names')
         return found
 
-    def _open(self, path: pathlib.Path):
+    def _open(self, path: pathlib.Path) -> dict[str, _Tensor]:
+        """The tensors of floats in a file; masks and counters, which no model is made of, are left out."""
         try:
-            return safe_open(path, 'np')
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, 'np'):  # which checks that the header and the file fit each other
+                pass
+            with open(path, 'rb') as file:
+                length = int.from_bytes(file.read(8), 'little')
+                header = json.loads(file.read(length))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f'{self._what}: {path} is no whole safetensors file: {error}') from None
+        header.pop('__metadata__', None)
+        return {
+            name: _Tensor(mapped, 8 + length + one['data_offsets'][0], _FLOATS[one['dtype']], tuple(one['shape']))
+            for name, one in header.items() if one['dtype'] in _FLOATS
+        }  # fmt: skip
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """A tensor, or the part of it that `index` names, float32."""
-        file, stored = self._of[name]
-        part = self._files[file].get_slice(stored)
-        return np.asarray(part[index if index else ...], np.float32)
+        """A tensor, or the part of it that `index` names, float32: a view of the file where it holds float32."""
+        return self._tensors[name].view()[index if index else ...].astype(np.float32, copy=False)
+
+    def forget(self, name: str) -> None:
+        """Takes the pages of a tensor that were read out of the process's memory."""
+        self._tensors[name].forget()
 
 
 def _auto(config: Mapping[str, Any]) -> str:

@@ -102,15 +102,14 @@ def read(
     if lacking := sorted(places.keys() - rules.keys()):
         raise ValueError(f'no rule for {", ".join(lacking)}')
     _check_all(folder, family, [rules[path] for path in places], [rules[path] for path in left], prefix)
-    found = {}
+    found = []
     for path, leaf in wanted.items():
         own = [(rules[one], i) for one, (whole, i) in places.items() if whole == path]
         for rule, i in own:
             _check_shape(folder, family.named(rule, prefix), rule, leaf.shape if i is None else leaf.shape[1:])
         named = [(family.named(rule, prefix), rule) for rule, _ in own]
-        found[path] = _placed(folder, leaf, named, own[0][1] is not None)
-    leaves, structure = jax.tree_util.tree_flatten(params)
-    return jax.tree_util.tree_unflatten(structure, list(found.values()))
+        found.append(_placed(folder, leaf, named, own[0][1] is not None))
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(params), found)
 
 
 def _prefix(folder: Folder, family: Family) -> str:
@@ -119,14 +118,22 @@ def _prefix(folder: Folder, family: Family) -> str:
 
 def _placed(folder: Folder, leaf, tensors: Sequence[tuple[str, Rule]], stacked: bool) -> jax.Array:
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        if not stacked:
-            return _slice(folder, *tensors[0], leaf.shape, index)
-        chosen = tensors[index[0]] if index else tensors
-        return np.stack([_slice(folder, *one, leaf.shape[1:], index[1:]) for one in chosen])
+        if stacked:
+            value = np.stack([_slice(folder, *one, leaf.shape[1:], index[1:]) for one in tensors[index[0]]])
+        else:
+            value = _slice(folder, *tensors[0], leaf.shape, index)
+        value = value.astype(leaf.dtype, copy=False)
+        # An array may share the memory of what it is made of, if that lies in order; a file may change later.
+        return value if value.flags.owndata or not value.flags.c_contiguous else value.copy()
 
     if getattr(leaf, 'sharding', None) is None:
-        return jax.numpy.asarray(part((slice(None),) * len(leaf.shape)), leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: part(index).astype(leaf.dtype))
+        found = jax.numpy.asarray(part((slice(None),) * len(leaf.shape)))
+    else:
+        found = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    jax.block_until_ready(found)  # before the pages are given back
+    for name, _ in tensors:
+        folder.forget(name)
+    return found
 
 
 def _slice(folder: Folder, name: str, rule: Rule, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
