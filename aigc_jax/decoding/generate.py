@@ -262,7 +262,10 @@ class Generator:
         if not self._goes_on:
             before, behind = self._model.frame
             tokens = self._encode(text, 'prompt', special=bool(self._tokenizer.sentinels))
-            return np.concatenate([before, tokens, behind]).astype(np.int32)
+            source = np.concatenate([before, tokens, behind]).astype(np.int32)
+            if not len(source):
+                raise UserError('prompt: is empty; it is the source that this model writes a text for')
+            return source
         tokens = self._encode(text, 'prompt')
         if self._suffix:
             before, between, after = self._tokenizer.fim

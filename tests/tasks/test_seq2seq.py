@@ -172,6 +172,16 @@ def test_windows_are_made_into_pairs_alike_for_each_seed():
     assert prompt.tolist() == [ord('a'), 32, tokenizer.sentinels[0], 32, ord('b'), tokenizer.end]
 
 
+def test_an_empty_source_is_refused():
+    """Of a prefix language model; other sources have an end."""
+    config = config_lib.load(f'{CONFIGS / "t5.py"}:smoke,prefix', [])
+    experiment = Experiment(config)
+    model, tokenizer = experiment.task.get(Seq2Seq), experiment.dataset.spec.tokenizer
+    state = experiment.create_state()
+    with pytest.raises(UserError, match='prompt: is empty; it is the source'):
+        Generator(model, tokenizer, experiment_sampling(config)).generate(state, ['a', ''], 1, 0)
+
+
 def experiment_sampling(config):
     from aigc_jax.decoding import from_config
 
