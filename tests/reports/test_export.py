@@ -62,27 +62,6 @@ def test_no_step_is_the_checkpoint_itself(runner, tmp_path):
     assert not after
 
 
-def test_an_interrupted_fine_tuning_is_the_uninterrupted_one(runner, tuned, tmp_path):
-    arguments = from_checkpoint('llama', tmp_path)
-    code, _, err = runner(*arguments, '--config.total_steps=20')
-    assert code == 0, err
-    code, _, err = runner(*arguments)
-    assert code == 0, err
-    own, theirs = (aigc_jax.open(path).state.params for path in (tmp_path / 'run', tuned))
-    jax.tree.map(np.testing.assert_array_equal, own, theirs)
-
-
-def test_eight_devices_read_and_train_the_same(runner8, tuned, tmp_path):
-    """Each its own part of the checkpoint, by fsdp."""
-    mesh = '--config.parallel.mesh.fsdp=8', "--config.parallel.rules=(('.*', 'fsdp'),)"
-    code, _, err = runner8(*from_checkpoint('llama', tmp_path, *mesh))
-    assert code == 0, err
-    first = lambda path: [json.loads(line) for line in (path / 'metrics.jsonl').read_text().splitlines()]
-    for own, theirs in zip(first(tmp_path / 'run'), first(tuned), strict=True):
-        if own['split'] == 'train':
-            assert own['model/loss'] == pytest.approx(theirs['model/loss'], rel=1e-4)
-
-
 def test_what_is_exported_is_the_average_that_was_evaluated(tuned, tmp_path):
     run = aigc_jax.open(tuned)
     assert {path.name for path in aigc_jax.export(run, tmp_path / 'out')} >= {'config.json', 'model.safetensors'}
@@ -119,7 +98,7 @@ assert not {'aigc_jax', 'flax', 'optax', 'orbax'} & set(sys.modules), sys.module
 '''
 
 
-@pytest.mark.parametrize('name', ['gan', 'vae', 'gpt'])
+@pytest.mark.parametrize('name', ['gan', 'gpt'])
 def test_a_sampler_runs_where_jax_is_alone(name, smoke, command_line, tmp_path):
     run = aigc_jax.open(smoke(name))
     aigc_jax.export(run, tmp_path / 'out', 'stablehlo', 5)
@@ -146,7 +125,7 @@ def test_safetensors_hold_all_parameters_by_their_paths(smoke, tmp_path):
     assert sum(x.size for x in found.values()) == sum(x.size for x in jax.tree.leaves(run.state.params))
 
 
-@pytest.mark.parametrize('name', ['gpt2', 'llama', 'qwen2', 'qwen3', 'mistral'])
+@pytest.mark.parametrize('name', ['gpt2', 'llama', 'qwen3'])
 def test_a_checkpoint_writes_as_transformers_does_with_its_own_tokenizer(name, tmp_path):
     """Greedy, from text to text: a Llama reads <s> before the prompt, a GPT-2 nothing. Tokens that the tokenizer lacks
     are never written, though the model has rows of them."""
