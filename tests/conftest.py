@@ -81,6 +81,14 @@ LONG = (
 )  # fmt: skip
 
 
+# What a change seldom breaks, and takes long: run where AIGC_JAX_THOROUGH is set, so that the suite ends in 25 minutes
+# on two cores.
+THOROUGH = (
+    'scripts/test_bench.py', 'scripts/test_bench_gpu.py', 'scripts/test_compare_commits.py', 'runs/test_state.py',
+    'runs/test_shards.py', 'tasks/test_vae_family.py',
+)  # fmt: skip
+
+
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores, for many tests wait: for processes to end, for the other of two, for the disk."""
     return min(4, (os.cpu_count() or 1) + 1)
@@ -94,6 +102,8 @@ def pytest_collection_modifyitems(items):
         function = f'{item.path.relative_to(ROOT / "tests").as_posix()}::{item.originalname}'
         if inside(function, QUICK) and not inside(function, SLOW) and not PROCESSES & set(item.fixturenames):
             item.add_marker('quick')
+        if inside(function, THOROUGH) and 'AIGC_JAX_THOROUGH' not in os.environ:
+            item.add_marker(pytest.mark.skip(reason='takes long: AIGC_JAX_THOROUGH=1 runs it'))
 
 
 class CommandLine:

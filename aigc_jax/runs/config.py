@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core import records, schema, user_code
 from aigc_jax.core.errors import UserError, near
-from aigc_jax.runs import migrations, pretrained
+from aigc_jax.runs import migrations
 
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
 FREE = ('data.', 'eval.', 'parallel.', 'sample.')  # what `evaluate` and `sample` may override on a finished run
@@ -76,7 +76,7 @@ def file_and_argument(path_and_arg: str) -> tuple[str, str]:
 
 def resolved(config: ConfigDict, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
     """A checked copy of `config` with the defaults of what it leaves out, and `overrides`. Raises UserError."""
-    from aigc_jax.runs import fields
+    from aigc_jax.runs import fields, pretrained
 
     config = _copy(config)
     fields.fill(config)

@@ -300,6 +300,9 @@ def test_no_damage_to_any_file_is_more_than_a_failure_of_its_run(sweep, trial):
         kinds.add(found[0][1].kind)
         for path in {*struck, trial.folder / 'evaluation.json'}:
             path.write_bytes(whole[path])
+    config = trial.folder / 'config.json'
+    config.write_bytes(whole[config].replace(b'"batch_size": ', b'"batch_size": 1'))
+    kinds.add(states.look(trial, held=False).kind)
     assert kinds >= {states.DONE, states.FAILED, states.OTHER}
 
 
