@@ -129,8 +129,9 @@ class Folder:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f'{self._what}: {path} is no whole safetensors file: {error}') from None
         header.pop('__metadata__', None)
+        named = lambda name: _OLD_NAMES.sub(lambda old: {'gamma': 'weight', 'beta': 'bias'}[old[0]], name)
         return {
-            name: _Tensor(mapped, 8 + length + one['data_offsets'][0], _FLOATS[one['dtype']], tuple(one['shape']))
+            named(name): _Tensor(mapped, 8 + length + one['data_offsets'][0], _FLOATS[one['dtype']], tuple(one['shape']))
             for name, one in header.items() if one['dtype'] in _FLOATS
         }  # fmt: skip
 
