@@ -131,8 +131,8 @@ class Folder:
         header.pop('__metadata__', None)
         named = lambda name: _OLD_NAMES.sub(lambda old: {'gamma': 'weight', 'beta': 'bias'}[old[0]], name)
         return {
-            named(name): _Tensor(mapped, 8 + length + one['data_offsets'][0], _FLOATS[one['dtype']], tuple(one['shape']))
-            for name, one in header.items() if one['dtype'] in _FLOATS
+            named(name): _Tensor(mapped, 8 + length + one['data_offsets'][0], dtype, tuple(one['shape']))
+            for name, one in header.items() if (dtype := _FLOATS.get(one['dtype'])) is not None
         }  # fmt: skip
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
