@@ -37,7 +37,7 @@ def collectives(hlo: str) -> dict[str, int]:
             shape, kind = called[1], called[2].removesuffix('-start')
             if kind in _COLLECTIVES:
                 found[kind] += times * sum(
-                    _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, sizes.split(','))))
+                    _BYTES[dtype] * math.prod(map(int, filter(None, sizes.split(','))))
                     for dtype, sizes in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shape)
                 )
             trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)

@@ -234,6 +234,11 @@ def _on_its_share(call, axis_name: str):
     return shared
 
 
+def abstract(tree: Tree, shardings: Tree) -> Tree:
+    """The shapes and dtypes of `tree` on these shardings; nothing is computed."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
 def put(values: Tree, sharding: NamedSharding) -> Tree:
     """Host arrays, the same on every process, as arrays of this sharding."""
     if sharding.is_fully_addressable:

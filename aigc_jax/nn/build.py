@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from aigc_jax.core import schema
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import REQUIRED, Field
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -21,6 +22,16 @@ def build(module: type, what: str, config: Any, **given):
     group = {name: field for name, field in declared if name in config or field.default is REQUIRED}
     schema.check(config, group, what)
     return module(**config, **given)
+
+
+def embedding_rows(model: Any, tokens: int) -> int:
+    """model.vocab_size, which is taken out of `model`, a config's group: the rows of the embedding; where it is 0, as
+    many as the tokenizer has tokens. Raises UserError where it is less."""
+    rows = model.vocab_size or tokens
+    del model['vocab_size']
+    if rows < tokens:
+        raise UserError(f'model.vocab_size: {rows}, but the tokenizer has {tokens} tokens')
+    return rows
 
 
 def fields(module: type) -> dict[str, Field]:

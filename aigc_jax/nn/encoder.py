@@ -13,7 +13,7 @@ from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
-from aigc_jax.nn.build import build, compute_dtype
+from aigc_jax.nn.build import build, compute_dtype, embedding_rows
 from aigc_jax.nn.language_layers import Dense, Draw, dropout
 
 FIELDS = {
@@ -134,10 +134,7 @@ def init(module: Encoder, key: Array) -> dict:
 def make(config, vocab_size: int, longest: int, what: str, **heads) -> Encoder:
     """That of config.model, for texts of `longest` tokens, which `what` says. Raises UserError."""
     model, dtype = config.model.copy_and_resolve_references(), compute_dtype(config.precision)
-    rows = model.vocab_size or vocab_size
-    if rows < vocab_size:
-        raise UserError(f'model.vocab_size: {rows}, but the tokenizer has {vocab_size} tokens')
-    del model['vocab_size']
+    rows = embedding_rows(model, vocab_size)
     module = build(Encoder, 'model', model, vocab_size=rows, dtype=dtype, **heads)
     if module.positions and module.positions < longest:
         raise UserError(f'model.positions: {module.positions}, but {what} has {longest} tokens; give it as many, or 0')

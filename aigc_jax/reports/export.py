@@ -12,7 +12,7 @@ import numpy as np
 
 from aigc_jax.adapt import huggingface, lora
 from aigc_jax.adapt.huggingface import bert
-from aigc_jax.core import files, optim, rng
+from aigc_jax.core import files, optim, rng, tree
 from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Extra
@@ -56,8 +56,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
 
 
 def _safetensors(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(_params(trained))
-    named = (('/'.join(str(key.key) for key in path), np.asarray(jax.device_get(leaf))) for path, leaf in leaves)
+    leaves = tree.flatten(_params(trained)).items()
+    named = ((name, np.asarray(jax.device_get(leaf))) for name, leaf in leaves)
     return huggingface.write(folder, trained.experiment.config.to_dict(), named)
 
 

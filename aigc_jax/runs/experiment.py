@@ -104,8 +104,7 @@ class Experiment:
         state = self._abstract_replica
         if self.plan.replicas:
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.plan.replicas, *x.shape), x.dtype), state)
-        placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        return jax.tree.map(placed, state, self.plan.state_sharding(state))
+        return parallel.abstract(state, self.plan.state_sharding(state))
 
     def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
         """The state at step 0; `params` and `stats` (of init.run) take the place of the drawn ones. In `params`, None

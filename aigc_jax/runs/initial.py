@@ -67,10 +67,10 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         if grown:
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
             task = lora.adapted(tasks.make(experiment.config, dataset), experiment.config.adapt)
-        plan, placed = experiment.plan, lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        plan = experiment.plan
         params, extra = jax.eval_shape(lambda: init(task))
-        params = jax.tree.map(placed, params, plan.param_shardings(params))
-        stats = jax.tree.map(lambda x: placed(x, plan.replicated), extra.stats)
+        params = parallel.abstract(params, plan.param_shardings(params))
+        stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         if not set(task.players) <= set(theirs.optim):
             raise UserError(
                 f'init.run: {run.folder} has the players {", ".join(theirs.optim)}, this model '
@@ -99,8 +99,7 @@ def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     if not any(optim.without_moments(state.opt).values()):
         return {}
     shardings = jax.tree.map(lambda _: plan.replicated, state) if plan.replicas else plan.state_sharding(state)
-    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(placed, state.opt, shardings.opt)
+    return parallel.abstract(state.opt, shardings.opt)
 
 
 def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
@@ -109,8 +108,7 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     if wanted.step:
         raise UserError(f'init.step: {wanted.step}, but init.run, {wanted.run}, is a single checkpoint; leave it out')
     params = abstract_params(experiment.task)
-    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    params = jax.tree.map(placed, params, experiment.plan.param_shardings(params))
+    params = parallel.abstract(params, experiment.plan.param_shardings(params))
     folder, (player,) = huggingface.Folder(wanted.run), params
     family, fields = huggingface.family_of(folder), config_lib.flatten(experiment.config)
     theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}

@@ -19,7 +19,7 @@ from aigc_jax.data import Dataset, Tokens
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import recurrent, transformer
-from aigc_jax.nn.build import build, compute_dtype, fields
+from aigc_jax.nn.build import build, compute_dtype, embedding_rows, fields
 
 MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurrent}
 KIND = Field(str, choices=tuple(MODELS), doc='the network, which has the other fields of the group')
@@ -188,10 +188,8 @@ def make(config, dataset: Dataset) -> Task:
 def _build(config, tokenizer):
     model = config.model.copy_and_resolve_references()
     kind = model.kind
-    vocab_size = model.vocab_size or tokenizer.vocab_size
-    if vocab_size < tokenizer.vocab_size:
-        raise UserError(f'model.vocab_size: {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens')
-    del model['kind'], model['vocab_size']
+    vocab_size = embedding_rows(model, tokenizer.vocab_size)
+    del model['kind']
     end = tokenizer.end if config.task.separate_documents else None
     dtype = compute_dtype(config.precision)
     # No position beyond a training window has been trained, so none is read.

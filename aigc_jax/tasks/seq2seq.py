@@ -18,7 +18,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Pairs, Tokens, denoising, rows
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.nn import encoder_decoder
-from aigc_jax.nn.build import build, compute_dtype, fields
+from aigc_jax.nn.build import build, compute_dtype, embedding_rows, fields
 from aigc_jax.tasks.lm import VOCAB_SIZE
 
 OBJECTIVES = ('spans', 'prefix', 'identifiers', 'identifier_aware')
@@ -150,10 +150,7 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'task.name: seq2seq reads text or pairs of texts; {config.data.name} holds {spec.words}')
     tokenizer = spec.tokenizer
     model = config.model.copy_and_resolve_references()
-    vocab_size = model.vocab_size or tokenizer.vocab_size
-    if vocab_size < tokenizer.vocab_size:
-        raise UserError(f'model.vocab_size: {vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens')
-    del model['vocab_size']
+    vocab_size = embedding_rows(model, tokenizer.vocab_size)
     dtype = compute_dtype(config.precision)
     module = build(encoder_decoder.EncoderDecoder, 'model', model, vocab_size=vocab_size, dtype=dtype)
     encoder_decoder.check(module, 'model')

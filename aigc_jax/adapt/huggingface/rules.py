@@ -1,7 +1,6 @@
 """Which tensor of a checkpoint is which parameter: a family's rules, applied in both directions."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from aigc_jax.adapt.huggingface.files import Folder
+from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Tree
 
@@ -60,12 +60,6 @@ class Family:
         return rule.theirs[1:] if bare else (self.prefix if prefix is None else prefix) + rule.theirs
 
 
-def flat(params: Tree) -> dict[str, Any]:
-    """{'block_0/query/kernel': leaf}"""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {'/'.join(str(key.key) for key in path): leaf for path, leaf in leaves}
-
-
 def unstacked(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """{path of one layer: (path, layer)} of a model whose layers are stacked in 'blocks' (scan_layers), {path: (path,
     None)} of any other parameter."""
@@ -94,7 +88,7 @@ def read(
     """The parameters of a checkpoint in the place of `params`, a tree of ShapeDtypeStruct with shardings (None: on the
     default device). Each device reads its own part of each file, leaf by leaf. Raises UserError for a tensor
     that is missing, left over, or of another shape. left: our paths of what the checkpoint has besides."""
-    wanted = flat(params)
+    wanted = tree.flatten(params)
     layers = int(fields.get('model.layers', 0))
     places = unstacked(wanted, layers)
     prefix = _prefix(folder, family)
@@ -168,7 +162,7 @@ def _some(names: Sequence[str]) -> str:
 
 def tensors(family: Family, fields: Mapping[str, Any], params: Tree) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) of a checkpoint, one after the other, of parameters on any devices."""
-    own = flat(params)
+    own = tree.flatten(params)
     places = unstacked(own, int(fields.get('model.layers', 0)))
     groups: dict[str, list[Rule]] = {}
     for rule in family.rules(fields):
@@ -182,8 +176,3 @@ def tensors(family: Family, fields: Mapping[str, Any], params: Tree) -> Iterator
             parts.append(value.T if rule.transpose else value)
         axis = 0 if rules[0].transpose else -1
         yield name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
-
-
-def size(params: Tree) -> int:
-    """Parameters."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
