@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.adapt import huggingface, lora
+from aigc_jax import adapt
+from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import bert
 from aigc_jax.core import files, optim, rng, tree
 from aigc_jax.core.capabilities import Samples, Seq2Seq
@@ -105,4 +106,4 @@ def sampler(trained: Trained, n: int) -> tuple[Callable[..., jax.Array], dict[st
 
 def _params(trained: Trained) -> Any:
     params = optim.averaged(trained.state.params, trained.state.opt)
-    return lora.merged(params, trained.experiment.config.adapt)
+    return adapt.merged(params, trained.experiment.config)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from aigc_jax import data, tasks
+from aigc_jax import adapt, data, tasks
 from aigc_jax.adapt import lora
 from aigc_jax.core import check_task, memory, optim, parallel
 from aigc_jax.core.capabilities import Samples
@@ -51,7 +51,7 @@ class Experiment:
         self.preprocess = spec.eval_preprocess(config.data, self.scaling)
         rows = config.batch_size // config.micro_batches // (self.plan.mesh.size if self.plan.axis_name else 1)
         self.train_preprocess = spec.train_preprocess(config.data, self.scaling, rows)
-        self.task = lora.adapted(tasks.make(config, self.dataset), config.adapt)
+        self.task = adapt.adapted(tasks.make(config, self.dataset), config)
         if tasks.is_own(config.task.name):
             self._check_own_task(rows)
         if self.num_classes and augment.mixes(config.data):

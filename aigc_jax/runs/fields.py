@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from aigc_jax import data, tasks
-from aigc_jax.adapt import lora
+from aigc_jax import adapt, data, tasks
 from aigc_jax.core import optim, parallel, schema
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.data import declarations
@@ -92,7 +91,7 @@ FIELDS = {
         str, 'float32', choices=tuple(build.PRECISIONS), doc='of the products; the parameters are float32'
     ),
     'parallel': Field(dict, fields=parallel.FIELDS),
-    'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
+    **adapt.FIELDS,
     'optim': Field(dict, fields=_players, doc='a group for each player'),
     'data': Field(dict, fields=_data),
     'task': Field(dict, fields=_of_task('task')),

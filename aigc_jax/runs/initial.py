@@ -6,7 +6,7 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
-from aigc_jax import tasks
+from aigc_jax import adapt, tasks
 from aigc_jax.adapt import huggingface, lora
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
@@ -66,7 +66,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
-            task = lora.adapted(tasks.make(experiment.config, dataset), experiment.config.adapt)
+            task = adapt.adapted(tasks.make(experiment.config, dataset), experiment.config)
         plan = experiment.plan
         params, extra = jax.eval_shape(lambda: init(task))
         params = parallel.abstract(params, plan.param_shardings(params))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 
-SCHEMA = 3  # of the configs of today
+SCHEMA = 4  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -124,7 +124,11 @@ def _from_2(config: ConfigDict) -> None:
             )  # fmt: skip
 
 
-_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2}
+def _from_3(config: ConfigDict) -> None:
+    """Of the runs of before compression."""
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:
