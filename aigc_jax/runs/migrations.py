@@ -126,6 +126,9 @@ def _from_2(config: ConfigDict) -> None:
 
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
+    data = config.get('data')
+    if isinstance(data, ConfigDict) and 'columns' in data:
+        _add(data, train_examples=-1)
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}
