@@ -1,12 +1,12 @@
 """An encoder-decoder that writes the target of each pair of texts, from scratch or from a pre-trained model.
 
-    python -m aigc_jax.main --config=configs/t5.py --workdir=runs/t5
+    python -m aigc_jax.main --config=configs/t5.py --config.data.name=python-modules --workdir=runs/t5
     python -m aigc_jax.main --config=configs/finetune_seq2seq.py --config.init.run=runs/t5 --workdir=runs/docstrings
     python -m aigc_jax.main --mode=sample --workdir=runs/docstrings --prompt='def add(a, b): return a + b' --beam_size=4
 
-It summarizes functions of Python's standard library; nothing is downloaded. `--config.data.name=pairs:FILE` names a
-file of your own, a source and a target a line (aigc_jax/data/README.md). The model is that of configs/t5.py, and the
-tokenizer is that of init.run, or reads bytes.
+It summarizes functions of Python's standard library, of which runs/t5 has seen none that is held out; nothing is
+downloaded. `--config.data.name=pairs:FILE` names a file of your own, a source and a target a line
+(aigc_jax/data/README.md). The model is that of configs/t5.py, and the tokenizer is that of init.run, or reads bytes.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """

@@ -52,7 +52,8 @@ _TOKENIZER = {
         doc='number of the tokens <extra_id_0>, <extra_id_1>, …, which stand for hidden spans (T5: 100)',
     ),
     'code': Field(
-        bool, False, doc='whether the text is Python source; that of code:, python-stdlib and programs always is'
+        bool, False,
+        doc='whether the text is Python source; that of code:, python-stdlib, python-modules and programs always is',
     ),
 }  # fmt: skip
 _HELD_OUT = {
