@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from aigc_jax import adapt, data, tasks
 from aigc_jax.adapt import lora
 from aigc_jax.core import check_task, memory, optim, parallel
-from aigc_jax.core.capabilities import Samples
+from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
@@ -221,8 +221,8 @@ _SAMPLE_TOKENS = 200  # where eval.sample_tokens is -1 and there is room
 def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
     """`config` with eval.split and eval.extractor chosen where they are 'auto'; a note tells what does not go without
     saying. eval.split: valid, or test where there is none. eval.extractor: classifier, or pixels where there are no
-    labels, or '' where there are too few images. eval.sample_tokens: where it is -1, 200, or as many as a Transformer's
-    context and the held-out text have.
+    labels, or '' where there are too few images. eval.sample_tokens: where it is -1, 200, or as many as the context of
+    the model and the held-out text have.
     """
     config = copy.deepcopy(config)
     if config.eval.split == 'auto':
@@ -241,8 +241,9 @@ def _fitted(config: ConfigDict, dataset: data.Dataset) -> ConfigDict:
         room = [_SAMPLE_TOKENS]
         if config.eval.final_split in dataset.splits:
             room.append(len(dataset.splits[config.eval.final_split].tokens) - 1)
-        if config.model.get('kind') == 'transformer':
-            room.append(config.data.block - 1)
+        text = tasks.make(config, dataset).get(CausalText)
+        if text and text.context:
+            room.append(text.context - 1)  # the sample begins behind a token that is not written
         config.eval.sample_tokens = max(1, min(room))
         if config.eval.sample_tokens < _SAMPLE_TOKENS:
             note(f'eval.sample_tokens: {config.eval.sample_tokens}, for the context or the held-out text has no more')

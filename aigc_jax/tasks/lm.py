@@ -165,9 +165,10 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(
             f'data.eval_block: {config.data.eval_block}; a transformer sees no more than data.block, {block}'
         )
-    if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
+    most = config.eval.sample_tokens  # -1 as long as nobody has chosen by the context of the task
+    if most != -1 and (most < 1 or (not is_recurrent and most + 1 > module.context)):
         raise UserError(
-            f'eval.sample_tokens: {config.eval.sample_tokens}; 1 or more, and less than the data.block of a '
+            f'eval.sample_tokens: {most}; 1 or more, and less than the data.block of a '
             'transformer; -1: as many as fit, 200 at most'
         )
     sampling = from_config(config.sample)
@@ -180,7 +181,7 @@ def make(config, dataset: Dataset) -> Task:
         rows_length=len(dataset.splits['train']) // config.batch_size if spec.contiguous else 0,
         batch_size=config.batch_size,
         z_loss=config.task.z_loss,
-        sample_tokens=config.eval.sample_tokens,
+        sample_tokens=most,
         sampling=sampling,
     ).task()
 
