@@ -1,6 +1,7 @@
 """What a model is to the rest of the project: a `Task` of pure functions over a `TrainState` of arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -81,6 +82,11 @@ class Task:
     init: Callable[[Array], tuple[dict[str, Tree], Extra]]
     rounds: tuple[tuple[Turn, ...], ...]
     capabilities: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def abstract(self) -> tuple[dict[str, Tree], Extra]:
+        """Shapes and dtypes of what init gives. They are kept, because tracing a deep model takes a second."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0, impl='threefry2x32')))
 
     @property
     def players(self) -> tuple[str, ...]:

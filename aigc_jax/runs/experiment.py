@@ -17,7 +17,7 @@ from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.kept import cached_method
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params, create_state, draw, first_state, fuse, make_optimizers, make_step
+from aigc_jax.core.step import abstract_params, draw, first_state, fuse, make_optimizers, make_step
 from aigc_jax.core.types import Extra, TrainState, Tree
 from aigc_jax.data import Tokenizer, augment, batching
 from aigc_jax.metrics.images import NEIGHBOURS
@@ -96,7 +96,7 @@ class Experiment:
 
     @functools.cached_property
     def _abstract_replica(self) -> TrainState:
-        return jax.eval_shape(lambda: create_state(self.task, self.optimizers, 0))
+        return jax.eval_shape(lambda drawn: first_state(self.optimizers, *drawn), self.task.abstract)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -120,6 +120,8 @@ class Experiment:
             drawn, extra = draws(self.seed_array)
             or_drawn = lambda own, where, given: own if given is None else self._given(given, where)
             params = drawn if params is None else jax.tree.map(or_drawn, drawn, sharding.params, params)
+        elif not jax.tree.leaves(extra_sharding):
+            extra = extra_sharding
         else:
             extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
             params = jax.tree.map(self._given, params, sharding.params)

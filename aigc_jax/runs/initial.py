@@ -11,7 +11,7 @@ from aigc_jax.adapt import huggingface, lora
 from aigc_jax.core import optim, parallel, rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params, create_state, make_optimizers
+from aigc_jax.core.step import abstract_params, first_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs import config as config_lib
@@ -68,7 +68,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
             task = adapt.adapted(tasks.make(experiment.config, dataset), experiment.config)
         plan = experiment.plan
-        params, extra = jax.eval_shape(lambda: init(task))
+        params, extra = task.abstract
         params = parallel.abstract(params, plan.param_shardings(params))
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         if not set(task.players) <= set(theirs.optim):
@@ -95,7 +95,7 @@ def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     if theirs.adapt.name:
         own = lora.optimizers(own, abstract_params(task))
     optimizers = make_optimizers(task, own, theirs.total_steps)
-    state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
+    state = jax.eval_shape(lambda drawn: first_state(optimizers, *drawn), task.abstract)
     if not any(optim.without_moments(state.opt).values()):
         return {}
     shardings = jax.tree.map(lambda _: plan.replicated, state) if plan.replicas else plan.state_sharding(state)
