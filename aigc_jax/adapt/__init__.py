@@ -4,20 +4,29 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt import lora
+from aigc_jax.adapt import lora, quantize
+from aigc_jax.adapt.stored import Stored, whole
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
 
 FIELDS = {
     'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
+    'quantize': Field(dict, fields=quantize.FIELDS, doc='of how few bits the weights are'),
 }  # fmt: skip
 
 
 def adapted(task: Task, config: ConfigDict) -> Task:
     """`task` as the config's groups of FIELDS change it. Raises UserError."""
-    return lora.adapted(task, config.adapt)
+    return lora.adapted(quantize.adapted(task, config.quantize), config.adapt)
 
 
 def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: its tree} of the parameters that the model computes with, as the task without changes has them."""
-    return lora.merged(params, config.adapt)
+    return quantize.merged(lora.merged(params, config.adapt), config.quantize)
+
+
+def stored(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:
+    """{PLAYER/…: how it is stored} of the parameters that the model computes with. Each group changes what the groups
+    before it say."""
+    params = lora.merged(params, config.adapt)
+    return quantize.stored(whole(params), params, config.quantize)

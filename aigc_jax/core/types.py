@@ -101,15 +101,15 @@ class Task:
 
     def through(self, change: Callable[[dict[str, Tree]], dict[str, Tree]]) -> 'Task':
         """The same task, each of whose functions sees change(params) in the place of the parameters."""
+        return self.around(lambda function: lambda params, *rest: function(change(params), *rest))
 
-        def changed(function: Callable) -> Callable:
-            return lambda params, *rest: function(change(params), *rest)
-
-        rounds = tuple(tuple(Turn(turn.player, changed(turn.loss)) for turn in turns) for turns in self.rounds)
+    def around(self, wrap: Callable[[Callable], Callable]) -> 'Task':
+        """The same task, with wrap(function) in the place of each function that begins with the parameters."""
+        rounds = tuple(tuple(Turn(turn.player, wrap(turn.loss)) for turn in turns) for turns in self.rounds)
         capabilities = []
         for one in self.capabilities:
             functions = {name: getattr(one, name) for name in one.OF_PARAMETERS}
-            new = {name: changed(function) for name, function in functions.items() if function is not None}
+            new = {name: wrap(function) for name, function in functions.items() if function is not None}
             capabilities.append(dataclasses.replace(one, **new))
         return dataclasses.replace(self, rounds=rounds, capabilities=tuple(capabilities))
 

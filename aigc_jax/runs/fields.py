@@ -28,6 +28,7 @@ EVAL = {
     'also_each': Field(
         tuple, (), items=Field(str), doc='reports of the final evaluation that are made at each evaluation, too'
     ),
+    'model_bytes': Field(bool, False, doc='whether the final evaluation tells the bytes of the model'),
     'best_metric': Field(str, '', doc='the checkpoint with its best value is kept; empty: none is'),
     'best_mode': Field(str, 'min', choices=('min', 'max'), doc='whether the least or the greatest value is the best'),
     'patience': Field(int, 0, least=0, doc='evaluations without a better value before the run stops; 0: it does not'),
