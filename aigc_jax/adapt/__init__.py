@@ -4,18 +4,19 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt import lora
+from aigc_jax.adapt import lora, prune
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
 
 FIELDS = {
     'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
+    'prune': Field(dict, fields=prune.FIELDS, doc='which weights are 0 from then on'),
 }  # fmt: skip
 
 
 def adapted(task: Task, config: ConfigDict) -> Task:
     """`task` as the config's groups of FIELDS change it. Raises UserError."""
-    return lora.adapted(task, config.adapt)
+    return prune.adapted(lora.adapted(task, config.adapt), config.prune)
 
 
 def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:

@@ -126,6 +126,10 @@ def _from_2(config: ConfigDict) -> None:
 
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
+    _add(
+        config,
+        prune=dict(keep=1.0, targets='.*', rules=(), scope='layer', run='', redrawn=False, begin=0, end=0, every=100),
+    )  # fmt: skip
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}
