@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt import lora, quantize
+from aigc_jax.adapt import lora, prune, quantize
 from aigc_jax.adapt.stored import Stored, whole
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
@@ -12,12 +12,14 @@ from aigc_jax.core.types import Task, Tree
 FIELDS = {
     'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
     'quantize': Field(dict, fields=quantize.FIELDS, doc='of how few bits the weights are'),
+    'prune': Field(dict, fields=prune.FIELDS, doc='which weights are 0 from then on'),
 }  # fmt: skip
 
 
 def adapted(task: Task, config: ConfigDict) -> Task:
     """`task` as the config's groups of FIELDS change it. Raises UserError."""
-    return lora.adapted(quantize.adapted(task, config.quantize), config.adapt)
+    changed = lora.adapted(quantize.adapted(task, config.quantize), config.adapt)
+    return prune.adapted(changed, config.prune)
 
 
 def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:

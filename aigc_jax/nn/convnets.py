@@ -235,6 +235,18 @@ class Discriminator(ImageNetwork, kw_only=True):
         return logit[:, 0] if self.outputs == 1 else logit
 
 
+class Classifier(ImageNetwork, kw_only=True):
+    """x (n, H, W, C) -> logits of the classes, (n, outputs), of the means over all places."""
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
+        x = fall(self, x, train).mean((1, 2))
+        head = maybe_spectral(nn.Dense(self.outputs, dtype=self.dtype, name='head'), self.spectral)
+        return head(x, train).astype(jnp.float32)
+
+
 def check(network: ImageNetwork, shape: Sequence[int], what: str) -> None:
     """Raises UserError for fields of `what`, those of `network`, that images of `shape` or each other do not fit."""
     levels = len(network.features)

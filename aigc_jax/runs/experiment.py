@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import adapt, data, tasks
-from aigc_jax.adapt import lora
+from aigc_jax.adapt import lora, prune
 from aigc_jax.core import check_task, memory, optim, parallel
 from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
@@ -60,7 +60,8 @@ class Experiment:
             )
         params = abstract_params(self.task)
         chosen = lora.optimizers(config.optim, params)
-        self.optimizers = make_optimizers(self.task, chosen, config.total_steps)
+        optimizers = make_optimizers(self.task, chosen, config.total_steps)
+        self.optimizers = prune.optimizers(optimizers, self.task, config)
         self.frozen = optim.frozen(chosen, params)
         if not is_plan:
             self._want_room()
@@ -106,9 +107,11 @@ class Experiment:
             state = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.plan.replicas, *x.shape), x.dtype), state)
         return parallel.abstract(state, self.plan.state_sharding(state))
 
-    def create_state(self, params: Tree | None = None, stats: dict[str, Tree] | None = None) -> TrainState:
+    def create_state(
+        self, params: Tree | None = None, stats: dict[str, Tree] | None = None, masks: dict[str, Tree] | None = None
+    ) -> TrainState:  # fmt: skip
         """The state at step 0; `params` and `stats` (of init.run) take the place of the drawn ones. In `params`, None
-        stands where a parameter is to be drawn.
+        stands where a parameter is to be drawn. masks: of prune.run, {player: its masks}.
 
         Each device makes its own part. The arrays that are given are of one replica, and are used up.
         """
@@ -128,8 +131,11 @@ class Experiment:
         if stats:
             given = jax.tree.map(self._given, stats, {name: sharding.stats[name] for name in stats})
             extra = extra._replace(stats={**extra.stats, **given})
-        begin = lambda drawn: first_state(self.optimizers, *drawn)
-        return self.plan.compile_begin(begin, sharding)((params, extra))
+        if masks:
+            given = {player: sharding.opt[player].masks for player in masks}
+            masks = jax.tree.map(self._given, masks, given)
+        begin = lambda drawn: prune.begin(self.optimizers, self.config.prune, *drawn)
+        return self.plan.compile_begin(begin, sharding)((params, extra, masks))
 
     def _given(self, x, sharding) -> jax.Array:
         """The array of one replica, repeated for all replicas; or put on its sharding if there are none."""

@@ -126,5 +126,23 @@ def _from_2(config: ConfigDict) -> None:
 
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
+    data = config.get('data')
+    if isinstance(data, ConfigDict) and 'columns' in data:
+        _add(data, train_examples=-1)
     _add(config, quantize=dict(weights='', activations='', group=0, targets='.*'))
     _add(config.get('eval'), model_bytes=False)
+    _add(
+        config,
+        prune=dict(keep=1.0, targets='.*', rules=(), scope='layer', run='', redrawn=False, begin=0, end=0, every=100),
+    )  # fmt: skip
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}
+
+
+def _add(group: ConfigDict | None, **fields) -> None:
+    """Gives `group` those of `fields` that it lacks."""
+    if isinstance(group, ConfigDict):
+        for name, value in fields.items():
+            if name not in group:
+                group[name] = ConfigDict(value) if isinstance(value, dict) else value

@@ -185,14 +185,17 @@ class _Training:
         return Outcome(step, results, tuple(sorted({row['seed'] for row in run.rows() if 'diverged' in row})))
 
     def _state(self, experiment: Experiment, checkpoints, newest: int | None) -> tuple[TrainState, dict]:
-        """(the state to go on from, the step and the digest of the checkpoint that init.run gave it)."""
+        """(the state to go on from, the steps and the digests of the checkpoints of init.run and prune.run)."""
         if newest is not None:
             return checkpoints.restore(newest, experiment.abstract_state), {}
         model, step = initial.model(experiment)
         taken = {} if step is None else {'init_step': step, 'init_sha256': initial.digest(self._config, step)}
+        masks, step = initial.masks(experiment)
+        if masks:
+            taken |= {'prune_step': step, 'prune_sha256': initial.digest_of(self._config.prune.run, step)}
         if taken and processes.several():
-            processes.alike('init.run', taken, 'Give all the same run.')
-        return experiment.create_state(*model), taken
+            processes.alike('init.run, prune.run', taken, 'Give all the same run.')
+        return experiment.create_state(*(model or (None, None)), masks), taken
 
     def _write(self, experiment: Experiment, start: int, taken: dict) -> None:
         """What a run is made with; a resumed one writes it anew."""
