@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt import lora
+from aigc_jax.adapt import distill, lora
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
 
 FIELDS = {
     'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
+    'distill': Field(dict, fields=distill.FIELDS, doc='a trained model whose probabilities are learned'),
 }  # fmt: skip
 
 

@@ -36,6 +36,14 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
     return dataclasses.replace(found, may_grow=True)
 
 
+def source(folder: str) -> Run:
+    """The run in `folder`. Raises UserError."""
+    run = Run(folder)
+    if not run.folder.is_dir():
+        raise UserError(f'init.run: there is no folder {run.folder}; name the folder of a run')
+    return run
+
+
 def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
     """(parameters, statistics) of the run that init.run names, and their step; () where it names none. In the place of
     a parameter that is to be drawn (init.drawn) stands None.
@@ -50,9 +58,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
         return (), None
     if pretrained.is_one(experiment.config):
         return (_of_checkpoint(experiment), {}), 0
-    run = Run(wanted.run)
-    if not run.folder.is_dir():
-        raise UserError(f'init.run: there is no folder {run.folder}; name the folder of a run')
+    run = source(wanted.run)
     theirs = run.config
     if theirs.num_seeds > 1:
         raise UserError(f'init.run: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
