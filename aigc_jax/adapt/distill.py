@@ -1,4 +1,4 @@
-"""Distillation (Hinton et al. 2015): a model, the student, learns the probabilities of another trained one, the teacher.
+"""Distillation (Hinton et al. 2015): a model, the student, learns the probabilities of a trained one, the teacher.
 
 It is a change of the student's loss. The teacher is a task of the same kind with parameters that are constants, and so
 have no gradient, no optimizer and no average, and are in no checkpoint. Its loss is computed on the student's own batch
@@ -19,21 +19,21 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 FIELDS = {
     'run': Field(
         str, '',
-        doc="the teacher: a run's folder or a checkpoint of Hugging Face, of the same task.name, tokenizer and classes; "
-        'empty: none',
+        doc="the teacher: a run's folder or a checkpoint of Hugging Face, with the same task.name, tokenizer and "
+        'classes; empty: none',
     ),
     'step': Field(str, '', doc='of which checkpoint, a number or `best`; empty: the newest'),
     'average': Field(
         bool, True, doc='whether to take the average of the parameters, where that run keeps and evaluates one'
     ),
     'weight': Field(
-        float, 0.5, least=0, most=1, doc="share of the teacher's probabilities in the loss; the rest is that of the data"
+        float, 0.5, least=0, most=1,
+        doc="share of the loss that is about the teacher's probabilities; the rest is about the data",
     ),
     'temperature': Field(
         float, 2.0, above=0, doc='T, which the logits of both are divided by where they are compared'
     ),
 }  # fmt: skip
-GROUP = 'distill'
 
 
 def adapted(task: Task, teacher: Task, params: Mapping[str, Tree], config: ConfigDict) -> Task:

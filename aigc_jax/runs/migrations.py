@@ -127,6 +127,9 @@ def _from_2(config: ConfigDict) -> None:
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
     _add(config, distill=dict(run='', step='', average=True, weight=0.5, temperature=2.0))
+    optim = config.get('optim')
+    for player in optim.values() if isinstance(optim, ConfigDict) else ():
+        _add(player, layer_decay=1.0)
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}

@@ -5,11 +5,10 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 
-import jax
 from ml_collections import ConfigDict
 
 from aigc_jax import adapt, tasks
-from aigc_jax.adapt import distill, huggingface
+from aigc_jax.adapt import huggingface
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
