@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt import lora, prune, quantize
+from aigc_jax.adapt import distill, lora, prune, quantize
 from aigc_jax.adapt.stored import Stored, whole
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
@@ -13,6 +13,7 @@ FIELDS = {
     'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
     'quantize': Field(dict, fields=quantize.FIELDS, doc='of how few bits the weights are'),
     'prune': Field(dict, fields=prune.FIELDS, doc='which weights are 0 from then on'),
+    'distill': Field(dict, fields=distill.FIELDS, doc='a trained model whose probabilities are learned'),
 }  # fmt: skip
 
 

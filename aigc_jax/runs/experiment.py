@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import adapt, data, tasks
-from aigc_jax.adapt import lora, prune
+from aigc_jax.adapt import distill, lora, prune
 from aigc_jax.core import check_task, memory, optim, parallel
 from aigc_jax.core.capabilities import CausalText, Samples
 from aigc_jax.core.errors import UserError
@@ -64,7 +64,8 @@ class Experiment:
         self.optimizers = prune.optimizers(optimizers, self.task, config)
         self.frozen = optim.frozen(chosen, params)
         if not is_plan:
-            self._want_room()
+            count = f' of {config.num_seeds} seeds' if self.plan.replicas else ''
+            self.want_room([self._abstract_replica] * (self.plan.replicas or 1), f'model, num_seeds: the state{count}')
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
 
     def _check_own_task(self, rows: int) -> None:
@@ -80,14 +81,12 @@ class Experiment:
         shape = None if isinstance(spec, data.Tokens) else spec.shape
         check_task.check(self.task, config.task.name, rows, config.batch_size, train, evaluated, shape)
 
-    def _want_room(self) -> None:
-        """Raises UserError where the devices of this process cannot hold their share of the state."""
+    def want_room(self, arrays: Tree, what: str) -> None:
+        """Raises UserError where the devices of this process cannot hold their share of these (abstract) arrays."""
         share = len(self.plan.mesh.local_devices) / self.plan.mesh.size
         limits = [(device.memory_stats() or {}).get('bytes_limit') for device in self.plan.mesh.local_devices]
         free = sum(limits) if all(limits) else None  # a CPU has the machine's
-        count = self.plan.replicas or 1
-        what = 'model, num_seeds: the state' + (f' of {count} seeds' if count > 1 else '')
-        memory.want(share * count * _bytes(self._abstract_replica), what, free)
+        memory.want(share * _bytes(arrays), what, free)
 
     @property
     def num_classes(self) -> int:
@@ -148,17 +147,29 @@ class Experiment:
         seeds = np.asarray(self.seeds, np.int32)
         return parallel.put(seeds if self.plan.replicas else seeds[0], self.plan.seeds)
 
-    def train_call(self):
-        """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each."""
+    def train_call(self, teacher=None):
+        """call(state, seed, data, feed) -> (state, metrics), jitted or pmapped, steps_per_call steps each.
+
+        teacher: that of distill.run (runs/teacher.py), where there is one; `data` are (resident data, its parameters).
+        """
         config, rounds = self.config, len(self.task.rounds)
         examples = config.batch_size / self.plan.mesh.size * (self.plan.replicas or 1)
         one = 4 * math.prod(self.dataset.spec.shape)
         memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
         shardings = self.plan.gradient_shardings(self.abstract_state.params)
-        arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen, shardings
-        step = make_step(self.task, self.optimizers, *arguments)
-        gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
-        return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
+        arguments = self.train_preprocess, config.micro_batches, self.plan.axis_name, self.frozen, shardings
+        gather = batching.gather_streamed if config.data.stream else self._split('train').gather
+        made = lambda task: fuse(make_step(task, self.optimizers, *arguments), gather, config.steps_per_call)
+        if teacher is None:
+            return self.plan.compile(made(self.task), self.abstract_state)
+
+        def call(state, seed, data, feed):
+            resident, params = data
+            task = distill.adapted(self.task, teacher.task, params, config.distill)
+            return made(task)(state, seed, resident, feed)
+
+        places = self.plan.replicated, jax.tree.map(lambda x: x.sharding, teacher.params)
+        return self.plan.compile(call, self.abstract_state, places)
 
     def resident_data(self) -> Tree:
         """The training split on the devices; nothing where it is streamed."""

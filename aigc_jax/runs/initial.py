@@ -39,6 +39,14 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
     return dataclasses.replace(found, may_grow=True)
 
 
+def source(folder: str, what: str = 'init.run') -> Run:
+    """The run in `folder`. what: the field that names it, for messages. Raises UserError."""
+    run = Run(folder)
+    if not run.folder.is_dir():
+        raise UserError(f'{what}: there is no folder {run.folder}; name the folder of a run')
+    return run
+
+
 def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
     """(parameters, statistics) of the run that init.run names, and their step; () where it names none. In the place of
     a parameter that is to be drawn (init.drawn) stands None.
@@ -116,9 +124,7 @@ def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
 @contextlib.contextmanager
 def _opened(folder: str, what: str, task: Task) -> Iterator[tuple[Run, ConfigDict, Checkpoints]]:
     """(run, its config, its checkpoints), of one seed and of a model with the players of `task`. Raises UserError."""
-    run = Run(folder)
-    if not run.folder.is_dir():
-        raise UserError(f'{what}: there is no folder {run.folder}; name the folder of a run')
+    run = source(folder, what)
     theirs = run.config
     if theirs.num_seeds > 1:
         raise UserError(f'{what}: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')

@@ -135,6 +135,10 @@ def _from_3(config: ConfigDict) -> None:
         config,
         prune=dict(keep=1.0, targets='.*', rules=(), scope='layer', run='', redrawn=False, begin=0, end=0, every=100),
     )  # fmt: skip
+    _add(config, distill=dict(run='', step='', average=True, weight=0.5, temperature=2.0))
+    optim = config.get('optim')
+    for player in optim.values() if isinstance(optim, ConfigDict) else ():
+        _add(player, layer_decay=1.0)
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}

@@ -91,7 +91,7 @@ class EncoderDecoderModel:
             value = (1 - self.label_smoothing) * value + self.label_smoothing * uniform
         if self.z_loss:
             value = value + self.z_loss * mean(log_z**2)
-        return value, Aux({'nats_per_token': nats}, extra, count.astype(jnp.float32))
+        return value, Aux({'nats_per_token': nats}, extra, count.astype(jnp.float32), (logits, there))
 
     def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
         """Nats and accuracy of each token of a target, given those before it. exact_match: all are the likeliest, so
