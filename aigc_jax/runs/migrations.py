@@ -126,6 +126,8 @@ def _from_2(config: ConfigDict) -> None:
 
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
+    if config.get('task', {}).get('name') == 'seq2seq':
+        _add(config.get('eval'), code_bleu=False)
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}
