@@ -58,7 +58,11 @@ VARIANTS = {
     # The name of a function, from its body.
     'name': {'data.columns': ('code', 'name'), 'data.target_block': 24},
     # A function from its docstring.
-    'code': {'data.columns': ('docstring', 'code'), 'data.block': 64, 'data.target_block': 256},
+    'code': {
+        'data.columns': ('docstring', 'code'), 'data.block': 64, 'data.target_block': 256, 'eval.code_bleu': True,
+    },
+    # Both, of one model: CodeT5's bimodal dual generation.
+    'both_ways': {'data.both_ways': True, 'data.target_block': 256},
     # Seconds on a CPU, for tests.
     'smoke': {
         'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,

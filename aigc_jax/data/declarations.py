@@ -98,6 +98,10 @@ EXAMPLES = {
         doc='names of the fields that are read: source and target; text, perhaps a second one, and label; tokens and '
         'tags; (): those that aigc_jax/data/README.md tells of',
     ),
+    'both_ways': Field(
+        bool, False,
+        doc='whether each pair is also turned round; sources then begin with <NAME>, the column that is to be written',
+    ),
     'train_examples': Field(
         int, -1, least=-1,
         doc='training examples that are used, chosen by their hashes, so that fewer are a part of more; -1: all',

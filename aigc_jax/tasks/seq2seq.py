@@ -43,6 +43,7 @@ FIELDS = {
             int, 200, least=0, doc='of the final evaluation, targets of pairs that are written; 0: none'
         ),
         'generated_beams': Field(int, 1, least=1, doc='of the search for them; 1: the likeliest token each time'),
+        'code_bleu': Field(bool, False, doc='whether they are Python, so that CodeBLEU is measured, too'),
     },
 }  # fmt: skip
 

@@ -179,6 +179,19 @@ def test_fewer_training_examples_are_a_part_of_more_and_the_held_out_ones_stay(t
     assert f'data.train_examples: 0, but {name} has {count}' in message(name, train_examples=0)
 
 
+def test_pairs_are_read_both_ways(tmp_path):
+    """Half of the examples of each split are of each way, and a source tells which."""
+    path = lines(tmp_path / 'a.jsonl', [{'en': one['source'], 'sum': one['target']} for one in PAIRS])
+    fields = dict(columns=('en', 'sum'), block=40, target_block=24)
+    once, both = data.load(make(f'pairs:{path}', **fields)), data.load(make(f'pairs:{path}', both_ways=True, **fields))
+    for split in ('train', 'valid', 'test'):
+        pairs = [*zip(texts(once, split, 'source'), texts(once, split, 'target'), strict=True)]
+        wanted = [way for en, of in pairs for way in ((f'<sum> {en}', of), (f'<en> {of}', en))]
+        assert [*zip(texts(both, split, 'source'), texts(both, split, 'target'), strict=True)] == wanted
+    assert 'data.both_ways: is of pairs' in message('labelled:' + lines(tmp_path / 'b', TEXTS), both_ways=True)
+    assert 'data.both_ways: is of pairs' in message('tagged:' + lines(tmp_path / 'c', WORDS), both_ways=True)
+
+
 def test_the_first_token_of_a_word_has_its_tag(tmp_path):
     path = lines(tmp_path / 'a.jsonl', WORDS)
     dataset = data.load(make(f'tagged:{path}', special=('cls', 'sep')))

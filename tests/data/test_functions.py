@@ -121,6 +121,8 @@ def test_the_columns_say_what_is_told_from_what(some):
     for source, target in zip(sources, targets, strict=True):
         assert source.startswith(('def _(', 'async def _('))
         assert target not in {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    both = decoded(data.load(make('docstrings', both_ways=True)), 'train', 'source')
+    assert [one.split('> ')[0] for one in both] == ['<docstring', '<code'] * (len(both) // 2) and len(both) > 40
     back = data.load(make('docstrings', columns=('docstring', 'code')))
     forth = data.load(make('docstrings'))
     assert len(back.splits['train']) == len(forth.splits['train']) == len(sources)

@@ -79,7 +79,7 @@ def docstrings(cfg, tokenizer) -> Dataset:
     found = [function for function in functions() if _is_told(function)]
     by_split, origin = _divided(cfg, found, lambda function: {function.code, function.docstring})
     chosen = {split: [_pair(function, names) for function in every] for split, every in by_split.items()}
-    return examples.pairs(cfg, chosen, text.PSF, tokenizer, origin)
+    return examples.pairs(cfg, chosen, text.PSF, tokenizer, origin, names)
 
 
 def identifiers(cfg, tokenizer) -> Dataset:
