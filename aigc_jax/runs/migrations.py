@@ -126,7 +126,7 @@ def _from_2(config: ConfigDict) -> None:
 
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
-    _add(config, quantize=dict(weights='', activations='', group=0, targets='.*'))
+    _add(config, quantize=dict(weights='', activations='', group=0, targets='.*', method='rtn', examples=128))
     _add(config.get('eval'), model_bytes=False)
 
 
