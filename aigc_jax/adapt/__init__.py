@@ -1,7 +1,8 @@
 """Changes of a model. Each is a function Task -> Task of a group of the config, and changes nothing by default."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax.adapt import distill, lora, prune, quantize
@@ -26,6 +27,11 @@ def adapted(task: Task, config: ConfigDict) -> Task:
 def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: its tree} of the parameters that the model computes with, as the task without changes has them."""
     return quantize.merged(lora.merged(params, config.adapt), config.quantize)
+
+
+def tensors(params: Mapping[str, Tree], config: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a file of `merged`, in which what is quantized is whole numbers and scales."""
+    return quantize.packed(lora.merged(params, config.adapt), config.quantize)
 
 
 def stored(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:

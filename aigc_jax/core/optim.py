@@ -331,6 +331,7 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     """optax.NAME(**arguments), with the durations in percent resolved. Raises UserError where it is not 0 or more
     throughout."""
     arguments = dict(config)
+    total_steps = total_steps or 1000  # a run without steps reads no schedule, and of 0 steps optax makes none
     check_type(f'{what}.name', arguments.get('name'), str)
     factory = _find(arguments.pop('name'), (optax,), f'{what}.name', 'schedule')
     for name in [name for name in arguments if name.endswith('_percent')]:

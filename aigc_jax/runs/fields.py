@@ -77,7 +77,7 @@ def _eval(config: ConfigDict, around: ConfigDict) -> Group:
 FIELDS = {
     'schema': Field(int, SCHEMA, choices=(SCHEMA,), doc='version of the fields; older runs are brought up to it'),
     'seed': Field(int, 0, doc='of all draws; each is a function of it, of the step, of a name and of the example'),
-    'total_steps': Field(int, least=1, doc='optimizer steps'),
+    'total_steps': Field(int, least=0, doc='optimizer steps; 0: the model of init.run is evaluated as it is'),
     'batch_size': Field(int, 128, least=1, doc='examples of each round, over all devices; of text, windows or rows'),
     'micro_batches': Field(int, 1, least=1, doc='parts that a batch is cut into, to save memory'),
     'steps_per_call': Field(int, 10, least=1, doc='steps fused into one compiled call'),

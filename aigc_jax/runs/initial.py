@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import adapt, tasks
-from aigc_jax.adapt import huggingface, lora, prune
+from aigc_jax.adapt import gptq, huggingface, lora, prune, quantize
 from aigc_jax.core import optim, parallel, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
@@ -54,6 +55,42 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
     init.step: of which checkpoint; init.average: whether it is the average of the parameters, where their run keeps
     one, which is what their run was evaluated and sampled with. Raises UserError.
     """
+    found, step = _model(experiment)
+    if experiment.config.quantize.method == 'gptq':
+        found = _calibrated(experiment, *found)
+    return found, step
+
+
+def _calibrated(
+    experiment: Experiment, params: dict[str, Tree], stats: dict[str, Tree]
+) -> tuple[dict[str, Tree], dict[str, Tree]]:  # fmt: skip
+    """The same model, rounded by GPTQ on examples that are drawn from the training split."""
+    config, dataset = experiment.config, experiment.dataset
+    params = {
+        player: {name: leaf for name, leaf in own.items() if name != quantize.GROUP} for player, own in params.items()
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: leaf is None)
+    if missing := [tree.path_name(path) for path, leaf in leaves if leaf is None]:
+        raise UserError(f'quantize.method: gptq rounds a trained model, and init.drawn draws {", ".join(missing)}')
+    task = tasks.make(config, dataset)
+    extra = jax.jit(lambda: task.init(rng.stream(config.seed, 'init'))[1])()
+    extra = extra._replace(stats={**extra.stats, **stats})
+    rows = config.batch_size // config.micro_batches
+    count = -(-config.quantize.examples // rows) * rows
+    draws = np.random.Generator(np.random.PCG64(config.seed % 2**32))
+    places = draws.integers(len(dataset.splits['train']), size=count)
+
+    def batches():
+        for begin in range(0, count, rows):
+            index = np.arange(begin, begin + rows, dtype=np.int32)
+            ctx = rng.context(config.seed, 'calibration', 0, index)
+            yield experiment.preprocess(experiment.examples('train', places[index]), ctx), ctx
+
+    return gptq.calibrated(task, params, extra, batches(), config.quantize), stats
+
+
+def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
+    """`model`, before it is quantized."""
     wanted = experiment.config.init
     if not wanted.run:
         if wanted.step:

@@ -131,7 +131,7 @@ def _from_3(config: ConfigDict) -> None:
         _add(data, train_examples=-1, both_ways=False)
     if config.get('task', {}).get('name') == 'seq2seq':
         _add(config.get('eval'), code_bleu=False)
-    _add(config, quantize=dict(weights='', activations='', group=0, targets='.*'))
+    _add(config, quantize=dict(weights='', activations='', group=0, targets='.*', method='rtn', examples=128))
     _add(config.get('eval'), model_bytes=False)
     _add(
         config,

@@ -116,7 +116,9 @@ class _Training:
         self._write(experiment, start, taken)
         with processes.together('checkpoints'):  # after config.json, without which checkpoints/ belongs to no run
             checkpoints = checkpoints or self._checkpoints()
-            log = self._held.enter_context(contextlib.closing(run.log(start)))
+            # A run without steps that was interrupted before its checkpoint may have a row of step 0 already.
+            behind = start if config.total_steps or newest is not None else -1
+            log = self._held.enter_context(contextlib.closing(run.log(behind)))
             log.timing(event='start', step=start, seconds={**self._clock})
         loop = Loop(experiment, run, checkpoints, log, start, self._stream)
         self._held.callback(loop.progress.close)
