@@ -154,7 +154,7 @@ class Experiment:
         memory.want(examples * (one + 4 * rounds * config.steps_per_call), 'batch_size, steps_per_call')
         shardings = self.plan.gradient_shardings(self.abstract_state.params)
         arguments = self.train_preprocess, self.config.micro_batches, self.plan.axis_name, self.frozen, shardings
-        step = make_step(self.task, self.optimizers, *arguments)
+        step = make_step(self.task, self.optimizers, *arguments, prune.gradient)
         gather = batching.gather_streamed if self.config.data.stream else self._split('train').gather
         return self.plan.compile(fuse(step, gather, self.config.steps_per_call), self.abstract_state)
 
