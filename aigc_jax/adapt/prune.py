@@ -166,9 +166,24 @@ def masks_of(weights: Tree, wanted: Tree, scope: str, rest: Array | float = 0.0)
     return tree.map_named(lambda name, _: found.get(name), weights)
 
 
+def stored(before: Mapping[str, Any], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Any]:
+    """`before`, {PLAYER/…: how a parameter is stored}, where of each kernel that is pruned the weights that are not 0
+    are stored, and a bit for each weight that says whether it is. config: the group `prune`."""
+    if not is_on(config):
+        return dict(before)
+    leaves, found = tree.flatten(dict(params)), dict(before)
+    for name in tree.flatten(shares(params, config)):
+        mask = -(-leaves[name].size // 8)
+        values = int(jnp.count_nonzero(leaves[name]))
+        found[name] = found[name]._replace(values=values, more=found[name].more + mask)
+    return found
+
+
 def kept(values: Tree, masks: Tree) -> Tree:
-    """`values`, of one player, with 0 where its weight is pruned."""
-    return jax.tree.map(lambda value, mask: value if mask is None else jnp.where(mask, value, 0), values, masks)
+    """`values`, of one player, with 0 where its weight is pruned. An average may lack what is frozen."""
+    lacks = lambda value: isinstance(value, optax.MaskedNode)
+    one = lambda value, mask: value if mask is None or lacks(value) else jnp.where(mask, value, 0)
+    return jax.tree.map(one, values, masks, is_leaf=lacks)
 
 
 def gradient(values: Tree, state: Any) -> Tree:

@@ -1,6 +1,5 @@
 """Pruning: which weights are kept, that the others are 0 and stay so, and runs that are pruned by the runs before."""
 
-import dataclasses
 import shutil
 
 import jax
@@ -285,9 +284,19 @@ def test_a_run_that_cannot_say_what_is_kept_is_named(ticket, fields, words):
         assert 'model/mlp/Dense_0/kernel is float32[64, 16], the model has float32[64, 8]' in str(error.value)
 
 
+def test_what_is_stored_are_the_weights_that_are_left_and_a_bit_for_each(ticket):
+    stored = pytest.importorskip('aigc_jax.adapt.stored')
+    params = aigc_jax.open(ticket).state.params
+    found = prune.stored(stored.whole(params), params, aigc_jax.open(ticket).config.prune)
+    sizes = {name: one.bytes for name, one in found.items()}
+    assert sizes == {
+        'model/mlp/Dense_0/kernel': 4 * 256 + 128, 'model/mlp/Dense_1/kernel': 4 * 80 + 20,
+        'model/mlp/Dense_0/bias': 64, 'model/mlp/Dense_1/bias': 40,
+    }  # fmt: skip
+
+
 def test_a_task_without_pruning_is_as_it_was():
     settings = config()
     experiment = Experiment(settings)
     assert prune.adapted(experiment.task, settings.prune) is experiment.task
     assert not any(isinstance(one, prune.PrunedState) for one in experiment.abstract_state.opt.values())
-    assert dataclasses.is_dataclass(experiment.task)
