@@ -14,7 +14,7 @@ from aigc_jax.core.types import Extra
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 
-CONV = 'configs/classify.py:smoke,conv'
+CONV = 'configs/classify.py:conv,smoke'
 
 
 def experiment(config='configs/classify.py:smoke', **fields):
@@ -90,4 +90,4 @@ def test_mistakes_are_named(fields, words):
 def test_images_without_classes_are_refused(tmp_path):
     np.savez(tmp_path / 'x.npz', x=np.zeros((200, 8, 8, 1), np.uint8))
     with pytest.raises(UserError, match='classify tells classes; the images of .* have none'):
-        experiment(data__name=f'npz:{tmp_path}/x.npz', data__num_examples=-1)
+        experiment(data__name=f'npz:{tmp_path}/x.npz')
