@@ -88,9 +88,8 @@ def adapted(task: Task, config: ConfigDict) -> Task:
 
 def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: of each parameter the share that is kept, or None where it is not pruned}. Raises UserError."""
-    kernels = [
-        name for name, leaf in tree.flatten(dict(params)).items() if name.endswith('/kernel') and leaf.ndim > 1
-    ]  # fmt: skip
+    leaves = tree.flatten(dict(params))
+    kernels = [name for name, leaf in leaves.items() if name.endswith('/kernel') and leaf.ndim > 1]
     patterns.check(config.targets, kernels, 'prune.targets')
     chosen = {name: config.keep for name in kernels if re.search(config.targets, name)}
     if not chosen:
@@ -104,7 +103,7 @@ def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
         if not matched:
             raise UserError(f'prune.rules: {rule[0]!r} matches no kernel that is pruned: {", ".join(chosen)}')
         chosen |= dict.fromkeys(matched, rule[1])
-    return tree.map_named(lambda name, _: chosen.get(name), dict(params))
+    return tree.map_named(lambda name, _: chosen[name] if chosen.get(name, 1) < 1 else None, dict(params))
 
 
 def optimizers(
@@ -115,6 +114,8 @@ def optimizers(
     own = config.prune
     if not is_on(own):
         return dict(found)
+    if own.end > config.total_steps:
+        raise UserError(f'prune.end: {own.end}, but total_steps is {config.total_steps}; the pruning would not end')
     turns = Counter(turn.player for turns in task.rounds for turn in turns)
     wanted = shares(abstract_params(task), own)
     for player in found:
@@ -165,9 +166,29 @@ def masks_of(weights: Tree, wanted: Tree, scope: str, rest: Array | float = 0.0)
     return tree.map_named(lambda name, _: found.get(name), weights)
 
 
+def stored(before: Mapping[str, Any], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Any]:
+    """`before`, {PLAYER/…: how a parameter is stored}, where of each kernel that is pruned the weights that are not 0
+    are stored, and a bit for each weight that says whether it is. config: the group `prune`."""
+    if not is_on(config):
+        return dict(before)
+    leaves, found = tree.flatten(dict(params)), dict(before)
+    for name in tree.flatten(shares(params, config)):
+        mask = -(-leaves[name].size // 8)
+        values = int(jnp.count_nonzero(leaves[name]))
+        found[name] = found[name]._replace(values=values, more=found[name].more + mask)
+    return found
+
+
 def kept(values: Tree, masks: Tree) -> Tree:
-    """`values`, of one player, with 0 where its weight is pruned."""
-    return jax.tree.map(lambda value, mask: value if mask is None else jnp.where(mask, value, 0), values, masks)
+    """`values`, of one player, with 0 where its weight is pruned. An average may lack what is frozen."""
+    lacks = lambda value: isinstance(value, optax.MaskedNode)
+    one = lambda value, mask: value if mask is None or lacks(value) else jnp.where(mask, value, 0)
+    return jax.tree.map(one, values, masks, is_leaf=lacks)
+
+
+def gradient(values: Tree, state: Any) -> Tree:
+    """The gradient of a player, 0 where its weight is pruned. state: that of its optimizer."""
+    return kept(values, state.masks) if isinstance(state, PrunedState) else values
 
 
 def rest(config: ConfigDict, step: Array) -> Array:
@@ -178,23 +199,18 @@ def rest(config: ConfigDict, step: Array) -> Array:
 
 def _pruned(inner, wanted: Tree, config: ConfigDict, turns: int) -> optax.GradientTransformation:
     def init(params):
-        masks = jax.tree.map(
-            lambda leaf, share: None if share is None else jnp.ones(leaf.shape, bool), params, wanted
-        )  # fmt: skip
+        masks = jax.tree.map(lambda w, share: None if share is None else jnp.ones(w.shape, bool), params, wanted)
         return PrunedState(jnp.zeros((), jnp.int32), masks, inner.init(params))
 
     def update(updates, state, params):
         masks, count = state.masks, state.count + 1
-        updates, own = inner.update(kept(updates, masks), state.inner, params)
+        updates, own = inner.update(gradient(updates, state), state.inner, params)
         if config.end:
             step, last = count // turns, count % turns == 0
             is_due = last & (step >= config.begin) & (step <= config.end)
             is_due &= ((step - config.begin) % config.every == 0) | (step == config.end)
-            after, left = optax.apply_updates(params, updates), rest(config, step)
-            before = masks
-            masks = jax.lax.cond(
-                is_due, lambda: masks_of(after, wanted, config.scope, left), lambda: before
-            )  # fmt: skip
+            after, left = kept(optax.apply_updates(params, updates), state.masks), rest(config, step)
+            masks = jax.lax.cond(is_due, lambda: masks_of(after, wanted, config.scope, left), lambda: state.masks)
             own = _averages_kept(own, masks)
         # w + (−w) is exactly 0, whatever the optimizer would have done.
         still = lambda update, mask, w: update if mask is None else jnp.where(mask, update, -w.astype(update.dtype))

@@ -159,7 +159,9 @@ class Experiment:
         shardings = self.plan.gradient_shardings(self.abstract_state.params)
         arguments = self.train_preprocess, config.micro_batches, self.plan.axis_name, self.frozen, shardings
         gather = batching.gather_streamed if config.data.stream else self._split('train').gather
-        made = lambda task: fuse(make_step(task, self.optimizers, *arguments), gather, config.steps_per_call)
+        made = lambda task: fuse(
+            make_step(task, self.optimizers, *arguments, prune.gradient), gather, config.steps_per_call
+        )
         if teacher is None:
             return self.plan.compile(made(self.task), self.abstract_state)
 

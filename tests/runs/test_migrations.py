@@ -73,6 +73,10 @@ BLOCK = {
 
 
 ADAPT = {'name': '', 'rank': 8, 'alpha': 16.0, 'targets': '(query|value)/kernel'}  # of any run, since then
+PRUNE = {
+    'keep': 1.0, 'targets': '.*', 'rules': (), 'scope': 'layer', 'run': '', 'redrawn': False, 'begin': 0, 'end': 0,
+    'every': 100,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name, where', [('gpt', 'model'), ('vq', 'model.prior')])
@@ -126,6 +130,7 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
     blocks = {'gpt': 'model', 'vq': 'model.prior'}
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
     added = added | {f'adapt.{field}': value for field, value in ADAPT.items()} | {'init.drawn': '', 'init.unused': ''}
+    added = added | {f'prune.{field}': value for field, value in PRUNE.items()}
     if name in blocks:
         added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
     if name == 'gpt':
