@@ -72,6 +72,7 @@ BLOCK = {
 }  # fmt: skip
 
 
+DISTILL = {'run': '', 'step': '', 'average': True, 'weight': 0.5, 'temperature': 2.0}  # the same
 ADAPT = {'name': '', 'rank': 8, 'alpha': 16.0, 'targets': '(query|value)/kernel'}  # of any run, since then
 
 
@@ -126,6 +127,8 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
     blocks = {'gpt': 'model', 'vq': 'model.prior'}
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
     added = added | {f'adapt.{field}': value for field, value in ADAPT.items()} | {'init.drawn': '', 'init.unused': ''}
+    added = added | {f'distill.{field}': value for field, value in DISTILL.items()}
+    added = added | {f'optim.{player}.layer_decay': 1.0 for player in config.optim}
     if name in blocks:
         added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
     if name == 'gpt':
