@@ -29,7 +29,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-INTO = 'init.run', 'prune.run'
+INTO = 'init.run', 'prune.run', 'distill.run'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,63}')
 
 
@@ -112,7 +112,8 @@ class Claim:
     it (1 or 0, so that the row is a share), and with first_step the first step at which it was, in an evaluation in
     training.
     start: another claim, from whose run of the same seed each run of this one starts, as a fine-tuning does.
-    into: the field that is given the folder of that run: init.run, or prune.run, by whose weights this one is pruned.
+    into: the field that is given the folder of that run: init.run; prune.run, by whose weights this one is pruned; or
+    distill.run, from which this one is distilled.
     better: 'min' or 'max', whether less or more of the row's value is better. floors: metrics of the same evaluation
     that stand beside the row, such as the perfect sampler's. seeds: how many; None: the study's.
     tune: rows {field: value}, as studies/space.py makes them, of which the study's Tuning chooses one.
