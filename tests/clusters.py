@@ -140,22 +140,35 @@ class Cluster:
             return
         self.until(lambda: not _lives(pid))
 
+    def remember(self, job: str) -> None:
+        """Waits until what slurmctld would read again knows of the job as it is now: a state is written some seconds
+        after it has changed, and a job that is not there yet when slurmctld is killed is lost."""
+        mark = secrets.token_hex(8)
+        self.call('scontrol', 'update', f'jobid={job}', f'comment={mark}')
+        self.until(lambda: mark.encode() in (self.root / 'state' / 'job_state').read_bytes())
+
     def cut(self, node: str) -> None:
         """Kills all that runs on a node at once, as a power failure does. Slurm is told, which would wait else."""
         self.kill(f'slurmd.{node}')
-        ours, stepds = f'SLURM_CONF={self.env["SLURM_CONF"]}'.encode(), set()
+        while found := self._of_node(node):
+            # First what would tell Slurm how the others ended: then the job has failed, and is not requeued.
+            for pid in sorted(found, key=lambda pid: not found[pid]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.call('scontrol', 'update', f'nodename={node}', 'state=down', 'reason=cut')
+
+    def _of_node(self, node: str) -> dict[int, bool]:
+        """{pid: whether it is a slurmstepd} of the processes of jobs on a node, and of those that look after them."""
+        ours, found = f'SLURM_CONF={self.env["SLURM_CONF"]}'.encode(), {}
         for path in pathlib.Path('/proc').glob('[0-9]*'):
             with contextlib.suppress(OSError):
                 environment = (path / 'environ').read_bytes().split(b'\0')
                 if ours in environment and f'SLURMD_NODENAME={node}'.encode() in environment:
+                    found.setdefault(int(path.name), False)
                     parent = (path / 'stat').read_text().rpartition(') ')[2].split()[1]
                     if 'slurmstepd' in (pathlib.Path('/proc') / parent / 'comm').read_text():
-                        stepds.add(int(parent))
-                    os.kill(int(path.name), signal.SIGKILL)
-        for pid in stepds:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.call('scontrol', 'update', f'nodename={node}', 'state=down', 'reason=cut')
+                        found[int(parent)] = True
+        return {pid: is_stepd for pid, is_stepd in found.items() if _lives(pid)}
 
     def release(self) -> None:
         """Requeued jobs start at once, not after two minutes, and are not limited again."""

@@ -6,10 +6,10 @@ import unicodedata
 from aigc_jax.studies import report_words as words
 from aigc_jax.studies.findings import Report
 
-# {column of report_words: (head, how LaTeX sets it)}
+# {column of report_words: (head, its share of the width beside the others that have one; 0: as wide as its cells)}
 _COLUMNS = {
-    'claim': ('Claim', r'p{0.34\linewidth}'), 'measured': ('Measured', 'l'), 'expected': ('Expected', 'l'),
-    'seeds': ('Seeds', 'l'), 'p': ('$p$', 'l'), 'for reference': ('For reference', 'l'), 'verdict': ('Verdict', 'l'),
+    'claim': ('Claim', 1.6), 'measured': ('Measured', 0.8), 'expected': ('Expected', 1.0), 'seeds': ('Seeds', 0),
+    'p': ('$p$', 0), 'for reference': ('For reference', 1.0), 'verdict': ('Verdict', 0),
 }  # fmt: skip
 _SPECIAL = {
     '\\': r'\textbackslash{}', '{': r'\{', '}': r'\}', '$': r'\$', '&': r'\&', '#': r'\#', '%': r'\%', '_': r'\_',
@@ -27,14 +27,16 @@ _GREEK = (
 
 
 def table(report: Report) -> str:
-    """A tabular, a line for each claim, for \\usepackage{booktabs}. It compiles with every engine: a letter that LaTeX
-    may not know is written as U+XXXX. Sources and the registration stand in comments."""
+    """A table as wide as the page, a line for each claim, for \\usepackage{booktabs,tabularx}. It compiles with every
+    engine: a letter that LaTeX may not know is written as U+XXXX. Sources and the registration stand in comments."""
     found = words.columns(report.findings)
     columns = {title: [escape(cell) for cell in found[title]] for title in _COLUMNS if title in found}
+    if 'for reference' in columns:  # the names of metrics are wider than a column
+        columns['for reference'] = [re.sub(r'(/|\\_)', r'\1\\allowbreak{}', cell) for cell in columns['for reference']]
     if not columns:
         columns = {'claim': [], 'verdict': []}
     lines = [
-        r'% needs \usepackage{booktabs}',
+        r'% needs \usepackage{booktabs,tabularx}',
         f'% {words.one_line(report.title)}: study {words.one_line(report.study)}',
         f'% registered as {words.one_line(report.registration)} (sha256)',
     ]
@@ -42,15 +44,24 @@ def table(report: Report) -> str:
         if source := words.source(finding.claim):
             lines.append(f'% {finding.claim.name}: {words.published(finding.claim.expected)}, {source}')
     lines += [
-        r'\begin{tabular}{' + ''.join(_COLUMNS[title][1] for title in columns) + '}',
+        r'\begingroup\noindent\footnotesize\setlength{\tabcolsep}{3pt}%',
+        r'\begin{tabularx}{\linewidth}{@{}' + _widths(columns) + '@{}}',
         r'\toprule',
         _line([_COLUMNS[title][0] for title in columns]),
         r'\midrule',
         *map(_line, zip(*columns.values(), strict=True)),
         r'\bottomrule',
-        r'\end{tabular}',
+        r'\end{tabularx}\endgroup',
     ]
     return '\n'.join(lines) + '\n'
+
+
+def _widths(columns) -> str:
+    """What tabularx is told of each column: the shares of those that have one sum to how many they are."""
+    shares = {title: _COLUMNS[title][1] for title in columns if _COLUMNS[title][1]}
+    each = len(shares) / sum(shares.values())
+    wide = r'>{{\hsize={:.3f}\hsize\raggedright\arraybackslash}}X'
+    return ''.join(wide.format(each * shares[title]) if title in shares else 'l' for title in columns)
 
 
 def escape(text: str) -> str:

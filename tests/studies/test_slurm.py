@@ -1,8 +1,10 @@
 """Sweeps on a Slurm of two nodes that the tests start: arrays, preemption, the time limit, kills, nodes that go."""
 
+import collections
 import contextlib
 import copy
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -283,11 +285,11 @@ def test_what_is_cancelled_is_saved_and_not_requeued(cluster, local, tmp_path):
     assert sweep.log().count('\n$ ') == 2
 
 
-@pytest.mark.skipif('AIGC_JAX_KILLS' not in os.environ, reason='waited too long on a busy machine: AIGC_JAX_KILLS=1')
 def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluster, local, tmp_path):
     sweep = Sweep(cluster, tmp_path, *ONE, at=13, sbatch='--partition=low --nodelist=n1')
     sweep.submit()
     sweep.until_held()
+    cluster.remember(*sweep.jobs('RUNNING'))
     cluster.kill('slurmctld')
     code, out, err = sweep.run('status')
     assert code == 0 and ': running, step ' in out and 'note: squeue: ' in err, (out, err)
@@ -301,6 +303,49 @@ def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluste
     sweep.finish()
     assert same(sweep, local[0])
     assert sweep.log().count('\n$ ') == 2 and 'from step 10 on' in sweep.log()
+
+
+def _strike(what: str, cluster, sweep: Sweep, launcher: subprocess.Popen, node: str) -> None:
+    if what == 'launcher':
+        launcher.kill()
+    elif what == 'run':
+        sweep.kill_run()
+    elif what == 'slurmctld':  # what it has not yet written down is lost: a job may be, whose run is then begun again
+        cluster.kill('slurmctld')
+        cluster.call('slurmctld')
+    else:
+        cluster.kill(f'slurmd.{node}') if what == 'slurmd' else cluster.cut(node)
+        cluster.bring(node)
+
+
+@pytest.mark.skipif('AIGC_JAX_KILLS' not in os.environ, reason='AIGC_JAX_KILLS=100 kills so often')
+def test_random_kills_of_launchers_runs_daemons_and_nodes(cluster, local, tmp_path):
+    """Sweeps one after the other, each finished by the same command again: every table is that of quiet runs."""
+    moments, left, struck = random.Random(0), int(os.environ['AIGC_JAX_KILLS']), collections.Counter()
+    for number in itertools.count():
+        sweep, calm = Sweep(cluster, tmp_path / str(number), *TWO, sbatch='--partition=low'), 0
+        launcher = sweep.start('--wait')
+        while launcher.poll() is None or launcher.returncode != 0:
+            signal.alarm(SECONDS)
+            if launcher.poll() is not None:
+                calm += not left  # starts that nothing strikes
+                assert calm < 5, (launcher.communicate(), sweep.log()[-3000:])
+                launcher.communicate()
+                launcher = sweep.start('--wait')
+            end = time.monotonic() + moments.uniform(0, 20)
+            while launcher.poll() is None and time.monotonic() < end:
+                cluster.release()
+                time.sleep(0.5)
+            if left and launcher.poll() is None:
+                what = moments.choice(('launcher', 'run', 'slurmd', 'slurmctld', 'node'))
+                _strike(what, cluster, sweep, launcher, moments.choice(('n1', 'n2')))
+                left, struck = left - 1, struck + collections.Counter([what])
+                print(number, what, cluster.queue(), flush=True)
+        table, err = launcher.communicate()
+        assert table == local[1] and sweep.bits() == local[0], (table, err)
+        if not left:
+            break
+    print(f'{dict(struck)} struck {number + 1} sweeps')
 
 
 def test_a_failure_and_a_killed_run_stop_nothing_and_are_told(cluster, local, tmp_path):
