@@ -162,7 +162,8 @@ def make(config, dataset: Dataset) -> Task:
     encoder_decoder.check(module, 'model')
     from_config(config.sample).check(tokenizer.vocab_size, 'sample.')
     is_pairs = isinstance(spec, Pairs)
-    if is_pairs and config.data.packed and 'train' in (config.eval.split, config.eval.final_split):
+    packed = 'packed' in config.data and config.data.packed  # a folder of Hugging Face has the fields of text
+    if packed and 'train' in (config.eval.split, config.eval.final_split):
         raise UserError('data.packed: the rows of train hold several pairs each, so evaluate another split than train')
     return EncoderDecoderModel(
         module=module,
