@@ -102,6 +102,10 @@ EXAMPLES = {
         bool, False,
         doc='whether each pair is also turned round; sources then begin with <NAME>, the column that is to be written',
     ),
+    'packed': Field(
+        bool, False,
+        doc='whether a training row holds as many short pairs as have room; batch_size then counts rows of pairs',
+    ),
     'train_examples': Field(
         int, -1, least=-1,
         doc='training examples that are used, chosen by their hashes, so that fewer are a part of more; -1: all',

@@ -37,6 +37,38 @@ class Ragged:
         self.starts = (np.cumsum(lengths) - lengths).astype(np.int32)
 
 
+_OPEN = 64  # of the last rows that examples are packed into, so that the time grows with their number alone
+
+
+def packed(columns: Mapping[str, Ragged]) -> dict[str, Ragged]:
+    """Several examples in a row: NAME has them behind one another, and NAME_part, which tells no length, has 1 for the
+    tokens of the first one, 2 for those of the second, …, and 0 behind the last.
+
+    Each example, in their order, is put into the first of the last 64 rows in which all its columns have room, so a row
+    holds the same examples in every epoch and with every seed.
+    """
+    room = np.array([column.width for column in columns.values()])
+    lengths = np.stack([column.lengths for column in columns.values()], axis=1)
+    members: list[list[int]] = []
+    used = np.zeros((len(lengths), len(room)), np.int64)
+    for example, sizes in enumerate(lengths):
+        first = max(0, len(members) - _OPEN)
+        fits = (used[first : len(members)] + sizes <= room).all(axis=1)
+        row = first + int(fits.argmax()) if fits.any() else len(members)
+        if row == len(members):
+            members.append([])
+        members[row].append(example)
+        used[row] += sizes
+    found = {}
+    for name, column in columns.items():
+        of = np.split(column.values, column.starts[1:])
+        rows = [np.concatenate([of[example] for example in row]) for row in members]
+        parts = [np.repeat(np.arange(len(row)) + 1, column.lengths[row]) for row in members]
+        found[name] = Ragged(rows, column.width, column.fill, column.values.dtype)
+        found[f'{name}_part'] = Ragged(parts, column.width, 0, dtype_of(column.width + 1), tells_length=False)
+    return found
+
+
 class Rows:
     """A split in memory: `ragged` columns, and `plain` ones with one number an example; see splits.Resident.
 

@@ -202,9 +202,9 @@ class Block(Common, kw_only=True):
         """x (n, L, width) -> the same, and the cache with these keys and values put in from `column` on.
 
         mask (n or 1, L, S), True where a query may look; bias (heads, L, S): added to the scores of self-attention.
-        memory (n, M, width): the text that cross-attention reads, where memory_mask (n, M) is True; None where the
-        cache holds its keys and values already. These may be of fewer rows than x: of each b rows of x, which follow
-        one another, one.
+        memory (n, M, width): the text that cross-attention reads, where memory_mask (n, M) is True, or of each query
+        (n, L, M); None where the cache holds its keys and values already. These may be of fewer rows than x: of each b
+        rows of x, which follow one another, one.
         """
         cached = cache is not None
 
@@ -237,7 +237,8 @@ class Block(Common, kw_only=True):
             n, h, length, d = q.shape
             rows = k.shape[0]  # the queries of the rows that read one text are attended to as one longer row
             q = q.reshape(rows, n // rows, h, length, d).swapaxes(1, 2).reshape(rows, h, -1, d)
-            seen = jnp.broadcast_to(memory_mask[:, None], (rows, q.shape[2], k.shape[2]))
+            seen = memory_mask if memory_mask.ndim == 3 else memory_mask[:, None]
+            seen = jnp.broadcast_to(seen, (rows, q.shape[2], k.shape[2]))
             mixed = self._attend(q, k, v, seen, None, False, draw, 'cross_attention', 'cross_weights')
             mixed = mixed.reshape(rows, h, n // rows, length, d).swapaxes(1, 2).reshape(n, h, length, d)
             return self._output(mixed, 'cross_out')

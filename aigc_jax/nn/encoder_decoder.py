@@ -36,6 +36,9 @@ FIELDS = {
 }  # fmt: skip
 
 
+Parts = tuple[Array, Array]  # of source (n, S) and target (n, L), int32: which pair of its row a token is of, 1 and on
+
+
 def distance_buckets(buckets: int, max_distance: int, both_ways: bool) -> np.ndarray:
     """(2 · max_distance + 1,) int32: the bucket of each distance, −max_distance to max_distance, from a query to a key.
 
@@ -95,9 +98,18 @@ class EncoderDecoder(Common, kw_only=True):
         bias = lambda: nn.Embed(self.buckets, self.heads, embedding_init=normal(self.width**-0.5))
         self.encoder_bias, self.decoder_bias = bias(), bias()
 
-    def __call__(self, source: Array, source_mask: Array, target: Array, draw: Draw = None) -> Array:
-        """source_mask (n, S): True where a source has a token. target begins with the token before it (`bos`)."""
-        return self.decode(target, self.encode(source, source_mask, draw), source_mask, None, draw)[0]
+    def __call__(
+        self, source: Array, source_mask: Array, target: Array, draw: Draw = None, parts: Parts | None = None
+    ) -> Array:
+        """source_mask (n, S): True where a source has a token. target begins with the token before it (`bos`).
+
+        parts: of rows that hold several pairs behind one another, of which each reads its own tokens alone.
+        """
+        of_source, of_target = (None, None) if parts is None else parts
+        memory = self.encode(source, source_mask, draw, of_source)
+        if parts is not None:
+            source_mask = _same(of_target, of_source) & source_mask[:, None]
+        return self.decode(target, memory, source_mask, None, draw, of_target)[0]
 
     def initial_state(self, memory: Array, source_mask: Array, columns: int) -> State:
         """For targets of at most `columns` tokens, with what `encode` gave."""
@@ -108,12 +120,12 @@ class EncoderDecoder(Common, kw_only=True):
             {'memory': memory, 'mask': source_mask},
         )  # fmt: skip
 
-    def encode(self, source: Array, source_mask: Array, draw: Draw = None) -> Array:
-        """(n, S, width), the source as the decoder reads it."""
+    def encode(self, source: Array, source_mask: Array, draw: Draw = None, part: Array | None = None) -> Array:
+        """(n, S, width), the source as the decoder reads it. part (n, S): see Parts."""
         draw = _named(draw, 'encoder')
         place = jnp.arange(source.shape[1])
         bias = self._bias(self.encoder_bias, place, place, True)
-        mask = source_mask[:, None, :] & jnp.ones((1, len(place), 1), bool)
+        mask = source_mask[:, None, :] & (jnp.ones((1, len(place), 1), bool) if part is None else _same(part, part))
         x = dropout(self.embed(source), self.dropout, draw, 'embed')
         for block in self.encoder:
             x, _ = block(x, place[None], mask, None, jnp.int32(0), draw, bias)
@@ -121,9 +133,11 @@ class EncoderDecoder(Common, kw_only=True):
 
     def decode(
         self, target: Array, memory: Array | None, source_mask: Array | None, state: State | None = None,
-        draw: Draw = None,
+        draw: Draw = None, part: Array | None = None,
     ) -> tuple[Array, State | None]:  # fmt: skip
         """target (n, L) -> logits (n, L, vocab), and the state after them, which holds memory and source_mask already.
+
+        source_mask (n, S), or of each token of the target (n, L, S); part (n, L): see Parts.
 
         A state may have fewer sources than there are targets: of each b targets that follow one another, one.
         """
@@ -137,6 +151,7 @@ class EncoderDecoder(Common, kw_only=True):
             cross = state.source.get('layers', cross)
         bias = self._bias(self.decoder_bias, column, keys, False)
         mask = (keys <= column[:, None])[None]
+        mask = mask if part is None else mask & _same(part, part)
         x = dropout(self.embed(target), self.dropout, draw, 'embed')
         found = []
         for block, cache, of_source in zip(self.decoder, caches, cross, strict=True):
@@ -162,6 +177,11 @@ class EncoderDecoder(Common, kw_only=True):
         table = jnp.asarray(distance_buckets(self.buckets, self.max_distance, both_ways))
         distance = jnp.clip(keys - queries[:, None], -self.max_distance, self.max_distance)
         return of_bucket(table[distance + self.max_distance]).transpose(2, 0, 1)
+
+
+def _same(queries: Array, keys: Array) -> Array:
+    """(n, L), (n, S) -> (n, L, S): whether two tokens are of one pair. Distances inside a pair are those of its row."""
+    return queries[:, :, None] == keys[:, None]
 
 
 def _named(draw: Draw, stack: str) -> Draw:

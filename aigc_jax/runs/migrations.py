@@ -128,7 +128,7 @@ def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
     data = config.get('data')
     if isinstance(data, ConfigDict) and 'columns' in data:
-        _add(data, train_examples=-1, both_ways=False)
+        _add(data, train_examples=-1, both_ways=False, packed=False)
     if config.get('task', {}).get('name') == 'seq2seq':
         _add(config.get('eval'), code_bleu=False)
     _add(config, quantize=dict(weights='', activations='', group=0, targets='.*', method='rtn', examples=128))

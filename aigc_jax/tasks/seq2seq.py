@@ -78,7 +78,12 @@ class EncoderDecoderModel:
         """logits (n, T, vocabulary) of the tokens of the targets, and which of them there are, bool (n, T)."""
         source, target = pair['source'], pair['target']
         before = jnp.concatenate([jnp.full_like(target[:, :1], self.bos), target[:, :-1]], axis=1)
-        logits = self.apply(params, source, rows.mask(pair['source_length'], source.shape[1]), before, draw)
+        parts = None
+        if 'target_part' in pair:  # see rows.packed
+            parts = pair['source_part'], pair['target_part']
+            begins = jnp.diff(parts[1], axis=1, prepend=0) != 0
+            before = jnp.where(begins, self.bos, before)
+        logits = self.apply(params, source, rows.mask(pair['source_length'], source.shape[1]), before, draw, parts)
         return logits, rows.mask(pair['target_length'], target.shape[1])
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
@@ -157,6 +162,9 @@ def make(config, dataset: Dataset) -> Task:
     encoder_decoder.check(module, 'model')
     from_config(config.sample).check(tokenizer.vocab_size, 'sample.')
     is_pairs = isinstance(spec, Pairs)
+    packed = 'packed' in config.data and config.data.packed  # a folder of Hugging Face has the fields of text
+    if packed and 'train' in (config.eval.split, config.eval.final_split):
+        raise UserError('data.packed: the rows of train hold several pairs each, so evaluate another split than train')
     return EncoderDecoderModel(
         module=module,
         tokenizer=tokenizer,

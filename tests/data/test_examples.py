@@ -192,6 +192,37 @@ def test_pairs_are_read_both_ways(tmp_path):
     assert 'data.both_ways: is of pairs' in message('tagged:' + lines(tmp_path / 'c', WORDS), both_ways=True)
 
 
+def test_rows_are_packed_first_fit_in_the_order_of_the_split(capsys):
+    tokens = lambda *sizes, first: [np.arange(size) + first * 10 * (i + 1) for i, size in enumerate(sizes)]
+    columns = {
+        'source': rows.Ragged(tokens(3, 4, 2, 1, 5, first=1), 6, 0, np.uint8),
+        'target': rows.Ragged(tokens(1, 1, 1, 2, 1, first=2), 3, 9, np.uint8),
+    }
+    found = rows.Rows(rows.packed(columns))
+    # The third goes beside the first, as the second row is full with it; the fourth has no room there for its target.
+    assert {name: x.tolist() for name, x in found[np.arange(3)].items()} == {
+        'source': [[10, 11, 12, 30, 31, 0], [20, 21, 22, 23, 40, 0], [50, 51, 52, 53, 54, 0]],
+        'source_length': [5, 5, 5],
+        'source_part': [[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 2, 0], [1, 1, 1, 1, 1, 0]],
+        'target': [[20, 60, 9], [40, 80, 81], [100, 9, 9]],
+        'target_length': [2, 3, 1],
+        'target_part': [[1, 2, 0], [1, 2, 2], [1, 0, 0]],
+    }
+
+
+def test_packing_is_of_the_pairs_that_are_trained_on(tmp_path, capsys):
+    notes, path = Notes(capsys), lines(tmp_path / 'a.jsonl', PAIRS)
+    apart, together = (data.load(make(f'pairs:{path}', block=64, target_block=24, packed=on)) for on in (False, True))
+    count = [len(one.splits['train']) for one in (apart, together)]
+    assert f'data.packed: {count[0]} training pairs are in {count[1]} rows; batch_size counts rows' in notes()
+    assert count[0] > 3 * count[1] and apart.fingerprint != together.fingerprint
+    total = lambda dataset: int(dataset.splits['train'][np.arange(len(dataset.splits['train']))]['target_length'].sum())
+    assert total(apart) == total(together)
+    for split in ('valid', 'test'):
+        assert texts(apart, split, 'source') == texts(together, split, 'source')
+    assert 'data.packed: is of pairs' in message('labelled:' + lines(tmp_path / 'b', TEXTS), packed=True)
+
+
 def test_the_first_token_of_a_word_has_its_tag(tmp_path):
     path = lines(tmp_path / 'a.jsonl', WORDS)
     dataset = data.load(make(f'tagged:{path}', special=('cls', 'sep')))

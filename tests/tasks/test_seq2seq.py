@@ -74,6 +74,40 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_targets(pairs, fields):
     assert float(aux.metrics['nats_per_token']) == pytest.approx(mean(log_z - chosen), rel=1e-5)
 
 
+def test_the_loss_of_packed_rows_is_that_of_their_pairs_apart(pairs):
+    """And its gradient; what fills the rows up, and the other pairs of a row, are not read."""
+    fields = {'model.dropout': 0.0, 'data.block': 48, 'data.target_block': 25}
+    packed, apart = (Experiment(config_of(pairs, **fields, **more)) for more in ({'data.packed': True}, {}))
+    assert len(packed.dataset.splits['train']) < len(apart.dataset.splits['train']) / 3
+    assert len(packed.dataset.splits['valid']) == len(apart.dataset.splits['valid'])
+    ctx, (params, extra) = rng.context(0, 'train', 0, jnp.arange(4)), apart.task.init(rng.stream(0, 'init'))
+    loss = jax.jit(jax.value_and_grad(lambda p, batch: apart.task.rounds[0][0].loss(p, extra, batch, ctx)[0]))
+    batch = packed.examples('train', np.arange(4))
+    each = {
+        name: [row[of == k] for row, of in zip(batch[name], batch[f'{name}_part'], strict=True)
+               for k in range(1, of.max() + 1)]
+        for name in ('source', 'target')
+    }  # fmt: skip
+    assert len(each['source']) == len(each['target']) > 12
+    whole = lambda rows: np.stack([np.pad(row, (0, 48 - len(row))) for row in rows])
+    alone = {name: whole(rows) for name, rows in each.items()}
+    alone |= {f'{name}_length': np.array([len(row) for row in rows]) for name, rows in each.items()}
+    every = apart.examples('train', np.arange(len(apart.dataset.splits['train'])))
+    known = {row[:n].tobytes() for row, n in zip(every['source'], every['source_length'], strict=True)}
+    assert {row.tobytes() for row in each['source']} <= known
+    (value, gradient), (wanted, theirs) = loss(params, batch), loss(params, alone)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, theirs)
+    token_nll = apart.task.get(Seq2Seq).token_nll
+    of = jax.jit(lambda batch: token_nll(params, extra, batch, ctx)[0])
+    second = batch['source_part'] == 2
+    other = {**batch, 'source': np.where(second | (batch['source_part'] == 0), 7, batch['source'])}
+    changed, kept = of(other) != of(batch), batch['target_part'] != 2
+    assert not changed[kept & (batch['target_part'] > 0)].any() and changed[batch['target_part'] == 2].any()
+    with pytest.raises(UserError, match='data.packed: the rows of train hold several pairs each'):
+        Experiment(config_of(pairs, **fields, **{'data.packed': True, 'eval.split': 'train'}))
+
+
 def test_what_is_written_greedily_is_exactly_matched(trained):
     """exact_match, of the likeliest token at each place given those before it, is that greedy decoding writes it."""
     task, state = trained.experiment.task, trained.state

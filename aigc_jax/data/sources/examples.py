@@ -11,7 +11,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.data import labels
 from aigc_jax.data.dataset import Dataset
-from aigc_jax.data.rows import Ragged, Rows, dtype_of
+from aigc_jax.data.rows import Ragged, Rows, dtype_of, packed
 from aigc_jax.data.sources import text
 from aigc_jax.data.specs import NO_TAG, Labelled, Pairs, Tagged
 from aigc_jax.data.tokenizers import Frame, Tokenizer
@@ -47,11 +47,15 @@ def pairs(
     splits, cut = {}, {}
     for split, rows in _some(by_split):
         sources, targets = zip(*rows, strict=True)
-        splits[split] = Rows({
+        columns = {
             'source': _ragged(tokenizer, sources, tokenizer.frame, cfg.block, 'block', cut),
             'target': _ragged(tokenizer, targets, tokenizer.target_frame, cfg.target_block, 'target_block', cut),
-        })  # fmt: skip
+        }
+        splits[split] = Rows(packed(columns) if cfg.packed and split == 'train' else columns)
     _tell_of_cuts(cut)
+    if cfg.packed:
+        count = len(by_split['train'])
+        note(f'data.packed: {count} training pairs are in {len(splits["train"])} rows; batch_size counts rows')
     return _dataset(splits, Pairs(cfg.block, cfg.target_block, tokenizer), licence, origin)
 
 
@@ -59,7 +63,7 @@ def labelled(
     cfg, by_split: Mapping[str, list[tuple]], licence: str, tokenizer: Tokenizer | None, origin: str
 ) -> Dataset:
     """The same of (text, label) or (text, second text, label), the label a text or a whole number."""
-    by_split = _fewer(cfg, _one_way(cfg, by_split))
+    by_split = _fewer(cfg, _no_pairs(cfg, by_split))
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:-1], tokenizer)
     classes, names = _classes(cfg, {split: [row[-1] for row in rows] for split, rows in _some(by_split)})
     splits, cut = {}, {}
@@ -78,7 +82,7 @@ def tagged(
     cfg, by_split: Mapping[str, list[TaggedText]], licence: str, tokenizer: Tokenizer | None, origin: str
 ) -> Dataset:
     """The same of TaggedText."""
-    by_split = _fewer(cfg, _one_way(cfg, by_split))
+    by_split = _fewer(cfg, _no_pairs(cfg, by_split))
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:1], tokenizer)
     every = {
         split: [tag for row in rows for tag in (*row.tags, *([row.outside] if row.outside is not None else []))]
@@ -135,9 +139,10 @@ def _fewer(cfg, by_split: Mapping[str, list]) -> Mapping[str, list]:
     return {**by_split, 'train': [rows[i] for i in sorted(order[:count])]}
 
 
-def _one_way(cfg, by_split: Mapping[str, list]) -> Mapping[str, list]:
-    if cfg.both_ways:
-        raise UserError(f'data.both_ways: is of pairs; {cfg.name} holds no pairs: set it to False')
+def _no_pairs(cfg, by_split: Mapping[str, list]) -> Mapping[str, list]:
+    for field in ('both_ways', 'packed'):
+        if cfg[field]:
+            raise UserError(f'data.{field}: is of pairs; {cfg.name} holds no pairs: set it to False')
     return by_split
 
 
