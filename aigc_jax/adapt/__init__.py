@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax.adapt import lora, quantize
-from aigc_jax.adapt.stored import Stored, whole
+from aigc_jax.adapt.storage import Stored, whole
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
 
