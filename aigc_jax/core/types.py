@@ -1,6 +1,7 @@
 """What a model is to the rest of the project: a `Task` of pure functions over a `TrainState` of arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,11 +46,14 @@ class Aux(NamedTuple):
     extra: the renewed statistics and recurrent state.
     weight: (), how many examples (or tokens) the means are over, for micro-batches and devices that hold unequal
         numbers of them, such as masked tokens; where it is 0 the means are not read. None: the examples of the batch.
+    told: of a loss that is a mean of −log p of classes, their (logits (…, classes), which of the places the mean is
+        over, bool (…)), for distillation; None: the loss is another.
     """
 
     metrics: Metrics
     extra: Extra
     weight: Array | None = None
+    told: tuple[Array, Array] | None = None
 
 
 Loss = Callable[[dict[str, Tree], Extra, Batch, Any], tuple[Array, Aux]]
@@ -81,6 +85,11 @@ class Task:
     init: Callable[[Array], tuple[dict[str, Tree], Extra]]
     rounds: tuple[tuple[Turn, ...], ...]
     capabilities: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def abstract(self) -> tuple[dict[str, Tree], Extra]:
+        """Shapes and dtypes of what init gives. They are kept, because tracing a deep model takes a second."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0, impl='threefry2x32')))
 
     @property
     def players(self) -> tuple[str, ...]:

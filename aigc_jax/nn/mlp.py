@@ -33,6 +33,10 @@ FIELDS = {
     'bias_init': Field(
         str, choices=tuple(BIASES), doc="`zeros`, or `uniform` in ±1/√(inputs), PyTorch's default",
     ),
+    'kernel_init': Field(
+        str, choices=('lecun_normal', 'glorot_normal'),
+        doc='variance 1 / inputs (LeCun et al. 1998) or 2 / (inputs + outputs) (Glorot & Bengio 2010)',
+    ),
 }  # fmt: skip
 
 
@@ -49,6 +53,9 @@ def lecun_normal(inputs: int, fan_in: int) -> Callable[..., Array]:
     return nn.initializers.variance_scaling(inputs / fan_in, 'fan_in', 'truncated_normal')
 
 
+KERNELS = {'lecun_normal': lecun_normal, 'glorot_normal': lambda inputs, fan_in: nn.initializers.glorot_normal()}
+
+
 class MLP(nn.Module):
     """(n, …) and an optional one-hot condition (n, c) -> (n, out_dim) float32."""
 
@@ -57,15 +64,17 @@ class MLP(nn.Module):
     activation: str
     bias_init: str
     dtype: Any = jnp.float32
+    kernel_init: str = 'lecun_normal'
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
         x, fan_in = join(x.reshape(x.shape[0], -1), condition)
+        drawn = KERNELS[self.kernel_init]
         for features in self.features:
-            kernel, bias = lecun_normal(x.shape[-1], fan_in), BIASES[self.bias_init](fan_in)
+            kernel, bias = drawn(x.shape[-1], fan_in), BIASES[self.bias_init](fan_in)
             x = nn.Dense(features, dtype=self.dtype, kernel_init=kernel, bias_init=bias)(x)
             x, fan_in = ACTIVATIONS[self.activation](x), features
-        kernel = lecun_normal(x.shape[-1], fan_in)
+        kernel = drawn(x.shape[-1], fan_in)
         return nn.Dense(self.out_dim, dtype=self.dtype, kernel_init=kernel)(x).astype(jnp.float32)
 
 
@@ -130,3 +139,17 @@ class Discriminator(_Network, kw_only=True):
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
         out = self._mlp(x, condition, self.outputs)
         return out[:, 0] if self.outputs == 1 else out
+
+
+class Classifier(_Network, kw_only=True):
+    """x (n, …) -> logits of the classes, (n, outputs)."""
+
+    outputs: int
+    kernel_init: str = 'lecun_normal'
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
+        mlp = MLP(
+            self.features, self.outputs, self.activation, self.bias_init, self.dtype, self.kernel_init, name='mlp'
+        )  # fmt: skip
+        return mlp(x, condition)

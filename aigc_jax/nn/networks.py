@@ -11,7 +11,8 @@ from aigc_jax.core.types import Array, Tree
 from aigc_jax.nn import convnets, mlp
 from aigc_jax.nn.build import build, compute_dtype, fields
 
-KINDS = {'mlp': mlp, 'conv': convnets}  # model.kind -> the file that has Encoder, Decoder, Generator, Discriminator
+# model.kind -> the file that has Encoder, Decoder, Generator, Discriminator, Classifier
+KINDS = {'mlp': mlp, 'conv': convnets}
 
 KIND = Field(str, 'mlp', choices=tuple(KINDS), doc='of all networks: `conv` is for images')
 

@@ -138,7 +138,7 @@ def tables() -> Iterator[tuple[str, str]]:
             if not callable(fields):
                 yield f'`{group}`, with `task.name={task}`', schema.markdown(fields, group)
     for kind, file in networks.KINDS.items():
-        of_any = build.fields(file.Encoder) | build.fields(file.Discriminator)
+        of_any = build.fields(file.Encoder) | build.fields(file.Discriminator) | build.fields(file.Classifier)
         yield f'Networks of `model.kind={kind}`', schema.markdown(of_any)
     for kind, fields in quantizers.QUANTIZER_FIELDS.items():
         yield f'`model.quantizer`, with `name={kind}`', schema.markdown(fields, 'model.quantizer')

@@ -1,22 +1,25 @@
-"""What a run takes from the run that its init.run names: the tokenizer and the model."""
+"""What a run takes from the run that its init.run names, the tokenizer and the model, and from that of prune.run."""
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import adapt, tasks
-from aigc_jax.adapt import gptq, huggingface, lora, quantize
+from aigc_jax.adapt import gptq, huggingface, lora, prune, quantize
 from aigc_jax.core import optim, parallel, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params, create_state, make_optimizers
+from aigc_jax.core.step import abstract_params, first_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import partial, pretrained
+from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -35,6 +38,14 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
         )
     note(f'data.tokenizer: {found.kind}, of {found.vocab_size} tokens, from init.run')
     return dataclasses.replace(found, may_grow=True)
+
+
+def source(folder: str, what: str = 'init.run') -> Run:
+    """The run in `folder`. what: the field that names it, for messages. Raises UserError."""
+    run = Run(folder)
+    if not run.folder.is_dir():
+        raise UserError(f'{what}: there is no folder {run.folder}; name the folder of a run')
+    return run
 
 
 def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
@@ -87,15 +98,7 @@ def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple
         return (), None
     if pretrained.is_one(experiment.config):
         return (_of_checkpoint(experiment), {}), 0
-    run = Run(wanted.run)
-    if not run.folder.is_dir():
-        raise UserError(f'init.run: there is no folder {run.folder}; name the folder of a run')
-    theirs = run.config
-    if theirs.num_seeds > 1:
-        raise UserError(f'init.run: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
-    with contextlib.closing(run.checkpoints(theirs)) as checkpoints:
-        if checkpoints.latest() is None:
-            raise UserError(f'init.run: {run.folder} has no checkpoint')
+    with _opened(wanted.run, 'init.run', experiment.task) as (run, theirs, checkpoints):
         step = checkpoints.resolve(wanted.step or None, 'init.step')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
         spec, task = experiment.dataset.spec, experiment.task
@@ -105,20 +108,12 @@ def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
             task = adapt.adapted(tasks.make(experiment.config, dataset), experiment.config)
         plan = experiment.plan
-        params, extra = jax.eval_shape(lambda: init(task))
+        params, extra = task.abstract
         params = parallel.abstract(params, plan.param_shardings(params))
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
-        if not set(task.players) <= set(theirs.optim):
-            raise UserError(
-                f'init.run: {run.folder} has the players {", ".join(theirs.optim)}, this model '
-                f'{", ".join(task.players)}; name a run of the same kind of model'
-            )
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
-        params = chosen.taken(params)
-        opt = chosen.taken_of_optimizers(_averaging(task, theirs, plan)) if wanted.average else {}
-        params, stats, opt = checkpoints.restore_model(step, params, stats, opt, chosen.leaves)
-        if opt:
-            params = jax.jit(optim.averaged, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, opt)
+        opt = _averaging(task, theirs, plan) if wanted.average else {}
+        params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
         if grown:  # the token that their model lacks is as it was drawn
             shardings = plan.param_shardings(abstract_params(experiment.task))
             drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
@@ -126,13 +121,80 @@ def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple
         return (params, stats), step
 
 
+def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
+    """({player: which of its weights prune.run's last ones keep}, the step of these); None, None where it names none.
+
+    The weights are those that the run was evaluated with: their average, where it keeps one. Raises UserError.
+    """
+    wanted, plan, task = experiment.config.prune, experiment.plan, experiment.task
+    if not wanted.run:
+        return None, None
+    with _opened(wanted.run, 'prune.run', task) as (run, theirs, checkpoints):
+        if theirs.adapt.name:
+            raise UserError(f'prune.run: {run.folder} trains adapters, and not the weights; name a run without them')
+        step = checkpoints.latest()
+        params = abstract_params(task)
+        params = parallel.abstract(params, plan.param_shardings(params))
+        names = tree.flatten(prune.shares(params, wanted)).keys()
+        has = checkpoints.parameters(step).keys()
+        player_of = lambda some: {name.partition('/')[0] for name in some}
+        others = frozenset(player_of(has) - player_of(names))
+        chosen = partial.Partial(frozenset(tree.flatten(params).keys() - names), frozenset(has - names), others)
+        try:
+            weights, _ = _restored(checkpoints, step, chosen, params, {}, _averaging(task, theirs, plan))
+        except UserError as error:
+            raise UserError(f'prune.run: {error}') from None
+
+        def ranked(weights):
+            found = prune.all_masks(weights, wanted)
+            zeros = lambda mask, weight: None if mask is None else jnp.any(mask & (weight == 0))
+            return found, jax.tree.map(zeros, found, weights, is_leaf=lambda x: x is None)
+
+        found, zeros = jax.jit(ranked)(weights)
+        if prune.is_on(theirs.prune):
+            for name, is_kept in tree.flatten(parallel.fetch(zeros)).items():
+                if is_kept:
+                    raise UserError(f'prune.keep: of {name} it keeps weights that prune.run, {run.folder}, has pruned')
+        return found, step
+
+
+@contextlib.contextmanager
+def _opened(folder: str, what: str, task: Task) -> Iterator[tuple[Run, ConfigDict, Checkpoints]]:
+    """(run, its config, its checkpoints), of one seed and of a model with the players of `task`. Raises UserError."""
+    run = source(folder, what)
+    theirs = run.config
+    if theirs.num_seeds > 1:
+        raise UserError(f'{what}: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
+    with contextlib.closing(run.checkpoints(theirs)) as checkpoints:
+        if checkpoints.latest() is None:
+            raise UserError(f'{what}: {run.folder} has no checkpoint')
+        if not set(task.players) <= set(theirs.optim):
+            raise UserError(
+                f'{what}: {run.folder} has the players {", ".join(theirs.optim)}, this model '
+                f'{", ".join(task.players)}; name a run of the same kind of model'
+            )
+        yield run, theirs, checkpoints
+
+
+def _restored(
+    checkpoints: Checkpoints, step: int, chosen: partial.Partial, params: Tree, stats: dict[str, Tree], opt: Tree
+) -> tuple[Tree, dict[str, Tree]]:
+    """(what is taken of the parameters, statistics) on the shardings of these, abstract ones; the average of the
+    parameters where `opt`, the optimizers' states, holds one."""
+    params, opt = chosen.taken(params), chosen.taken_of_optimizers(opt)
+    params, stats, opt = checkpoints.restore_model(step, params, stats, opt, chosen.leaves)
+    if opt:
+        params = jax.jit(optim.averaged, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, opt)
+    return params, stats
+
+
 def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     """The optimizers' states of a run, abstract, on the shardings of `plan`; {} where it keeps no average."""
     own = {player: theirs.optim[player] for player in task.players}
     if theirs.adapt.name:
         own = lora.optimizers(own, abstract_params(task))
-    optimizers = make_optimizers(task, own, theirs.total_steps)
-    state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
+    optimizers = prune.optimizers(make_optimizers(task, own, theirs.total_steps), task, theirs)
+    state = jax.eval_shape(lambda drawn: first_state(optimizers, *drawn), task.abstract)
     if not any(optim.without_moments(state.opt).values()):
         return {}
     shardings = jax.tree.map(lambda _: plan.replicated, state) if plan.replicas else plan.state_sharding(state)
@@ -158,7 +220,12 @@ def digest(config: ConfigDict, step: int) -> str:
     """The digest of the checkpoint of `step` in the run that init.run names, or of the checkpoint of Hugging Face."""
     if pretrained.is_one(config):
         return pretrained.digest(config)
-    with contextlib.closing(Run(config.init.run).checkpoints()) as found:
+    return digest_of(config.init.run, step)
+
+
+def digest_of(run: str, step: int) -> str:
+    """The digest of the checkpoint of `step` in the run of a folder."""
+    with contextlib.closing(Run(run).checkpoints()) as found:
         return found.digest(step)
 
 

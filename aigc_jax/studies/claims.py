@@ -29,6 +29,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+INTO = 'init.run', 'prune.run', 'distill.run'
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,63}')
 
 
@@ -110,7 +111,9 @@ class Claim:
     metric: of that evaluation. reach: a threshold of the metric. Then a seed's value is whether the metric is at least
     it (1 or 0, so that the row is a share), and with first_step the first step at which it was, in an evaluation in
     training.
-    start: another claim, from whose run of the same seed each run of this one starts (init.run), as a fine-tuning does.
+    start: another claim, from whose run of the same seed each run of this one starts, as a fine-tuning does.
+    into: the field that is given the folder of that run: init.run; prune.run, by whose weights this one is pruned; or
+    distill.run, from which this one is distilled.
     better: 'min' or 'max', whether less or more of the row's value is better. floors: metrics of the same evaluation
     that stand beside the row, such as the perfect sampler's. seeds: how many; None: the study's.
     tune: rows {field: value}, as studies/space.py makes them, of which the study's Tuning chooses one.
@@ -130,6 +133,7 @@ class Claim:
     seeds: int | None = None
     tune: Sequence[Mapping[str, Any]] = ()
     start: str = ''
+    into: str = 'init.run'
 
     def __post_init__(self):
         _check_kinds(self, f'Claim {self.name}')
@@ -139,6 +143,8 @@ class Claim:
             raise ValueError(f'{self.name}: better={self.better!r}; it is min or max')
         if self.seeds is not None and self.seeds < 1:
             raise ValueError(f'{self.name}: seeds={self.seeds}; there is 1 or more')
+        if self.into not in INTO:
+            raise ValueError(f'{self.name}: into={self.into!r}; it is {" or ".join(INTO)}')
         if self.first_step and self.reach is None:
             raise ValueError(f'{self.name}: first_step needs reach, the value that the metric is to reach')
         if strange := [field for field in self.evaluate if field.partition('.')[0] not in ('sample', 'eval')]:
@@ -146,7 +152,7 @@ class Claim:
         for row in (self.fields, *self.tune):
             if 'seed' in row:
                 raise ValueError(f'{self.name}: fields set seed; the seeds are those of the study')
-            if self.start and 'init.run' in row:
+            if self.start and self.into in row:
                 raise ValueError(f'{self.name}: both start and fields say what its runs start from; leave out one')
         if twice := {field for row in self.tune for field in row} & self.fields.keys():
             raise ValueError(f'{self.name}: both fields and tune set {min(twice)}; leave out one of them')

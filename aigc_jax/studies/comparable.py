@@ -60,23 +60,27 @@ class Ground:
         return f' (up to step {end}' + (f'; --from_step={later[0]} begins behind it)' if later else ')')
 
     def _take_start(self, start: dict) -> None:
-        """The checkpoint that init.run gave the run."""
-        if self._from_step or not self.config.init.run:
-            return
-        if start.get('step') or 'init_step' not in start:
-            self._note('the manifest does not say which checkpoint of init.run the run began with')
-            return
-        self.config.init.step = str(start['init_step'])
-        try:
-            digest = initial.digest(self.config, start['init_step'])
-        except UserError as error:
-            self.reasons += (f'init.run: {error}',)
-            return
-        if digest != start.get('init_sha256', digest):
-            self.reasons += (
-                f'init.run: the checkpoint of step {start["init_step"]} in {self.config.init.run} is not the one that '
-                'the run began with',
-            )
+        """The checkpoints that init.run and prune.run gave the run."""
+        digests = {'init': initial.digest, 'prune': lambda config, step: initial.digest_of(config.prune.run, step)}
+        for group, digest_of in digests.items():
+            run = self.config[group].run
+            if self._from_step or not run:
+                continue
+            if start.get('step') or f'{group}_step' not in start:
+                self._note(f'the manifest does not say which checkpoint of {group}.run the run began with')
+                continue
+            step = start[f'{group}_step']
+            try:
+                digest = digest_of(self.config, step)
+            except UserError as error:
+                self.reasons += (f'{group}.run: {error}',)
+                continue
+            if digest != start.get(f'{group}_sha256', digest):
+                self.reasons += (
+                    f'{group}.run: the checkpoint of step {step} in {run} is not the one that the run began with',
+                )
+        if self.config.init.run and 'init_step' in start and not self._from_step and not start.get('step'):
+            self.config.init.step = str(start['init_step'])
 
     def _compare_own_files(self, found: dict, here: dict) -> None:
         before, now = found.get('own_task'), here.get('own_task')

@@ -157,7 +157,7 @@ class Plan:
         start = None
         if claim.start:
             start = self._trial(self.claims[claim.start], self.settings[claim.start], seed, starts, starts)
-        return Trial(setting.row, seed, workdir, setting.config, start=start)
+        return Trial(setting.row, seed, workdir, setting.config, start=start, into=claim.into)
 
 
 def load(path: str) -> Plan:
@@ -188,7 +188,7 @@ def load(path: str) -> Plan:
     def setting(claim: Claim, more: dict[str, Any]) -> Setting:
         fields = dict(claim.fields) | more
         if claim.start:
-            fields['init.run'] = setting(of[claim.start], {}).row.name
+            fields[claim.into] = setting(of[claim.start], {}).row.name
         key = json.dumps([claim.config, fields], sort_keys=True)
         if key not in by_key:
             by_key[key] = _setting(file, claim.config, fields)

@@ -23,8 +23,10 @@ def digest(study: Study, argument: str = '') -> str:
     """
     fields = dataclasses.asdict(study)
     for claim in fields['claims']:
-        if not claim['start']:  # as studies were registered before claims had this field
+        if not claim['start']:  # as studies were registered before claims had these fields
             del claim['start']
+        if claim['into'] == 'init.run':
+            del claim['into']
     text = json.dumps(fields, sort_keys=True)
     if argument:
         text = text.replace(json.dumps(argument)[1:-1], '{argument}')

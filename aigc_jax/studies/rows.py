@@ -77,7 +77,7 @@ def check_metric(sweep: Sweep, metric: str) -> None:
 
 def overrides_of(trial: Trial) -> list[tuple[str, str]]:
     """[(field, text)] on top of the file of its config."""
-    start = [('init.run', str(trial.start.folder.absolute()))] if trial.start else []
+    start = [(trial.into, str(trial.start.folder.absolute()))] if trial.start else []
     return [*trial.overrides, *texts(trial.row.fields), *start, ('seed', str(trial.seed))]
 
 

@@ -52,7 +52,8 @@ class Trial:
 
     config: FILE.py[:variant,…] that the row's fields are set in, after those of `overrides`, [(field, text)].
     evaluation: of a trial that evaluates the run of the row and seed once more; None of one that trains it.
-    start: the trial whose run this one starts from, wherever it lies; the row's field init.run is the name of its row.
+    start: the trial whose run this one starts from, wherever it lies; the row's field `into`, such as init.run, is the
+    name of its row.
     """
 
     row: Row
@@ -62,6 +63,7 @@ class Trial:
     overrides: tuple[tuple[str, str], ...] = ()
     evaluation: Evaluation | None = None
     start: 'Trial | None' = None
+    into: str = 'init.run'
 
     @functools.cached_property
     def folder(self) -> pathlib.Path:

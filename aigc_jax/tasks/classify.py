@@ -1,5 +1,6 @@
-"""Classes of texts, and of each token of a text, told by an encoder (Devlin et al. 2019, section 4). One player,
-'model'. A run of it mostly begins with a masked language model (tasks/mlm.py):
+"""Classes of images, told by a network of nn/networks.py; of texts, and of each token of a text, told by an encoder
+(Devlin et al. 2019, section 4). One player, 'model'. A run on text mostly begins with a masked language model
+(tasks/mlm.py):
 
     init.run=RUN init.drawn='pooler|classifier|tagger' init.unused='mask_|pooler|classifier|tagger|generator/'
 """
@@ -11,14 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.core import rng
+from aigc_jax.core import rng, schema
 from aigc_jax.core.capabilities import Measures, SplitStatistic
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.schema import Field
+from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Turn
-from aigc_jax.data import NO_TAG, Dataset, Labelled, Tagged
-from aigc_jax.nn import encoder
+from aigc_jax.data import NO_TAG, Dataset, Images, Labelled, Tagged, augment, reads_examples, reads_text
+from aigc_jax.nn import encoder, networks
 from aigc_jax.tasks.mlm import judged, model_fields
+
+IMAGE_MODEL = {'kind': networks.KIND, 'classifier': networks.field('Classifier', 'the network')}
+
+
+def _model(model, around) -> Group:
+    data = around.get('data')
+    of_text = schema.named(data, 'name') is None or reads_text(data) or reads_examples(data)
+    return model_fields(model) if of_text else IMAGE_MODEL
+
 
 FIELDS = {
     'task': {
@@ -26,7 +36,7 @@ FIELDS = {
             float, 0.0, least=0, below=1, doc='share of the target that all classes have alike (Szegedy et al. 2016)'
         ),
     },
-    'model': model_fields,
+    'model': _model,
 }  # fmt: skip
 
 
@@ -51,8 +61,16 @@ class Classifier:
             return found.label, batch['label'], jnp.ones_like(batch['label'], bool)
         return found.tags, jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG
 
+    def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        """(what `told` gives, in training; the renewed rest of the state)."""
+        return self.told(params, batch, ctx.uniform if self.module.dropout else None), extra
+
+    def seen(self, params, extra: Extra, batch: Batch) -> tuple[Array, Array, Array]:
+        """What `told` gives, in an evaluation."""
+        return self.told(params, batch)
+
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        logits, targets, counted = self.told(params, batch, ctx.uniform if self.module.dropout else None)
+        (logits, targets, counted), extra = self.trained(params, extra, batch, ctx)
         nats, right = judged(logits, targets)
         count = jnp.sum(counted).astype(jnp.float32)
         mean = lambda x: jnp.sum(jnp.where(counted, x, 0)) / jnp.maximum(count, 1)
@@ -61,10 +79,10 @@ class Classifier:
         if self.label_smoothing:
             spread = mean(-jnp.mean(jax.nn.log_softmax(logits), axis=-1))
             value = (1 - self.label_smoothing) * value + self.label_smoothing * spread
-        return value, Aux(metrics, extra, count)
+        return value, Aux(metrics, extra, count, (logits, counted))
 
     def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
-        logits, targets, counted = self.told(params, batch)
+        logits, targets, counted = self.seen(params, extra, batch)
         nats, right = judged(logits, targets)
         if not self.by_token:
             return {'nats': nats, 'accuracy': right}
@@ -72,7 +90,7 @@ class Classifier:
         return {name: (total(x), total(1)) for name, x in (('nats', nats), ('accuracy', right))}
 
     def collect(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Array]:
-        logits, targets, counted = self.told(params, batch)
+        logits, targets, counted = self.seen(params, extra, batch)
         return {'told': jnp.argmax(logits, axis=-1), 'target': jnp.where(counted, targets, NO_TAG)}
 
     def summarize(self, found: dict[str, np.ndarray]) -> dict[str, float]:
@@ -95,11 +113,47 @@ class Classifier:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageClassifier(Classifier):
+    """The same of images (n, H, W, C) with a class each."""
+
+    module: networks.Network
+    shape: tuple[int, int, int]
+
+    def init(self, key: Array):
+        params, stats = self.module.init(rng.named(key, 'model'), jnp.zeros((1, *self.shape)))
+        return {'model': params}, Extra({'model': stats} if stats else {}, {})
+
+    def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+        logits, stats = self.module.train(params['model'], extra.stats.get('model', {}), batch['x'])
+        return self._with_targets(logits, batch), extra._replace(stats={'model': stats} if stats else {})
+
+    def seen(self, params, extra: Extra, batch: Batch) -> tuple[Array, Array, Array]:
+        return self._with_targets(self.module(params['model'], extra.stats.get('model', {}), batch['x']), batch)
+
+    def _with_targets(self, logits: Array, batch: Batch) -> tuple[Array, Array, Array]:
+        return logits, batch['label'], jnp.ones_like(batch['label'], bool)
+
+
+def _of_images(config, dataset: Dataset) -> Task:
+    if not dataset.num_classes:
+        raise UserError(f'task.name: classify tells classes; the images of {config.data.name} have none')
+    if augment.mixes(config.data):
+        raise UserError('data.augment.mixup: a mixed example has no class; set it to 0 for classify')
+    shape, outputs = dataset.spec.shape, dataset.num_classes
+    network = networks.make(config, 'Classifier', config.model.classifier, shape, outputs=outputs)
+    return ImageClassifier(network, False, config.task.label_smoothing, shape).task()
+
+
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     spec = dataset.spec
+    if isinstance(spec, Images):
+        return _of_images(config, dataset)
     if not isinstance(spec, Labelled | Tagged):
-        raise UserError(f'task.name: classify reads labelled or tagged texts; {config.data.name} holds {spec.words}')
+        raise UserError(
+            f'task.name: classify reads images, labelled or tagged texts; {config.data.name} holds {spec.words}'
+        )
     by_token = isinstance(spec, Tagged)
     heads = {'tags' if by_token else 'classes': dataset.num_classes}
     module = encoder.make(config, spec.tokenizer.vocab_size, spec.block, 'a text of data.block', **heads)

@@ -21,6 +21,7 @@ from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial, manifest
+from aigc_jax.runs import teacher as teacher_lib
 from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -91,9 +92,14 @@ class _Training:
         start = int(np.ravel(parallel.fetch(state.step))[0])
         if start > config.total_steps:
             raise UserError(f'total_steps: {config.total_steps}, but {run.folder} is at step {start} already')
+        teacher = teacher_lib.load(experiment, run, newest)
+        if teacher:
+            taken = {**taken, **teacher.taken}
+            processes.alike('distill.run', teacher.taken, 'Give all the same run.')
         self._lap('state')
         feeds = self._held.enter_context(contextlib.closing(experiment.feeds(start)))
-        data, call, feed = experiment.resident_data(), experiment.train_call(), None
+        data, call, feed = experiment.resident_data(), experiment.train_call(teacher), None
+        data = (data, teacher.params) if teacher else data
         if start < config.total_steps:
             feed = next(feeds)
             self._lap('feed')
@@ -187,14 +193,17 @@ class _Training:
         return Outcome(step, results, tuple(sorted({row['seed'] for row in run.rows() if 'diverged' in row})))
 
     def _state(self, experiment: Experiment, checkpoints, newest: int | None) -> tuple[TrainState, dict]:
-        """(the state to go on from, the step and the digest of the checkpoint that init.run gave it)."""
+        """(the state to go on from, the steps and the digests of the checkpoints of init.run and prune.run)."""
         if newest is not None:
             return checkpoints.restore(newest, experiment.abstract_state), {}
         model, step = initial.model(experiment)
         taken = {} if step is None else {'init_step': step, 'init_sha256': initial.digest(self._config, step)}
+        masks, step = initial.masks(experiment)
+        if masks:
+            taken |= {'prune_step': step, 'prune_sha256': initial.digest_of(self._config.prune.run, step)}
         if taken and processes.several():
-            processes.alike('init.run', taken, 'Give all the same run.')
-        return experiment.create_state(*model), taken
+            processes.alike('init.run, prune.run', taken, 'Give all the same run.')
+        return experiment.create_state(*(model or (None, None)), masks), taken
 
     def _write(self, experiment: Experiment, start: int, taken: dict) -> None:
         """What a run is made with; a resumed one writes it anew."""

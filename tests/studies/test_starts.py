@@ -94,6 +94,32 @@ def test_mistakes_are_named(tmp_path, change, words):
     assert words in str(caught.value)
 
 
+def test_each_round_is_pruned_by_the_run_of_the_round_before(tmp_path):
+    """A chain of starts: --row=second trains both rounds before it, in their order."""
+    body = f"""
+def study():
+    row = lambda name, keep, **more: Claim(
+        name, 'x', {FLOW!r}, 'model/nll', 'min', into='prune.run', fields={{'prune.keep': keep}}, **more)
+    return Study('Rounds', seeds=1, claims=[
+        row('second', 0.25, start='first'), row('first', 0.5, start='dense'),
+        Claim('dense', 'x', {FLOW!r}, 'model/nll', 'min'),
+    ])
+"""
+    plan, launch = planning.load(write(tmp_path, body)), Runs(lambda trial: 1.0)
+    assert conduct(plan, tmp_path, launch, ['second']).run() == 0
+    names = [plan.settings[name].row.name for name in ('dense', 'first', 'second')]
+    assert launch.begun == [f'{name}/seed-0' for name in names] and len(set(names)) == 3
+    for before, name in zip(names, names[1:], strict=False):
+        config = json.loads((tmp_path / name / 'seed-0' / 'config.json').read_text())
+        assert config['prune']['run'] == str(tmp_path / before / 'seed-0') and not config['init']['run']
+    shutil.move(tmp_path / names[0], tmp_path / 'there' / names[0])
+    shutil.move(tmp_path / names[1], tmp_path / 'there' / names[1])
+    (pair,) = plan.trials_of(plan.claims['first'], [0], tmp_path / 'there')
+    assert states.look(pair.trained).kind == states.DONE
+    with pytest.raises(UserError, match="into='init.step'; it is init.run or prune.run"):
+        planning.load(write(tmp_path, body.replace("into='prune.run'", "into='init.step'")))
+
+
 def test_a_study_without_starts_is_registered_as_before():
     registered = registration.digest(Study('t', [Claim('a', 'x', 'c.py', 'm', 'min')]))
     assert registered == 'b3b6b92b72fc62ea757f68f8e44e65d94f7c057e635770015293d57585256617'

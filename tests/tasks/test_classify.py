@@ -155,7 +155,7 @@ def test_a_run_learns_from_where_the_other_ended(folder):
 def test_other_data_are_refused(folder):
     rows = [json.dumps({'source': f'{i} a', 'target': 'b'}) for i in range(60)]
     (folder / 'pairs.jsonl').write_text('\n'.join(rows) + '\n')
-    with pytest.raises(UserError, match='task.name: classify reads labelled or tagged texts; .* holds pairs of texts'):
+    with pytest.raises(UserError, match='classify reads images, labelled or tagged texts; .* holds pairs of texts'):
         Experiment(config_of(folder, 'pairs'))
 
 
