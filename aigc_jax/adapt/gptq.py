@@ -50,8 +50,10 @@ def _solved(kernel: Array, hessian: Array, config: ConfigDict) -> Any:
     from qwix.contrib import gptq_core
 
     tiles = {1: config.group} if config.group else {}
-    dtype = getattr(jnp, config.weights)
-    how = gptq_core.qarray.HowToQuantize(qtype=dtype, channelwise_axes=[0], tiled_axes=tiles)
+    how = gptq_core.qarray.HowToQuantize(
+        qtype=getattr(jnp, config.weights), channelwise_axes=[0], tiled_axes=tiles,
+        calibration_method=quantize.calibration(config.weights),
+    )  # fmt: skip
     return gptq_core.quantize_weight(kernel.T, hessian, how)[0].T
 
 

@@ -10,7 +10,7 @@ With GPTQ (gptq.py) the kernels are such values themselves, and the tree GROUP o
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt.stored import Stored
+from aigc_jax.adapt.storage import Stored
 from aigc_jax.core import patterns, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
@@ -104,12 +104,25 @@ def quantized(name: str, kernel: Array, config: ConfigDict) -> Any:
     Scales are of the outputs, which come last, and of layers that are stacked, first. The inputs of a convolution, of
     which `group` share one, are its channels, in all of its window.
     """
-    import qwix
-
     stacked = [0] if name.partition('/')[2].startswith('blocks/') else []
     last = kernel.ndim - 1
-    tiles = {last - 1: config.group} if config.group else {}
-    return qwix.quantize(kernel, getattr(jnp, config.weights), channelwise_axes=[*stacked, last], tiled_axes=tiles)
+    return _rounded(kernel, config.weights, (*stacked, last), {last - 1: config.group} if config.group else {})
+
+
+def calibration(kind: str) -> str:
+    """Of qwix: the largest |x| of a scale is 127 steps, or 7, from 0. By itself qwix takes half a step more, and then
+    the largest value lies between two whole numbers, where the last bit of a division decides between them."""
+    top = 2 ** (_BITS[kind] - 1) - 1
+    return f'absmax,{(top + 0.5) / top}'
+
+
+def _rounded(x: Array, kind: str, axes: Iterable[int], tiles: Mapping[int, int] | None = None) -> Any:
+    """The qwix.QArray of x; each place of `axes` has its own scale."""
+    import qwix
+
+    return qwix.quantize(
+        x, getattr(jnp, kind), channelwise_axes=tuple(axes), tiled_axes=tiles, calibration_method=calibration(kind)
+    )
 
 
 def dequantized(array: Any) -> Array:
@@ -200,13 +213,11 @@ class Layers:
             self._inside.remove(id(module))
 
 
-def _rounding(params: Mapping[str, Tree], names: list[str], qtype: str) -> Callable[[nn.Module, Array], Array | None]:
+def _rounding(params: Mapping[str, Tree], names: list[str], kind: str) -> Callable[[nn.Module, Array], Array | None]:
     """`see` of the layers whose kernels are `names`, for their inputs: of an image one scale, of all else one a row."""
     kernels = list(_kernels(params))
 
     def see(module: nn.Module, x: Array) -> Array | None:
-        import qwix
-
         # A module does not know which player it is of.
         own = {name for name in kernels if name.endswith(f'/{"/".join((*module.path, "kernel"))}')}
         wanted = own & set(names)
@@ -218,7 +229,7 @@ def _rounding(params: Mapping[str, Tree], names: list[str], qtype: str) -> Calla
         if not wanted:
             return None
         rows = (0,) if isinstance(module, Conv) else range(x.ndim - 1)
-        return _through(x, dequantized(qwix.quantize(x, getattr(jnp, qtype), channelwise_axes=rows)))
+        return _through(x, dequantized(_rounded(x, kind, rows)))
 
     return see
 

@@ -294,7 +294,7 @@ def test_a_run_that_cannot_say_what_is_kept_is_named(ticket, fields, words):
 
 
 def test_what_is_stored_are_the_weights_that_are_left_and_a_bit_for_each(ticket):
-    stored = pytest.importorskip('aigc_jax.adapt.stored')
+    stored = pytest.importorskip('aigc_jax.adapt.storage')
     params = aigc_jax.open(ticket).state.params
     found = prune.stored(stored.whole(params), params, aigc_jax.open(ticket).config.prune)
     sizes = {name: one.bytes for name, one in found.items()}
