@@ -42,8 +42,10 @@ FIELDS = {
         doc='whether the share is of each layer, or of all layers of a player that have the same share',
     ),
     'run': Field(
-        str, '', doc="a run's folder by whose last weights is pruned; empty: by those that training has or starts with"
+        str, '',
+        doc="a run's folder by whose weights is pruned; empty: by those that training starts with or, with `end`, has",
     ),
+    'step': Field(str, '', doc='of which of its checkpoints, a number or `best`; empty: the newest'),
     'redrawn': Field(
         bool, False, doc='whether the parameters are drawn otherwise than those of this seed are: a control of `run`'
     ),
@@ -51,6 +53,7 @@ FIELDS = {
     'end': Field(int, 0, least=0, doc='the step at which all is pruned (Zhu & Gupta 2017); 0: at once, at the start'),
     'every': Field(int, 100, least=1, doc='steps from one pruning to the next, where it is gradual'),
 }  # fmt: skip
+
 
 class PrunedState(NamedTuple):
     """count: () int32, the player's updates. masks: as its parameters, bool, whether a weight is kept; None of what is
@@ -75,6 +78,8 @@ def adapted(task: Task, config: ConfigDict) -> Task:
                 raise UserError(f'prune.{name}: {config[name]!r}, but prune.keep=1.0 prunes nothing; set it below 1')
         return task
     shares(abstract_params(task), config)
+    if config.step and not config.run:
+        raise UserError(f'prune.step: {config.step}, but prune.run names no run; name its folder')
     if config.end and config.run:
         raise UserError('prune.end: pruning is gradual by the weights of this run, and prune.run names another')
     if config.end and config.end <= config.begin:
@@ -192,8 +197,7 @@ def gradient(values: Tree, state: Any) -> Tree:
 
 
 def rest(config: ConfigDict, step: Array) -> Array:
-    """The part of what is to be pruned that is kept after `step` steps (Zhu & Gupta 2017, eq. 1, from nothing pruned).
-    """
+    """The part of what is to be pruned that is kept after `step` steps (Zhu & Gupta 2017, eq. 1, with s_i = 0)."""
     return (1 - jnp.clip((step - config.begin) / (config.end - config.begin), 0, 1)) ** 3
 
 

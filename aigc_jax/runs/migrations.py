@@ -128,7 +128,10 @@ def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
     _add(
         config,
-        prune=dict(keep=1.0, targets='.*', rules=(), scope='layer', run='', redrawn=False, begin=0, end=0, every=100),
+        prune=dict(
+            keep=1.0, targets='.*', rules=(), scope='layer', run='', step='', redrawn=False, begin=0, end=0,
+            every=100,
+        ),
     )  # fmt: skip
 
 

@@ -74,8 +74,8 @@ BLOCK = {
 
 ADAPT = {'name': '', 'rank': 8, 'alpha': 16.0, 'targets': '(query|value)/kernel'}  # of any run, since then
 PRUNE = {
-    'keep': 1.0, 'targets': '.*', 'rules': (), 'scope': 'layer', 'run': '', 'redrawn': False, 'begin': 0, 'end': 0,
-    'every': 100,
+    'keep': 1.0, 'targets': '.*', 'rules': (), 'scope': 'layer', 'run': '', 'step': '', 'redrawn': False,
+    'begin': 0, 'end': 0, 'every': 100,
 }  # fmt: skip
 
 
