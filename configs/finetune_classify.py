@@ -1,12 +1,12 @@
 """Classes of texts or of tokens, told by an encoder that has been a masked language model before.
 
-    python -m aigc_jax.main --config=configs/bert.py:code --workdir=runs/bert_code
+    python -m aigc_jax.main --config=configs/bert.py:code --config.data.name=python-modules --workdir=runs/bert_code
     python -m aigc_jax.main --config=configs/finetune_classify.py --config.init.run=runs/bert_code --workdir=runs/names
     python -m aigc_jax.main --config=configs/finetune_classify.py --workdir=runs/names_scratch
 
 The second goes on from the run of the first, and the last begins anew. The data are functions of Python's standard
-library, and of each token whether it is of an identifier. For texts with a class set data.name to labelled:FILE. The
-model has the fields of the run that it goes on from.
+library, and of each token whether it is of an identifier; the first run sees none that is held out. For texts with a
+class set data.name to labelled:FILE. The model has the fields of the run that it goes on from.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """

@@ -1,12 +1,12 @@
 """An encoder-decoder that writes the target of each pair of texts, from scratch or from a pre-trained model.
 
-    python -m aigc_jax.main --config=configs/t5.py --workdir=runs/t5
+    python -m aigc_jax.main --config=configs/t5.py --config.data.name=python-modules --workdir=runs/t5
     python -m aigc_jax.main --config=configs/finetune_seq2seq.py --config.init.run=runs/t5 --workdir=runs/docstrings
     python -m aigc_jax.main --mode=sample --workdir=runs/docstrings --prompt='def add(a, b): return a + b' --beam_size=4
 
-It summarizes functions of Python's standard library; nothing is downloaded. `--config.data.name=pairs:FILE` names a
-file of your own, a source and a target a line (aigc_jax/data/README.md). The model is that of configs/t5.py, and the
-tokenizer is that of init.run, or reads bytes.
+It summarizes functions of Python's standard library, of which runs/t5 has seen none that is held out; nothing is
+downloaded. `--config.data.name=pairs:FILE` names a file of your own, a source and a target a line
+(aigc_jax/data/README.md). The model is that of configs/t5.py, and the tokenizer is that of init.run, or reads bytes.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
@@ -58,7 +58,11 @@ VARIANTS = {
     # The name of a function, from its body.
     'name': {'data.columns': ('code', 'name'), 'data.target_block': 24},
     # A function from its docstring.
-    'code': {'data.columns': ('docstring', 'code'), 'data.block': 64, 'data.target_block': 256},
+    'code': {
+        'data.columns': ('docstring', 'code'), 'data.block': 64, 'data.target_block': 256, 'eval.code_bleu': True,
+    },
+    # Both, of one model: CodeT5's bimodal dual generation.
+    'both_ways': {'data.both_ways': True, 'data.target_block': 256},
     # Seconds on a CPU, for tests.
     'smoke': {
         'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,

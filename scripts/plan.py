@@ -70,7 +70,7 @@ def planned(path: str, overrides: list[tuple[str, str]]) -> dict:
     import numpy as np
 
     from aigc_jax.runs import config as config_lib
-    from aigc_jax.runs import initial
+    from aigc_jax.runs import initial, teacher
     from aigc_jax.runs.experiment import Experiment
 
     every = {name: '1' for name in ('steps_per_call', 'log_every_steps')}
@@ -78,19 +78,23 @@ def planned(path: str, overrides: list[tuple[str, str]]) -> dict:
     experiment = Experiment(config, tokenizer=initial.tokenizer(config), is_plan=True)
     state, data, feed = experiment.abstract_state, experiment.resident_data(), next(experiment.feeds(0))
     seeds = jax.ShapeDtypeStruct(np.shape(experiment.seeds) if experiment.plan.replicas else (), np.int32)
-    lowered = experiment.train_call().lower(state, seeds, data, feed)
+    taught = teacher.abstract(experiment)
+    given = lambda taught: (data, taught.params) if taught else data
+    lowered = experiment.train_call(taught).lower(state, seeds, given(taught), feed)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
-    if 'scan_layers' in config.model and config.model.scan_layers:
+    if 'scan_layers' in config.model and (config.model.scan_layers or taught):
         config = config_lib.load(path, [*overrides, *every.items(), ('model.scan_layers', 'False')])
         whole = Experiment(config, dataset=experiment.dataset, is_plan=True)
-        lowered = whole.train_call().lower(whole.abstract_state, seeds, data, feed)
+        unrolled = teacher.abstract(whole, loops=False)
+        lowered = whole.train_call(unrolled).lower(whole.abstract_state, seeds, given(unrolled), feed)
     return {
         'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         'bytes': {
             'parameters': _local(state.params),
             'optimizer': _local(state.opt),
             'rest of the state': _local((state.stats, state.carry)),
+            **({'teacher': _local(taught.params)} if taught else {}),
             'data and feed': sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((data, feed))),
             'gradients, activations and the rest': memory.temp_size_in_bytes,
         },

@@ -1,24 +1,41 @@
 """Changes of a model. Each is a function Task -> Task of a group of the config, and changes nothing by default."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt import lora, prune
+from aigc_jax.adapt import distill, lora, prune, quantize
+from aigc_jax.adapt.stored import Stored, whole
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
 
 FIELDS = {
     'adapt': Field(dict, fields=lora.FIELDS, doc='what is trained in the place of the parameters themselves'),
+    'quantize': Field(dict, fields=quantize.FIELDS, doc='of how few bits the weights are'),
     'prune': Field(dict, fields=prune.FIELDS, doc='which weights are 0 from then on'),
+    'distill': Field(dict, fields=distill.FIELDS, doc='a trained model whose probabilities are learned'),
 }  # fmt: skip
 
 
 def adapted(task: Task, config: ConfigDict) -> Task:
     """`task` as the config's groups of FIELDS change it. Raises UserError."""
-    return prune.adapted(lora.adapted(task, config.adapt), config.prune)
+    changed = lora.adapted(quantize.adapted(task, config.quantize), config.adapt)
+    return prune.adapted(changed, config.prune)
 
 
 def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: its tree} of the parameters that the model computes with, as the task without changes has them."""
-    return lora.merged(params, config.adapt)
+    return quantize.merged(lora.merged(params, config.adapt), config.quantize)
+
+
+def tensors(params: Mapping[str, Tree], config: ConfigDict) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) of a file of `merged`, in which what is quantized is whole numbers and scales."""
+    return quantize.packed(lora.merged(params, config.adapt), config.quantize)
+
+
+def stored(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:
+    """{PLAYER/…: how it is stored} of the parameters that the model computes with. Each group changes what the groups
+    before it say."""
+    params = lora.merged(params, config.adapt)
+    return quantize.stored(whole(params), params, config.quantize)

@@ -28,11 +28,11 @@ _KEYS = {'step', 'split', 'seed', 'diverged'}  # of a row of metrics.jsonl
 _LOSS = '(scalar, Aux(metrics, extra))'
 
 
-def _of_loss(returned: Any) -> tuple[Any, Any, Any, Any] | None:
-    """(value, metrics, extra, weight) of what a loss returns; None where it has another form."""
+def _of_loss(returned: Any) -> tuple[Any, Any, Any, Any, Any] | None:
+    """(value, metrics, extra, weight, told) of what a loss returns; None where it has another form."""
     match returned:
-        case (value, Aux(metrics, Extra() as extra, weight)):
-            return value, metrics, extra, weight
+        case (value, Aux(metrics, Extra() as extra, weight, told)):
+            return value, metrics, extra, weight, told
     return None
 
 
@@ -122,13 +122,16 @@ class _Checked:
         returned = self._shapes(name, loss, params, extra)
         found = _of_loss(returned)
         self._want(found is not None, name, returned, f'{_LOSS}, whose extra is an Extra')
-        value, metrics, renewed, weight = found
+        value, metrics, renewed, weight, told = found
         is_scalar = lambda x: getattr(x, 'shape', None) == ()
         fits = is_scalar(value) and jnp.issubdtype(value.dtype, jnp.floating)
         self._want(fits, name, value, 'a float () first, the mean over the examples')
         fits = isinstance(metrics, dict) and all(isinstance(k, str) and is_scalar(v) for k, v in metrics.items())
         self._want(fits, name, metrics, 'metrics {name: ()}, means over the examples')
         self._want(weight is None or is_scalar(weight), name, weight, 'a weight ()')
+        shapes = [getattr(part, 'shape', None) for part in told] if isinstance(told, (tuple, list)) else []
+        fits = told is None or (len(shapes) == 2 and None not in shapes and shapes[0] and shapes[0][:-1] == shapes[1])
+        self._want(fits, name, told, 'a told of logits (…, classes) and what of them counts, bool (…)')
         self._want(_kinds(renewed) == _kinds(extra), name, renewed, f'an extra like that given, {_said(extra)}')
 
     def capability(self, one: Capability, params, extra: Extra, batch_of, shape, labels) -> None:

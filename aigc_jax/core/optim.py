@@ -40,6 +40,11 @@ FIELDS = {
         doc='((regex of parameters, factor of the learning rate), …), the first that matches; a rule for `log_scale`, '
         'which only some models have, may match nothing',
     ),
+    'layer_decay': Field(
+        float, 1.0, above=0, most=1,
+        doc='factor of the learning rate from each layer to the one below it, for fine-tuning; the embeddings, which '
+        'lie lowest, learn slowest, and a head learns at the whole rate; 1: all do',
+    ),
     'freeze': Field(str, '', doc='regex of the parameters that are not trained; empty: all are trained'),
     'ema_decay': Field(
         float, 0.0, least=0, below=1,
@@ -48,6 +53,10 @@ FIELDS = {
 }  # fmt: skip
 _MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
 _MATRICES = 'muon_weight_dimension_numbers'
+# The layers of networks, by the names of their parameters; 'blocks' are layers that are stacked.
+_LAYER = re.compile(r'(?:^|[/.])(?:block|layer|encoder|decoder)_(\d+)(?=[/.])')
+_STACKED = re.compile(r'(?:^|[/.])blocks(?=[/.])')
+_LOWEST = re.compile(r'embed|position|token_type')
 _SOMETIMES = ('log_scale',)  # parameters that only some models of a family have: a rate for them may find none
 # What an option of a name holds, the first that fits its default. A first moment may be negative (Gidel et al. 2019).
 _RANGES = (
@@ -60,29 +69,34 @@ _RANGES = (
 
 
 class AverageState(NamedTuple):
-    """Exponential moving average of the parameters; `average` has their shape."""
+    """Exponential moving average of the parameters; `average` has their shape, and optax.MaskedNode() in the place of
+    those that are frozen."""
 
     count: Array
     average: Tree
 
 
-def average_params(decay: float) -> optax.GradientTransformation:
+def average_params(decay: float, still: Tree = None) -> optax.GradientTransformation:
     """Keeps an exponential moving average of the parameters; last in a chain, as it must see the final update.
 
     d_t = min(decay, (1 + t) / (10 + t)), t the player's updates: the first weigh little, so that the average does not
     start out as the initialization. The ramp is that of TensorFlow's ExponentialMovingAverage; StyleGAN 2 has another,
     by the number of images.
+
+    still: of each parameter whether it is frozen, and so is its own average; None: none is.
     """
 
     def init(params):
         # A copy: the average and the parameters are donated to the same compiled call, which no buffer may be twice.
-        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+        copies = jax.tree.map(jnp.copy, params)
+        if still is not None:
+            copies = jax.tree.map(lambda copy, held: optax.MaskedNode() if held else copy, copies, still)
+        return AverageState(jnp.zeros((), jnp.int32), copies)
 
     def update(updates, state, params):
         d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
-        average = jax.tree.map(
-            lambda a, p, u: (a * d + (p + u) * (1 - d)).astype(a.dtype), state.average, params, updates
-        )
+        new = lambda a, p, u: a if _is_masked(a) else (a * d + (p + u) * (1 - d)).astype(a.dtype)
+        average = jax.tree.map(new, state.average, params, updates, is_leaf=_is_masked)
         return updates, AverageState(state.count + 1, average)
 
     return optax.GradientTransformation(init, update)
@@ -107,12 +121,16 @@ def averaged(params: dict[str, Tree], opt: dict[str, Tree]) -> dict[str, Tree]:
             return params[player]
         state = found[-1]  # ema_decay comes last in the chain
         if isinstance(state, AverageState):
-            return state.average
-        frozen = lambda z: isinstance(z, optax.MaskedNode)
-        x = lambda y, z: y if frozen(z) else optax.contrib.schedule_free_eval_params(state._replace(z=z), y)
+            of_each = lambda average, own: own if _is_masked(average) else average
+            return jax.tree.map(of_each, state.average, params[player], is_leaf=_is_masked)
+        x = lambda y, z: y if _is_masked(z) else optax.contrib.schedule_free_eval_params(state._replace(z=z), y)
         return jax.tree.map(x, params[player], state.z)
 
     return {player: one(player) for player in params}
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _averages(opt: Tree) -> list[AverageState | optax.contrib.ScheduleFreeState]:
@@ -168,21 +186,14 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
     if config.freeze:
         labels = tree.by_rule(((config.freeze, 'frozen'),), params, 'trained', f'{what}.freeze')
         parts = [optax.partition({'trained': parts[0], 'frozen': optax.set_to_zero()}, labels)]
-    if config.learning_rate_rules:
-        for rule in config.learning_rate_rules:
-            if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[-1], (int, float)):
-                raise UserError(f'{what}.learning_rate_rules: {rule!r} is no pair (regex, factor)')
-            if not 0 <= rule[-1] < math.inf:
-                raise UserError(f'{what}.learning_rate_rules: {rule!r}; a factor is 0 or more')
-        factors = tree.by_rule(config.learning_rate_rules, params, 1.0, f'{what}.learning_rate_rules', _SOMETIMES)
-        # After the partition, inside which frozen parameters have no update to scale.
-        if any(factor != 1 for factor in jax.tree.leaves(factors)):
-            _want_no_average(config.name, f'{what}.learning_rate_rules')
-            parts.append(optax.stateless(lambda u, _: jax.tree.map(lambda x, factor: x * factor, u, factors)))
+    # After the partition, inside which frozen parameters have no update to scale.
+    for factors in (_by_rules(config, params, what), _by_layer(config, params, what)):
+        parts += [_scaled(factors)] if factors else []
     if clip_weights:
         parts.append(clip_params(clip_weights))
     if config.ema_decay:
-        parts.append(average_params(config.ema_decay))
+        still = jax.tree.map(lambda label: label == 'frozen', labels) if config.freeze else None
+        parts.append(average_params(config.ema_decay, still))
     whole = optax.chain(*parts) if len(parts) > 1 else parts[0]
     try:
         jax.eval_shape(lambda p: whole.update(p, whole.init(p), p), params)
@@ -192,6 +203,54 @@ def optimizer(config: Any, params: Tree, total_steps: int, what: str, turns: int
             f'{what}: optax.{config.name} cannot train with this schedule and these options: {said}'
         ) from None
     return whole
+
+
+def _scaled(factors: Tree) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda x, factor: x * factor, updates, factors))
+
+
+def _by_rules(config: Any, params: Tree, what: str) -> Tree | None:
+    """The factors of learning_rate_rules; None where all are 1."""
+    field = f'{what}.learning_rate_rules'
+    for rule in config.learning_rate_rules:
+        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[-1], (int, float)):
+            raise UserError(f'{field}: {rule!r} is no pair (regex, factor)')
+        if not 0 <= rule[-1] < math.inf:
+            raise UserError(f'{field}: {rule!r}; a factor is 0 or more')
+    factors = tree.by_rule(config.learning_rate_rules, params, 1.0, field, _SOMETIMES)
+    if all(factor == 1 for factor in jax.tree.leaves(factors)):
+        return None
+    _want_no_average(config.name, field)
+    return factors
+
+
+def _by_layer(config: Any, params: Tree, what: str) -> Tree | None:
+    """The factors of layer_decay γ (Clark et al. 2020, ELECTRA, fine-tuning); None where it is 1.
+
+    Of L layers, layer i (from 0, of an encoder-decoder in each stack) has γ^(L − i), the embeddings γ^(L + 1), and what
+    lies above, a head and the last norm, 1.
+    """
+    decay = config.layer_decay
+    if decay == 1:
+        return None
+    field = f'{what}.layer_decay'
+    _want_no_average(config.name, field)
+    names = tree.flatten(params)
+    numbers = [int(found[1]) + 1 for name in names if (found := _LAYER.search(name))]
+    numbers += [leaf.shape[0] for name, leaf in names.items() if _STACKED.search(name)]
+    if not numbers:
+        raise UserError(f'{field}: {decay}, but {what.rpartition(".")[2]} has no layers block_0, …; set it to 1')
+    layers = max(numbers)
+
+    def factor(name: str, leaf: Any) -> Any:
+        if found := _LAYER.search(name):
+            return decay ** (layers - int(found[1]))
+        if _STACKED.search(name):
+            each = decay ** (layers - np.arange(layers, dtype=np.float64))
+            return each.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(leaf.dtype)
+        return decay ** (layers + 1) if _LOWEST.search(name) else 1.0
+
+    return tree.map_named(factor, params)
 
 
 def frozen(config: Any, params: dict[str, Tree]) -> dict[str, Tree]:
@@ -272,6 +331,7 @@ def schedule(config: Any, total_steps: int, what: str) -> optax.Schedule:
     """optax.NAME(**arguments), with the durations in percent resolved. Raises UserError where it is not 0 or more
     throughout."""
     arguments = dict(config)
+    total_steps = total_steps or 1000  # a run without steps reads no schedule, and of 0 steps optax makes none
     check_type(f'{what}.name', arguments.get('name'), str)
     factory = _find(arguments.pop('name'), (optax,), f'{what}.name', 'schedule')
     for name in [name for name in arguments if name.endswith('_percent')]:

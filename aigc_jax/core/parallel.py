@@ -189,8 +189,11 @@ class Plan:
         each = lambda *arguments: jax.lax.map(lambda own: function(*own), arguments)
         return jax.shard_map(each, mesh=self.mesh, in_specs=over, out_specs=over, check_vma=False)
 
-    def compile(self, call, state: TrainState):
-        """`call(state, seed, data, feed)`, compiled for this plan; `state` (abstract) gives the shapes."""
+    def compile(self, call, state: TrainState, data: Tree = None):
+        """`call(state, seed, data, feed)`, compiled for this plan; `state` (abstract) gives the shapes.
+
+        data: the shardings of its argument `data`; None: each device has all of it.
+        """
         if self.axis_name:
             return jax.pmap(
                 _on_its_share(call, self.axis_name), self.axis_name, in_axes=(None, None, None, _FEED_BATCH_AXIS),
@@ -207,7 +210,7 @@ class Plan:
                 )  # fmt: skip
         return jax.jit(
             call,
-            in_shardings=(sharding, self.seeds, self.replicated, self._feed),
+            in_shardings=(sharding, self.seeds, data or self.replicated, self._feed),
             out_shardings=(sharding, self.seeds),
             donate_argnums=0,
             compiler_options=self.compiler_options,

@@ -40,7 +40,7 @@ def first_state(
 
 def abstract_params(task: Task) -> dict[str, Tree]:
     """{player: shapes and dtypes of its parameters}; nothing is computed."""
-    return jax.eval_shape(lambda: task.init(rng.stream(0, 'init')))[0]
+    return task.abstract[0]
 
 
 def make_optimizers(task: Task, config, total_steps: int) -> dict[str, optax.GradientTransformation]:

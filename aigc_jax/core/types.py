@@ -1,6 +1,7 @@
 """What a model is to the rest of the project: a `Task` of pure functions over a `TrainState` of arrays."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,11 +46,14 @@ class Aux(NamedTuple):
     extra: the renewed statistics and recurrent state.
     weight: (), how many examples (or tokens) the means are over, for micro-batches and devices that hold unequal
         numbers of them, such as masked tokens; where it is 0 the means are not read. None: the examples of the batch.
+    told: of a loss that is a mean of −log p of classes, their (logits (…, classes), which of the places the mean is
+        over, bool (…)), for distillation; None: the loss is another.
     """
 
     metrics: Metrics
     extra: Extra
     weight: Array | None = None
+    told: tuple[Array, Array] | None = None
 
 
 Loss = Callable[[dict[str, Tree], Extra, Batch, Any], tuple[Array, Aux]]
@@ -82,6 +86,11 @@ class Task:
     rounds: tuple[tuple[Turn, ...], ...]
     capabilities: tuple[Any, ...] = ()
 
+    @functools.cached_property
+    def abstract(self) -> tuple[dict[str, Tree], Extra]:
+        """Shapes and dtypes of what init gives. They are kept, because tracing a deep model takes a second."""
+        return jax.eval_shape(lambda: self.init(jax.random.key(0, impl='threefry2x32')))
+
     @property
     def players(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(turn.player for turns in self.rounds for turn in turns))
@@ -95,15 +104,15 @@ class Task:
 
     def through(self, change: Callable[[dict[str, Tree]], dict[str, Tree]]) -> 'Task':
         """The same task, each of whose functions sees change(params) in the place of the parameters."""
+        return self.around(lambda function: lambda params, *rest: function(change(params), *rest))
 
-        def changed(function: Callable) -> Callable:
-            return lambda params, *rest: function(change(params), *rest)
-
-        rounds = tuple(tuple(Turn(turn.player, changed(turn.loss)) for turn in turns) for turns in self.rounds)
+    def around(self, wrap: Callable[[Callable], Callable]) -> 'Task':
+        """The same task, with wrap(function) in the place of each function that begins with the parameters."""
+        rounds = tuple(tuple(Turn(turn.player, wrap(turn.loss)) for turn in turns) for turns in self.rounds)
         capabilities = []
         for one in self.capabilities:
             functions = {name: getattr(one, name) for name in one.OF_PARAMETERS}
-            new = {name: changed(function) for name, function in functions.items() if function is not None}
+            new = {name: wrap(function) for name, function in functions.items() if function is not None}
             capabilities.append(dataclasses.replace(one, **new))
         return dataclasses.replace(self, rounds=rounds, capabilities=tuple(capabilities))
 

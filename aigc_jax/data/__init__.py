@@ -53,6 +53,7 @@ FLAT = ('npz:', 'npy:', 'mat:', AMAT)  # may hold images as rows of pixels, whic
 TEXTS = {  # loader(cfg, tokenizer), or (cfg, where, tokenizer), of the run that is gone on with, or None
     'pydoc': text.pydoc,
     'python-stdlib': text.python_stdlib,
+    'python-modules': functions.modules,
     'programs': programs.load,
     'text:': text.text_files,
     'code:': text.code,

@@ -52,7 +52,8 @@ _TOKENIZER = {
         doc='number of the tokens <extra_id_0>, <extra_id_1>, …, which stand for hidden spans (T5: 100)',
     ),
     'code': Field(
-        bool, False, doc='whether the text is Python source; that of code:, python-stdlib and programs always is'
+        bool, False,
+        doc='whether the text is Python source; that of code:, python-stdlib, python-modules and programs always is',
     ),
 }  # fmt: skip
 _HELD_OUT = {
@@ -96,6 +97,14 @@ EXAMPLES = {
         tuple, (), items=Field(str),
         doc='names of the fields that are read: source and target; text, perhaps a second one, and label; tokens and '
         'tags; (): those that aigc_jax/data/README.md tells of',
+    ),
+    'both_ways': Field(
+        bool, False,
+        doc='whether each pair is also turned round; sources then begin with <NAME>, the column that is to be written',
+    ),
+    'train_examples': Field(
+        int, -1, least=-1,
+        doc='training examples that are used, chosen by their hashes, so that fewer are a part of more; -1: all',
     ),
     **_TOKENIZER,
     **_HELD_OUT,

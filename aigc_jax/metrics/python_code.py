@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 
 # What the parser and the compiler raise for a text that is no Python, or nested too deep for them.
-_FAILURES = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
+FAILURES = (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError)
 
 
 def parses(text: str) -> bool:
@@ -30,7 +30,7 @@ def _succeeds(function, text: str) -> bool:
         warnings.simplefilter('ignore')  # of escapes and literals that a later Python will refuse
         try:
             function(text)
-        except _FAILURES:
+        except FAILURES:
             return False
     return True
 

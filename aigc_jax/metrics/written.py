@@ -1,4 +1,4 @@
-"""Texts that were written for a source, against those that were to be written, by kept libraries.
+"""Texts that were written for a source, against those that were to be written; BLEU and ROUGE by kept libraries.
 
 Both libraries come with pip install 'aigc_jax[text]'. Without one of them its metric is left out, with a note.
 """
@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from aigc_jax.core.notes import note
+from aigc_jax.metrics import code_bleu
 from aigc_jax.metrics.intervals import Measurement, ratio, wilson
 
 
-def scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, Measurement]:
+def scores(written: Sequence[str], wanted: Sequence[str], are_code: bool = False) -> dict[str, Measurement]:
     """exact_match, the share of texts that are as wanted, but for white space at both ends; bleu, 0 to 100, of all
     together (Papineni et al. 2002, as sacrebleu has it: BLEU-4, its tokens of 13a, exponential smoothing); rouge_l, the
-    F measure of the longest common subsequence of words (Lin 2004), as a mean over texts."""
+    F measure of the longest common subsequence of words (Lin 2004), as a mean over texts. are_code: whether the texts
+    are Python, which adds those of code_bleu.scores."""
     pairs = list(zip(written, wanted, strict=True))
     found = {'exact_match': wilson(sum(a.strip() == b.strip() for a, b in pairs), len(pairs))}
     measured = names()
@@ -24,12 +26,13 @@ def scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, Measureme
             found[metric] = score(pairs)
         else:
             note(f"{metric}: not measured, for {library} is not installed; pip install 'aigc_jax[text]'")
-    return found
+    return found | (code_bleu.scores(written, wanted) if are_code else {})
 
 
-def names() -> list[str]:
+def names(are_code: bool = False) -> list[str]:
     """The metrics of `scores`, with the libraries that there are."""
-    return ['exact_match', *(metric for metric, (library, _) in _SCORES.items() if importlib.util.find_spec(library))]
+    kept = [metric for metric, (library, _) in _SCORES.items() if importlib.util.find_spec(library)]
+    return ['exact_match', *kept, *(code_bleu.NAMES if are_code else ())]
 
 
 def _bleu(pairs: Sequence[tuple[str, str]]) -> Measurement:

@@ -11,7 +11,7 @@ Parameters are float32; `dtype` is what the products are computed in. The output
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -158,6 +158,7 @@ class ImageNetwork(nn.Module, kw_only=True):
     depth: int = 1
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    makes_images: ClassVar[bool] = False
 
 
 class Encoder(ImageNetwork, kw_only=True):
@@ -178,6 +179,7 @@ class Decoder(ImageNetwork, kw_only=True):
     """z (n, latent_dim) -> the natural parameters of p(x given z): logits or means, (n, *shape)."""
 
     shape: Sequence[int]
+    makes_images: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, z: Array, condition: Array | None = None, train: bool = False) -> Array:
@@ -245,9 +247,8 @@ class Classifier(ImageNetwork, kw_only=True):
         return head(x, train).astype(jnp.float32)
 
 
-def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
-    """Raises UserError for fields of `what`, whose network has those of `ImageNetwork`, that images of `shape` or each
-    other do not fit."""
+def check(network: ImageNetwork, shape: Sequence[int], what: str) -> None:
+    """Raises UserError for fields of `what`, those of `network`, that images of `shape` or each other do not fit."""
     levels = len(network.features)
     if len(shape) != 3:
         raise UserError('model.kind: conv is for images; set it to mlp')
@@ -256,7 +257,7 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
             f'{what}.features: {levels} levels halve the sides {shape[0]} and {shape[1]} {levels} times; '
             f'give as many as go without a remainder, 1 or more'
         )
-    if getattr(network, 'deviation', 0) == 1:
+    if isinstance(network, Discriminator) and network.deviation == 1:
         raise UserError(f'{what}.deviation: 1; a deviation is of 2 examples or more, and 0 leaves it out')
     if network.norm != 'none' and network.block == 'modern':
         raise UserError(f'{what}.norm: a modern block has none; set it to none, or the block to plain or residual')
@@ -266,7 +267,7 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
             'choose plain or residual'
         )
     # As high as the image only what makes one, where its last level is a block.
-    whole = hasattr(network, 'shape') and network.block != 'plain'
+    whole = network.makes_images and network.block != 'plain'
     sides = [shape[0] // 2**level for level in range(0 if whole else 1, levels + 1)]
     if network.attention and network.attention not in sides:
         known = ', '.join(map(str, sides))

@@ -12,7 +12,7 @@ A quantizer has `codes`, how many there are, and `dim`, the dimension d of the v
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -50,6 +50,7 @@ class GridDecoder(ImageNetwork, kw_only=True):
     """z (n, H / 2ᴸ, W / 2ᴸ, d) -> the natural parameters of p(x given z), (n, *shape)."""
 
     shape: Sequence[int]
+    makes_images: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, z: Array) -> Array:

@@ -11,6 +11,7 @@ from aigc_jax.reports.image_samples import ImageSamples
 from aigc_jax.reports.means import Means, SplitStatistics
 from aigc_jax.reports.mixture import MixtureSamples
 from aigc_jax.reports.problems import Problems
+from aigc_jax.reports.size import Size
 from aigc_jax.reports.text_likelihood import Baselines, TextLikelihood
 from aigc_jax.reports.text_samples import TextSamples
 from aigc_jax.reports.transport import PointTransport
@@ -19,7 +20,7 @@ from aigc_jax.runs.experiment import Experiment
 
 REPORTS: tuple[type[Report], ...] = (
     Means, TextLikelihood, CodebookUse, MixtureSamples, PointTransport, SplitStatistics, TextSamples, Baselines,
-    Written, Problems, ImageSamples,
+    Written, Problems, ImageSamples, Size,
 )  # fmt: skip
 
 

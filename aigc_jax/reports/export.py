@@ -13,7 +13,7 @@ import numpy as np
 from aigc_jax import adapt
 from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import bert
-from aigc_jax.core import files, optim, rng, tree
+from aigc_jax.core import files, optim, rng
 from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.types import Extra
@@ -57,9 +57,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
 
 
 def _safetensors(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
-    leaves = tree.flatten(_params(trained)).items()
-    named = ((name, np.asarray(jax.device_get(leaf))) for name, leaf in leaves)
-    return huggingface.write(folder, trained.experiment.config.to_dict(), named)
+    config = trained.experiment.config
+    return huggingface.write(folder, config.to_dict(), adapt.tensors(_averaged(trained), config))
 
 
 def _stablehlo(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
@@ -104,6 +103,9 @@ def sampler(trained: Trained, n: int) -> tuple[Callable[..., jax.Array], dict[st
     return sample, inputs | ({'labels': (n,)} if samples.num_classes else {})
 
 
+def _averaged(trained: Trained) -> Any:
+    return optim.averaged(trained.state.params, trained.state.opt)
+
+
 def _params(trained: Trained) -> Any:
-    params = optim.averaged(trained.state.params, trained.state.opt)
-    return adapt.merged(params, trained.experiment.config)
+    return adapt.merged(_averaged(trained), trained.experiment.config)

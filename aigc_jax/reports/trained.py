@@ -27,6 +27,7 @@ from aigc_jax.core.errors import UserError, check_type
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.data import Images
+from aigc_jax.data import Text as TextSpec
 from aigc_jax.data.labels import in_turn
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding.generate import Generator, Text
@@ -75,7 +76,9 @@ class Trained:
         shared: dict | None = None,
     ):  # fmt: skip
         self.run, self.experiment, self.config = run, experiment, experiment.config
-        self.tokenizer, self.num_classes = getattr(experiment.dataset.spec, 'tokenizer', None), experiment.num_classes
+        spec = experiment.dataset.spec
+        self.tokenizer = spec.tokenizer if isinstance(spec, TextSpec) else None
+        self.num_classes = experiment.num_classes
         self._all, self._is_one, self._k = state, k is not None, k or 0
         self.state = experiment.replica(state, self._k)
         self.step = int(self.state.step)

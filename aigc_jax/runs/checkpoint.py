@@ -24,7 +24,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -223,6 +223,7 @@ class Checkpoints:
         missing, extra = (
             sorted(names, key=first) for names in (wanted.keys() - saved.keys(), saved.keys() - wanted.keys())
         )
+        extra = [name for name in extra if not _is_average_of_frozen(name, wanted)]
         other = [
             f'{name} is {saved[name][1]}{saved[name][0]}, the model has {wanted[name][1]}{wanted[name][0]}'
             for name in sorted(wanted.keys() & saved.keys(), key=first)
@@ -375,6 +376,14 @@ def _described(leaves: dict[str, Any], before: dict[str, list] | None = None) ->
 def _kinds(template: Tree) -> dict[str, list]:
     """{name: [shape, dtype]}, as the record of a checkpoint begins with."""
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in tree.flatten(template).items()}
+
+
+def _is_average_of_frozen(name: str, wanted: Collection[str]) -> bool:
+    """Whether `name`, which is not wanted, is the average of a parameter that is frozen. Runs of before SCHEMA 4 kept
+    these copies, which nothing reads now. The average of what is trained is wanted."""
+    player, average, path = name.partition('/average/')
+    of_player = f'params/{player.split("/")[1]}/{path}' if average and player.startswith('opt/') else ''
+    return of_player in wanted and any(other.startswith(f'{player}/average/') for other in wanted)
 
 
 def _few(names: list[str]) -> str:

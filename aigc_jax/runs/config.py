@@ -176,6 +176,13 @@ def check_together(flat: dict[str, Any]) -> None:
     for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps'):
         if flat[name] % flat['steps_per_call']:
             raise UserError(f'{name}: {flat[name]} is not a multiple of steps_per_call, {flat["steps_per_call"]}')
+    if not flat['total_steps'] and not flat['init.run']:
+        raise UserError('total_steps: 0, but init.run names no model that is to be evaluated; name one, or give steps')
+    if flat['quantize.method'] == 'gptq':
+        wanted = {'quantize.weights': bool(flat['quantize.weights']), 'init.run': bool(flat['init.run'])}
+        wanted |= {'total_steps=0': not flat['total_steps'], "adapt.name=''": not flat['adapt.name']}
+        if missing := [name for name, is_there in wanted.items() if not is_there]:
+            raise UserError(f'quantize.method: gptq rounds a trained model once; set {", ".join(missing)}')
     if flat['eval.patience'] and not flat['eval.best_metric']:
         raise UserError('eval.patience: early stopping needs eval.best_metric')
 

@@ -28,6 +28,7 @@ EVAL = {
     'also_each': Field(
         tuple, (), items=Field(str), doc='reports of the final evaluation that are made at each evaluation, too'
     ),
+    'model_bytes': Field(bool, False, doc='whether the final evaluation tells the bytes of the model'),
     'best_metric': Field(str, '', doc='the checkpoint with its best value is kept; empty: none is'),
     'best_mode': Field(str, 'min', choices=('min', 'max'), doc='whether the least or the greatest value is the best'),
     'patience': Field(int, 0, least=0, doc='evaluations without a better value before the run stops; 0: it does not'),
@@ -76,7 +77,7 @@ def _eval(config: ConfigDict, around: ConfigDict) -> Group:
 FIELDS = {
     'schema': Field(int, SCHEMA, choices=(SCHEMA,), doc='version of the fields; older runs are brought up to it'),
     'seed': Field(int, 0, doc='of all draws; each is a function of it, of the step, of a name and of the example'),
-    'total_steps': Field(int, least=1, doc='optimizer steps'),
+    'total_steps': Field(int, least=0, doc='optimizer steps; 0: the model of init.run is evaluated as it is'),
     'batch_size': Field(int, 128, least=1, doc='examples of each round, over all devices; of text, windows or rows'),
     'micro_batches': Field(int, 1, least=1, doc='parts that a batch is cut into, to save memory'),
     'steps_per_call': Field(int, 10, least=1, doc='steps fused into one compiled call'),

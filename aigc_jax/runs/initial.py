@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax import adapt, tasks
-from aigc_jax.adapt import huggingface, lora, prune
+from aigc_jax.adapt import gptq, huggingface, lora, prune, quantize
 from aigc_jax.core import optim, parallel, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
-from aigc_jax.core.step import abstract_params, create_state, make_optimizers
+from aigc_jax.core.step import abstract_params, first_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs import config as config_lib
@@ -39,6 +40,14 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
     return dataclasses.replace(found, may_grow=True)
 
 
+def source(folder: str, what: str = 'init.run') -> Run:
+    """The run in `folder`. what: the field that names it, for messages. Raises UserError."""
+    run = Run(folder)
+    if not run.folder.is_dir():
+        raise UserError(f'{what}: there is no folder {run.folder}; name the folder of a run')
+    return run
+
+
 def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
     """(parameters, statistics) of the run that init.run names, and their step; () where it names none. In the place of
     a parameter that is to be drawn (init.drawn) stands None.
@@ -46,6 +55,42 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
     init.step: of which checkpoint; init.average: whether it is the average of the parameters, where their run keeps
     one, which is what their run was evaluated and sampled with. Raises UserError.
     """
+    found, step = _model(experiment)
+    if experiment.config.quantize.method == 'gptq':
+        found = _calibrated(experiment, *found)
+    return found, step
+
+
+def _calibrated(
+    experiment: Experiment, params: dict[str, Tree], stats: dict[str, Tree]
+) -> tuple[dict[str, Tree], dict[str, Tree]]:  # fmt: skip
+    """The same model, rounded by GPTQ on examples that are drawn from the training split."""
+    config, dataset = experiment.config, experiment.dataset
+    params = {
+        player: {name: leaf for name, leaf in own.items() if name != quantize.GROUP} for player, own in params.items()
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: leaf is None)
+    if missing := [tree.path_name(path) for path, leaf in leaves if leaf is None]:
+        raise UserError(f'quantize.method: gptq rounds a trained model, and init.drawn draws {", ".join(missing)}')
+    task = tasks.make(config, dataset)
+    extra = jax.jit(lambda: task.init(rng.stream(config.seed, 'init'))[1])()
+    extra = extra._replace(stats={**extra.stats, **stats})
+    rows = config.batch_size // config.micro_batches
+    count = -(-config.quantize.examples // rows) * rows
+    draws = np.random.Generator(np.random.PCG64(config.seed % 2**32))
+    places = draws.integers(len(dataset.splits['train']), size=count)
+
+    def batches():
+        for begin in range(0, count, rows):
+            index = np.arange(begin, begin + rows, dtype=np.int32)
+            ctx = rng.context(config.seed, 'calibration', 0, index)
+            yield experiment.preprocess(experiment.examples('train', places[index]), ctx), ctx
+
+    return gptq.calibrated(task, params, extra, batches(), config.quantize), stats
+
+
+def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
+    """`model`, before it is quantized."""
     wanted = experiment.config.init
     if not wanted.run:
         if wanted.step:
@@ -63,7 +108,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
             dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
             task = adapt.adapted(tasks.make(experiment.config, dataset), experiment.config)
         plan = experiment.plan
-        params, extra = jax.eval_shape(lambda: init(task))
+        params, extra = task.abstract
         params = parallel.abstract(params, plan.param_shardings(params))
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
@@ -116,9 +161,7 @@ def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
 @contextlib.contextmanager
 def _opened(folder: str, what: str, task: Task) -> Iterator[tuple[Run, ConfigDict, Checkpoints]]:
     """(run, its config, its checkpoints), of one seed and of a model with the players of `task`. Raises UserError."""
-    run = Run(folder)
-    if not run.folder.is_dir():
-        raise UserError(f'{what}: there is no folder {run.folder}; name the folder of a run')
+    run = source(folder, what)
     theirs = run.config
     if theirs.num_seeds > 1:
         raise UserError(f'{what}: {run.folder} holds {theirs.num_seeds} replicas; train from a run of one seed')
@@ -151,7 +194,7 @@ def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     if theirs.adapt.name:
         own = lora.optimizers(own, abstract_params(task))
     optimizers = prune.optimizers(make_optimizers(task, own, theirs.total_steps), task, theirs)
-    state = jax.eval_shape(lambda: create_state(task, optimizers, 0))
+    state = jax.eval_shape(lambda drawn: first_state(optimizers, *drawn), task.abstract)
     if not any(optim.without_moments(state.opt).values()):
         return {}
     shardings = jax.tree.map(lambda _: plan.replicated, state) if plan.replicas else plan.state_sharding(state)

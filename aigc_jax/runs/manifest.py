@@ -19,6 +19,7 @@ from aigc_jax import tasks
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
+from aigc_jax.data import Dataset
 from aigc_jax.runs import numerics
 from aigc_jax.runs.experiment import Experiment
 
@@ -74,7 +75,8 @@ def _unreadable(path: pathlib.Path, why: str) -> UserError:
 
 def write(path: pathlib.Path, experiment: Experiment, step: int, taken: dict) -> None:
     """Writes the manifest of this start. A resumed run appends its start to `starts`. The start before it gets
-    `made_with`: the fields that had other values then. taken: the step and the digest of the checkpoint of init.run."""
+    `made_with`: the fields that had other values then. taken: the steps and the digests of the checkpoints of init.run
+    and distill.run."""
     before = read(path)
     earlier = before.pop('starts', [])
     config, dataset = experiment.config, experiment.dataset
@@ -88,6 +90,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, taken: dict) ->
             'name': config.data.name,
             'fingerprint': dataset.fingerprint,
             **({'loader_sha256': dataset.loader} if dataset.loader else {}),
+            **({'classes': classes(dataset)} if dataset.num_classes else {}),
             'licence': dataset.licence,
             'sizes': {split: len(source) for split, source in dataset.splits.items()},
         },
@@ -96,6 +99,11 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, taken: dict) ->
         earlier[-1]['made_with'] = other
     manifest['starts'] = [*earlier, start]
     atomic_write(path, json.dumps(manifest, indent=2) + '\n')
+
+
+def classes(dataset: Dataset) -> str:
+    """sha256 of how many classes there are, and of their names in order."""
+    return hashlib.sha256(json.dumps([dataset.num_classes, *dataset.class_names]).encode()).hexdigest()
 
 
 def ground(config: ConfigDict, mesh: Mesh) -> dict:

@@ -126,6 +126,13 @@ def _from_2(config: ConfigDict) -> None:
 
 def _from_3(config: ConfigDict) -> None:
     """Of the runs of before compression."""
+    data = config.get('data')
+    if isinstance(data, ConfigDict) and 'columns' in data:
+        _add(data, train_examples=-1, both_ways=False)
+    if config.get('task', {}).get('name') == 'seq2seq':
+        _add(config.get('eval'), code_bleu=False)
+    _add(config, quantize=dict(weights='', activations='', group=0, targets='.*', method='rtn', examples=128))
+    _add(config.get('eval'), model_bytes=False)
     _add(
         config,
         prune=dict(
@@ -133,6 +140,10 @@ def _from_3(config: ConfigDict) -> None:
             every=100,
         ),
     )  # fmt: skip
+    _add(config, distill=dict(run='', step='', average=True, weight=0.5, temperature=2.0))
+    optim = config.get('optim')
+    for player in optim.values() if isinstance(optim, ConfigDict) else ():
+        _add(player, layer_decay=1.0)
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}

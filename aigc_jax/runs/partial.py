@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from aigc_jax.adapt import lora
+from aigc_jax.adapt import lora, quantize
 from aigc_jax.core import patterns, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
@@ -42,13 +42,14 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     """init: the config's group. params: of this model, {player: tree}, abstract. theirs: {name: shape} of the other's
     parameters. where: the other, for a note that tells what is loaded. Raises UserError.
 
-    init.drawn: what is drawn, whatever the other has; adapters that the other lacks are, too. init.unused: what the
-    other has besides, and is left.
+    init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too. init.unused:
+    what the other has besides, and is left.
     """
     ours = {name: tuple(leaf.shape) for name, leaf in tree.flatten(params).items()}
     theirs = {name: tuple(shape) for name, shape in theirs.items()}
     drawn = _matching(init.drawn, ours, 'init.drawn', 'this model')
-    drawn |= {name for name in ours.keys() - theirs.keys() if lora.is_of_adapters(name)}
+    added = lambda name: lora.is_of_adapters(name) or quantize.is_of_scales(name)
+    drawn |= {name for name in ours.keys() - theirs.keys() if added(name)}
     unused = _matching(init.unused, theirs, 'init.unused', where)
     left = (unused - (ours.keys() - drawn)) | (drawn & theirs.keys())
     if drawn or left:

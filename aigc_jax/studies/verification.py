@@ -179,7 +179,7 @@ class _Rerun(Run):
     ):  # fmt: skip
         super().__init__(folder / 'run')
         self._original, self._config, self._start, self._finished = original, config, start, finished
-        self._end, self._kept = kept[-1], [step for step in kept if step > start]
+        self._end, self._kept = kept[-1], [step for step in kept if step > start or not start]
         self.found: list[Difference] = []
         self.equal: list[int] = []  # steps of the checkpoints that are
         self.evaluation_equal = False

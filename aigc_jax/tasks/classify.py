@@ -79,7 +79,7 @@ class Classifier:
         if self.label_smoothing:
             spread = mean(-jnp.mean(jax.nn.log_softmax(logits), axis=-1))
             value = (1 - self.label_smoothing) * value + self.label_smoothing * spread
-        return value, Aux(metrics, extra, count)
+        return value, Aux(metrics, extra, count, (logits, counted))
 
     def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
         logits, targets, counted = self.seen(params, extra, batch)

@@ -79,12 +79,12 @@ class LanguageModel:
         """tokens (n, L) -> logits (n, L, vocabulary), and the state after them. draw: of the context, for dropout."""
         return self.module.apply({'params': params['model']}, tokens, state, draw)
 
-    def score(self, params, tokens: Array, state: Tree = None, draw=None) -> tuple[Array, Array, Tree]:
-        """tokens (n, L + 1) -> −log p of the last L, (n, L), log Z of their logits, and the state after them."""
+    def score(self, params, tokens: Array, state: Tree = None, draw=None) -> tuple[Array, Array, Array, Tree]:
+        """tokens (n, L + 1) -> −log p of the last L, (n, L), log Z of their logits, these, and the state after them."""
         logits, state = self.forward(params, tokens[:, :-1], state, draw)
         log_z = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        return log_z - chosen, log_z, state
+        return log_z - chosen, log_z, logits, state
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         state = None
@@ -93,12 +93,13 @@ class LanguageModel:
             going_on = jnp.where(ctx.step % self.rows_length == 0, 0.0, 1.0)  # the rows begin anew together
             state = state._replace(layers=jax.tree.map(lambda x: x * going_on, extra.carry))
         draw = ctx.uniform if self.module.dropout else None
-        token_nll, log_z, state = self.score(params, batch['tokens'], state, draw)
+        token_nll, log_z, logits, state = self.score(params, batch['tokens'], state, draw)
         value = jnp.mean(token_nll)
         metrics = {'nats_per_token': value}
         if self.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
             value = value + self.z_loss * jnp.mean(log_z**2)
-        return value, Aux(metrics, extra._replace(carry=state.layers) if self.rows_length else extra)
+        told = logits, jnp.ones(token_nll.shape, bool)
+        return value, Aux(metrics, extra._replace(carry=state.layers) if self.rows_length else extra, told=told)
 
     def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
         return self._written(params, tokens, cache)
@@ -165,9 +166,10 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(
             f'data.eval_block: {config.data.eval_block}; a transformer sees no more than data.block, {block}'
         )
-    if config.eval.sample_tokens < 1 or (not is_recurrent and config.eval.sample_tokens + 1 > module.context):
+    most = config.eval.sample_tokens  # -1 as long as nobody has chosen by the context of the task
+    if most != -1 and (most < 1 or (not is_recurrent and most + 1 > module.context)):
         raise UserError(
-            f'eval.sample_tokens: {config.eval.sample_tokens}; 1 or more, and less than the data.block of a '
+            f'eval.sample_tokens: {most}; 1 or more, and less than the data.block of a '
             'transformer; -1: as many as fit, 200 at most'
         )
     sampling = from_config(config.sample)
@@ -180,7 +182,7 @@ def make(config, dataset: Dataset) -> Task:
         rows_length=len(dataset.splits['train']) // config.batch_size if spec.contiguous else 0,
         batch_size=config.batch_size,
         z_loss=config.task.z_loss,
-        sample_tokens=config.eval.sample_tokens,
+        sample_tokens=most,
         sampling=sampling,
     ).task()
 

@@ -106,9 +106,9 @@ class MaskedLanguageModel:
         inputs = masked.tokens, None, hidden.types, masked.places, draw
         return self.module.apply({'params': params[self.player]}, *inputs)
 
-    def told(self, params, batch: Batch, ctx: rng.Context, draw=None) -> dict[str, Array]:
+    def told(self, params, batch: Batch, ctx: rng.Context, draw=None) -> tuple[dict[str, Array], tuple[Array, Array]]:
         """Of each window, (n,): the sums `nats` and `right` over its hidden tokens, their number `count`, and with
-        sentence_order `order_nats` and `order_right`."""
+        sentence_order `order_nats` and `order_right`. Then the logits of the hidden tokens, and where there is one."""
         hidden = self.hidden(batch, ctx)
         masked, found = hidden.masked, self.outputs(params, hidden, draw)
         nats, right = judged(found.tokens, masked.targets)
@@ -116,10 +116,10 @@ class MaskedLanguageModel:
         sums = {'nats': over(nats), 'right': over(right), 'count': over(1)}
         if self.sentence_order:
             sums['order_nats'], sums['order_right'] = judged(found.label, hidden.exchanged.astype(jnp.int32))
-        return sums
+        return sums, (found.tokens, masked.counted)
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        found = self.told(params, batch, ctx, ctx.uniform if self.module.dropout else None)
+        found, told = self.told(params, batch, ctx, ctx.uniform if self.module.dropout else None)
         count = jnp.sum(found['count'])
         mean = lambda total: jnp.sum(total) / jnp.maximum(count, 1)
         value = mean(found['nats'])
@@ -128,11 +128,11 @@ class MaskedLanguageModel:
             # Weighted by the hidden tokens of a window, as all else is, so that parts of a batch add up to the whole.
             metrics['order_accuracy'] = mean(found['order_right'] * found['count'])
             value = value + self.sentence_order * mean(found['order_nats'] * found['count'])
-        return value, Aux(metrics, extra, count)
+        return value, Aux(metrics, extra, count, told)
 
     def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         """With masks that are functions of the place of a window in its split alone."""
-        found = self.told(params, batch, rng.context(0, 'eval', 0, ctx.index))
+        found, _ = self.told(params, batch, rng.context(0, 'eval', 0, ctx.index))
         measured = {
             'nats_per_masked_token': (found['nats'], found['count']),
             'masked_accuracy': (found['right'], found['count']),

@@ -43,6 +43,7 @@ FIELDS = {
             int, 200, least=0, doc='of the final evaluation, targets of pairs that are written; 0: none'
         ),
         'generated_beams': Field(int, 1, least=1, doc='of the search for them; 1: the likeliest token each time'),
+        'code_bleu': Field(bool, False, doc='whether they are Python, so that CodeBLEU is measured, too'),
     },
 }  # fmt: skip
 
@@ -91,7 +92,7 @@ class EncoderDecoderModel:
             value = (1 - self.label_smoothing) * value + self.label_smoothing * uniform
         if self.z_loss:
             value = value + self.z_loss * mean(log_z**2)
-        return value, Aux({'nats_per_token': nats}, extra, count.astype(jnp.float32))
+        return value, Aux({'nats_per_token': nats}, extra, count.astype(jnp.float32), (logits, there))
 
     def measure(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
         """Nats and accuracy of each token of a target, given those before it. exact_match: all are the likeliest, so

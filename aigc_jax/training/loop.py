@@ -33,7 +33,9 @@ class Loop:
         stream: TextIO | None,
     ):  # fmt: skip
         self.experiment, self.run, self.checkpoints = experiment, run, checkpoints
-        self.config, self.start, self.step = experiment.config, start, start
+        self.config, self.step = experiment.config, start
+        # Of a run without steps the model that it begins with is evaluated and saved.
+        self.saved = None if checkpoints.latest() is None and not self.config.total_steps else start
         self.log = log
         watched = stream is not None and processes.first()
         self.progress = Progress(self.config.total_steps, start, stream) if watched else NullProgress()
@@ -62,7 +64,7 @@ class Loop:
 
     def finished(self, state: TrainState, signals: Signals) -> bool:
         """Before each call: evaluate and save where it is due. True where training is over."""
-        config, new, results = self.config, self.step > self.start, None
+        config, new, results = self.config, self.step != self.saved, None
         asked = signals.requested(self.step % config.log_every_steps == 0)
         over = self.step >= config.total_steps
         if new and self.step % config.eval_every_steps == 0:

@@ -21,6 +21,7 @@ from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial, manifest
+from aigc_jax.runs import teacher as teacher_lib
 from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -91,9 +92,14 @@ class _Training:
         start = int(np.ravel(parallel.fetch(state.step))[0])
         if start > config.total_steps:
             raise UserError(f'total_steps: {config.total_steps}, but {run.folder} is at step {start} already')
+        teacher = teacher_lib.load(experiment, run, newest)
+        if teacher:
+            taken = {**taken, **teacher.taken}
+            processes.alike('distill.run', teacher.taken, 'Give all the same run.')
         self._lap('state')
         feeds = self._held.enter_context(contextlib.closing(experiment.feeds(start)))
-        data, call, feed = experiment.resident_data(), experiment.train_call(), None
+        data, call, feed = experiment.resident_data(), experiment.train_call(teacher), None
+        data = (data, teacher.params) if teacher else data
         if start < config.total_steps:
             feed = next(feeds)
             self._lap('feed')
@@ -110,7 +116,9 @@ class _Training:
         self._write(experiment, start, taken)
         with processes.together('checkpoints'):  # after config.json, without which checkpoints/ belongs to no run
             checkpoints = checkpoints or self._checkpoints()
-            log = self._held.enter_context(contextlib.closing(run.log(start)))
+            # A run without steps that was interrupted before its checkpoint may have a row of step 0 already.
+            behind = start if config.total_steps or newest is not None else -1
+            log = self._held.enter_context(contextlib.closing(run.log(behind)))
             log.timing(event='start', step=start, seconds={**self._clock})
         loop = Loop(experiment, run, checkpoints, log, start, self._stream)
         self._held.callback(loop.progress.close)

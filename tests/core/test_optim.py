@@ -32,6 +32,7 @@ def make(**fields) -> ConfigDict:
             clip_weights=0.0,
             weight_decay_regex='kernel',
             learning_rate_rules=(),
+            layer_decay=1.0,
             freeze='',
             ema_decay=0.0,
         )
@@ -432,13 +433,69 @@ def test_ema():
 
 
 def test_ema_of_frozen_and_scaled_parameters():
-    """The average sees the final update: frozen parameters' average is themselves, but for rounding."""
+    """The average sees the final update. Frozen parameters have no copy, and are their own average to the bit."""
     config = make(ema_decay=0.9, freeze='encoder', learning_rate_rules=(('log', 0.0),))
     (params, state) = steps(config, 5)[-1]
+    kept = {name for name in tree.flatten(state) if '/average/' in name}
+    assert kept and not any('encoder' in name for name in kept)
     found = named(optim.averaged({'model': params}, {'model': state})['model'])
+    np.testing.assert_array_equal(found['encoder/dense/kernel'], named(PARAMS)['encoder/dense/kernel'])
+    assert len(jax.tree.leaves(optim.without_moments({'model': state}))) == 1 + len(kept)  # the count, and these
     for name, value in named(PARAMS).items():
         still = name.startswith('encoder/') or name == 'log_scale'
         assert np.allclose(found[name], value, rtol=1e-6, atol=0) == still, name
+
+
+LAYERS = {
+    'embed': {'embedding': jnp.ones((3, 2))}, 'position': {'embedding': jnp.ones((4, 2))},
+    'block_0': {'query': {'kernel': jnp.ones((2, 2))}}, 'block_1': {'query': {'kernel': jnp.ones((2, 2))}},
+    'norm': {'scale': jnp.ones(2)}, 'head': {'kernel': jnp.ones((2, 3))},
+}  # fmt: skip
+STACKED = {'blocks': {'query': {'kernel': jnp.ones((2, 2, 2))}}, **{k: v for k, v in LAYERS.items() if '_' not in k}}
+STACKS = {
+    f'{stack}_{i}': {'key': {'kernel': jnp.ones((2, 2))}} for stack in ('encoder', 'decoder') for i in range(3)
+} | {'decoder_bias': {'embedding': jnp.ones((2, 2))}, 'decoder_norm': {'scale': jnp.ones(2)}}  # fmt: skip
+
+
+def ratios(params, **fields) -> dict[str, np.ndarray]:
+    """Of each parameter, its first update with layer_decay=0.5 over that without."""
+
+    def update(decay):
+        own = optim.optimizer(make(layer_decay=decay, **fields), params, TOTAL_STEPS, 'optim.model')
+        draws = np.random.default_rng(0)
+        grads = jax.tree.map(lambda leaf: jnp.asarray(draws.normal(size=leaf.shape), jnp.float32), params)
+        return own.update(grads, own.init(params), params)[0]
+
+    return named(jax.tree.map(lambda a, b: a / b, update(0.5), update(1.0)))
+
+
+@pytest.mark.parametrize('fields', [
+    dict(name='sgd'), dict(name='adamw', options=dict(weight_decay=0.1)),
+    dict(name='muon', options=dict(muon_weight_dimension_numbers='block.*kernel')),
+    dict(name='sgd', learning_rate_rules=(('head', 0.25),)),
+], ids=lambda fields: '-'.join(fields))  # fmt: skip
+def test_layer_decay(fields):
+    """Of L layers, layer i learns at γ^(L − i) of the rate, the embeddings at γ^(L + 1), and what is above at 1."""
+    expected = {'embed': 1 / 8, 'position': 1 / 8, 'block_0': 1 / 4, 'block_1': 1 / 2, 'norm': 1, 'head': 1}
+    for name, ratio in ratios(LAYERS, **fields).items():
+        np.testing.assert_array_equal(ratio, expected[name.split('/')[0]], err_msg=name)
+    for name, ratio in ratios(STACKED, **fields).items():
+        for i in range(2) if 'blocks' in name else ():
+            np.testing.assert_array_equal(ratio[i], expected[f'block_{i}'])
+        if 'blocks' not in name:
+            np.testing.assert_array_equal(ratio, expected[name.split('/')[0]], err_msg=name)
+
+
+def test_layer_decay_of_two_stacks_and_of_no_layers():
+    found = {name.partition('/')[0]: ratio.min() for name, ratio in ratios(STACKS).items()}
+    own = {f'{stack}_{i}': 0.5 ** (3 - i) for stack in ('encoder', 'decoder') for i in range(3)}
+    assert found == own | {'decoder_bias': 1 / 16, 'decoder_norm': 1}
+    assert 'optim.model.layer_decay: 0.9, but model has no layers block_0' in message(layer_decay=0.9)
+    for decay in (0.0, 1.1, math.nan):
+        assert 'optim.model.layer_decay' in message(layer_decay=decay)
+    free = 'optim.model.layer_decay: optax.schedule_free_sgd is evaluated at an average of its own'
+    with pytest.raises(UserError, match=free):
+        optim.optimizer(make(name='schedule_free_sgd', layer_decay=0.9), LAYERS, TOTAL_STEPS, 'optim.model')
 
 
 def test_ema_leaves_training_as_it_is():

@@ -163,6 +163,35 @@ def test_labels_are_classes_by_their_order(tmp_path, capsys):
     assert data.load(make(f'labelled:{tmp_path}/c.tsv')).class_names == ('even', 'odd')
 
 
+def test_fewer_training_examples_are_a_part_of_more_and_the_held_out_ones_stay(tmp_path):
+    name = 'labelled:' + lines(tmp_path / 'a.jsonl', TEXTS)
+    every = data.load(make(name))
+    some = {count: data.load(make(name, train_examples=count)) for count in (10, 40)}
+    chosen = {count: texts(dataset, 'train', 'tokens') for count, dataset in some.items()}
+    assert [len(found) for found in chosen.values()] == [10, 40]
+    assert set(chosen[10]) < set(chosen[40]) < set(texts(every, 'train', 'tokens'))
+    assert chosen[10] != texts(every, 'train', 'tokens')[:10]
+    for dataset in some.values():
+        for split in ('valid', 'test'):
+            assert texts(dataset, split, 'tokens') == texts(every, split, 'tokens')
+    count = len(every.splits['train'])
+    assert f'data.train_examples: {count + 1}, but {name} has {count}' in message(name, train_examples=count + 1)
+    assert f'data.train_examples: 0, but {name} has {count}' in message(name, train_examples=0)
+
+
+def test_pairs_are_read_both_ways(tmp_path):
+    """Half of the examples of each split are of each way, and a source tells which."""
+    path = lines(tmp_path / 'a.jsonl', [{'en': one['source'], 'sum': one['target']} for one in PAIRS])
+    fields = dict(columns=('en', 'sum'), block=40, target_block=24)
+    once, both = data.load(make(f'pairs:{path}', **fields)), data.load(make(f'pairs:{path}', both_ways=True, **fields))
+    for split in ('train', 'valid', 'test'):
+        pairs = [*zip(texts(once, split, 'source'), texts(once, split, 'target'), strict=True)]
+        wanted = [way for en, of in pairs for way in ((f'<sum> {en}', of), (f'<en> {of}', en))]
+        assert [*zip(texts(both, split, 'source'), texts(both, split, 'target'), strict=True)] == wanted
+    assert 'data.both_ways: is of pairs' in message('labelled:' + lines(tmp_path / 'b', TEXTS), both_ways=True)
+    assert 'data.both_ways: is of pairs' in message('tagged:' + lines(tmp_path / 'c', WORDS), both_ways=True)
+
+
 def test_the_first_token_of_a_word_has_its_tag(tmp_path):
     path = lines(tmp_path / 'a.jsonl', WORDS)
     dataset = data.load(make(f'tagged:{path}', special=('cls', 'sep')))

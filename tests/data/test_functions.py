@@ -1,6 +1,7 @@
 """Functions of the standard library: their docstrings, names and identifiers, and how they are divided."""
 
 import ast
+import functools
 import platform
 
 import numpy as np
@@ -13,6 +14,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.data import NO_TAG
 from aigc_jax.data.sources import functions, text
 
+STDLIB = text.stdlib
 SOURCE = '''
 class Stack:
     """Of a class, not of a function."""
@@ -119,6 +121,8 @@ def test_the_columns_say_what_is_told_from_what(some):
     for source, target in zip(sources, targets, strict=True):
         assert source.startswith(('def _(', 'async def _('))
         assert target not in {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    both = decoded(data.load(make('docstrings', both_ways=True)), 'train', 'source')
+    assert [one.split('> ')[0] for one in both] == ['<docstring', '<code'] * (len(both) // 2) and len(both) > 40
     back = data.load(make('docstrings', columns=('docstring', 'code')))
     forth = data.load(make('docstrings'))
     assert len(back.splits['train']) == len(forth.splits['train']) == len(sources)
@@ -126,6 +130,88 @@ def test_the_columns_say_what_is_told_from_what(some):
     assert len({told.fingerprint, back.fingerprint, forth.fingerprint}) == 3
     with pytest.raises(UserError, match='^data.columns: nmae; docstrings has code, docstring, name$'):
         data.load(make('docstrings', columns=('code', 'nmae')))
+
+
+COPY = '''
+class Again:
+    def again(self):
+        @decorated
+        def KEPT(a, b):
+            """Another docstring."""
+            # Another comment.
+            total = a+b
+            return (total, 'kept')
+'''
+ORIGINAL = COPY[COPY.index('def KEPT') :].replace('Another', 'An own one').replace('\n        ', '\n')
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A standard library of 60 modules. One that is held out has a function that a training module has a copy of."""
+    names = [f'm{i}' for i in range(60)]
+    split = {name: text.split_of(name, 15.0, 15.0) for name in names}
+    first = {one: next(name for name in names if split[name] == one) for one in text.SPLITS}
+    for i, name in enumerate(names):
+        body = f'def f{i}(x):\n    """The {i} of every x."""\n    y = x + {i}\n    return y\n'
+        body += {first['train']: COPY, first['test']: ORIGINAL}.get(name, '')
+        (tmp_path / f'{name}.py').write_text(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, 'stdlib', lambda: (tmp_path, [*tmp_path.glob('*.py')]))
+        functions.functions.cache_clear()
+        yield split, first
+    functions.functions.cache_clear()
+
+
+def windows(name, **fields):
+    return ConfigDict({'name': name, 'valid_percent': 15.0, 'test_percent': 15.0, 'block': 16} | fields)
+
+
+def read(dataset) -> dict[str, str]:
+    return {split: dataset.spec.tokenizer.decode(split_.tokens) for split, split_ in dataset.splits.items()}
+
+
+def test_modules_leave_out_what_docstrings_and_identifiers_hold_out(library, capsys):
+    split, first = library
+    notes = Notes(capsys)
+    dataset = data.load(windows('python-modules'))
+    (said,) = notes()
+    assert said.startswith('data.name=python-modules: 1 training modules are left out')
+    assert said.endswith(first['train'])
+    written = read(dataset)
+    for i, (name, its) in enumerate(split.items()):
+        for one, document in written.items():
+            assert (f'def f{i}(' in document) == (one == its and name != first['train'])
+    assert 'KEPT' in written['test'] and 'KEPT' not in written['train']
+    # Told apart by the hash of what they hold, as python-stdlib, these modules are in other splits.
+    other = read(data.load(windows('python-stdlib')))['train']
+    held_out = decoded(data.load(make('docstrings')), 'test', 'source')
+    assert len(held_out) == list(split.values()).count('test') + 1
+    assert any(code.split('(')[0] + '(' in other for code in held_out)
+    with pytest.raises(UserError, match='^data.test_percent: 0.01; no module of docstrings falls into test: give more'):
+        data.load(windows('python-modules', test_percent=0.01))
+    assert set(data.load(windows('python-modules', valid_percent=0.0)).splits) == {'train', 'test'}
+
+
+def check_that_no_held_out_function_was_trained_on(**percents):
+    training = ''.join(read(data.load(windows('python-modules', **percents)))['train'].split())
+    held_out = [
+        code
+        for name, column in (('identifiers', 'tokens'), ('docstrings', 'source'))
+        for split in ('valid', 'test')
+        for code in decoded(data.load(make(name, **percents)), split, column)
+    ]
+    assert len(held_out) > 100 and len(training) > 300_000
+    assert not [code for code in held_out if ''.join(code.split()) in training]
+
+
+def test_no_held_out_function_stands_in_what_a_model_is_trained_on_before(some):
+    check_that_no_held_out_function_was_trained_on()
+
+
+def test_no_held_out_function_of_the_whole_library_was_trained_on(monkeypatch):
+    monkeypatch.setattr(text, 'stdlib', STDLIB)
+    monkeypatch.setattr(functions, 'functions', functools.cache(functions.functions.__wrapped__))
+    check_that_no_held_out_function_was_trained_on(valid_percent=5.0, test_percent=5.0)
 
 
 @pytest.mark.parametrize('kind', ['byte', 'bpe'])

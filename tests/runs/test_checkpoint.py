@@ -23,6 +23,7 @@ import tensorstore
 
 from aigc_jax.core import digest, records
 from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.optim import average_params
 from aigc_jax.core.types import Extra, TrainState
 from aigc_jax.runs import record, store
 from aigc_jax.runs.checkpoint import Checkpoints
@@ -55,6 +56,28 @@ def saved(folder, values: dict, **options) -> Checkpoints:
     for step, value in values.items():
         checkpoints.save(step, make_state(step), None if value is None else {'nll': value, 'other': -float(step)})
     return checkpoints
+
+
+def test_averages_of_frozen_parameters_of_older_runs_are_passed_over(folder):
+    """Runs of before SCHEMA 4 kept them. What is trained must have its average all the same."""
+    params = {'still': {'kernel': jnp.ones((3, 4))}, 'dense': {'kernel': jnp.arange(4.0)}}
+
+    def state(still):
+        opt = average_params(0.9, still).init(params)
+        return TrainState(jnp.int32(1), {'model': params}, {'model': (optax.EmptyState(), opt)}, {}, {})
+
+    held = {'still': {'kernel': True}, 'dense': {'kernel': False}}
+    old, new = state(None), state(held)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, old)
+    assert_equal(checkpoints.restore(1, template(new)), new)
+    found = checkpoints.restore_model(1, template(new.params), {}, template(new.opt))
+    assert_equal(found[2], new.opt)
+    other = state({'still': {'kernel': True}, 'dense': {'kernel': True}})
+    assert 'besides' in message(lambda: checkpoints.restore(1, template(other)))
+    checkpoints.save(2, new)
+    assert 'it lacks opt/model/1/average/still/kernel' in message(lambda: checkpoints.restore(2, template(old)))
+    checkpoints.close()
 
 
 def message(call, error=UserError) -> str:

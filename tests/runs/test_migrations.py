@@ -72,6 +72,10 @@ BLOCK = {
 }  # fmt: skip
 
 
+QUANTIZE = {
+    'weights': '', 'activations': '', 'group': 0, 'targets': '.*', 'method': 'rtn', 'examples': 128,
+}  # fmt: skip
+DISTILL = {'run': '', 'step': '', 'average': True, 'weight': 0.5, 'temperature': 2.0}  # the same
 ADAPT = {'name': '', 'rank': 8, 'alpha': 16.0, 'targets': '(query|value)/kernel'}  # of any run, since then
 PRUNE = {
     'keep': 1.0, 'targets': '.*', 'rules': (), 'scope': 'layer', 'run': '', 'step': '', 'redrawn': False,
@@ -131,6 +135,9 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
     added = added | {f'adapt.{field}': value for field, value in ADAPT.items()} | {'init.drawn': '', 'init.unused': ''}
     added = added | {f'prune.{field}': value for field, value in PRUNE.items()}
+    added = added | {f'distill.{field}': value for field, value in DISTILL.items()}
+    added = added | {f'optim.{player}.layer_decay': 1.0 for player in config.optim}
+    added = added | {f'quantize.{field}': value for field, value in QUANTIZE.items()} | {'eval.model_bytes': False}
     if name in blocks:
         added = added | {f'{blocks[name]}.{field}': value for field, value in BLOCK.items()}
     if name == 'gpt':
@@ -146,7 +153,7 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
 OLD_NAMES = {
     'solver': ([FLOW, '--config.eval.solver=euler'], "eval has no field 'solver'; did you mean sample.solver?"),
     'tolerance': ([FLOW, '--config.eval.tolerance=1e-4'], 'did you mean sample.tolerance, nll_tolerance?'),
-    'of a VAE': ([VAE, '--config.eval.temperature=0.5'], "'temperature'; did you mean sample.temperature"),
+    'of a VAE': ([VAE, '--config.eval.temperature=0.5'], 'did you mean distill.temperature, sample.temperature'),
     'in a file': (['--config={}/mine.py:slow'], 'eval.steps: eval has no such field; did you mean sample.steps?'),
     'of no sampler': ([GAN, '--config.sample.temprature=0.5'], "sample has no field 'temprature'; there is none"),
 }  # fmt: skip

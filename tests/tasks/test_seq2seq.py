@@ -41,7 +41,7 @@ def trained(pairs, tmp_path_factory) -> Trained:
     """It knows the task well enough to write words that end."""
     folder = tmp_path_factory.mktemp('run')
     fields = {'total_steps': 160, 'eval_every_steps': 160, 'optim.model.schedule.peak_value': 2e-2,
-              'checkpoint_every_steps': 160}  # fmt: skip
+              'checkpoint_every_steps': 160, 'data.code': True, 'eval.code_bleu': True}  # fmt: skip
     train(config_of(pairs, **fields), Run(folder))
     run = Run(folder)
     return Trained(run, *run.open())
@@ -133,6 +133,9 @@ def test_the_final_evaluation_writes_targets_and_measures_them(trained):
     n = len(trained.experiment.dataset.splits['test'])
     assert results['written/exact_match']['n'] == n == results['model/exact_match']['n']
     assert results['written/exact_match']['value'] == results['model/exact_match']['value'] > 0
+    # The words parse, as Python's names; without data flow, so all but that share is of them.
+    assert results['written/code_parses']['value'] == 1 and 'written/code_dataflow' not in results
+    assert 0 < results['written/code_ngrams']['value'] <= results['written/code_bleu']['value'] <= 100
     (path,) = (trained.run.folder / 'samples').glob('*_written.txt')
     assert path.name == '00000160_written.txt' and path.read_text().count('\n→ ') == min(n, 4)
 

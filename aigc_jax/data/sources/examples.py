@@ -31,9 +31,18 @@ class TaggedText(NamedTuple):
 
 
 def pairs(
-    cfg, by_split: Mapping[str, list[tuple[str, str]]], licence: str, tokenizer: Tokenizer | None, origin: str
-) -> Dataset:
-    """Of (source, target). tokenizer: of the run that is gone on with; None: one is made. Raises UserError."""
+    cfg, by_split: Mapping[str, list[tuple[str, str]]], licence: str, tokenizer: Tokenizer | None, origin: str,
+    names: tuple[str, str] = ('source', 'target'),
+) -> Dataset:  # fmt: skip
+    """Of (source, target). tokenizer: of the run that is gone on with; None: one is made. Raises UserError.
+
+    names: of both; with data.both_ways each pair stands there a second time, turned round, and a source begins with the
+    name of what is to be written (Wang et al. 2021, section 3.2: bimodal dual generation).
+    """
+    by_split = _fewer(cfg, by_split)
+    if cfg.both_ways:
+        turned = lambda a, b: ((f'<{names[1]}> {a}', b), (f'<{names[0]}> {b}', a))
+        by_split = {split: [way for row in rows for way in turned(*row)] for split, rows in by_split.items()}
     tokenizer = _tokenizer(cfg, by_split, lambda row: row, tokenizer)
     splits, cut = {}, {}
     for split, rows in _some(by_split):
@@ -50,6 +59,7 @@ def labelled(
     cfg, by_split: Mapping[str, list[tuple]], licence: str, tokenizer: Tokenizer | None, origin: str
 ) -> Dataset:
     """The same of (text, label) or (text, second text, label), the label a text or a whole number."""
+    by_split = _fewer(cfg, _one_way(cfg, by_split))
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:-1], tokenizer)
     classes, names = _classes(cfg, {split: [row[-1] for row in rows] for split, rows in _some(by_split)})
     splits, cut = {}, {}
@@ -68,6 +78,7 @@ def tagged(
     cfg, by_split: Mapping[str, list[TaggedText]], licence: str, tokenizer: Tokenizer | None, origin: str
 ) -> Dataset:
     """The same of TaggedText."""
+    by_split = _fewer(cfg, _one_way(cfg, by_split))
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:1], tokenizer)
     every = {
         split: [tag for row in rows for tag in (*row.tags, *([row.outside] if row.outside is not None else []))]
@@ -111,6 +122,23 @@ def divided(cfg, by_split: Mapping[str, list], group: Callable[[Any], str], what
     found = {split: [row for row in training if of.get(group(row), 'train') == split] for split in SPLITS} | given
     words = ', '.join(f'{split} {cfg[f"{split}_percent"]:g} %' for split in wanted)
     return found, f'{words} of the examples, by the hash of {what}' if wanted else 'as given'
+
+
+def _fewer(cfg, by_split: Mapping[str, list]) -> Mapping[str, list]:
+    """`by_split` with data.train_examples rows of train. Raises UserError where there are not so many."""
+    count, rows = cfg.train_examples, by_split.get('train', [])
+    if count < 0:
+        return by_split
+    if not 1 <= count <= len(rows):
+        raise UserError(f'data.train_examples: {count}, but {cfg.name} has {len(rows)} training examples; give fewer')
+    order = sorted(range(len(rows)), key=lambda i: hashlib.sha256(repr(rows[i]).encode()).digest())
+    return {**by_split, 'train': [rows[i] for i in sorted(order[:count])]}
+
+
+def _one_way(cfg, by_split: Mapping[str, list]) -> Mapping[str, list]:
+    if cfg.both_ways:
+        raise UserError(f'data.both_ways: is of pairs; {cfg.name} holds no pairs: set it to False')
+    return by_split
 
 
 def _some(by_split: Mapping[str, list]) -> Iterable[tuple[str, list]]:

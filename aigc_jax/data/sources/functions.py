@@ -1,13 +1,14 @@
 """Functions of Python's standard library: with their docstrings and names as pairs, with their identifiers tagged."""
 
 import ast
+import copy
 import functools
 import inspect
 import platform
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from aigc_jax.core.errors import UserError
@@ -32,6 +33,38 @@ class Function(NamedTuple):
     docstring: str
 
 
+def modules(cfg, tokenizer) -> Dataset:
+    """`python-modules`: the source of the standard library as `python-stdlib` has it, but divided as `docstrings` and
+    `identifiers` are, by the hash of each module's name.
+
+    So a model that is trained on it and then on these has seen none of the functions that they hold out, unless they
+    hold out more percent: training modules that hold a copy of such a function, apart from its comments and docstring,
+    are left out.
+    """
+    text.check_percents(cfg)
+    percents = cfg.valid_percent, cfg.test_percent
+    sources = text.by_module()
+    by_split = {split: [] for split in text.SPLITS}
+    for module in sources:
+        by_split[text.split_of(module, *percents)].append(module)
+    told = {one.module for one in functions() if _is_told(one)}
+    for split, percent in zip(text.SPLITS[1:], percents, strict=True):
+        if percent and not told.intersection(by_split[split]):
+            raise UserError(f'data.{split}_percent: {percent:g}; no module of docstrings falls into {split}: give more')
+    held_out = {one.code for one in functions() if one.module not in by_split['train']}
+    copies = _with_a_copy({module: sources[module] for module in by_split['train']}, held_out)
+    by_split['train'] = [module for module in by_split['train'] if module not in copies]
+    if copies:
+        note(
+            f'data.name={cfg.name}: {len(copies)} training modules are left out, for they hold copies of functions of '
+            f'held-out ones: {", ".join(sorted(copies))}'
+        )
+    documents = {split: reading.distinct([sources[one] for one in every]) for split, every in by_split.items()}
+    cut_off = [f'{split} {cfg[f"{split}_percent"]:g} %' for split in text.SPLITS[1:]]
+    origin = f'Python {platform.python_version()}; {", ".join(cut_off)} of the modules, by the hash of their name'
+    return text.from_splits(cfg, documents, True, text.PSF, tokenizer, origin)
+
+
 def docstrings(cfg, tokenizer) -> Dataset:
     """`docstrings`: functions with a docstring; data.columns names two of code, docstring and name.
 
@@ -43,10 +76,10 @@ def docstrings(cfg, tokenizer) -> Dataset:
     names = columns(cfg, _COLUMNS[:2])
     if unknown := set(names) - set(_COLUMNS):
         raise UserError(f'data.columns: {", ".join(sorted(unknown))}; docstrings has {", ".join(_COLUMNS)}')
-    found = [function for function in functions() if len(function.docstring.split()) >= _LEAST_WORDS]
+    found = [function for function in functions() if _is_told(function)]
     by_split, origin = _divided(cfg, found, lambda function: {function.code, function.docstring})
     chosen = {split: [_pair(function, names) for function in every] for split, every in by_split.items()}
-    return examples.pairs(cfg, chosen, text.PSF, tokenizer, origin)
+    return examples.pairs(cfg, chosen, text.PSF, tokenizer, origin, names)
 
 
 def identifiers(cfg, tokenizer) -> Dataset:
@@ -62,11 +95,9 @@ def identifiers(cfg, tokenizer) -> Dataset:
 @functools.cache
 def functions() -> tuple[Function, ...]:
     """Those of the modules of the standard library, in the order of their modules, each once by its code."""
-    root, paths = text.stdlib()
     once = {}
-    for path in sorted(paths):
-        module = '.'.join(path.relative_to(root).with_suffix('').parts)
-        for function in functions_of(module, reading.texts([path], True)[0]):
+    for module, source in text.by_module().items():
+        for function in functions_of(module, source):
             once.setdefault(function.code, function)
     return tuple(once.values())
 
@@ -74,12 +105,7 @@ def functions() -> tuple[Function, ...]:
 def functions_of(module: str, source: str) -> Iterator[Function]:
     """The functions of a module and of its classes, with their first paragraphs; not those inside functions."""
     lines = source.split('\n')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of escapes in the library's own strings
-        try:
-            level = list(ast.parse(source).body)
-        except (SyntaxError, ValueError):
-            return
+    level = list(_parsed(source).body)
     while level:
         node = level.pop(0)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -113,6 +139,47 @@ def _function(module: str, node: ast.FunctionDef | ast.AsyncFunctionDef, lines: 
         return None
     paragraph = re.split(r'\n\s*\n', inspect.cleandoc(docstring), maxsplit=1)[0]
     return Function(module, node.name, code, ' '.join(paragraph.split()))
+
+
+def _is_told(function: Function) -> bool:
+    """Whether its docstring tells enough of it to be an example of `docstrings`."""
+    return len(function.docstring.split()) >= _LEAST_WORDS
+
+
+def _with_a_copy(sources: dict[str, str], codes: Iterable[str]) -> set[str]:
+    """The modules with a function, at any depth, that has the name and the syntax tree of one of `codes`."""
+    wanted: dict[str, set[str]] = {}
+    for code in codes:
+        name, tree = next(_trees(_parsed(code)))
+        wanted.setdefault(name, set()).add(tree())
+    return {
+        module
+        for module, source in sources.items()
+        if any(name in wanted and tree() in wanted[name] for name, tree in _trees(_parsed(source)))
+    }
+
+
+def _trees(tree: ast.AST) -> Iterator[tuple[str, Callable[[], str]]]:
+    """(name, its syntax tree without decorators and docstring, as a text) of each function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, functools.partial(_tree, node)
+
+
+def _tree(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    node = copy.copy(node)
+    node.body, node.decorator_list = node.body[ast.get_docstring(node) is not None :] or node.body, []
+    return ast.dump(node)
+
+
+def _parsed(source: str) -> ast.Module:
+    """The syntax tree; an empty one where it does not parse, as that of another version of Python."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of escapes in the library's own strings
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            return ast.Module([], [])
 
 
 def _pair(function: Function, names: tuple[str, str]) -> tuple[str, str]:

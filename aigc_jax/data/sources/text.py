@@ -22,7 +22,7 @@ from aigc_jax.data.tokenizers import Tokenizer
 FOLDER = 'hf:'  # before the folder of a tokenizer of Hugging Face
 ORDERS = ('shuffled', 'contiguous')
 SPLITS = ('train', 'valid', 'test')
-CODE = ('python-stdlib', 'programs', 'code', 'docstrings', 'identifiers')
+CODE = ('python-stdlib', 'python-modules', 'programs', 'code', 'docstrings', 'identifiers')
 PSF = 'PSF-2.0: part of the Python distribution'
 _OWN = "the files' own"
 _VOCAB_SIZE = 1024  # of 'word' and 'bpe', where data.vocab_size is -1
@@ -283,6 +283,14 @@ def stdlib() -> tuple[pathlib.Path, list[pathlib.Path]]:
     root = pathlib.Path(sysconfig.get_paths()['stdlib'])
     left_out = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'lib2to3', 'encodings'}
     return root, [path for path in root.rglob('*.py') if not left_out & set(path.relative_to(root).parts)]
+
+
+def by_module() -> dict[str, str]:
+    """The source of each module of `stdlib`, by its name and in the order of these."""
+    root, paths = stdlib()
+    paths = sorted(paths)
+    names = ('.'.join(path.relative_to(root).with_suffix('').parts) for path in paths)
+    return dict(zip(names, reading.texts(paths, True), strict=True))
 
 
 def text_files(cfg, where: Mapping[str, str], tokenizer) -> Dataset:

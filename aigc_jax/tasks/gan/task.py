@@ -16,7 +16,7 @@ from aigc_jax.core.capabilities import Measures, Samples, ScalarField
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
-from aigc_jax.nn import networks
+from aigc_jax.nn import convnets, networks
 from aigc_jax.nn.networks import Network
 from aigc_jax.tasks.gan import augmentation, regularizers
 from aigc_jax.tasks.gan.fields import FIELDS
@@ -90,7 +90,8 @@ class GAN:
         """D: x -> (logits, (logits of the classes (n, num_classes) or None, renewed stats)), while training."""
 
         def D(x: Array):
-            neighbours = getattr(self.discriminator.module, 'deviation', 0)
+            module = self.discriminator.module
+            neighbours = module.deviation if isinstance(module, convnets.Discriminator) else 0
             if neighbours and len(x) % neighbours:
                 raise UserError(
                     f'model.discriminator.deviation: {neighbours}; it must divide the {len(x)} that D sees at once '
@@ -322,7 +323,7 @@ def _check(options, config, discriminator: nn.Module) -> None:
             f'choose {", ".join(CALIBRATED)}'
         )
     penalties = [name for name in _PENALTIES if options[name]]
-    if penalties and getattr(discriminator, 'norm', 'none') == 'batch':
+    if penalties and isinstance(discriminator, convnets.ImageNetwork) and discriminator.norm == 'batch':
         raise UserError(
             f'task.{penalties[0]}: is of the gradient at each example, which batch norm makes depend on the others; '
             f'set model.discriminator.norm to group, layer or none, or task.{penalties[0]} to 0'

@@ -1,0 +1,160 @@
+"""The teacher that a run is distilled from: read anew at each start, and the same one each time."""
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from aigc_jax import adapt, tasks
+from aigc_jax.adapt import huggingface
+from aigc_jax.core import parallel
+from aigc_jax.core.errors import UserError
+from aigc_jax.core.notes import note
+from aigc_jax.core.step import abstract_params
+from aigc_jax.core.types import Task, Tree
+from aigc_jax.data import Dataset, Text, tokenizer_files
+from aigc_jax.runs import initial, manifest, pretrained
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
+
+_STEP, _DIGEST = 'teacher_step', 'teacher_sha256'  # in the manifest, of each start
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained model with its parameters. taken: which checkpoint they are of, for the manifest."""
+
+    task: Task
+    params: dict[str, Tree]
+    taken: dict[str, int | str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """What `initial.model` reads of an Experiment."""
+
+    config: ConfigDict
+    dataset: Dataset
+    plan: parallel.Plan
+    task: Task
+
+
+def load(experiment: Experiment, run: Run, newest: int | None) -> Teacher | None:
+    """The teacher that distill.run names; None where it names none. Raises UserError.
+
+    run, newest: that is trained, and its newest checkpoint. Where its manifest says which teacher it had, that one and
+    no other is its teacher.
+    """
+    wanted = experiment.config.distill
+    if not wanted.run:
+        if wanted.step:
+            raise UserError(f'distill.step: {wanted.step}, but distill.run names no run; name its folder')
+        return None
+    before = _before(run, newest)
+    with _as_field_of_distill():
+        model = _model(experiment, before.get(_STEP))
+        experiment.want_room(abstract_params(model.task), 'init.run: the teacher')
+        (params, _), step = initial.model(model)
+        taken = {_STEP: step, _DIGEST: initial.digest(model.config, step)}
+    if before and taken != before:
+        raise UserError(
+            f'distill.run: the checkpoint of step {step} in {wanted.run} is not the one that this run was trained with '
+            f'(sha256 {str(before.get(_DIGEST))[:8]}… there, {taken[_DIGEST][:8]}… now); bring that one back'
+        )
+    return Teacher(model.task, params, taken)
+
+
+def abstract(experiment: Experiment, loops: bool = True) -> Teacher | None:
+    """The teacher with the shapes and the shardings of its parameters alone; None where there is none.
+
+    loops: whether its layers may be in a loop, as model.scan_layers of its run says.
+    """
+    if not experiment.config.distill.run:
+        return None
+    with _as_field_of_distill():
+        model = _model(experiment, None, loops)
+    params = abstract_params(model.task)
+    return Teacher(model.task, parallel.abstract(params, experiment.plan.param_shardings(params)), {})
+
+
+@contextlib.contextmanager
+def _as_field_of_distill() -> Iterator[None]:
+    """What reads a checkpoint names its fields init.*; those here are distill.*."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace('init.', 'distill.')) from None
+
+
+def _before(run: Run, newest: int | None) -> dict[str, int | str]:
+    """What the manifest says of the teacher that the run had; {} of a new run."""
+    starts = manifest.read(run.paths.manifest).get('starts', [])
+    found = [{name: start[name] for name in (_STEP, _DIGEST)} for start in starts if start.keys() >= {_STEP, _DIGEST}]
+    if newest is not None and not found:
+        raise UserError(
+            f'{run.paths.manifest}: does not say which teacher this run was trained with; bring it back from a copy'
+        )
+    return found[-1] if found else {}
+
+
+def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Model:
+    """The teacher's model on the data of `experiment`, told with its draws. step: of the checkpoint; None: distill.step
+    says it."""
+    ours, wanted, spec = experiment.config, experiment.config.distill, experiment.dataset.spec
+    config = copy.deepcopy(ours)
+    of = {'run': wanted.run, 'step': wanted.step if step is None else str(step), 'average': wanted.average}
+    config.init.update({**of, 'drawn': '', 'unused': ''})
+    if huggingface.is_folder(wanted.run):
+        config.init.step = wanted.step
+        for name, fields in adapt.FIELDS.items():
+            config[name] = ConfigDict({field: one.default for field, one in fields.fields.items()})
+        block = ours.data.block
+        pretrained.fit(config, ())
+        if config.data.block < block:
+            raise UserError(f'data.block: {block}; the model of init.run, {wanted.run}, reads {config.data.block}')
+        own = tokenizer_files.read(wanted.run) if tokenizer_files.are_in(wanted.run) else None
+        mend = f'set data.tokenizer to hf:{wanted.run}'
+    else:
+        run = initial.source(wanted.run)
+        theirs, own, mend = run.config, run.tokenizer, 'train both with the same tokenizer'
+        if theirs.task.name != ours.task.name:
+            raise UserError(
+                f'init.run: {run.folder} is a run of task.name={theirs.task.name}, and this one of {ours.task.name}; '
+                'name a run of the same kind of model'
+            )
+        for name in ('model', *adapt.FIELDS):
+            config[name] = copy.deepcopy(theirs[name])
+        _compare_classes(run, experiment)
+    if isinstance(spec, Text):
+        if own is None:
+            note(f'init.run: {wanted.run} holds no tokenizer; its tokens are taken to be those of this run')
+        elif own != spec.tokenizer:
+            raise UserError(
+                f'init.run: the tokenizer of {wanted.run} ({own.vocab_size} tokens) is another than that of this run '
+                f'({spec.tokenizer.vocab_size} tokens); {mend}'
+            )
+    _silence(config.model)
+    if not loops and 'scan_layers' in config.model:
+        config.model.scan_layers = False
+    task = adapt.adapted(tasks.make(config, experiment.dataset), config)
+    return _Model(config, experiment.dataset, experiment.plan, task)
+
+
+def _compare_classes(run: Run, experiment: Experiment) -> None:
+    theirs, ours = manifest.at(run.manifest, 'data.classes'), manifest.classes(experiment.dataset)
+    if experiment.dataset.num_classes and theirs != ours:
+        raise UserError(
+            f'init.run: {run.folder} tells other classes than those of {experiment.config.data.name}, or its manifest '
+            'does not say which; train the teacher on data with the same names of classes'
+        )
+
+
+def _silence(model: ConfigDict) -> None:
+    """Takes the dropout out of a model's config."""
+    for name, value in model.items():
+        if isinstance(value, ConfigDict):
+            _silence(value)
+        elif name == 'dropout':
+            model[name] = 0.0
