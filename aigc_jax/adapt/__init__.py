@@ -38,4 +38,4 @@ def stored(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:
     """{PLAYER/…: how it is stored} of the parameters that the model computes with. Each group changes what the groups
     before it say."""
     params = lora.merged(params, config.adapt)
-    return quantize.stored(whole(params), params, config.quantize)
+    return prune.stored(quantize.stored(whole(params), params, config.quantize), params, config.prune)

@@ -14,6 +14,7 @@ It is ours because optax has no pruning, jaxpruner is no longer kept up, and the
 and of nnx modules.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt.stored import Stored
 from aigc_jax.core import optim, patterns, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
@@ -88,7 +90,7 @@ def adapted(task: Task, config: ConfigDict) -> Task:
         raise UserError(f'prune.begin: {config.begin}, but prune.end=0 prunes at once, at the start; set prune.end')
     if not config.redrawn:
         return task
-    return Task(lambda key: task.init(rng.named(key, 'redrawn')), task.rounds, task.capabilities)
+    return dataclasses.replace(task, init=lambda key: task.init(rng.named(key, 'redrawn')))
 
 
 def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
@@ -171,9 +173,9 @@ def masks_of(weights: Tree, wanted: Tree, scope: str, rest: Array | float = 0.0)
     return tree.map_named(lambda name, _: found.get(name), weights)
 
 
-def stored(before: Mapping[str, Any], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Any]:
-    """`before`, {PLAYER/…: how a parameter is stored}, where of each kernel that is pruned the weights that are not 0
-    are stored, and a bit for each weight that says whether it is. config: the group `prune`."""
+def stored(before: Mapping[str, Stored], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:
+    """`before` (adapt.stored), where of each kernel that is pruned the weights that are not 0 are stored, and a bit for
+    each weight that says whether it is. config: the group `prune`."""
     if not is_on(config):
         return dict(before)
     leaves, found = tree.flatten(dict(params)), dict(before)

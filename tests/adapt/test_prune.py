@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import aigc_jax
+from aigc_jax import adapt
 from aigc_jax.adapt import prune
 from aigc_jax.core import optim, tree
 from aigc_jax.core.errors import UserError
@@ -155,13 +156,16 @@ def test_the_rest_begins_where_the_seed_begins(dense, ticket):
 
 
 def test_a_trained_run_is_pruned_at_once(dense):
-    """By its own weights, with which training goes on."""
+    """By its own weights, with which training goes on, of one seed or of several."""
     experiment = Experiment(config(init__run=str(dense), prune__keep=0.1, **DECAY))
     found = kernels(experiment.create_state(*initial.model(experiment)[0]))
     theirs = aigc_jax.open(dense).state
     theirs = tree.flatten(jax.device_get(optim.averaged(theirs.params, theirs.opt)))
+    several = Experiment(config(init__run=str(dense), prune__keep=0.1, num_seeds=2, **DECAY))
+    of_each = kernels(several.create_state(*initial.model(several)[0]))
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, np.where(greatest(theirs[name], round(0.1 * leaf.size)), theirs[name], 0))
+        np.testing.assert_array_equal(of_each[name], np.stack([leaf, leaf]))
 
 
 @pytest.mark.parametrize('optimizer', [
@@ -296,10 +300,8 @@ def test_a_run_that_cannot_say_what_is_kept_is_named(ticket, fields, words):
 
 
 def test_what_is_stored_are_the_weights_that_are_left_and_a_bit_for_each(ticket):
-    stored = pytest.importorskip('aigc_jax.adapt.stored')
-    params = aigc_jax.open(ticket).state.params
-    found = prune.stored(stored.whole(params), params, aigc_jax.open(ticket).config.prune)
-    sizes = {name: one.bytes for name, one in found.items()}
+    run = aigc_jax.open(ticket)
+    sizes = {name: one.bytes for name, one in adapt.stored(run.state.params, run.config).items()}
     assert sizes == {
         'model/mlp/Dense_0/kernel': 4 * 256 + 128, 'model/mlp/Dense_1/kernel': 4 * 80 + 20,
         'model/mlp/Dense_0/bias': 64, 'model/mlp/Dense_1/bias': 40,
