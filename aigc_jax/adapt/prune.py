@@ -14,6 +14,7 @@ It is ours because optax has no pruning, jaxpruner is no longer kept up, and the
 and of nnx modules.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt.stored import Stored
 from aigc_jax.core import optim, patterns, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
@@ -42,8 +44,10 @@ FIELDS = {
         doc='whether the share is of each layer, or of all layers of a player that have the same share',
     ),
     'run': Field(
-        str, '', doc="a run's folder by whose last weights is pruned; empty: by those that training has or starts with"
+        str, '',
+        doc="a run's folder by whose weights is pruned; empty: by those that training starts with or, with `end`, has",
     ),
+    'step': Field(str, '', doc='of which of its checkpoints, a number or `best`; empty: the newest'),
     'redrawn': Field(
         bool, False, doc='whether the parameters are drawn otherwise than those of this seed are: a control of `run`'
     ),
@@ -51,6 +55,7 @@ FIELDS = {
     'end': Field(int, 0, least=0, doc='the step at which all is pruned (Zhu & Gupta 2017); 0: at once, at the start'),
     'every': Field(int, 100, least=1, doc='steps from one pruning to the next, where it is gradual'),
 }  # fmt: skip
+
 
 class PrunedState(NamedTuple):
     """count: () int32, the player's updates. masks: as its parameters, bool, whether a weight is kept; None of what is
@@ -75,6 +80,8 @@ def adapted(task: Task, config: ConfigDict) -> Task:
                 raise UserError(f'prune.{name}: {config[name]!r}, but prune.keep=1.0 prunes nothing; set it below 1')
         return task
     shares(abstract_params(task), config)
+    if config.step and not config.run:
+        raise UserError(f'prune.step: {config.step}, but prune.run names no run; name its folder')
     if config.end and config.run:
         raise UserError('prune.end: pruning is gradual by the weights of this run, and prune.run names another')
     if config.end and config.end <= config.begin:
@@ -83,7 +90,7 @@ def adapted(task: Task, config: ConfigDict) -> Task:
         raise UserError(f'prune.begin: {config.begin}, but prune.end=0 prunes at once, at the start; set prune.end')
     if not config.redrawn:
         return task
-    return Task(lambda key: task.init(rng.named(key, 'redrawn')), task.rounds, task.capabilities)
+    return dataclasses.replace(task, init=lambda key: task.init(rng.named(key, 'redrawn')))
 
 
 def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
@@ -166,9 +173,9 @@ def masks_of(weights: Tree, wanted: Tree, scope: str, rest: Array | float = 0.0)
     return tree.map_named(lambda name, _: found.get(name), weights)
 
 
-def stored(before: Mapping[str, Any], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Any]:
-    """`before`, {PLAYER/…: how a parameter is stored}, where of each kernel that is pruned the weights that are not 0
-    are stored, and a bit for each weight that says whether it is. config: the group `prune`."""
+def stored(before: Mapping[str, Stored], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:
+    """`before` (adapt.stored), where of each kernel that is pruned the weights that are not 0 are stored, and a bit for
+    each weight that says whether it is. config: the group `prune`."""
     if not is_on(config):
         return dict(before)
     leaves, found = tree.flatten(dict(params)), dict(before)
@@ -192,8 +199,7 @@ def gradient(values: Tree, state: Any) -> Tree:
 
 
 def rest(config: ConfigDict, step: Array) -> Array:
-    """The part of what is to be pruned that is kept after `step` steps (Zhu & Gupta 2017, eq. 1, from nothing pruned).
-    """
+    """The part of what is to be pruned that is kept after `step` steps (Zhu & Gupta 2017, eq. 1, with s_i = 0)."""
     return (1 - jnp.clip((step - config.begin) / (config.end - config.begin), 0, 1)) ** 3
 
 

@@ -122,10 +122,10 @@ class Experiment:
             drawn, extra = draws(self.seed_array)
             or_drawn = lambda own, where, given: own if given is None else self._given(given, where)
             params = drawn if params is None else jax.tree.map(or_drawn, drawn, sharding.params, params)
-        elif not jax.tree.leaves(extra_sharding):
-            extra = extra_sharding
         else:
-            extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
+            extra = extra_sharding
+            if jax.tree.leaves(extra):
+                extra = self.plan.compile_draw(lambda seed: draw(self.task, seed)[1], extra_sharding)(self.seed_array)
             params = jax.tree.map(self._given, params, sharding.params)
         if stats:
             given = jax.tree.map(self._given, stats, {name: sharding.stats[name] for name in stats})

@@ -122,7 +122,7 @@ def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple
 
 
 def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
-    """({player: which of its weights prune.run's last ones keep}, the step of these); None, None where it names none.
+    """({player: which of its weights those of prune.run keep}, the step of these); None, None where it names none.
 
     The weights are those that the run was evaluated with: their average, where it keeps one. Raises UserError.
     """
@@ -132,7 +132,7 @@ def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
     with _opened(wanted.run, 'prune.run', task) as (run, theirs, checkpoints):
         if theirs.adapt.name:
             raise UserError(f'prune.run: {run.folder} trains adapters, and not the weights; name a run without them')
-        step = checkpoints.latest()
+        step = checkpoints.resolve(wanted.step or None, 'prune.step')
         params = abstract_params(task)
         params = parallel.abstract(params, plan.param_shardings(params))
         names = tree.flatten(prune.shares(params, wanted)).keys()

@@ -135,7 +135,10 @@ def _from_3(config: ConfigDict) -> None:
     _add(config.get('eval'), model_bytes=False)
     _add(
         config,
-        prune=dict(keep=1.0, targets='.*', rules=(), scope='layer', run='', redrawn=False, begin=0, end=0, every=100),
+        prune=dict(
+            keep=1.0, targets='.*', rules=(), scope='layer', run='', step='', redrawn=False, begin=0, end=0,
+            every=100,
+        ),
     )  # fmt: skip
     _add(config, distill=dict(run='', step='', average=True, weight=0.5, temperature=2.0))
     optim = config.get('optim')

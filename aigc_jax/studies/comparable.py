@@ -70,6 +70,7 @@ class Ground:
                 self._note(f'the manifest does not say which checkpoint of {group}.run the run began with')
                 continue
             step = start[f'{group}_step']
+            self.config[group].step = str(step)
             try:
                 digest = digest_of(self.config, step)
             except UserError as error:
@@ -79,8 +80,6 @@ class Ground:
                 self.reasons += (
                     f'{group}.run: the checkpoint of step {step} in {run} is not the one that the run began with',
                 )
-        if self.config.init.run and 'init_step' in start and not self._from_step and not start.get('step'):
-            self.config.init.step = str(start['init_step'])
 
     def _compare_own_files(self, found: dict, here: dict) -> None:
         before, now = found.get('own_task'), here.get('own_task')

@@ -6,10 +6,11 @@ DIR holds the four files of MNIST. In each round a fifth of the weights that are
 tenth, by the magnitudes that the round before ended with. The rest begins again where it began. A control has the same
 mask and other initial weights. Adam with 1.2e-3, batches of 60 and Glorot's initialization are the paper's. Its runs
 have 50,000 steps, these have 5,000. Its accuracies are those of the step with the least loss on the validation split,
-these are of the last step.
+these are of the last step. It tells how fast a network learns by the step of that least loss, this study by the first
+step that has 97 % of the validation split right, in evaluations every 100 steps.
 
-The paper prints no accuracy, but differences, which stand in the words of the rows. A run takes about 15 seconds on one
-core.
+The paper prints no accuracy, but differences, which stand in the words of the rows. A run takes 17 seconds of a core,
+with its start and evaluation; the study has 92.
 """
 
 from aigc_jax.studies.claims import Claim, Study, Versus

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import aigc_jax
+from aigc_jax import adapt
 from aigc_jax.adapt import prune
 from aigc_jax.core import optim, tree
 from aigc_jax.core.errors import UserError
@@ -17,6 +18,7 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
+from aigc_jax.studies.comparable import Ground
 from aigc_jax.training.trainer import train
 
 KERNELS = 'model/mlp/Dense_0/kernel', 'model/mlp/Dense_1/kernel'
@@ -154,13 +156,16 @@ def test_the_rest_begins_where_the_seed_begins(dense, ticket):
 
 
 def test_a_trained_run_is_pruned_at_once(dense):
-    """By its own weights, with which training goes on."""
+    """By its own weights, with which training goes on, of one seed or of several."""
     experiment = Experiment(config(init__run=str(dense), prune__keep=0.1, **DECAY))
     found = kernels(experiment.create_state(*initial.model(experiment)[0]))
     theirs = aigc_jax.open(dense).state
     theirs = tree.flatten(jax.device_get(optim.averaged(theirs.params, theirs.opt)))
+    several = Experiment(config(init__run=str(dense), prune__keep=0.1, num_seeds=2, **DECAY))
+    of_each = kernels(several.create_state(*initial.model(several)[0]))
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, np.where(greatest(theirs[name], round(0.1 * leaf.size)), theirs[name], 0))
+        np.testing.assert_array_equal(of_each[name], np.stack([leaf, leaf]))
 
 
 @pytest.mark.parametrize('optimizer', [
@@ -270,6 +275,7 @@ def test_eight_devices_keep_the_same(runner8, dense, ticket, tmp_path, mode):
     (dict(prune__end=5), 'prune.end: 5, but prune.keep=1.0'),
     (dict(prune__keep=0.5, prune__end=5, prune__run='x'), 'prune.end: pruning is gradual'),
     (dict(prune__keep=0.5, prune__end=5, prune__begin=5), 'prune.end: 5; it is more than prune.begin'),
+    (dict(prune__keep=0.5, prune__step='5'), 'prune.step: 5, but prune.run names no run'),
     (dict(prune__keep=0.5, prune__begin=5), 'prune.begin: 5, but prune.end=0'),
     (dict(prune__keep=0.5, prune__end=50), 'prune.end: 50, but total_steps is 40'),
     (dict(prune__keep=0.5, prune__end=5, optim__model__name='contrib.schedule_free_adamw'), 'optim.model.name'),
@@ -294,14 +300,25 @@ def test_a_run_that_cannot_say_what_is_kept_is_named(ticket, fields, words):
 
 
 def test_what_is_stored_are_the_weights_that_are_left_and_a_bit_for_each(ticket):
-    stored = pytest.importorskip('aigc_jax.adapt.storage')
-    params = aigc_jax.open(ticket).state.params
-    found = prune.stored(stored.whole(params), params, aigc_jax.open(ticket).config.prune)
-    sizes = {name: one.bytes for name, one in found.items()}
+    run = aigc_jax.open(ticket)
+    sizes = {name: one.bytes for name, one in adapt.stored(run.state.params, run.config).items()}
     assert sizes == {
         'model/mlp/Dense_0/kernel': 4 * 256 + 128, 'model/mlp/Dense_1/kernel': 4 * 80 + 20,
         'model/mlp/Dense_0/bias': 64, 'model/mlp/Dense_1/bias': 40,
     }  # fmt: skip
+
+
+def test_a_run_again_takes_the_masks_that_the_run_took(dense, ticket, tmp_path):
+    """verify names the checkpoint, and says where it is another."""
+    run = Run(ticket)
+    found = Ground(run, run.config, 0, [40])
+    assert not found.reasons and found.config.prune.step == '40'
+    start = run.manifest['starts'][0]
+    assert start['prune_step'] == 40 and start['prune_sha256'] == initial.digest_of(str(dense), 40)
+    shutil.copytree(ticket, tmp_path / 'run')
+    path = tmp_path / 'run' / 'manifest.json'
+    path.write_text(path.read_text().replace(start['prune_sha256'], 'f' * 64))
+    assert 'prune.run: the checkpoint of step 40 in' in Ground(Run(tmp_path / 'run'), run.config, 0, [40]).reasons[0]
 
 
 def test_a_task_without_pruning_is_as_it_was():

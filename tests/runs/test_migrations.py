@@ -78,8 +78,8 @@ QUANTIZE = {
 DISTILL = {'run': '', 'step': '', 'average': True, 'weight': 0.5, 'temperature': 2.0}  # the same
 ADAPT = {'name': '', 'rank': 8, 'alpha': 16.0, 'targets': '(query|value)/kernel'}  # of any run, since then
 PRUNE = {
-    'keep': 1.0, 'targets': '.*', 'rules': (), 'scope': 'layer', 'run': '', 'redrawn': False, 'begin': 0, 'end': 0,
-    'every': 100,
+    'keep': 1.0, 'targets': '.*', 'rules': (), 'scope': 'layer', 'run': '', 'step': '', 'redrawn': False,
+    'begin': 0, 'end': 0, 'every': 100,
 }  # fmt: skip
 
 
