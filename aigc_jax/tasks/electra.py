@@ -2,7 +2,8 @@
 what stands in the place of hidden tokens, and the player 'model' tells of each token whether it was replaced.
 
 Both are trained in one round. The paper adds the two losses, the second weighted by 50; here each has an optimizer of
-its own, so that no weight is needed. The paper's models share their embeddings; these do not.
+its own, so that no weight is needed. The paper's models share their embeddings (section 3.2), which learn from the sum
+of both losses; a player here learns from its own loss alone, so these share none.
 """
 
 import dataclasses

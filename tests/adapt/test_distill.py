@@ -17,6 +17,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.step import abstract_params
 from aigc_jax.core.types import Aux, Extra, Task, Turn
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import manifest
 from aigc_jax.runs import teacher as teachers
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -274,6 +275,21 @@ def test_a_teacher_of_another_kind_of_task(folder, name, words):
     own = config_lib.load(f'configs/{name}.py:smoke', [('distill.run', str(folder / 'teacher'))])
     with pytest.raises(UserError, match=words):
         teachers.load(Experiment(own), Run(folder / 'new'), None)
+
+
+def test_classes_of_other_names_are_refused(tmp_path):
+    of = {}
+    for labels in ('ab', 'cd'):
+        rows = [{'text': f'{i} x', 'label': labels[i % 2]} for i in range(40)]
+        (tmp_path / f'{labels}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        fields = [('data.name', f'labelled:{tmp_path}/{labels}.jsonl'), ('data.valid_percent', '20')]
+        fields += [('data.test_percent', '20'), ('model.positions', '50')]
+        of[labels] = Experiment(config_lib.load('configs/finetune_classify.py:smoke', fields))
+    run = Run(tmp_path)
+    manifest.write(run.paths.manifest, of['ab'], 0, {})
+    teachers._compare_classes(run, of['ab'])
+    with pytest.raises(UserError, match='tells other classes than those of labelled:.*cd.jsonl'):
+        teachers._compare_classes(run, of['cd'])
 
 
 def test_models_without_such_a_loss():

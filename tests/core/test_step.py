@@ -56,7 +56,7 @@ def test_all_turns_of_a_step_have_the_rate_of_that_step():
         name='warmup_cosine_decay_schedule', init_value=0.1, peak_value=1.0, warmup_percent=25.0, decay_percent=100.0
     )
     own = dict(name='sgd', options={}, schedule=schedule, clip_norm=0.0, clip_weights=0.0, weight_decay_regex='',
-               learning_rate_rules=(), freeze='', ema_decay=0.0)  # fmt: skip
+               learning_rate_rules=(), layer_decay=1.0, freeze='', ema_decay=0.0)  # fmt: skip
     optimizers = make_optimizers(task, ConfigDict({'a': own, 'b': own}), 8)
     step = make_step(task, optimizers, lambda batch, ctx: batch)
     state, moved = create_state(task, optimizers, 0), []
@@ -158,7 +158,7 @@ def test_what_is_frozen_has_no_gradient(parts):
     task = Task(lambda key: (params, Extra({}, {})), ((Turn('net', loss),),))
     config = ConfigDict({'net': dict(
         name='sgd', options={}, schedule=dict(name='constant_schedule', value=0.5), clip_norm=0.0, clip_weights=0.0,
-        weight_decay_regex='', learning_rate_rules=(), freeze='first', ema_decay=0.0,
+        weight_decay_regex='', learning_rate_rules=(), layer_decay=1.0, freeze='first', ema_decay=0.0,
     )})  # fmt: skip
     batch, optimizers = {'x': jnp.ones((1, 4, 3))}, make_optimizers(task, config, 10)
     frozen = optim.frozen(config, params)
