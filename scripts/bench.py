@@ -44,8 +44,8 @@ import time
 from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-from bench_worker import ALL, GPU_WORKLOADS, Failure, TimeIsUp, TooLarge, Worker, chosen, contenders, missing  # noqa: E402
 from bench_checkpoints import CHECKPOINTS  # noqa: E402
+from bench_worker import ALL, GPU_WORKLOADS, Failure, TimeIsUp, TooLarge, Worker, chosen, contenders, missing  # noqa: E402
 from bench_workloads import WORKLOADS, Workload  # noqa: E402
 
 CPU_WORKLOADS = {**WORKLOADS, **CHECKPOINTS}

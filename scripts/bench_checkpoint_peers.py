@@ -1,4 +1,4 @@
-"""The peers of bench.py that begin with a checkpoint: transformers' classes, trained by a plain loop, and `generate`."""
+"""The peers of bench.py that begin with a checkpoint: classes of transformers, in a plain loop, and `generate`."""
 
 import zlib
 

@@ -104,7 +104,9 @@ def write_checkpoint(folder: pathlib.Path, workload: Checkpoint) -> None:
         scale = 0.02 if workload.kind == 'bert' else 0.5 if name == 'shared.weight' else shape[-1] ** -0.5
         return scale * rng.standard_normal(shape, np.float32)
 
-    save_file({name: drawn(name, shape) for name, shape in shapes.items()}, folder / 'model.safetensors', {'format': 'pt'})
+    save_file(
+        {name: drawn(name, shape) for name, shape in shapes.items()}, folder / 'model.safetensors', {'format': 'pt'}
+    )
     (folder / 'config.json').write_text(json.dumps(config))
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
     if workload.kind == 't5':
@@ -133,7 +135,11 @@ def bert(workload: Checkpoint) -> tuple[dict[str, Any], dict[str, tuple[int, ...
         at = f'bert.encoder.layer.{i}.'
         layers |= {f'{at}attention.self.{name}': (d, d) for name in ('query', 'key', 'value')}
         layers |= {f'{at}attention.output.dense': (d, d), f'{at}attention.output.LayerNorm': (d,)}
-        layers |= {f'{at}intermediate.dense': (inner, d), f'{at}output.dense': (d, inner), f'{at}output.LayerNorm': (d,)}
+        layers |= {
+            f'{at}intermediate.dense': (inner, d),
+            f'{at}output.dense': (d, inner),
+            f'{at}output.LayerNorm': (d,),
+        }
     shapes |= {f'{name}.weight': shape for name, shape in layers.items()}
     return config, shapes | {f'{name}.bias': shape[:1] for name, shape in layers.items()}
 
@@ -161,8 +167,22 @@ def t5(workload: Checkpoint) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
 
 
 _MINI = dict(config='', layers=4, width=256, heads=4, mlp_width=1024, parameters=None, unit=5, check_steps=20)
-_SMALL = dict(config='', layers=6, width=512, heads=8, mlp_width=2048, vocab_size=32_128, parameters=60_506_624,
-              loss=None, check_steps=1, unit=1, kind='t5', block=64, target_block=NEW_TOKENS, num_examples=8)  # fmt: skip
+_SMALL = dict(  # fmt: skip
+    config='',
+    layers=6,
+    width=512,
+    heads=8,
+    mlp_width=2048,
+    vocab_size=32_128,
+    parameters=60_506_624,
+    loss=None,
+    check_steps=1,
+    unit=1,
+    kind='t5',
+    block=64,
+    target_block=NEW_TOKENS,
+    num_examples=8,
+)
 CHECKPOINTS = {
     'finetune_bert': FineTuning(
         'BERT-mini (4 layers, width 256) told two classes of texts of 128 tokens, batch 16, float32', kind='bert',

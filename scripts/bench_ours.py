@@ -7,8 +7,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_checkpoints import PAD, Beams, FineTuning
 from bench_checkpoints import NEW_TOKENS as BEAM_TOKENS
+from bench_checkpoints import PAD, Beams, FineTuning
 from bench_workloads import NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
 from ml_collections import ConfigDict
 
@@ -129,7 +129,9 @@ def finetune(workload: FineTuning, folder: str, steps_per_call: int) -> Contende
         'optim.model.weight_decay_regex': 'kernel|embedding',
     }  # fmt: skip
     path = CONFIGS / ('finetune_classify.py' if of_bert else 'finetune_seq2seq.py')
-    config = config_lib.load(str(path), [(name, value if isinstance(value, str) else repr(value)) for name, value in overrides.items()])
+    config = config_lib.load(
+        str(path), [(name, value if isinstance(value, str) else repr(value)) for name, value in overrides.items()]
+    )
     config.optim.model.schedule = ConfigDict(dict(name='constant_schedule', value=workload.learning_rate))
     experiment = Experiment(config, tokenizer=initial.tokenizer(config))
     model, _ = initial.model(experiment)
