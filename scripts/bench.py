@@ -44,8 +44,11 @@ import time
 from collections.abc import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from bench_checkpoints import CHECKPOINTS  # noqa: E402
 from bench_worker import ALL, GPU_WORKLOADS, Failure, TimeIsUp, TooLarge, Worker, chosen, contenders, missing  # noqa: E402
 from bench_workloads import WORKLOADS, Workload  # noqa: E402
+
+CPU_WORKLOADS = {**WORKLOADS, **CHECKPOINTS}
 
 DOUBLINGS = 4  # of the batch, at most, where a workload asks for the largest that fits
 
@@ -202,7 +205,7 @@ def main() -> int:
     parser.add_argument('--tiny', action='store_true', help='each workload in a size for a test; nothing is measured')
     parser.add_argument('--check', action='store_true', help='whether the smoke configs run, resume and learn instead')
     args = parser.parse_args()
-    workloads = args.only.split(',') if args.only else list(GPU_WORKLOADS if args.platform == 'gpu' else WORKLOADS)
+    workloads = args.only.split(',') if args.only else list(GPU_WORKLOADS if args.platform == 'gpu' else CPU_WORKLOADS)
     if unknown := set(workloads) - set(ALL):
         parser.error(f'--only: there is no {", ".join(unknown)}; the workloads are {", ".join(ALL)}')
     try:

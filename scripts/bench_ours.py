@@ -2,19 +2,24 @@
 
 import pathlib
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_checkpoints import NEW_TOKENS as BEAM_TOKENS
+from bench_checkpoints import PAD, Beams, FineTuning
 from bench_workloads import NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
 from ml_collections import ConfigDict
 
+import aigc_jax
 from aigc_jax.core import rng
-from aigc_jax.core.capabilities import CausalText
+from aigc_jax.core.capabilities import CausalText, WritesText
 from aigc_jax.core.types import Extra
 from aigc_jax.decoding import Sampling, TextDecoder
 from aigc_jax.metrics import images
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import initial
 from aigc_jax.runs.experiment import Experiment
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
@@ -59,7 +64,11 @@ def memory() -> int | None:
 
 def train(workload: Workload, data_file: str, steps_per_call: int, **more) -> Contender:
     experiment = experiment_of(workload, data_file, steps_per_call, **more)
-    state, seed_array, data = experiment.create_state(), experiment.seed_array, experiment.resident_data()
+    return trained(workload, experiment, experiment.create_state(), steps_per_call)
+
+
+def trained(workload: Workload, experiment: Experiment, state, steps_per_call: int) -> Contender:
+    seed_array, data = experiment.seed_array, experiment.resident_data()
     call, feeds = experiment.train_call(), experiment.feeds(0)
     loss = f'{experiment.task.players[0]}/loss'
 
@@ -107,3 +116,43 @@ def generate(workload: Generation, data_file: str) -> Contender:
         return found
 
     return Contender(run, size(params), score=lambda found: -float(found.log_prob.sum() / found.length.sum()))
+
+
+def finetune(workload: FineTuning, folder: str, steps_per_call: int) -> Contender:
+    """Goes on from the checkpoint as `--config.init.run=FOLDER` does; each loss has its dropout."""
+    of_bert = workload.kind == 'bert'
+    overrides = {
+        'init.run': folder, 'init.drawn': '', 'init.unused': '', 'batch_size': workload.batch_size,
+        'steps_per_call': steps_per_call, 'data.block': workload.block,
+        'data.name': f'{"labelled" if of_bert else "pairs"}:{folder}/train.jsonl',
+        **({} if of_bert else {'data.target_block': workload.target_block, 'data.columns': ('source', 'target')}),
+        'optim.model.weight_decay_regex': 'kernel|embedding',
+    }  # fmt: skip
+    path = CONFIGS / ('finetune_classify.py' if of_bert else 'finetune_seq2seq.py')
+    config = config_lib.load(
+        str(path), [(name, value if isinstance(value, str) else repr(value)) for name, value in overrides.items()]
+    )
+    config.optim.model.schedule = ConfigDict(dict(name='constant_schedule', value=workload.learning_rate))
+    experiment = Experiment(config, tokenizer=initial.tokenizer(config))
+    model, _ = initial.model(experiment)
+    return trained(workload, experiment, experiment.create_state(*model), steps_per_call)
+
+
+def beams(workload: Beams, folder: str) -> Contender:
+    run, n = aigc_jax.from_pretrained(folder), workload.batch_size
+    decoder, state = TextDecoder(run.experiment.task.get(WritesText)), run.state
+    extra, key = Extra(state.stats, state.carry), jax.random.key(0)
+    prompt, start = workload.rows()[0][:n].astype(np.int32), np.zeros(n, np.int32)
+    how = Sampling(beam_size=4)
+
+    def run_steps(steps: int) -> np.ndarray:
+        for _ in range(steps):
+            found = decoder.generate(state.params, extra, prompt, start, key, start, how, BEAM_TOKENS, ())
+            found = jax.device_get(found)
+        return found
+
+    def number(found) -> float:
+        whole = np.where(np.arange(BEAM_TOKENS) < found.length[:, None], found.tokens, PAD)
+        return float(zlib.crc32(whole.astype(np.int32).tobytes()))
+
+    return Contender(run_steps, size(state.params), score=number)

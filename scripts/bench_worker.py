@@ -19,11 +19,13 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this file is measured, installed or not
 
+from bench_checkpoints import CHECKPOINTS, Beams, FineTuning  # noqa: E402
 from bench_gpu_workloads import GPU_WORKLOADS  # noqa: E402
 from bench_workloads import WORKLOADS, Contender, Generation, Images, Seeds, Sets, Text, Workload  # noqa: E402
 
 OURS, TORCH, KERAS = ('jax', 'aigc_jax.runs.experiment'), ('torch',), ('tensorflow', 'keras')
-ALL = {**WORKLOADS, **GPU_WORKLOADS}
+HUGGING_FACE = *TORCH, 'transformers'
+ALL = {**WORKLOADS, **CHECKPOINTS, **GPU_WORKLOADS}
 # What the libraries say when memory does not suffice: XLA; PyTorch on a GPU, and on a CPU; numpy.
 OUT_OF_MEMORY = re.compile(r'RESOURCE_EXHAUSTED|out of memory|can.t allocate memory|Unable to allocate', re.IGNORECASE)
 
@@ -47,11 +49,22 @@ def contenders(workload: Workload, for_gpu: bool = False) -> dict[str, tuple]:
     if isinstance(workload, Sets):
         peers = {'prdc': (('prdc',), 'bench_peers.prdc', {})} if workload.metric == 'prdc' else {}
         return {'ours': (('aigc_jax.metrics.images',), 'bench_ours.compare', {}), **peers}
+    if isinstance(workload, FineTuning):
+        build = lambda compiled: (HUGGING_FACE, 'bench_checkpoint_peers.train', {'compiled': compiled})
+        return {
+            'ours': (OURS, 'bench_ours.finetune', {'steps_per_call': workload.unit}),
+            'transformers, compiled': build(True), 'transformers': build(False),
+        }  # fmt: skip
+    if isinstance(workload, Beams):
+        return {
+            'ours': (OURS, 'bench_ours.beams', {}),
+            'transformers': (HUGGING_FACE, 'bench_checkpoint_peers.beams', {}),
+        }
     if isinstance(workload, Generation):
         return {
             'ours': (OURS, 'bench_ours.generate', {}),
             'PyTorch, own loop': torch('bench_language.loop'),
-            'transformers': (('torch', 'transformers'), 'bench_language.transformers', {}),
+            'transformers': (HUGGING_FACE, 'bench_language.transformers', {}),
         }
     if isinstance(workload, Seeds):
         return {f'ours, {n} seeds'.replace(' 1 seeds', ' 1 seed'): ours(num_seeds=n) for n in (1, 16, 64)}

@@ -84,7 +84,8 @@ LONG = (
 # What a change seldom breaks, and takes long: run where AIGC_JAX_THOROUGH is set, so that the suite ends in 25 minutes
 # on two cores.
 THOROUGH = (
-    'scripts/test_bench.py', 'scripts/test_bench_gpu.py', 'scripts/test_compare_commits.py', 'runs/test_state.py',
+    'scripts/test_bench.py', 'scripts/test_bench_checkpoints.py', 'scripts/test_bench_gpu.py',
+    'scripts/test_compare_commits.py', 'runs/test_state.py',
     'runs/test_shards.py', 'tasks/test_vae_family.py', 'data/test_data_stacked.py', 'studies/test_tier2_studies.py',
     'training/test_library.py::test_the_memory_of_a_run_is_given_back', 'nn/test_conv.py::test_statistics_resume',
     'data/test_functions.py::test_no_held_out_function_of_the_whole_library_was_trained_on',
