@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from aigc_jax.adapt.stored import Stored
+from aigc_jax.adapt.storage import Stored
 from aigc_jax.core import optim, patterns, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
