@@ -89,7 +89,7 @@ def make_step(
             view = jax.tree.map(lambda leaf: leaf[r], batch)
             gradients = []  # all taken before the first is applied: the turns of a round see the same parameters
             for turn in turns:
-                own = frozen.get(turn.player), shardings
+                own = frozen.get(turn.player), shardings.get(turn.player)
                 grads, values, extra = _gradient(turn, state, view, ctx, preprocess, micro_batches, axis_name, *own)
                 state = state._replace(stats=extra.stats, carry=extra.carry)
                 gradients.append((turn.player, grads, values))
@@ -100,21 +100,6 @@ def make_step(
         return state._replace(step=state.step + 1), metrics
 
     return step
-
-
-def _gathered(params: dict[str, Tree], shardings: Mapping[str, Tree]) -> dict[str, Tree]:
-    """`params`, in shards, as a loss reads them: whole but for the axis of tensors, and their gradients in shards.
-
-    Left alone XLA keeps each parameter where it is and divides the activations by their features, as the shards are. It
-    then sums each product of the whole batch over the devices, which is more than the parameters are.
-    """
-
-    def read(x, sharding):
-        kept = (axis if axis == 'tensor' else None for axis in sharding.spec)
-        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*kept))
-        return jax.lax.with_sharding_constraint(x, whole)
-
-    return {player: jax.tree.map(read, own, shardings[player]) for player, own in params.items()}
 
 
 def _gradient(
@@ -129,15 +114,14 @@ def _gradient(
         def loss(own: Tree):
             if frozen is not None:
                 own = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, own, frozen)
-            params = {**state.params, turn.player: own}
-            return turn.loss(_gathered(params, shardings) if shardings else params, extra, batch, ctx)
+            return turn.loss({**state.params, turn.player: own}, extra, batch, ctx)
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params[turn.player])
-        if shardings:
+        if shardings is not None:
             # Without the barrier XLA takes a device's part anew from the whole gradient wherever it is read, the last
             # time by the optimizer, and so keeps the whole gradients of all layers until then.
             part_of = lambda g, own: jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(g, own))
-            grads = jax.tree.map(part_of, grads, shardings[turn.player])
+            grads = jax.tree.map(part_of, grads, shardings)
         return (grads, {'loss': value, **aux.metrics}, aux.extra.stats), aux.extra.carry, aux.weight
 
     extra = Extra(state.stats, state.carry)
