@@ -35,7 +35,7 @@ def turns(experiment, params, batch, step=0, stats=None):
         rows = []
         for s in np.atleast_1d(step):
             ctx = rng.Context(CTX.key, CTX.index, jnp.int32(s))
-            value, (metrics, new, _) = compiled(loss)(params, extra, batch, ctx)
+            value, (metrics, new, *_) = compiled(loss)(params, extra, batch, ctx)
             rows.append((value, metrics, new.stats))
         found[player] = rows if np.ndim(step) else rows[0]
     return found

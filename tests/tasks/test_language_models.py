@@ -291,7 +291,7 @@ def test_the_state_is_carried_from_block_to_block_and_begins_anew_with_the_rows(
     ctx = lambda step: rng.context(0, 'train', step, jnp.arange(8))
     extra = Extra({}, state.carry)
     loss = jax.jit(turn.loss)
-    first, (_, carried, _) = loss(params, extra, {'tokens': rows[:, : block + 1]}, ctx(0))
+    first, (_, carried, *_) = loss(params, extra, {'tokens': rows[:, : block + 1]}, ctx(0))
     second, _ = loss(params, carried, {'tokens': rows[:, block:]}, ctx(1))
     whole, _ = loss(params, extra, {'tokens': rows}, ctx(0))
     assert float(first + second) / 2 == pytest.approx(float(whole), rel=1e-5)
