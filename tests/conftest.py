@@ -90,6 +90,8 @@ THOROUGH = (
     'training/test_library.py::test_the_memory_of_a_run_is_given_back', 'nn/test_conv.py::test_statistics_resume',
     'data/test_functions.py::test_no_held_out_function_of_the_whole_library_was_trained_on',
     'adapt/test_prune.py::test_eight_devices_keep_the_same',
+    'adapt/test_distill.py::test_eight_devices_train_the_same',
+    'adapt/test_quantize.py::test_eight_devices_train_the_same',
 )  # fmt: skip
 
 
