@@ -112,20 +112,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason='takes long: AIGC_JAX_THOROUGH=1 runs it'))
 
 
-_MOST = 3_000_000_000  # bytes of a process after a file of tests
-
-
-@pytest.fixture(scope='module', autouse=True)
-def programs():
-    """Compiled programs are forgotten where they have grown to gigabytes: three processes must fit into memory."""
-    yield
-    statm = pathlib.Path('/proc/self/statm')
-    resident = int(statm.read_text().split()[1]) * os.sysconf('SC_PAGESIZE') if statm.exists() else 0
-    if 'jax' in sys.modules and resident > _MOST:
-        sys.modules['jax'].clear_caches()
-        gc.collect()
-
-
 class CommandLine:
     """Processes in the repository's root; `workdir`, `config` and `overrides` become flags.
 

@@ -64,8 +64,8 @@ class Experiment:
         self.optimizers = prune.optimizers(optimizers, self.task, config)
         self.frozen = optim.frozen(chosen, params)
         if not is_plan:
-            count = f' of {config.num_seeds} seeds' if self.plan.replicas else ''
-            self.want_room([self._abstract_replica] * (self.plan.replicas or 1), f'model, num_seeds: the state{count}')
+            seeds = f' of {config.num_seeds} seeds' if self.plan.replicas else ''
+            self.want_room(self._abstract_replica, f'model, num_seeds: the state{seeds}', self.plan.replicas or 1)
         self.seeds = [config.seed + k for k in range(config.num_seeds)]
 
     def _check_own_task(self, rows: int) -> None:
@@ -81,12 +81,13 @@ class Experiment:
         shape = None if isinstance(spec, data.Tokens) else spec.shape
         check_task.check(self.task, config.task.name, rows, config.batch_size, train, evaluated, shape)
 
-    def want_room(self, arrays: Tree, what: str) -> None:
-        """Raises UserError where the devices of this process cannot hold their share of these (abstract) arrays."""
+    def want_room(self, arrays: Tree, what: str, times: int = 1) -> None:
+        """Raises UserError where the devices of this process cannot hold their share of these (abstract) arrays, so
+        many times."""
         share = len(self.plan.mesh.local_devices) / self.plan.mesh.size
         limits = [(device.memory_stats() or {}).get('bytes_limit') for device in self.plan.mesh.local_devices]
         free = sum(limits) if all(limits) else None  # a CPU has the machine's
-        memory.want(share * _bytes(arrays), what, free)
+        memory.want(share * times * _bytes(arrays), what, free)
 
     @property
     def num_classes(self) -> int:
