@@ -41,7 +41,7 @@ COMMAND_LINES = {
                            ['--config: sample reads the config of the workdir; leave it out']),
     'config with evaluate': ([VAE, '--mode=evaluate'],
                              ['--config: evaluate reads the config of the workdir']),
-    'no steps': ([VAE, '--config.total_steps=0'], ['total_steps: 0; it is 1 or more']),
+    'no steps': ([VAE, '--config.total_steps=0'], ['total_steps: 0, but init.run names no model']),
     'negative batch': ([VAE, '--config.batch_size=-32'], ['batch_size: -32']),
     'uneven logs': ([VAE, '--config.log_every_steps=15'],
                     ['log_every_steps: 15', 'multiple of steps_per_call, 10']),
