@@ -44,7 +44,7 @@ def adapted(task: Task, teacher: Task, params: Mapping[str, Tree], config: Confi
     what L is a mean over. Raises UserError where one of both has no loss that such a one can be added to.
     """
     student, theirs = (_only_turn(one, whose) for one, whose in ((task, 'this model'), (teacher, 'the teacher')))
-    if jax.tree.leaves(jax.eval_shape(lambda: teacher.init(rng.stream(0, 'init')))[1]):
+    if jax.tree.leaves(teacher.abstract[1]):
         raise UserError(
             'distill.run: the teacher keeps a state beside its parameters: statistics of batches, or that of text that '
             'is read on from window to window; train a teacher without batch norm, and with data.order=shuffled'
