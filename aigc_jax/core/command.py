@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from aigc_jax.core import processes, slurm, user_code
 from aigc_jax.core.errors import RunError, UserError, one_line, printable
 from aigc_jax.core.output import Closed, drop, open_closed, show
 
+_AGAIN = 0.1  # seconds until a signal whose exception was dropped is sent again
 NO_VERDICT = 3  # the exit code of a command whose 1 is a verdict, where it fails
 
 
@@ -69,6 +71,7 @@ def run(body: Callable[[], int | None], failed: int = RunError.exit_code) -> Non
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs would ignore it
     if slurm.is_in_job():
         signal.signal(signal.SIGTERM, _stop_in_job)  # until a training handles it
+    sys.unraisablehook = _send_again
     try:
         exit_code = body() or 0
         show('')
@@ -143,6 +146,19 @@ def end(error: UserError | RunError) -> None:
     if error.exit_code > 128:
         _leave(error.exit_code)
     sys.exit(error.exit_code)
+
+
+def _send_again(dropped) -> None:
+    """Python drops an exception that a signal's handler raises while a finalizer or a callback of the garbage collector
+    runs. The signal that it was raised for is sent again then, shortly after."""
+    error = dropped.exc_value
+    code = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, 'exit_code', getattr(error, 'code', 0))
+    if not isinstance(code, int) or code <= 128:
+        sys.__unraisablehook__(dropped)
+        return
+    again = threading.Timer(_AGAIN, signal.pthread_kill, [threading.main_thread().ident, code - 128])
+    again.daemon = True
+    again.start()
 
 
 def _stop_in_job(number, frame) -> None:

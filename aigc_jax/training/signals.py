@@ -48,16 +48,17 @@ class Signals:
         self._handling.__exit__(*error)
 
     def _handle(self, number, frame):
+        if self._safe_at is not None:
+            self._number = self._number or number
+            interrupted = Interrupted(self._number, self._safe_at)
+            if processes.several():
+                processes.fail(interrupted)
+            raise interrupted
         if self._number:
             if number == signal.SIGINT:
                 processes.stop(number) if processes.several() else sys.exit(128 + number)
             return
         self._number = number
-        if self._safe_at is not None:
-            interrupted = Interrupted(number, self._safe_at)
-            if processes.several():
-                processes.fail(interrupted)
-            raise interrupted
         # Not by print, which a handler may have interrupted.
         os.write(2, f'\n{signal.Signals(number).name}: stops as soon as all is saved; Ctrl-C: at once\n'.encode())
 
