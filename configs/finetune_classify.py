@@ -63,6 +63,12 @@ def get_config():
 
 
 VARIANTS = {
+    # The model of configs/bert.py:modern.
+    'modern': {
+        'model.position': 'rope', 'model.norm': 'rmsnorm', 'model.norm_epsilon': 0.0, 'model.activation': 'relu2',
+        'model.qk_norm': True, 'model.bias': False, 'model.zero_init': True, 'model.post_norm': False,
+        'model.token_types': 0,
+    },
     # Seconds on a CPU, for tests.
     'smoke': {
         'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,

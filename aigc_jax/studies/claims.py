@@ -77,7 +77,7 @@ class Versus:
     """Another claim of the study, by its name, which this claim's runs are better than on this claim's metric.
 
     share, over: with them the runs are to be better than over + share · (than − over), seed by seed, where `over` is a
-    third claim: Versus('whole', share=0.95, over='drawn') says that they reach 95 % of the gain of `whole` over `drawn`.
+    third claim: Versus('whole', share=0.95, over='drawn') says: they reach 95 % of the gain of `whole` over `drawn`.
     """
 
     than: str
@@ -148,7 +148,8 @@ class Claim:
     @property
     def others(self) -> tuple[str, ...]:
         """The names of the claims that it is compared with."""
-        return tuple(filter(None, (self.expected.than, self.expected.over))) if isinstance(self.expected, Versus) else ()
+        found = self.expected
+        return tuple(filter(None, (found.than, found.over))) if isinstance(found, Versus) else ()
 
     def __post_init__(self):
         _check_kinds(self, f'Claim {self.name}')
@@ -206,7 +207,7 @@ class Study:
             if strange := [name for name in claim.others if name not in set(names) - {claim.name}]:
                 raise ValueError(f'{claim.name}: compared with {strange[0]!r}, which is no other claim')
             if len(claim.others) > 1 and claim.reach is not None and not claim.first_step:
-                raise ValueError(f'{claim.name}: reach, and a share of a gain; a seed has reached or not, so leave out one')
+                raise ValueError(f'{claim.name}: a share of a gain, but with reach each seed is 1 or 0; leave out one')
         self._check_tuning()
         self._check_starts()
         metrics = {claim.metric for claim in self.claims}
