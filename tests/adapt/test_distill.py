@@ -292,6 +292,17 @@ def test_classes_of_other_names_are_refused(tmp_path):
         teachers._compare_classes(run, of['cd'])
 
 
+def test_a_teacher_that_saw_images_in_other_units_is_refused(tmp_path):
+    """Its folder may have a name that looks like a field."""
+    run = Run(tmp_path / 'init.run')
+    run.folder.mkdir()
+    run.paths.config.write_text(config_lib.to_json(config_lib.load('configs/classify.py:smoke', [])))
+    own = config_lib.load('configs/classify.py:smoke', [('distill.run', str(run.folder)), ('data.scale', 'symmetric')])
+    with pytest.raises(UserError) as error:
+        teachers.load(Experiment(own), Run(tmp_path / 'new'), None)
+    assert str(error.value).startswith(f'distill.run: {run.folder} was trained with data.scale=unit, and this run has')
+
+
 def test_models_without_such_a_loss():
     group = config_lib.ConfigDict({'weight': 0.5, 'temperature': 1.0})
     of = lambda name: Experiment(config_lib.load(f'configs/{name}', [])).task

@@ -279,6 +279,7 @@ def test_eight_devices_keep_the_same(runner8, dense, ticket, tmp_path, mode):
     (dict(prune__end=5), 'prune.end: 5, but prune.keep=1.0'),
     (dict(prune__keep=0.5, prune__end=5, prune__run='x'), 'prune.end: pruning is gradual'),
     (dict(prune__keep=0.5, prune__end=5, prune__begin=5), 'prune.end: 5; it is more than prune.begin'),
+    (dict(prune__keep=0.5, prune__redrawn=True, init__run='x'), 'prune.redrawn: parameters are drawn otherwise'),
     (dict(prune__keep=0.5, prune__step='5'), 'prune.step: 5, but prune.run names no run'),
     (dict(prune__keep=0.5, prune__begin=5), 'prune.begin: 5, but prune.end=0'),
     (dict(prune__keep=0.5, prune__end=50), 'prune.end: 50, but total_steps is 40'),

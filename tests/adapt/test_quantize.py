@@ -1,5 +1,6 @@
 """Quantization: the values that kernels and activations take, how they are trained, and the bytes that are left."""
 
+import copy
 import json
 import pathlib
 
@@ -20,6 +21,10 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Extra, Task, Turn
 from aigc_jax.nn.conv import Conv
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import initial
+from aigc_jax.runs import teacher as teachers
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 
 GOLDEN = pathlib.Path(__file__).parent / 'goldens' / 'llama'
 TEXT = 'a cab and a bag had a head in a bed of beech\n' * 200
@@ -294,6 +299,30 @@ def test_the_evaluation_tells_the_bytes(rounded_runs):
     rest = count(shape for name, shape in shapes.items() if name not in kernels)
     scales = sum(shape[-1] for shape in kernels.values())
     assert found == count(kernels.values()) / 2 + 4 * (rest + scales)
+
+
+def with_fields(run: pathlib.Path, **fields) -> tuple[Experiment, dict[str, np.ndarray]]:
+    """What a run with other fields is made of, and the parameters of this one."""
+    experiment, state = Run(run).open()
+    config = copy.deepcopy(experiment.config)
+    config.update_from_flattened_dict(fields)
+    return Experiment(config, dataset=experiment.dataset), tree.flatten(state.params)
+
+
+def test_gptq_sees_no_dropout(rounded_runs):
+    experiment, wanted = with_fields(rounded_runs['gptq'], **{'model.dropout': 0.5})
+    (params, _), _ = initial.model(experiment)
+    for name, leaf in tree.flatten(params).items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
+
+
+def test_a_model_that_gptq_rounded_is_a_teacher_as_it_is(rounded_runs, tmp_path):
+    run = rounded_runs['gptq']
+    experiment, wanted = with_fields(run, **{'quantize.weights': '', 'quantize.method': 'rtn', 'distill.run': str(run)})
+    own = tree.flatten(teachers.load(experiment, Run(tmp_path), None).params)
+    assert own.keys() == wanted.keys() and any('quantize' in name for name in own)
+    for name, leaf in own.items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
 
 
 def test_layers_in_a_loop_compute_the_same():

@@ -453,7 +453,8 @@ LAYERS = {
 }  # fmt: skip
 STACKED = {'blocks': {'query': {'kernel': jnp.ones((2, 2, 2))}}, **{k: v for k, v in LAYERS.items() if '_' not in k}}
 STACKS = {
-    f'{stack}_{i}': {'key': {'kernel': jnp.ones((2, 2))}} for stack, n in (('encoder', 2), ('decoder', 3)) for i in range(n)
+    f'{stack}_{i}': {'key': {'kernel': jnp.ones((2, 2))}}
+    for stack, layers in (('encoder', 2), ('decoder', 3)) for i in range(layers)
 } | {'decoder_bias': {'embedding': jnp.ones((2, 2))}, 'decoder_norm': {'scale': jnp.ones(2)}}  # fmt: skip
 
 
