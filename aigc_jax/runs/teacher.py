@@ -115,6 +115,7 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         pretrained.fit(config, ())
         if config.data.block < block:
             raise UserError(f'data.block: {block}; the model of distill.run, {wanted.run}, reads {config.data.block}')
+        _compare_labels(wanted.run, experiment)
         own = tokenizer_files.read(wanted.run) if tokenizer_files.are_in(wanted.run) else None
         mend = f'set data.tokenizer to hf:{wanted.run}'
     else:
@@ -148,6 +149,21 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         config.model.scan_layers = False
     task = adapt.adapted(tasks.make(config, experiment.dataset), config)
     return _Model(config, experiment.dataset, experiment.plan, task)
+
+
+def _compare_labels(folder: str, experiment: Experiment) -> None:
+    """Of a checkpoint of Hugging Face, which has LABEL_0, LABEL_1, … where nobody named its classes."""
+    if not (ours := list(experiment.dataset.class_names)):
+        return
+    named = huggingface.Folder(folder, 'distill.run').config.get('id2label')
+    theirs = [named.get(str(i)) for i in range(len(named))] if isinstance(named, dict) else []
+    if all(re.fullmatch(r'LABEL_\d+', str(name)) for name in theirs):
+        note(f'distill.run: {folder} does not name its classes; they are taken to be {", ".join(ours)}, in this order')
+    elif theirs != ours:
+        raise UserError(
+            f'distill.run: {folder} tells the classes {", ".join(map(str, theirs))}, and this run {", ".join(ours)}; '
+            'name a teacher of the same classes in the same order'
+        )
 
 
 def _compare_classes(run: Run, experiment: Experiment) -> None:
