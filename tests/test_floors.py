@@ -162,6 +162,13 @@ def test_the_top_level_holds_what_it_should():
     assert found - made <= allowed
 
 
+def test_no_merge_was_left_half_done():
+    folders = (PACKAGE, *(ROOT / name for name in ('configs', 'scripts', 'tests')))
+    texts = [path for folder in folders for kind in ('py', 'md') for path in folder.rglob(f'*.{kind}')]
+    marks = tuple(f'\n{mark * 7} ' for mark in '<>')
+    assert texts and not [path for path in texts if any(mark in path.read_text() for mark in marks)]
+
+
 def test_ruff_finds_nothing():
     done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '-q', '.'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

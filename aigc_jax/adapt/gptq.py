@@ -1,8 +1,8 @@
 """GPTQ (Frantar et al. 2023, arXiv:2210.17323) by qwix: kernels rounded one input after the other, where what is left
 of an output makes up for the error so far, as measured by what goes into the layer on some examples.
 
-Each layer is measured in the model as it was, by the loss of its training. A kernel that no dense layer multiplies by,
-such as a convolution's, is rounded to the nearest.
+Each layer is measured in the model as it was, by the loss of its training, without dropout. A kernel that no dense
+layer multiplies by, such as a convolution's, is rounded to the nearest.
 """
 
 from collections.abc import Iterable, Mapping

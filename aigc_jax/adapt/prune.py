@@ -217,16 +217,16 @@ def _pruned(inner, wanted: Tree, config: ConfigDict, turns: int) -> optax.Gradie
             is_due &= ((step - config.begin) % config.every == 0) | (step == config.end)
             after, left = kept(optax.apply_updates(params, updates), state.masks), rest(config, step)
             masks = jax.lax.cond(is_due, lambda: masks_of(after, wanted, config.scope, left), lambda: state.masks)
-            own = _averages_kept(own, masks)
         # w + (−w) is exactly 0, whatever the optimizer would have done.
         still = lambda update, mask, w: update if mask is None else jnp.where(mask, update, -w.astype(update.dtype))
-        return jax.tree.map(still, updates, masks, params), PrunedState(count, masks, own)
+        return jax.tree.map(still, updates, masks, params), PrunedState(count, masks, _averages_kept(own, masks))
 
     return optax.GradientTransformation(init, update)
 
 
 def _averages_kept(state: Any, masks: Tree) -> Any:
-    """The state of an optimizer whose moving average of the parameters is 0, too, where they are pruned."""
+    """The state of an optimizer whose moving average of the parameters is 0, too, where they are pruned. It was made
+    with the updates of the optimizer, and those of muon, for example, are not 0 where the gradient is."""
     is_one = lambda node: isinstance(node, optim.AverageState)
     one = lambda node: node._replace(average=kept(node.average, masks)) if is_one(node) else node
     return jax.tree.map(one, state, is_leaf=is_one)

@@ -146,12 +146,14 @@ def is_of_scales(name: str) -> bool:
 
 
 def stored(before: Mapping[str, Stored], params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Stored]:
-    """`before` (adapt.stored), with the quantized kernels in their bits, and float32 scales."""
+    """`before` (adapt.stored), with the quantized kernels in their bits, as `packed` has them, and float32 scales."""
     found = {name: own for name, own in before.items() if not is_of_scales(name)}
     for name in chosen(params, config) if config.weights else ():
         scale = _scale(name, params, config)
         more = found[name].more + scale.size * scale.dtype.itemsize
-        found[name] = found[name]._replace(bits=_BITS[config.weights], more=more)
+        outputs, a_byte = scale.shape[-1], 8 // _BITS[config.weights]
+        rows, filled = found[name].values // outputs, -(-outputs // a_byte) * a_byte  # the last byte of a row is whole
+        found[name] = Stored(rows * filled, _BITS[config.weights], more)
     return found
 
 

@@ -227,8 +227,8 @@ def _by_rules(config: Any, params: Tree, what: str) -> Tree | None:
 def _by_layer(config: Any, params: Tree, what: str) -> Tree | None:
     """The factors of layer_decay γ (Clark et al. 2020, ELECTRA, fine-tuning); None where it is 1.
 
-    Of L layers, layer i (from 0, of an encoder-decoder in each stack) has γ^(L − i), the embeddings γ^(L + 1), and what
-    lies above, a head and the last norm, 1.
+    Of a stack of L layers, layer i, from 0, has γ^(L − i). The embeddings have γ^(L + 1), with the L of the deepest
+    stack. What lies above, a head and the last norm, has 1.
     """
     decay = config.layer_decay
     if decay == 1:
@@ -236,19 +236,24 @@ def _by_layer(config: Any, params: Tree, what: str) -> Tree | None:
     field = f'{what}.layer_decay'
     _want_no_average(config.name, field)
     names = tree.flatten(params)
-    numbers = [int(found[1]) + 1 for name in names if (found := _LAYER.search(name))]
-    numbers += [leaf.shape[0] for name, leaf in names.items() if _STACKED.search(name)]
-    if not numbers:
+    stack_of = lambda name, found: name[: found.start(1)]  # such as encoder_
+    layers: dict[str, int] = {}  # of each stack
+    for name in names:
+        if found := _LAYER.search(name):
+            stack = stack_of(name, found)
+            layers[stack] = max(layers.get(stack, 0), int(found[1]) + 1)
+    in_loop = [leaf.shape[0] for name, leaf in names.items() if _STACKED.search(name)]
+    if not layers and not in_loop:
         raise UserError(f'{field}: {decay}, but {what.rpartition(".")[2]} has no layers block_0, …; set it to 1')
-    layers = max(numbers)
+    most = max(*layers.values(), *in_loop, 0)
 
     def factor(name: str, leaf: Any) -> Any:
         if found := _LAYER.search(name):
-            return decay ** (layers - int(found[1]))
+            return decay ** (layers[stack_of(name, found)] - int(found[1]))
         if _STACKED.search(name):
-            each = decay ** (layers - np.arange(layers, dtype=np.float64))
+            each = decay ** (leaf.shape[0] - np.arange(leaf.shape[0], dtype=np.float64))
             return each.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(leaf.dtype)
-        return decay ** (layers + 1) if _LOWEST.search(name) else 1.0
+        return decay ** (most + 1) if _LOWEST.search(name) else 1.0
 
     return tree.map_named(factor, params)
 

@@ -183,6 +183,8 @@ def check_together(flat: dict[str, Any]) -> None:
         wanted |= {'total_steps=0': not flat['total_steps'], "adapt.name=''": not flat['adapt.name']}
         if missing := [name for name, is_there in wanted.items() if not is_there]:
             raise UserError(f'quantize.method: gptq rounds a trained model once; set {", ".join(missing)}')
+    if flat['prune.redrawn'] and flat['init.run']:
+        raise UserError('prune.redrawn: parameters are drawn otherwise, and init.run gives them; leave out one of both')
     if flat['eval.patience'] and not flat['eval.best_metric']:
         raise UserError('eval.patience: early stopping needs eval.best_metric')
 

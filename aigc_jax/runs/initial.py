@@ -1,6 +1,7 @@
 """What a run takes from the run that its init.run names, the tokenizer and the model, and from that of prune.run."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator
 
@@ -55,7 +56,7 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
     init.step: of which checkpoint; init.average: whether it is the average of the parameters, where their run keeps
     one, which is what their run was evaluated and sampled with. Raises UserError.
     """
-    found, step = _model(experiment)
+    found, step = as_saved(experiment)
     if experiment.config.quantize.method == 'gptq':
         found = _calibrated(experiment, *found)
     return found, step
@@ -64,8 +65,9 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
 def _calibrated(
     experiment: Experiment, params: dict[str, Tree], stats: dict[str, Tree]
 ) -> tuple[dict[str, Tree], dict[str, Tree]]:  # fmt: skip
-    """The same model, rounded by GPTQ on examples that are drawn from the training split."""
-    config, dataset = experiment.config, experiment.dataset
+    """The same model, rounded by GPTQ on examples that are drawn from the training split. Its dropout is off."""
+    config, dataset = copy.deepcopy(experiment.config), experiment.dataset
+    silence(config.model)
     params = {
         player: {name: leaf for name, leaf in own.items() if name != quantize.GROUP} for player, own in params.items()
     }
@@ -89,8 +91,17 @@ def _calibrated(
     return gptq.calibrated(task, params, extra, batches(), config.quantize), stats
 
 
-def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
-    """`model`, before it is quantized."""
+def silence(model: ConfigDict) -> None:
+    """Takes the dropout out of a config's `model`."""
+    for name, value in model.items():
+        if isinstance(value, ConfigDict):
+            silence(value)
+        elif name == 'dropout':
+            model[name] = 0.0
+
+
+def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[()], int | None]:
+    """`model`, before GPTQ rounds it."""
     wanted = experiment.config.init
     if not wanted.run:
         if wanted.step:

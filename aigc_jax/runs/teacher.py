@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -33,7 +34,7 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class _Model:
-    """What `initial.model` reads of an Experiment."""
+    """What `initial.as_saved` reads of an Experiment."""
 
     config: ConfigDict
     dataset: Dataset
@@ -55,8 +56,8 @@ def load(experiment: Experiment, run: Run, newest: int | None) -> Teacher | None
     before = _before(run, newest)
     with _as_field_of_distill():
         model = _model(experiment, before.get(_STEP))
-        experiment.want_room(abstract_params(model.task), 'init.run: the teacher')
-        (params, _), step = initial.model(model)
+        experiment.want_room(abstract_params(model.task), 'distill.run: the teacher')
+        (params, _), step = initial.as_saved(model)
         taken = {_STEP: step, _DIGEST: initial.digest(model.config, step)}
     if before and taken != before:
         raise UserError(
@@ -85,7 +86,7 @@ def _as_field_of_distill() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace('init.', 'distill.')) from None
+        raise UserError(re.sub(r'(?<![\w/.-])init\.(?=(run|step|average)\b)', 'distill.', str(error))) from None
 
 
 def _before(run: Run, newest: int | None) -> dict[str, int | str]:
@@ -100,8 +101,8 @@ def _before(run: Run, newest: int | None) -> dict[str, int | str]:
 
 
 def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Model:
-    """The teacher's model on the data of `experiment`, told with its draws. step: of the checkpoint; None: distill.step
-    says it."""
+    """The teacher's model, which reads the data of `experiment` with its draws. step: of the checkpoint; None:
+    distill.step says it."""
     ours, wanted, spec = experiment.config, experiment.config.distill, experiment.dataset.spec
     config = copy.deepcopy(ours)
     of = {'run': wanted.run, 'step': wanted.step if step is None else str(step), 'average': wanted.average}
@@ -113,7 +114,8 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         block = ours.data.block
         pretrained.fit(config, ())
         if config.data.block < block:
-            raise UserError(f'data.block: {block}; the model of init.run, {wanted.run}, reads {config.data.block}')
+            raise UserError(f'data.block: {block}; the model of distill.run, {wanted.run}, reads {config.data.block}')
+        _compare_labels(wanted.run, experiment)
         own = tokenizer_files.read(wanted.run) if tokenizer_files.are_in(wanted.run) else None
         mend = f'set data.tokenizer to hf:{wanted.run}'
     else:
@@ -121,40 +123,53 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         theirs, own, mend = run.config, run.tokenizer, 'train both with the same tokenizer'
         if theirs.task.name != ours.task.name:
             raise UserError(
-                f'init.run: {run.folder} is a run of task.name={theirs.task.name}, and this one of {ours.task.name}; '
-                'name a run of the same kind of model'
+                f'distill.run: {run.folder} is a run of task.name={theirs.task.name}, and this one of '
+                f'{ours.task.name}; name a run of the same kind of model'
             )
         for name in ('model', *adapt.FIELDS):
             config[name] = copy.deepcopy(theirs[name])
+        for name in ('scale', 'binarize'):  # what a model sees of the same images or points
+            before, now = (one.data.to_dict().get(name) for one in (theirs, ours))
+            if before != now:
+                raise UserError(
+                    f'distill.run: {run.folder} was trained with data.{name}={before}, and this run has {now}; give '
+                    'both the same'
+                )
         _compare_classes(run, experiment)
     if isinstance(spec, Text):
         if own is None:
-            note(f'init.run: {wanted.run} holds no tokenizer; its tokens are taken to be those of this run')
+            note(f'distill.run: {wanted.run} holds no tokenizer; its tokens are taken to be those of this run')
         elif own != spec.tokenizer:
             raise UserError(
-                f'init.run: the tokenizer of {wanted.run} ({own.vocab_size} tokens) is another than that of this run '
-                f'({spec.tokenizer.vocab_size} tokens); {mend}'
+                f'distill.run: the tokenizer of {wanted.run} ({own.vocab_size} tokens) is another than that of this '
+                f'run ({spec.tokenizer.vocab_size} tokens); {mend}'
             )
-    _silence(config.model)
+    initial.silence(config.model)
     if not loops and 'scan_layers' in config.model:
         config.model.scan_layers = False
     task = adapt.adapted(tasks.make(config, experiment.dataset), config)
     return _Model(config, experiment.dataset, experiment.plan, task)
 
 
+def _compare_labels(folder: str, experiment: Experiment) -> None:
+    """Of a checkpoint of Hugging Face, which has LABEL_0, LABEL_1, … where nobody named its classes."""
+    if not (ours := list(experiment.dataset.class_names)):
+        return
+    named = huggingface.Folder(folder, 'distill.run').config.get('id2label')
+    theirs = [named.get(str(i)) for i in range(len(named))] if isinstance(named, dict) else []
+    if all(re.fullmatch(r'LABEL_\d+', str(name)) for name in theirs):
+        note(f'distill.run: {folder} does not name its classes; they are taken to be {", ".join(ours)}, in this order')
+    elif theirs != ours:
+        raise UserError(
+            f'distill.run: {folder} tells the classes {", ".join(map(str, theirs))}, and this run {", ".join(ours)}; '
+            'name a teacher of the same classes in the same order'
+        )
+
+
 def _compare_classes(run: Run, experiment: Experiment) -> None:
     theirs, ours = manifest.at(run.manifest, 'data.classes'), manifest.classes(experiment.dataset)
     if experiment.dataset.num_classes and theirs != ours:
         raise UserError(
-            f'init.run: {run.folder} tells other classes than those of {experiment.config.data.name}, or its manifest '
-            'does not say which; train the teacher on data with the same names of classes'
+            f'distill.run: {run.folder} tells other classes than those of {experiment.config.data.name}, or its '
+            'manifest does not say which; train the teacher on data with the same names of classes'
         )
-
-
-def _silence(model: ConfigDict) -> None:
-    """Takes the dropout out of a model's config."""
-    for name, value in model.items():
-        if isinstance(value, ConfigDict):
-            _silence(value)
-        elif name == 'dropout':
-            model[name] = 0.0

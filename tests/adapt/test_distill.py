@@ -290,6 +290,28 @@ def test_classes_of_other_names_are_refused(tmp_path):
     teachers._compare_classes(run, of['ab'])
     with pytest.raises(UserError, match='tells other classes than those of labelled:.*cd.jsonl'):
         teachers._compare_classes(run, of['cd'])
+    # A checkpoint of Hugging Face says them in its config.json, or has LABEL_0, LABEL_1, ….
+    about = json.loads((GOLDENS / 'bert_sequence' / 'config.json').read_text())
+    shutil.copytree(GOLDENS / 'bert_sequence', tmp_path / 'theirs')
+    for names in ('ab', 'ba', ['LABEL_0', 'LABEL_1']):
+        about['id2label'] = dict(enumerate(names))
+        (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(about))
+        if names == 'ba':
+            with pytest.raises(UserError, match='tells the classes b, a, and this run a, b; name a teacher of the same'):
+                teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
+        else:
+            teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
+
+
+def test_a_teacher_that_saw_images_in_other_units_is_refused(tmp_path):
+    """Its folder may have a name that looks like a field."""
+    run = Run(tmp_path / 'init.run')
+    run.folder.mkdir()
+    run.paths.config.write_text(config_lib.to_json(config_lib.load('configs/classify.py:smoke', [])))
+    own = config_lib.load('configs/classify.py:smoke', [('distill.run', str(run.folder)), ('data.scale', 'symmetric')])
+    with pytest.raises(UserError) as error:
+        teachers.load(Experiment(own), Run(tmp_path / 'new'), None)
+    assert str(error.value).startswith(f'distill.run: {run.folder} was trained with data.scale=unit, and this run has')
 
 
 def test_models_without_such_a_loss():

@@ -175,6 +175,8 @@ def test_a_trained_run_is_pruned_at_once(dense):
 def test_what_is_pruned_stays_0_under_any_optimizer(optimizer):
     params = {'model': {'dense': {'kernel': jax.random.normal(jax.random.key(0), (6, 5)), 'bias': jnp.zeros(5)}}}
     settings = own(keep=0.4)
+    averages = not isinstance(jax.eval_shape(optimizer.init, params['model']), optax.contrib.ScheduleFreeState)
+    optimizer = optax.chain(optimizer, optim.average_params(0.9)) if averages else optimizer
     transform = prune._pruned(optimizer, prune.shares(params, settings)['model'], settings, 1)
     state = prune.begin({'model': transform}, settings, params, prune.Extra({}, {}))
     params, opt, mask = state.params['model'], state.opt['model'], state.opt['model'].masks['dense']['kernel']
@@ -183,7 +185,9 @@ def test_what_is_pruned_stays_0_under_any_optimizer(optimizer):
         grads = jax.tree.map(lambda w: jax.random.normal(jax.random.key(k), w.shape), params)  # noqa: B023
         updates, opt = transform.update(grads, opt, params)
         params = optax.apply_updates(params, updates)
-        assert (params['dense']['kernel'] == 0)[~mask].all() and params['dense']['kernel'][mask].all()
+        averaged = optim.averaged({'model': params}, {'model': opt})['model']
+        for kernel in (params['dense']['kernel'], averaged['dense']['kernel']):
+            assert (kernel == 0)[~mask].all() and kernel[mask].all()
 
 
 def test_gradual_pruning_keeps_the_shares_of_the_schedule():
@@ -275,6 +279,7 @@ def test_eight_devices_keep_the_same(runner8, dense, ticket, tmp_path, mode):
     (dict(prune__end=5), 'prune.end: 5, but prune.keep=1.0'),
     (dict(prune__keep=0.5, prune__end=5, prune__run='x'), 'prune.end: pruning is gradual'),
     (dict(prune__keep=0.5, prune__end=5, prune__begin=5), 'prune.end: 5; it is more than prune.begin'),
+    (dict(prune__keep=0.5, prune__redrawn=True, init__run='x'), 'prune.redrawn: parameters are drawn otherwise'),
     (dict(prune__keep=0.5, prune__step='5'), 'prune.step: 5, but prune.run names no run'),
     (dict(prune__keep=0.5, prune__begin=5), 'prune.begin: 5, but prune.end=0'),
     (dict(prune__keep=0.5, prune__end=50), 'prune.end: 50, but total_steps is 40'),

@@ -1,5 +1,6 @@
 """Quantization: the values that kernels and activations take, how they are trained, and the bytes that are left."""
 
+import copy
 import json
 import pathlib
 
@@ -20,6 +21,10 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Extra, Task, Turn
 from aigc_jax.nn.conv import Conv
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import initial
+from aigc_jax.runs import teacher as teachers
+from aigc_jax.runs.experiment import Experiment
+from aigc_jax.runs.folder import Run
 
 GOLDEN = pathlib.Path(__file__).parent / 'goldens' / 'llama'
 TEXT = 'a cab and a bag had a head in a bed of beech\n' * 200
@@ -58,11 +63,8 @@ def test_groups_of_inputs_have_scales_of_their_own():
     found = quantize.merged(own, config(weights='int4', group=3))['model']['dense']['kernel']
     wanted = rounded(kernel.reshape(2, 3, 5), 7, (1,)).reshape(6, 5)
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
-    assert quantize.stored(storage.whole(own), own, config(weights='int4', group=3))['model/dense/kernel'] == (
-        30,
-        4,
-        40,
-    )
+    stored = quantize.stored(storage.whole(own), own, config(weights='int4', group=3))['model/dense/kernel']
+    assert stored.bytes == 6 * 3 + 2 * 5 * 4  # of five outputs the last byte is half empty
 
 
 class Net(nn.Module):
@@ -125,8 +127,8 @@ def test_only_the_inputs_of_quantized_kernels_are_rounded():
     np.testing.assert_allclose(loss_of(task, {'model': NET}), jnp.sum(wanted**2), rtol=1e-5)
 
 
-@pytest.mark.parametrize('kind, bits', [('int8', 8), ('int4', 4)])
-def test_a_file_holds_whole_numbers(kind, bits):
+@pytest.mark.parametrize('kind', ['int8', 'int4'])
+def test_a_file_holds_whole_numbers(kind):
     params, cfg = {'model': NET}, config(weights=kind)
     tensors = dict(quantize.packed(params, cfg))
     kernel = tensors[f'model/dense/kernel.{kind}']
@@ -137,7 +139,8 @@ def test_a_file_holds_whole_numbers(kind, bits):
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value)
     sizes = quantize.stored(storage.whole(params), params, cfg)
-    assert sizes['model/dense/kernel'].bytes == 60 * bits // 8 + 4 * 5 and sizes['model/dense/bias'].bytes == 20
+    assert sizes['model/dense/kernel'].bytes == kernel.nbytes + 4 * 5 and sizes['model/dense/bias'].bytes == 20
+    assert sum(one.bytes for one in sizes.values()) == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_gptq_keeps_the_outputs_nearer(group=4):
@@ -296,6 +299,30 @@ def test_the_evaluation_tells_the_bytes(rounded_runs):
     rest = count(shape for name, shape in shapes.items() if name not in kernels)
     scales = sum(shape[-1] for shape in kernels.values())
     assert found == count(kernels.values()) / 2 + 4 * (rest + scales)
+
+
+def with_fields(run: pathlib.Path, **fields) -> tuple[Experiment, dict[str, np.ndarray]]:
+    """What a run with other fields is made of, and the parameters of this one."""
+    experiment, state = Run(run).open()
+    config = copy.deepcopy(experiment.config)
+    config.update_from_flattened_dict(fields)
+    return Experiment(config, dataset=experiment.dataset), tree.flatten(state.params)
+
+
+def test_gptq_sees_no_dropout(rounded_runs):
+    experiment, wanted = with_fields(rounded_runs['gptq'], **{'model.dropout': 0.5})
+    (params, _), _ = initial.model(experiment)
+    for name, leaf in tree.flatten(params).items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
+
+
+def test_a_model_that_gptq_rounded_is_a_teacher_as_it_is(rounded_runs, tmp_path):
+    run = rounded_runs['gptq']
+    experiment, wanted = with_fields(run, **{'quantize.weights': '', 'quantize.method': 'rtn', 'distill.run': str(run)})
+    own = tree.flatten(teachers.load(experiment, Run(tmp_path), None).params)
+    assert own.keys() == wanted.keys() and any('quantize' in name for name in own)
+    for name, leaf in own.items():
+        np.testing.assert_array_equal(leaf, wanted[name], err_msg=name)
 
 
 def test_layers_in_a_loop_compute_the_same():

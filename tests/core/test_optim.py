@@ -453,7 +453,8 @@ LAYERS = {
 }  # fmt: skip
 STACKED = {'blocks': {'query': {'kernel': jnp.ones((2, 2, 2))}}, **{k: v for k, v in LAYERS.items() if '_' not in k}}
 STACKS = {
-    f'{stack}_{i}': {'key': {'kernel': jnp.ones((2, 2))}} for stack in ('encoder', 'decoder') for i in range(3)
+    f'{stack}_{i}': {'key': {'kernel': jnp.ones((2, 2))}}
+    for stack, layers in (('encoder', 2), ('decoder', 3)) for i in range(layers)
 } | {'decoder_bias': {'embedding': jnp.ones((2, 2))}, 'decoder_norm': {'scale': jnp.ones(2)}}  # fmt: skip
 
 
@@ -488,7 +489,7 @@ def test_layer_decay(fields):
 
 def test_layer_decay_of_two_stacks_and_of_no_layers():
     found = {name.partition('/')[0]: ratio.min() for name, ratio in ratios(STACKS).items()}
-    own = {f'{stack}_{i}': 0.5 ** (3 - i) for stack in ('encoder', 'decoder') for i in range(3)}
+    own = {f'{stack}_{i}': 0.5 ** (n - i) for stack, n in (('encoder', 2), ('decoder', 3)) for i in range(n)}
     assert found == own | {'decoder_bias': 1 / 16, 'decoder_norm': 1}
     assert 'optim.model.layer_decay: 0.9, but model has no layers block_0' in message(layer_decay=0.9)
     for decay in (0.0, 1.1, math.nan):
