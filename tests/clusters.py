@@ -128,8 +128,11 @@ class Cluster:
 
     def bring(self, node: str) -> None:
         self.call('slurmd', '-N', node)
-        if 'down' in self.call('sinfo', '-h', '-N', '-n', node, '-o', '%T'):
-            self.call('scontrol', 'update', f'nodename={node}', 'state=resume')
+        is_down = lambda: 'down' in self.call('sinfo', '-h', '-N', '-n', node, '-o', '%T')
+        if is_down():
+            with contextlib.suppress(AssertionError):  # it comes back by itself too, and then cannot be resumed
+                self.call('scontrol', 'update', f'nodename={node}', 'state=resume')
+            self.until(lambda: not is_down())
 
     def kill(self, daemon: str, number=signal.SIGKILL) -> None:
         """daemon: slurmctld, munged, or slurmd.n1. Waits until it is gone."""
