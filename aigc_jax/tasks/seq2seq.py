@@ -247,18 +247,13 @@ def make(config, dataset: Dataset) -> Task:
 
 def _tagging(config, spec: Tokens | Pairs) -> Tagging:
     options = config.task
+    given = f'task.tagging_share: {options.tagging_share:g}'
     if isinstance(spec, Pairs):
-        raise UserError(f'task.tagging_share: {options.tagging_share:g}; it is of windows of text, and there are none of pairs; set it to 0')
+        raise UserError(f'{given}; it is of windows of text, and {config.data.name} holds {spec.words}; set it to 0')
     if options.objective != 'identifier_aware':
-        raise UserError(
-            f'task.tagging_share: {options.tagging_share:g}, of task.objective=identifier_aware, but it is '
-            f'{options.objective}; leave it 0'
-        )
+        raise UserError(f'{given}; task.objective={options.objective} has none, but identifier_aware; set it to 0')
     if config.distill.run:
-        raise UserError(
-            f'task.tagging_share: {options.tagging_share:g}; with distill.run only what is written is learned from a '
-            'teacher; set it to 0'
-        )
+        raise UserError(f'{given}; what the encoder tells is not learned from distill.run; set it to 0')
     # A window that is tagged weighs as much as one of which spans are hidden.
     has_end = spec.tokenizer.end is not None
     written = denoising.span_sizes(spec.block, options.noise_density, options.mean_span, has_end).target
