@@ -21,7 +21,6 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
-from aigc_jax.tasks.seq2seq import Tagging
 from aigc_jax.training.trainer import train
 
 EXTRA = Extra({}, {})
@@ -96,34 +95,31 @@ def test_the_loss_is_one_mean_over_what_is_written_and_what_is_tagged(own, gradi
     assert float(value) == pytest.approx(wanted / float(weight), rel=1e-5)
 
 
+def part_of(batch, ctx, rows):
+    return jax.tree.map(lambda x: x[rows], batch), ctx.index[rows]
+
+
 def test_parts_of_a_batch_add_up_to_the_whole(own, gradient):
-    """By the weights that they give, as core/step.py does: in parts of which some have no tagged window, and one by
-    one, where each has windows of one kind alone."""
-    *_, batch, ctx = own
+    """By the weights that they give, as core/step.py does; there are parts with a tagged window and without one."""
+    _, model, _, batch, ctx = own
+    is_tagged = np.asarray(ctx.uniform('tagging') < model.tagging.share).reshape(-1, 3).any(axis=1)
+    assert 0 < is_tagged.sum() < len(is_tagged)
     (value, weight), whole = gradient(batch, ctx.index)
-    for size in (3, 1):
-        total, weights, sums = 0.0, 0.0, jax.tree.map(jnp.zeros_like, whole)
-        for begin in range(0, N, size):
-            rows = slice(begin, begin + size)
-            (part, own_weight), grads = gradient(jax.tree.map(lambda x: x[rows], batch), ctx.index[rows])  # noqa: B023
-            total, weights = total + part * own_weight, weights + own_weight
-            sums = jax.tree.map(lambda s, g: s + own_weight * g, sums, grads)  # noqa: B023
-        assert float(weights) == pytest.approx(float(weight), rel=1e-6)
-        assert float(total / weights) == pytest.approx(float(value), rel=1e-5)
-        near = lambda s, g: np.testing.assert_allclose(s / weights, g, rtol=1e-4, atol=1e-6)  # noqa: B023
-        jax.tree.map(near, sums, whole)
+    parts = [gradient(*part_of(batch, ctx, slice(begin, begin + 3))) for begin in range(0, N, 3)]
+    total = lambda *pieces: sum(own_weight * x for ((_, own_weight), _), x in zip(parts, pieces, strict=True)) / weight
+    assert float(sum(own_weight for (_, own_weight), _ in parts)) == pytest.approx(float(weight), rel=1e-6)
+    assert float(total(*(own_value for (own_value, _), _ in parts))) == pytest.approx(float(value), rel=1e-5)
+    near = lambda found, wanted: np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    jax.tree.map(near, jax.tree.map(total, *(grads for _, grads in parts)), whole)
 
 
-def test_of_tagged_windows_the_encoder_learns_and_the_decoder_does_not(own):
-    _, model, params, batch, ctx = own
-    all_of = dataclasses.replace(model, tagging=Tagging(1.0, 0.5))
-
-    def of(params):
-        value, aux = all_of.loss(params, EXTRA, batch, ctx)
-        return value, aux.weight
-
-    (value, weight), grads = jax.jit(jax.value_and_grad(of, has_aux=True))(params)
-    assert value > 0 and weight == 0.5 * (batch['tokens'][:, :-1] != model.tokenizer.end).sum()
+def test_of_tagged_windows_the_encoder_learns_and_the_decoder_does_not(own, gradient):
+    _, model, _, batch, ctx = own
+    tagged = np.flatnonzero(ctx.uniform('tagging') < model.tagging.share)[:3]
+    batch, index = part_of(batch, ctx, tagged)
+    (value, weight), grads = gradient(batch, index)
+    is_text = batch['tokens'][:, :-1] != model.tokenizer.end
+    assert value > 0 and float(weight) == pytest.approx(9 / 40 * is_text.sum())
     for name, leaf in tree.flatten(grads['model']).items():
         of_encoder = name.startswith(('encoder', 'tagger', 'embed'))
         assert (np.abs(leaf).max() > 0) == of_encoder, name
