@@ -45,12 +45,24 @@ def spread(x):
     return x + 0.3 * np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)
 
 
+def assert_alike(tagged, plain):
+    """But for the head."""
+    tagged, plain = tree.flatten(tagged), tree.flatten(plain)
+    assert tagged.keys() - plain.keys() == {'tagger/kernel', 'tagger/bias'}
+    for name, leaf in plain.items():
+        np.testing.assert_array_equal(leaf, tagged[name], err_msg=name)
+
+
 @pytest.fixture(scope='module')
 def own(folder):
     """(its Experiment, the model, parameters that tell something, a batch, its ctx)."""
     experiment = Experiment(config_of(folder))
     model = experiment.task.rounds[0][0].loss.__self__
-    params = jax.tree.map(spread, jax.jit(lambda: model.init(rng.stream(0, 'init'))[0])())
+    plain = dataclasses.replace(model, tagging=None)
+    # As without tagging. One program of both, here and below, takes half as long to compile.
+    params, drawn = jax.jit(lambda: [one.init(rng.stream(0, 'init'))[0] for one in (model, plain)])()
+    assert_alike(params['model'], drawn['model'])
+    params = jax.tree.map(spread, params)
     batch, ctx = experiment.examples('train', np.arange(N)), rng.context(0, 'train', 2, jnp.arange(N))
     return experiment, model, params, batch, ctx
 
@@ -130,9 +142,9 @@ def test_an_evaluation_takes_each_window_for_both(own):
     """What is written is measured as without tagging, to the bit; what is tagged, of all windows as they are."""
     experiment, model, params, _, _ = own
     batch, ctx = experiment.examples('valid', np.arange(4)), rng.context(7, 'eval', 0, np.arange(4))
-    measure = jax.jit(lambda params: experiment.task.get(Measures).per_example(params, EXTRA, batch, ctx))
-    plain = dataclasses.replace(model, tagging=None)
-    found, before = measure(params), jax.jit(lambda params: plain.measure(params, EXTRA, batch, ctx))(params)
+    of_task, plain = experiment.task.get(Measures).per_example, dataclasses.replace(model, tagging=None).measure
+    measure = jax.jit(lambda params: [one(params, EXTRA, batch, ctx) for one in (of_task, plain)])
+    found, before = measure(params)
     assert found.keys() - before.keys() == {f'tagging/{x}' for x in ('nats_per_token', 'accuracy', 'identifier_share')}
     for name, pair in before.items():
         jax.tree.map(np.testing.assert_array_equal, found[name], pair)
@@ -141,20 +153,10 @@ def test_an_evaluation_takes_each_window_for_both(own):
     np.testing.assert_array_equal(found['tagging/identifier_share'][0], is_name.sum(axis=1))
     blind = jax.tree.map(jnp.zeros_like, params['model']['tagger']) | {'bias': jnp.array([2.0])}  # all are, with σ(2)
     params = {'model': {**params['model'], 'tagger': blind}}
-    found = measure(params)
+    found, _ = measure(params)
     np.testing.assert_array_equal(found['tagging/accuracy'][0], is_name.sum(axis=1))
     nats = np.where(is_name, np.log1p(np.exp(-2)), is_text * np.log1p(np.exp(2))).sum(axis=1)
     np.testing.assert_allclose(found['tagging/nats_per_token'][0], nats, rtol=1e-5)
-
-
-def test_the_other_parameters_are_drawn_as_without_tagging(own):
-    _, model, params, *_ = own
-    plain = dataclasses.replace(model, tagging=None)
-    drawn = tree.flatten(jax.jit(lambda: plain.init(rng.stream(0, 'init'))[0]['model'])())
-    tagged = tree.flatten(params['model'])
-    assert tagged.keys() - drawn.keys() == {'tagger/kernel', 'tagger/bias'}
-    for name, leaf in drawn.items():
-        np.testing.assert_array_equal(spread(leaf), tagged[name], err_msg=name)
 
 
 def test_a_run_is_fine_tuned_and_exported_without_its_head(folder, capsys):
@@ -175,11 +177,7 @@ def test_a_run_is_fine_tuned_and_exported_without_its_head(folder, capsys):
         own = model if left else {'model.dropout': 0.0}
         config = config_of(folder, 'finetune_seq2seq.py:smoke', **fields, **own, **{'init.run': start})
         (params, _), _ = initial.model(Experiment(config, None, initial.tokenizer(config)))
-        theirs = tree.flatten(trained.state.params['model'])
-        own = tree.flatten(params['model'])
-        assert theirs.keys() - own.keys() == {'tagger/kernel', 'tagger/bias'}
-        for name, leaf in own.items():
-            np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+        assert_alike(trained.state.params['model'], params['model'])
         assert (left or '') in capsys.readouterr().err
 
 
