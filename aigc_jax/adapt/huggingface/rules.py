@@ -160,8 +160,14 @@ def _some(names: Sequence[str]) -> str:
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
+def unwritten(family: Family, fields: Mapping[str, Any], params: Tree) -> list[str]:
+    """The paths of parameters that such a checkpoint has no tensor for, such as a head that is for pre-training."""
+    places = unstacked(tree.flatten(params), int(fields.get('model.layers', 0)))
+    return sorted(places.keys() - {rule.ours for rule in family.rules(fields)})
+
+
 def tensors(family: Family, fields: Mapping[str, Any], params: Tree) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a checkpoint, one after the other, of parameters on any devices."""
+    """(name, tensor) of a checkpoint, one after the other, of parameters on any devices, without those `unwritten`."""
     own = tree.flatten(params)
     places = unstacked(own, int(fields.get('model.layers', 0)))
     groups: dict[str, list[Rule]] = {}
