@@ -42,13 +42,8 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     """init: the config's group. params: of this model, {player: tree}, abstract. theirs: {name: shape} of the other's
     parameters. where: the other, for a note that tells what is loaded. Raises UserError.
 
-<<<<<<< HEAD
     init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too.
     init.unused: what the other has besides, and is left.
-=======
-    init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too. init.unused:
-    what the other has besides, and is left.
->>>>>>> main
     """
     ours = {name: tuple(leaf.shape) for name, leaf in tree.flatten(params).items()}
     theirs = {name: tuple(shape) for name, shape in theirs.items()}
