@@ -22,7 +22,7 @@ def family_of(folder: Folder) -> Family:
     """Raises UserError for a kind of model that there is no family of."""
     kind = folder.config['model_type']
     if kind not in FAMILIES:
-        raise UserError(f'{folder.path}: model_type is {kind!r}{near(kind, FAMILIES)}')
+        raise UserError(f'{folder.path}: model_type is {kind!r}{near(kind, FAMILIES)}; known: {", ".join(FAMILIES)}')
     return FAMILIES[kind]
 
 
