@@ -42,13 +42,8 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     """init: the config's group. params: of this model, {player: tree}, abstract. theirs: {name: shape} of the other's
     parameters. where: the other, for a note that tells what is loaded. Raises UserError.
 
-<<<<<<< HEAD
     init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too.
     init.unused: what the other has besides, and is left.
-=======
-    init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too. init.unused:
-    what the other has besides, and is left.
->>>>>>> main
     """
     ours = {name: tuple(leaf.shape) for name, leaf in tree.flatten(params).items()}
     theirs = {name: tuple(shape) for name, shape in theirs.items()}
@@ -57,9 +52,10 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     drawn |= {name for name in ours.keys() - theirs.keys() if added(name)}
     unused = _matching(init.unused, theirs, 'init.unused', where)
     left = (unused - (ours.keys() - drawn)) | (drawn & theirs.keys())
-    if drawn or left:
+    told = {name: ours[name] for name in drawn if not quantize.is_of_scales(name)}  # scales are computed later
+    if told or left:
         loaded = {name: shape for name, shape in ours.items() if name not in drawn}
-        parts = 'loaded', loaded, 'drawn', {name: ours[name] for name in drawn}, 'left', {n: theirs[n] for n in left}
+        parts = 'loaded', loaded, 'drawn', told, 'left', {n: theirs[n] for n in left}
         words = [f'{_numbers(shapes)} {what}' for what, shapes in zip(parts[::2], parts[1::2], strict=True)]
         note(f'init.run: {where}: {", ".join(words)}')
     players = frozenset(name.partition('/')[0] for name in left) - {
