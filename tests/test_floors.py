@@ -90,6 +90,11 @@ def test_no_file_is_over_400_lines():
     assert not long
 
 
+def test_no_file_holds_the_marks_of_a_merge():
+    marks = re.compile('^(<{7}|>{7}) ', re.MULTILINE)  # in a docstring they are no error of syntax
+    assert not [str(path) for path in files() if marks.search(path.read_text())]
+
+
 def functions(path: pathlib.Path) -> list[ast.AST]:
     return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, FUNCTIONS)]
 

@@ -123,6 +123,7 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
         params = parallel.abstract(params, plan.param_shardings(params))
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
+        _tell_of_still(experiment.config, params, chosen.drawn)
         opt = _averaging(task, theirs, plan) if wanted.average else {}
         params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
         if grown:  # the token that their model lacks is as it was drawn
@@ -130,6 +131,20 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
             drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
             params = jax.tree.map(_filled, drawn, params)
         return (params, stats), step
+
+
+def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset[str]) -> None:
+    """A note of what is drawn and never trained, such as the new head of a model of which adapters alone are trained."""
+    if not drawn:
+        return
+    still = tree.flatten(optim.frozen(lora.optimizers(config.optim, params), params))
+    names = sorted(name for name in drawn if still.get(name) and not quantize.is_of_scales(name))
+    if names:
+        player = names[0].partition('/')[0]
+        heads = '|'.join(dict.fromkeys(name.split('/')[1] for name in names))
+        own = config.optim[player].freeze
+        mend = f'{own!r} matches them' if own else f"set it to '^(?!{lora.GROUP}/|{heads})' to train them, too"
+        note(f'optim.{player}.freeze: drawn and not trained: {", ".join(names)}; {mend}')
 
 
 def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
@@ -223,6 +238,7 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     family, fields = huggingface.family_of(folder), config_lib.flatten(experiment.config)
     theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}
     chosen = partial.of(wanted, params, theirs, str(folder.path))
+    _tell_of_still(experiment.config, params, chosen.drawn)
     left = [name.removeprefix(f'{player}/') for name in chosen.left]
     return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
 

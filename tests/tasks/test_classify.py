@@ -82,6 +82,21 @@ def test_the_trunk_is_taken_and_the_head_is_drawn(folder, capsys):
     assert f'{sum(value.size for value in heads.values()):,} parameters (4 arrays) drawn' in said
 
 
+@pytest.mark.parametrize('freeze, left, mend', [
+    ('', 'model/classifier/bias, model/classifier/kernel, model/pooler/bias, model/pooler/kernel',
+     "set it to '^(?!lora/|classifier|pooler)' to train them, too"),
+    ('^(?!lora/|classifier)', 'model/pooler/bias, model/pooler/kernel', "'^(?!lora/|classifier)' matches them"),
+    ('^(?!lora/|classifier|pooler)', '', ''),
+], ids=['adapters', 'classifier', 'head'])  # fmt: skip
+def test_a_new_head_that_is_not_trained_is_told(folder, freeze, left, mend, capsys):
+    fields = [('init.run', str(folder / 'mlm')), ('adapt.name', 'lora'), ('optim.model.freeze', freeze)]
+    experiment = Experiment(config_of(folder, 'labelled', *fields), None, tokenizer(folder))
+    capsys.readouterr()
+    initial.model(experiment)
+    said = [line for line in capsys.readouterr().err.splitlines() if 'freeze' in line]
+    assert said == ([f'note: optim.model.freeze: drawn and not trained: {left}; {mend}'] if left else [])
+
+
 def test_each_seed_draws_its_own_head(folder):
     fields = [('init.run', str(folder / 'mlm')), ('num_seeds', '2')]
     found = parameters(Experiment(config_of(folder, 'labelled', *fields), None, tokenizer(folder)))
