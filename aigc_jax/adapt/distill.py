@@ -2,7 +2,7 @@
 
 It is a change of the student's loss. The teacher is a task of the same kind with parameters that are constants, and so
 have no gradient, no optimizer and no average, and are in no checkpoint. Its loss is computed on the student's own batch
-with the student's draws: the same tokens are hidden, and both say what stands there (Aux.told).
+with the student's draws: the same tokens are hidden, and both have logits of what stands there (Aux.logits).
 """
 
 from collections.abc import Mapping
@@ -53,8 +53,8 @@ def adapted(task: Task, teacher: Task, params: Mapping[str, Tree], config: Confi
 
     def loss(own: Mapping[str, Tree], extra: Extra, batch: Batch, ctx: rng.Context):
         value, aux = student.loss(own, extra, batch, ctx)
-        logits, counted = _told(aux)
-        wanted, _ = _told(theirs.loss(params, Extra({}, {}), batch, ctx)[1])
+        logits, counted = _logits(aux)
+        wanted, _ = _logits(theirs.loss(params, Extra({}, {}), batch, ctx)[1])
         if wanted.shape != logits.shape:
             raise UserError(
                 f'distill.run: the teacher tells {wanted.shape[-1]} classes, this model {logits.shape[-1]}; where both '
@@ -80,10 +80,10 @@ def _only_turn(task: Task, whose: str) -> Turn:
     return turns[0]
 
 
-def _told(aux: Aux) -> tuple[Array, Array]:
-    if aux.told is None:
+def _logits(aux: Aux) -> tuple[Array, Array]:
+    if aux.logits is None:
         raise UserError(
             'distill.run: the loss of this task.name is no mean of −log p of classes; distillation is for lm, mlm, '
             'seq2seq and classify'
         )
-    return aux.told
+    return aux.logits

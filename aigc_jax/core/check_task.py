@@ -29,10 +29,10 @@ _LOSS = '(scalar, Aux(metrics, extra))'
 
 
 def _of_loss(returned: Any) -> tuple[Any, Any, Any, Any, Any] | None:
-    """(value, metrics, extra, weight, told) of what a loss returns; None where it has another form."""
+    """(value, metrics, extra, weight, logits) of what a loss returns; None where it has another form."""
     match returned:
-        case (value, Aux(metrics, Extra() as extra, weight, told)):
-            return value, metrics, extra, weight, told
+        case (value, Aux(metrics, Extra() as extra, weight, logits)):
+            return value, metrics, extra, weight, logits
     return None
 
 
@@ -122,16 +122,16 @@ class _Checked:
         returned = self._shapes(name, loss, params, extra)
         found = _of_loss(returned)
         self._want(found is not None, name, returned, f'{_LOSS}, whose extra is an Extra')
-        value, metrics, renewed, weight, told = found
+        value, metrics, renewed, weight, logits = found
         is_scalar = lambda x: getattr(x, 'shape', None) == ()
         fits = is_scalar(value) and jnp.issubdtype(value.dtype, jnp.floating)
         self._want(fits, name, value, 'a float () first, the mean over the examples')
         fits = isinstance(metrics, dict) and all(isinstance(k, str) and is_scalar(v) for k, v in metrics.items())
         self._want(fits, name, metrics, 'metrics {name: ()}, means over the examples')
         self._want(weight is None or is_scalar(weight), name, weight, 'a weight ()')
-        shapes = [getattr(part, 'shape', None) for part in told] if isinstance(told, (tuple, list)) else []
-        fits = told is None or (len(shapes) == 2 and None not in shapes and shapes[0] and shapes[0][:-1] == shapes[1])
-        self._want(fits, name, told, 'a told of logits (…, classes) and what of them counts, bool (…)')
+        shapes = [getattr(part, 'shape', None) for part in logits] if isinstance(logits, (tuple, list)) else []
+        fits = len(shapes) == 2 and None not in shapes and shapes[0] and shapes[0][:-1] == shapes[1]
+        self._want(logits is None or fits, name, logits, 'logits (…, classes), with the places that count, bool (…)')
         self._want(_kinds(renewed) == _kinds(extra), name, renewed, f'an extra like that given, {_said(extra)}')
 
     def capability(self, one: Capability, params, extra: Extra, batch_of, shape, labels) -> None:

@@ -46,14 +46,14 @@ class Aux(NamedTuple):
     extra: the renewed statistics and recurrent state.
     weight: (), how many examples (or tokens) the means are over, for micro-batches and devices that hold unequal
         numbers of them, such as masked tokens; where it is 0 the means are not read. None: the examples of the batch.
-    told: of a loss that is a mean of −log p of classes, their (logits (…, classes), which of the places the mean is
+    logits: of a loss that is a mean of −log p of classes, (their logits (…, classes), which of the places the mean is
         over, bool (…)), for distillation; None: the loss is another.
     """
 
     metrics: Metrics
     extra: Extra
     weight: Array | None = None
-    told: tuple[Array, Array] | None = None
+    logits: tuple[Array, Array] | None = None
 
 
 Loss = Callable[[dict[str, Tree], Extra, Batch, Any], tuple[Array, Aux]]

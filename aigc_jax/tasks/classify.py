@@ -51,7 +51,7 @@ class Classifier:
     def init(self, key: Array):
         return {'model': encoder.init(self.module, rng.named(key, 'model'))}, Extra({}, {})
 
-    def told(self, params, batch: Batch, draw=None) -> tuple[Array, Array, Array]:
+    def predict(self, params, batch: Batch, draw=None) -> tuple[Array, Array, Array]:
         """(logits (n, …, classes), targets (n, …), whether there is a class to tell (n, …))."""
         types = batch.get('types') if self.module.token_types > 1 else None
         found = self.module.apply(
@@ -62,12 +62,12 @@ class Classifier:
         return found.tags, jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG
 
     def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        """(what `told` gives, in training; the renewed rest of the state)."""
-        return self.told(params, batch, ctx.uniform if self.module.dropout else None), extra
+        """(what `predict` gives, in training; the renewed rest of the state)."""
+        return self.predict(params, batch, ctx.uniform if self.module.dropout else None), extra
 
     def seen(self, params, extra: Extra, batch: Batch) -> tuple[Array, Array, Array]:
-        """What `told` gives, in an evaluation."""
-        return self.told(params, batch)
+        """What `predict` gives, in an evaluation."""
+        return self.predict(params, batch)
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         (logits, targets, counted), extra = self.trained(params, extra, batch, ctx)
@@ -91,7 +91,7 @@ class Classifier:
 
     def collect(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Array]:
         logits, targets, counted = self.seen(params, extra, batch)
-        return {'told': jnp.argmax(logits, axis=-1), 'target': jnp.where(counted, targets, NO_TAG)}
+        return {'predicted': jnp.argmax(logits, axis=-1), 'target': jnp.where(counted, targets, NO_TAG)}
 
     def summarize(self, found: dict[str, np.ndarray]) -> dict[str, float]:
         """The mean of the F1 of each class that the split has or the model names, and the accuracy of naming the most
@@ -99,9 +99,9 @@ class Classifier:
         from sklearn.metrics import f1_score
 
         there = found['target'] != NO_TAG
-        target, told = found['target'][there], found['told'][there]
+        target, predicted = found['target'][there], found['predicted'][there]
         return {
-            'macro_f1': f1_score(target, told, average='macro', zero_division=0),
+            'macro_f1': f1_score(target, predicted, average='macro', zero_division=0),
             'most_frequent/accuracy': np.bincount(target).max() / len(target),
         }
 

@@ -43,7 +43,7 @@ class ReplacedTokens:
         params, extra = self.generator.init(key)
         return {**params, 'model': encoder.init(self.module, rng.named(key, 'model'))}, extra
 
-    def told(self, params, batch: Batch, ctx: rng.Context, draw=None) -> dict[str, Array]:
+    def sums(self, params, batch: Batch, ctx: rng.Context, draw=None) -> dict[str, Array]:
         """Of each window, (n,): the sums `nats` and `right` over its tokens, their number `count`, and how many of them
         are `replaced`."""
         hidden = self.generator.hidden(batch, ctx)
@@ -63,7 +63,7 @@ class ReplacedTokens:
         return {'nats': over(nats), 'right': over(right), 'replaced': over(replaced), 'count': over(1)}
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        found = self.told(params, batch, ctx, ctx.uniform if self.module.dropout else None)
+        found = self.sums(params, batch, ctx, ctx.uniform if self.module.dropout else None)
         count = jnp.sum(found['count'])
         mean = lambda name: jnp.sum(found[name]) / jnp.maximum(count, 1)
         metrics = {'accuracy': mean('right'), 'replaced_share': mean('replaced')}
@@ -72,7 +72,7 @@ class ReplacedTokens:
     def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         """With masks and tokens in their place that are functions of the place of a window in its split alone."""
         fixed = rng.context(0, 'eval', 0, ctx.index)
-        found = self.told(params, batch, fixed)
+        found = self.sums(params, batch, fixed)
         names = {'nats': 'nats_per_token', 'right': 'accuracy', 'replaced': 'replaced_share'}
         own = {f'detection/{metric}': (found[name], found['count']) for name, metric in names.items()}
         return self.generator.per_example(params, extra, batch, ctx) | own

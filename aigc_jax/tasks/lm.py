@@ -98,8 +98,8 @@ class LanguageModel:
         metrics = {'nats_per_token': value}
         if self.z_loss:  # ζ log² Z (Chowdhery et al. 2022, section 5)
             value = value + self.z_loss * jnp.mean(log_z**2)
-        told = logits, jnp.ones(token_nll.shape, bool)
-        return value, Aux(metrics, extra._replace(carry=state.layers) if self.rows_length else extra, told=told)
+        extra = extra._replace(carry=state.layers) if self.rows_length else extra
+        return value, Aux(metrics, extra, logits=(logits, jnp.ones(token_nll.shape, bool)))
 
     def decode(self, params, extra: Extra, tokens: Array, cache: Tree):
         return self._written(params, tokens, cache)

@@ -106,7 +106,7 @@ class MaskedLanguageModel:
         inputs = masked.tokens, None, hidden.types, masked.places, draw
         return self.module.apply({'params': params[self.player]}, *inputs)
 
-    def told(self, params, batch: Batch, ctx: rng.Context, draw=None) -> tuple[dict[str, Array], tuple[Array, Array]]:
+    def sums(self, params, batch: Batch, ctx: rng.Context, draw=None) -> tuple[dict[str, Array], tuple[Array, Array]]:
         """Of each window, (n,): the sums `nats` and `right` over its hidden tokens, their number `count`, and with
         sentence_order `order_nats` and `order_right`. Then the logits of the hidden tokens, and where there is one."""
         hidden = self.hidden(batch, ctx)
@@ -119,7 +119,7 @@ class MaskedLanguageModel:
         return sums, (found.tokens, masked.counted)
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        found, told = self.told(params, batch, ctx, ctx.uniform if self.module.dropout else None)
+        found, logits = self.sums(params, batch, ctx, ctx.uniform if self.module.dropout else None)
         count = jnp.sum(found['count'])
         mean = lambda total: jnp.sum(total) / jnp.maximum(count, 1)
         value = mean(found['nats'])
@@ -128,11 +128,11 @@ class MaskedLanguageModel:
             # Weighted by the hidden tokens of a window, as all else is, so that parts of a batch add up to the whole.
             metrics['order_accuracy'] = mean(found['order_right'] * found['count'])
             value = value + self.sentence_order * mean(found['order_nats'] * found['count'])
-        return value, Aux(metrics, extra, count, told)
+        return value, Aux(metrics, extra, count, logits)
 
     def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         """With masks that are functions of the place of a window in its split alone."""
-        found, _ = self.told(params, batch, rng.context(0, 'eval', 0, ctx.index))
+        found, _ = self.sums(params, batch, rng.context(0, 'eval', 0, ctx.index))
         measured = {
             'nats_per_masked_token': (found['nats'], found['count']),
             'masked_accuracy': (found['right'], found['count']),

@@ -99,10 +99,10 @@ def test_the_loss_is_that_of_the_paper(kind):
         return [one.rounds[0][0].loss(own, Extra({}, {}), batch, ctx) for one, own in of]
 
     (value, aux), (loss, alone), (_, of_teacher) = jax.device_get(call(jnp.arange(5)))
-    wanted, counted = of_teacher.told
-    np.testing.assert_array_equal(counted, alone.told[1])  # the same tokens are hidden from both
+    wanted, counted = of_teacher.logits
+    np.testing.assert_array_equal(counted, alone.logits[1])  # the same tokens are hidden from both
     assert kind in ('lm', 'seq2seq') or not counted.all()
-    p, q = (np.exp(np.float64(x) / 3) for x in (wanted, alone.told[0]))
+    p, q = (np.exp(np.float64(x) / 3) for x in (wanted, alone.logits[0]))
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     kl = (p * np.log(p / q)).sum(-1)[counted].mean()
     assert kl > 1e-4
@@ -123,7 +123,7 @@ def test_the_gradient_is_that_of_the_paper():
         return {'model': {'z': z}}, Extra({}, {})
 
     def loss(params, extra, batch, ctx):
-        return jnp.float32(0), Aux({}, extra, told=(params['model']['z'], counted))
+        return jnp.float32(0), Aux({}, extra, logits=(params['model']['z'], counted))
 
     task = Task(linear, ((Turn('model', loss),),))
     config = config_lib.ConfigDict({'weight': 1.0, 'temperature': 2.5})
@@ -297,7 +297,7 @@ def test_classes_of_other_names_are_refused(tmp_path):
         about['id2label'] = dict(enumerate(names))
         (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(about))
         if names == 'ba':
-            with pytest.raises(UserError, match='tells the classes b, a, and this run a, b; name a teacher'):
+            with pytest.raises(UserError, match='tells the classes b, a, and this run a, b; name a teacher of'):
                 teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
         else:
             teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
@@ -323,7 +323,7 @@ def test_models_without_such_a_loss():
     with pytest.raises(UserError, match='the teacher keeps a state .* data.order=shuffled'):
         distill.adapted(lm, rnn, {}, group)
     with pytest.raises(UserError, match='the loss of this task.name is no mean'):
-        distill._told(Aux({}, Extra({}, {})))
+        distill._logits(Aux({}, Extra({}, {})))
     assert len(vae.rounds) == 1
 
 

@@ -133,7 +133,7 @@ def test_the_loss_and_the_metrics_are_over_what_there_is_to_tell(folder, kind):
     )
     ctx = rng.context(0, 'train', 0, jnp.arange(6))
     classifier = task.rounds[0][0].loss.__self__
-    logits, targets, counted = jax.device_get(classifier.told(params, batch))
+    logits, targets, counted = jax.device_get(classifier.predict(params, batch))
     logits, targets, counted = logits.reshape(-1, logits.shape[-1]), targets.ravel(), counted.ravel()
     if kind == 'tagged':
         assert 0 < counted.sum() == (batch['tags'] != NO_TAG).sum() < counted.size
@@ -146,8 +146,8 @@ def test_the_loss_and_the_metrics_are_over_what_there_is_to_tell(folder, kind):
     assert task.rounds[0][0].loss(params, EXTRA, other, ctx)[0] == pytest.approx(float(value), rel=1e-6)
     found = jax.device_get(task.get(Measures).per_example(params, EXTRA, batch, ctx))
     right = (logits.argmax(-1) == targets)[counted]
-    told = found['accuracy'] if kind == 'labelled' else found['accuracy'][0]
-    assert told.sum() == right.sum() and (found['accuracy'].dtype == bool if kind == 'labelled' else True)
+    accuracy = found['accuracy'] if kind == 'labelled' else found['accuracy'][0]
+    assert accuracy.sum() == right.sum() and (found['accuracy'].dtype == bool if kind == 'labelled' else True)
     statistic = task.get(SplitStatistic)
     summary = statistic.summarize(jax.device_get(statistic.collect(params, EXTRA, batch, ctx)))
     f1 = []

@@ -191,17 +191,17 @@ def test_the_generator_draws_what_is_told_apart():
     assert generator.player == 'generator' and model.player == 'model' and params.keys() == {'generator', 'model'}
     batch, ctx = {'tokens': batch_of(own, 64)['tokens']}, rng.context(0, 'train', 0, jnp.arange(64))
     task = model.loss.__self__
-    found = jax.jit(lambda: task.told(params, batch, ctx))()
+    found = jax.jit(lambda: task.sums(params, batch, ctx))()
     assert found['count'].tolist() == 64 * [20.0] and 0 < found['replaced'].min() and found['replaced'].max() <= 3
     # The shares that the generator draws with: of a token that it is sure of, that token.
     sure = jax.tree.map(jnp.zeros_like, params['generator'])
     sure['mask_bias'] = sure['mask_bias'].at[7].set(50.0)
     hidden = task.generator.hidden(batch, ctx)
     targets, counted = hidden.masked.targets, hidden.masked.counted
-    found = jax.jit(lambda: task.told({**params, 'generator': sure}, batch, ctx))()
+    found = jax.jit(lambda: task.sums({**params, 'generator': sure}, batch, ctx))()
     assert found['replaced'].tolist() == (counted & (targets != 7)).sum(axis=1).tolist()
     even = jax.tree.map(jnp.zeros_like, sure)
-    found = jax.jit(lambda: task.told({**params, 'generator': even}, batch, ctx))()
+    found = jax.jit(lambda: task.sums({**params, 'generator': even}, batch, ctx))()
     assert found['replaced'].sum() > 0.95 * counted.sum()  # of 260 tokens, drawn alike
     # The gradient of each player is of its own loss alone.
     wrong = jax.grad(lambda own: model.loss({**params, 'generator': own}, EXTRA, batch, ctx)[0])(params['generator'])

@@ -166,7 +166,8 @@ RETURNS = {  # (what is changed, words of the refusal)
     'no extra': ((', Aux({}, extra)\n', ', {}\n'),
                  'loss of player mean returns (float32 (), {}); it returns (scalar, '),
     'no Aux': (('Aux({}, extra)', '({}, extra)'), 'returns (float32 (), ({}, Extra({}, {}))); it'),
-    'one logit too many': (('Aux({}, extra)', "Aux({}, extra, None, (batch['x'], batch['x']))"), 'a told of logits'),
+    'one logit too many': (('Aux({}, extra)', "Aux({}, extra, None, (batch['x'], batch['x']))"),
+                           'it returns logits (…, classes), with the places that count'),
     'a weight of each example': (('Aux({}, extra)', "Aux({}, extra, batch['x'])"), 'returns float32 (64, 8, 8, 1)'),
     'a loss of each example': (
         ("jnp.mean(error(params, batch['x'])), Aux({}", "error(params, batch['x']).mean((1, 2, 3)), Aux({}"),
