@@ -123,7 +123,7 @@ def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple
 
 
 def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset[str]) -> None:
-    """A note of what is drawn and never trained, such as the new head of a model of which adapters alone are trained."""
+    """A note of what is drawn and not trained, such as a new head where adapters alone are trained."""
     if not drawn:
         return
     still = tree.flatten(optim.frozen(lora.optimizers(config.optim, params), params))
