@@ -134,7 +134,7 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
 
 
 def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset[str]) -> None:
-    """A note of what is drawn and not trained, as the new head of a model of which adapters alone are trained."""
+    """A note of what is drawn and not trained, such as a new head where adapters alone are trained."""
     if not drawn:
         return
     still = tree.flatten(optim.frozen(lora.optimizers(config.optim, params), params))

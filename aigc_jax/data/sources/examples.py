@@ -241,7 +241,7 @@ def _classes(cfg, by_split: Mapping[str, list]) -> tuple[dict[str, np.ndarray], 
     where = f'data.name={cfg.name}'
     classes, names = labels.to_classes({split: np.array(every) for split, every in by_split.items()}, where)
     if not names:
-        raise UserError(f'{where}: its labels tell no classes apart')
+        raise UserError(f'{where}: its labels tell no classes apart; give two or more')
     labels.tell_of_empty_classes(classes['train'], names, where)
     return classes, names
 
