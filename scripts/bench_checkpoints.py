@@ -192,6 +192,10 @@ CHECKPOINTS = {
         'T5 of 4 and 4 layers, width 256, writes 32 tokens from 128, batch 16, float32', kind='t5',
         vocab_size=32_128, block=128, target_block=32, batch_size=16, loss=None, **_MINI,
     ),
+    'beams_mini': Beams(
+        'T5 of 4 and 4 layers, width 256, writes 64 tokens from 64 with 4 beams, batch 1', batch_size=1,
+        **_SMALL | dict(layers=4, width=256, heads=4, mlp_width=1024, parameters=None),
+    ),
     'beams': Beams('T5-small writes 64 tokens from 64 with 4 beams, batch 1', batch_size=1, **_SMALL),
     'beams_8': Beams('T5-small writes 64 tokens from 64 with 4 beams, batch 8', batch_size=8, **_SMALL),
 }  # fmt: skip
