@@ -98,8 +98,8 @@ def compare(workload: Sets, data_file: str) -> Contender:
     return Contender(run, 0, score=lambda found: found['density'] if isinstance(found, dict) else found)
 
 
-def generate(workload: Generation, data_file: str) -> Contender:
-    experiment = experiment_of(workload, data_file, 1)
+def generate(workload: Generation, data_file: str, **more) -> Contender:
+    experiment = experiment_of(workload, data_file, 1, **more)
     state, n = experiment.create_state(), workload.batch_size
     decoder = TextDecoder(experiment.task.get(CausalText))
     params = jax.tree.map(lambda x: x * workload.SCALE if x.ndim > 1 else x, state.params)

@@ -199,6 +199,14 @@ class Generation(Text):
 
 
 @dataclasses.dataclass(frozen=True)
+class Compressed(Generation):
+    """The same by models that are compressed in several ways, which are neither as large nor write the same."""
+
+    def known(self, facts: dict[str, Any]) -> 'Compressed':
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
 class Sets(Workload):
     """A step compares two sets of as many features: all pairs of them. metric: of aigc_jax.metrics.images."""
 
@@ -304,3 +312,9 @@ WORKLOADS = {
         **GENERATE,
     ),
 }  # fmt: skip
+COMPRESSED = {
+    'compressed': Compressed(
+        'The GPT of the study of compression writes 200 tokens after 32, batch 32', 'gpt.py', None, None, batch_size=32,
+        **GENERATE | dict(vocab_size=1024),
+    ),
+}
