@@ -202,6 +202,10 @@ class Generation(Text):
 class Compressed(Generation):
     """The same by models that are compressed in several ways, which are neither as large nor write the same."""
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return super().overrides | {'data.tokenizer': 'char', 'model.zero_init': False}
+
     def known(self, facts: dict[str, Any]) -> 'Compressed':
         return self
 
