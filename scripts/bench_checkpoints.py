@@ -167,22 +167,10 @@ def t5(workload: Checkpoint) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
 
 
 _MINI = dict(config='', layers=4, width=256, heads=4, mlp_width=1024, parameters=None, unit=5, check_steps=20)
-_SMALL = dict(  # fmt: skip
-    config='',
-    layers=6,
-    width=512,
-    heads=8,
-    mlp_width=2048,
-    vocab_size=32_128,
-    parameters=60_506_624,
-    loss=None,
-    check_steps=1,
-    unit=1,
-    kind='t5',
-    block=64,
-    target_block=NEW_TOKENS,
-    num_examples=8,
-)
+_SMALL = dict(
+    config='', layers=6, width=512, heads=8, mlp_width=2048, vocab_size=32_128, parameters=60_506_624, loss=None,
+    check_steps=1, unit=1, kind='t5', block=64, target_block=NEW_TOKENS, num_examples=8,
+)  # fmt: skip
 CHECKPOINTS = {
     'finetune_bert': FineTuning(
         'BERT-mini (4 layers, width 256) told two classes of texts of 128 tokens, batch 16, float32', kind='bert',
