@@ -14,9 +14,6 @@ _MOST = 2**31 - 1  # processes; JAX counts them in 32 bits
 def named() -> tuple[int, int, str]:
     """(number of processes, this one's place, the first one's address). Raises UserError."""
     count, index, address = _found()
-    if index >= count:
-        name = 'JAX_PROCESS_ID' if 'JAX_NUM_PROCESSES' in os.environ else 'SLURM_PROCID or OMPI_COMM_WORLD_RANK'
-        raise UserError(f'{name}: {index}, but the {count} processes are counted from 0 to {count - 1}')
     if count > 1:
         _check_devices(os.environ.get('JAX_LOCAL_DEVICE_IDS', ''))
     return count, index, address
@@ -53,8 +50,9 @@ def _found() -> tuple[int, int, str]:
         return _of_cluster()
     count = _number('JAX_NUM_PROCESSES', 1)
     index = _number('JAX_PROCESS_ID', 0, 0 if count == 1 else None)
+    _check_index('JAX_PROCESS_ID', index, count)
     if count == 1:
-        return 1, index, ''
+        return 1, 0, ''
     address = environment.get('JAX_COORDINATOR_ADDRESS', '')
     return count, index, _checked(address) if address else _of_cluster()[2]
 
@@ -74,7 +72,13 @@ def _of_cluster() -> tuple[int, int, str]:
             'JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, or to be started by srun or mpirun; one process needs '
             'JAX_NUM_PROCESSES=1'
         )
+    _check_index('SLURM_PROCID or OMPI_COMM_WORLD_RANK', index, count)
     return count, index, _checked(address)
+
+
+def _check_index(name: str, index: int, count: int) -> None:
+    if index >= count:
+        raise UserError(f'{name}: {index}, but the {count} processes are counted from 0 to {count - 1}')
 
 
 def _number(name: str, least: int, default: int | None = None) -> int:
