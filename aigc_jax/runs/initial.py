@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def _model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
         _tell_of_still(experiment.config, params, chosen.drawn)
-        with _compared(run, theirs, experiment.config):
+        with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
             opt = _averaging(task, theirs, plan) if wanted.average else {}
             params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
         if grown:  # the token that their model lacks is as it was drawn
@@ -157,7 +157,7 @@ def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
         others = frozenset(player_of(has) - player_of(names))
         chosen = partial.Partial(frozenset(tree.flatten(params).keys() - names), frozenset(has - names), others)
         try:
-            with _compared(run, theirs, experiment.config):
+            with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
                 weights, _ = _restored(checkpoints, step, chosen, params, {}, _averaging(task, theirs, plan))
         except UserError as error:
             raise UserError(f'prune.run: {error}') from None
@@ -194,16 +194,22 @@ def _opened(folder: str, what: str, task: Task) -> Iterator[tuple[Run, ConfigDic
 
 
 @contextlib.contextmanager
-def _compared(run: Run, theirs: ConfigDict, ours: ConfigDict) -> Iterator[None]:
-    """An error that the run is of another model also tells by which fields. Raises UserError."""
+def _compared(run: Run, theirs: ConfigDict, ours: ConfigDict, shapes: Mapping[str, tuple]) -> Iterator[None]:
+    """An error that the run is of another model also tells by which fields. shapes: of the parameters of the run.
+    Raises UserError."""
     try:
         yield
     except OtherModel as error:
-        if theirs.task.name != ours.task.name:
-            raise UserError(f'{error}; {run.folder} is a run of task.name={theirs.task.name}') from None
         has, now = (config_lib.flatten(ConfigDict({'model': one.model, 'adapt': one.adapt})) for one in (theirs, ours))
-        fields = [f'{name}={has[name]}' for name in has if name in now and has[name] != now[name]]
-        mend = f'; set {", ".join(fields)}, as {run.folder} has' if fields else ''
+        fields = {name: has[name] for name in has if name in now and has[name] != now[name]}
+        for name, shape in shapes.items():  # mostly said by data.block
+            if name.endswith('/position/embedding') and name in str(error) and 'positions' in ours.model:
+                fields['model.positions'] = shape[0]
+        mend, alike = '', 2 * len(has.keys() & now.keys()) > len(has.keys() | now.keys())
+        if fields and alike:
+            mend = f'; set {", ".join(f"{name}={value}" for name, value in fields.items())}, as {run.folder} has'
+        elif theirs.task.name != ours.task.name:
+            mend = f'; {run.folder} is a run of task.name={theirs.task.name}'
         raise UserError(f'{error}{mend}') from None
 
 
