@@ -6,7 +6,8 @@
 
 The second goes on from the run of the first, and the last begins anew. The data are functions of Python's standard
 library, and of each token whether it is of an identifier; the first run sees none that is held out. For texts with a
-class set data.name to labelled:FILE. The model has the fields of the run that it goes on from.
+class set data.name to labelled:FILE. Set the fields of the model as the run that it goes on from has them, and
+data.block to its data.block + 2: here the tokens cls and sep are counted.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """

@@ -116,6 +116,8 @@ def test_each_seed_draws_its_own_head(folder):
     ((('init.unused', 'mask_x'),), "init.unused: 'mask_x' matches no parameter of"),
     ((('init.drawn', '(('),), 'init.drawn'),
     ((('model.mlp_width', '16'),), 'params/model/block_0/down/kernel'),
+    ((('model.mlp_width', '16'),), '; set model.mlp_width=32, as '),
+    ((('model.positions', '0'),), '; set model.positions=50, as '),
 ], ids=lambda x: x if isinstance(x, str) else '')  # fmt: skip
 def test_a_difference_that_the_config_does_not_ask_for_is_refused(folder, overrides, words):
     config = config_of(folder, 'labelled', ('init.run', str(folder / 'mlm')), *overrides)
