@@ -42,6 +42,11 @@ def export(trained: Trained, folder, form: str, n: int = 64) -> list[pathlib.Pat
 def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     fields = config_lib.flatten(trained.experiment.config)
     family = huggingface.family_for(fields)
+    if rounded := fields['quantize.activations']:
+        raise UserError(
+            f'quantize.activations: {rounded}; a checkpoint of Hugging Face holds weights alone, and would compute other '
+            'numbers; --format=safetensors holds these weights, and --format=stablehlo the sampler'
+        )
     params = _params(trained)
     (player,) = params
     tokenizer, rows = trained.tokenizer, trained.experiment.config.model.vocab_size or trained.tokenizer.vocab_size
