@@ -44,8 +44,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     family = huggingface.family_for(fields)
     if rounded := fields['quantize.activations']:
         raise UserError(
-            f'quantize.activations: {rounded}; a checkpoint of Hugging Face holds weights alone, and would compute other '
-            'numbers; --format=safetensors holds these weights, and --format=stablehlo the sampler'
+            f'quantize.activations: {rounded}; a checkpoint of Hugging Face holds weights alone, and transformers '
+            'would compute other numbers; write --format=safetensors, or the sampler as --format=stablehlo'
         )
     params = _params(trained)
     (player,) = params
