@@ -19,7 +19,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this file is measured, installed or not
 
-from bench_checkpoints import CHECKPOINTS, Beams, FineTuning  # noqa: E402
+from bench_checkpoints import CHECKPOINTS, Beams, FineTuning, Loading  # noqa: E402
 from bench_gpu_workloads import GPU_WORKLOADS  # noqa: E402
 from bench_workloads import (  # noqa: E402
     COMPRESSED,
@@ -80,6 +80,11 @@ def contenders(workload: Workload, for_gpu: bool = False) -> dict[str, tuple]:
             'ours, half the width and layers': small,
         }  # fmt: skip
         return {name: (OURS, 'bench_ours.generate', more) for name, more in ways.items()}
+    if isinstance(workload, Loading):
+        return {
+            'ours': (OURS, 'bench_ours.load', {}),
+            'transformers': (HUGGING_FACE, 'bench_checkpoint_peers.loading', {}),
+        }
     if isinstance(workload, Generation):
         return {
             'ours': (OURS, 'bench_ours.generate', {}),
@@ -167,7 +172,7 @@ def serve(name: str, contender: str, data_file: str, tiny: str, batch_size: str)
         if line.strip() == 'peak':
             reply = {'peak': built.peak()}
         elif line.strip() == 'memory':
-            reply = {'memory': most_memory(on_gpu)}
+            reply = {'memory': built.memory() if built.memory else most_memory(on_gpu)}
         else:
             began, found = time.perf_counter(), built.run(int(line))
             reply = {'seconds': time.perf_counter() - began, 'loss': built.score(found)}

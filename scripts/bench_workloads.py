@@ -18,7 +18,7 @@ class Contender(NamedTuple):
     """run(steps), for a multiple of steps_per_call, does that many; score(what it returned) is the last one's loss.
 
     peak() -> FLOP/s that its library's matrix product reaches here in the precision of the workload, measured now.
-    seeds: how many models a step trains at once.
+    seeds: how many models a step trains at once. memory() -> bytes, where it is not what the process has held at most.
     """
 
     run: Callable[[int], Any]
@@ -27,6 +27,7 @@ class Contender(NamedTuple):
     score: Callable[[Any], float] = float
     peak: Callable[[], float] | None = None
     seeds: int = 1
+    memory: Callable[[], float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,11 @@ def export(trained: Trained, folder, form: str, n: int = 64) -> list[pathlib.Pat
 def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     fields = config_lib.flatten(trained.experiment.config)
     family = huggingface.family_for(fields)
+    if rounded := fields['quantize.activations']:
+        raise UserError(
+            f'quantize.activations: {rounded}; a checkpoint of Hugging Face holds weights alone, and transformers '
+            'would compute other numbers; write --format=safetensors, or the sampler as --format=stablehlo'
+        )
     params = _params(trained)
     (player,) = params
     if left := huggingface.unwritten(family, fields, params[player]):
