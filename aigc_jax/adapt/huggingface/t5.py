@@ -18,7 +18,8 @@ _ANY_LENGTH = 2**20  # of a text: more than anyone reads, for distances are rela
 def amended(folder: Folder) -> Mapping[str, Any]:
     """config.json, which tells by the weights whether the head is that of the embedding: transformers 5 writes that it
     always is, and keeps the weights of its own that v1.1 has."""
-    scaled = folder.config.get('scale_decoder_outputs', folder.config.get('tie_word_embeddings') is not False)
+    theirs = folder.config
+    scaled = theirs.get('scale_decoder_outputs', theirs.get('tie_word_embeddings') is not False)
     return {**with_head(folder, ('shared.weight',), True), 'scale_decoder_outputs': scaled}
 
 
