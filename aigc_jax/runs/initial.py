@@ -19,7 +19,7 @@ from aigc_jax.core.step import abstract_params, first_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import partial, pretrained
+from aigc_jax.runs import manifest, partial, pretrained
 from aigc_jax.runs.checkpoint import Checkpoints, OtherModel
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -124,6 +124,8 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
         _tell_of_still(experiment.config, params, chosen.drawn)
+        before = manifest.at(run.manifest, 'data.classes')
+        _compare_classes(experiment, params, chosen.drawn, before in (None, manifest.classes(experiment.dataset)))
         with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
             opt = _averaging(task, theirs, plan) if wanted.average else {}
             params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
@@ -146,6 +148,19 @@ def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset
         own = config.optim[player].freeze
         mend = f'{own!r} matches them' if own else f"set it to '^(?!{lora.GROUP}/|{heads})' to train them, too"
         note(f'optim.{player}.freeze: drawn and not trained: {", ".join(names)}; {mend}')
+
+
+def _compare_classes(experiment: Experiment, params: dict[str, Tree], drawn: frozenset[str], alike: bool) -> None:
+    """A note where a classifier that is not drawn anew has told other classes. Raises UserError where it is not trained
+    either: its accuracy would be that of other classes."""
+    heads = {name for name in tree.flatten(params) if {'classifier', 'tagger'} & {*name.split('/')}}
+    if alike or not experiment.dataset.num_classes or heads <= drawn:
+        return
+    config = experiment.config
+    words = f'init.run: {config.init.run} tells other classes than those of {config.data.name}, or in another order'
+    if not config.total_steps:
+        raise UserError(f'{words}; give data with the same names of classes')
+    note(f'{words}; its head learns them anew, or set init.drawn to draw it')
 
 
 def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
@@ -264,6 +279,8 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}
     chosen = partial.of(wanted, params, theirs, str(folder.path))
     _tell_of_still(experiment.config, params, chosen.drawn)
+    names = huggingface.class_names(folder)
+    _compare_classes(experiment, params, chosen.drawn, not names or names == experiment.dataset.class_names)
     left = [name.removeprefix(f'{player}/') for name in chosen.left]
     return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
 

@@ -155,13 +155,12 @@ def _compare_labels(folder: str, experiment: Experiment) -> None:
     """Of a checkpoint of Hugging Face, which has LABEL_0, LABEL_1, … where nobody named its classes."""
     if not (ours := list(experiment.dataset.class_names)):
         return
-    named = huggingface.Folder(folder, 'distill.run').config.get('id2label')
-    theirs = [named.get(str(i)) for i in range(len(named))] if isinstance(named, dict) else []
-    if all(re.fullmatch(r'LABEL_\d+', str(name)) for name in theirs):
+    theirs = huggingface.class_names(huggingface.Folder(folder, 'distill.run'))
+    if not theirs:
         note(f'distill.run: {folder} does not name its classes; they are taken to be {", ".join(ours)}, in this order')
-    elif theirs != ours:
+    elif [*theirs] != ours:
         raise UserError(
-            f'distill.run: {folder} tells the classes {", ".join(map(str, theirs))}, and this run {", ".join(ours)}; '
+            f'distill.run: {folder} tells the classes {", ".join(theirs)}, and this run {", ".join(ours)}; '
             'name a teacher of the same classes in the same order'
         )
 

@@ -17,7 +17,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.step import abstract_params
 from aigc_jax.core.types import Aux, Extra, Task, Turn
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import manifest
+from aigc_jax.runs import initial, manifest
 from aigc_jax.runs import teacher as teachers
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -301,6 +301,31 @@ def test_classes_of_other_names_are_refused(tmp_path):
                 teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
         else:
             teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
+
+
+def test_a_classifier_of_other_classes_is_not_evaluated_as_one_of_these(tmp_path, capsys):
+    """Of init.run: classes a and b are 0 and 1 of this run, and 1 and 0 of the checkpoint."""
+    theirs = tmp_path / 'theirs'
+    shutil.copytree(GOLDENS / 'bert_sequence', theirs)
+    about = json.loads((theirs / 'config.json').read_text())
+    for path, names in (('data', 'abc'), ('theirs/config', 'bac')):
+        about['id2label'] = dict(enumerate(names))
+        rows = [json.dumps({'text': f'{i} x', 'label': names[i % 3]}) for i in range(60)]
+        text = '\n'.join(rows) if path == 'data' else json.dumps(about)
+        (tmp_path / f'{path}.json{"l" * (path == "data")}').write_text(text)
+    fields = {
+        'data.name': f'labelled:{tmp_path}/data.jsonl', 'data.valid_percent': '20', 'data.test_percent': '20',
+        'init.run': str(theirs), 'init.drawn': '', 'init.unused': '', 'data.block': '12',
+    }  # fmt: skip
+    for steps in ('40', '0'):
+        config = config_lib.load('configs/finetune_classify.py:smoke', [*(fields | {'total_steps': steps}).items()])
+        experiment = Experiment(config, tokenizer=initial.tokenizer(config))
+        if steps == '40':
+            initial.model(experiment)
+            assert 'tells other classes than those of labelled:' in capsys.readouterr().err
+        else:
+            with pytest.raises(UserError, match='or in another order; give data with the same names of classes'):
+                initial.model(experiment)
 
 
 def test_a_teacher_that_saw_images_in_other_units_is_refused(tmp_path):

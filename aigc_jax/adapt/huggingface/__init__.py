@@ -1,5 +1,6 @@
 """Checkpoints in Hugging Face's format, read and written without PyTorch and without transformers."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,13 @@ def fields_of(folder: Folder) -> dict[str, Any]:
     return family.fields(family.amended(folder), str(folder.path / CONFIG))
 
 
+def class_names(folder: Folder) -> tuple[str, ...]:
+    """Those that a classifier tells; () where nobody named them, and they are LABEL_0, LABEL_1, …"""
+    named = folder.config.get('id2label')
+    found = tuple(str(named.get(str(i))) for i in range(len(named))) if isinstance(named, dict) else ()
+    return () if all(re.fullmatch(r'LABEL_\d+', name) for name in found) else found
+
+
 def family_for(fields: Mapping[str, Any]) -> Family:
     """The family that a model of a config, {field: value}, is written as. Raises UserError."""
     task = fields['task.name']
@@ -45,6 +53,6 @@ def family_for(fields: Mapping[str, Any]) -> Family:
 
 
 __all__ = [
-    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'fields_of', 'is_folder', 'parameters', 'read',
-    'tensors', 'unwritten', 'write',
+    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'class_names', 'family_for', 'family_of', 'fields_of', 'is_folder',
+    'parameters', 'read', 'tensors', 'unwritten', 'write',
 ]  # fmt: skip
