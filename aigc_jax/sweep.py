@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from aigc_jax.core import command
+from aigc_jax.core import command, environment
 from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
@@ -134,6 +134,7 @@ def _status(workdir: pathlib.Path) -> int:
 
 
 def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]], grid: list[tuple[str, str]]) -> int:
+    environment.check_alone('a sweep')
     command.check_threads()
     from aigc_jax.studies import drift, rows  # these import JAX, for which `status` need not wait
 
@@ -165,6 +166,7 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
 
 
 def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]) -> int:
+    environment.check_alone('a sweep')
     command.check_threads()
     from aigc_jax.studies import local, search
 

@@ -19,6 +19,18 @@ def named() -> tuple[int, int, str]:
     return count, index, address
 
 
+def check_alone(what: str) -> None:
+    """Raises UserError where each run that `what` starts would take itself for one of several processes. Slurm's own
+    variables are kept from runs (slurm.outside)."""
+    for name in ('JAX_NUM_PROCESSES', 'OMPI_COMM_WORLD_SIZE'):
+        if (count := _number(name, 1, 1)) > 1:
+            del os.environ[name]  # nobody waits for this process, to be told of its end
+            raise UserError(
+                f'{name}: {count}, but {what} starts each of its runs as one process, and is one itself; leave the '
+                "variable out (--launcher=slurm --sbatch='-n2' gives a run several processes)"
+            )
+
+
 def check_free(address: str) -> None:
     """Raises UserError where the first process cannot listen, at `address` or where the environment says: JAX's service
     ends with SIGSEGV then, or shares its port with the service of another run."""

@@ -165,7 +165,8 @@ class Checkpoints:
         return {name.removeprefix('params/'): leaf[0] for name, leaf in own.items()}
 
     def digest(self, step: int) -> str:
-        """sha256 (hex) that only this very state has. Raises UserError where its record is damaged."""
+        """sha256 (hex) that only this very state has. Raises UserError where it is not there, or damaged."""
+        self._must_exist(step)
         return record.sha256(json.dumps(self._record(step)['leaves']).encode())
 
     def restore_model(

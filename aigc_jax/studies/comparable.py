@@ -1,12 +1,13 @@
 """Whether a run can be run again here with the same bits, by what its manifest says it was made with."""
 
 import copy
+import pathlib
 
 from ml_collections import ConfigDict
 
 from aigc_jax.core import parallel
 from aigc_jax.core.errors import UserError
-from aigc_jax.runs import initial, manifest, numerics
+from aigc_jax.runs import initial, manifest, numerics, pretrained
 from aigc_jax.runs.folder import Run
 
 
@@ -70,7 +71,11 @@ class Ground:
                 self._note(f'the manifest does not say which checkpoint of {group}.run the run began with')
                 continue
             step = start[f'{group}_step']
-            self.config[group].step = str(step)
+            if not pathlib.Path(run).expanduser().is_dir():
+                self.reasons += (f'{group}.run: {run}, which the run began with, is no longer there; bring it back',)
+                continue
+            if group == 'prune' or not pretrained.is_one(self.config):  # one of Hugging Face has no steps
+                self.config[group].step = str(step)
             try:
                 digest = digest_of(self.config, step)
             except UserError as error:
@@ -78,7 +83,8 @@ class Ground:
                 continue
             if digest != start.get(f'{group}_sha256', digest):
                 self.reasons += (
-                    f'{group}.run: the checkpoint of step {step} in {run} is not the one that the run began with',
+                    f'{group}.run: the checkpoint of step {step} in {run} is not the one that the run began with; '
+                    'bring that one back',
                 )
 
     def _compare_own_files(self, found: dict, here: dict) -> None:

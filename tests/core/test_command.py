@@ -50,7 +50,7 @@ def test_a_signal_that_comes_during_a_finalizer_is_heard(number, body):
 
 
 # With the threads of NumPy, which this program has not imported, each door would end in OpenBLAS's or XLA's own words.
-FEW_THREADS = """
+DOORS = """
 import os, resource, sys
 from aigc_jax import main, study, sweep, verify
 
@@ -68,20 +68,27 @@ assert not {'numpy', 'jax'} & {*sys.modules}
 resource.setrlimit(resource.RLIMIT_NPROC, (4, 4))
 if not os.getuid():
     os.setuid(os.getpid() + 1_000_000)  # the limit does not hold for root, and counts what else the user runs
-for name, door in doors.items():
+for words in CASES:
+    name, *variable = words.split()
     if not (child := os.fork()):
+        os.environ.update(dict.fromkeys(variable, '2'))
         try:
-            door()
+            doors[name]()
         except SystemExit as ended:
             os._exit(ended.code)
         os._exit(99)
-    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def test_a_limit_of_threads_is_told_in_a_line():
-    done = subprocess.run([sys.executable, '-c', FEW_THREADS], capture_output=True, text=True, timeout=50)
-    assert done.stdout.split() == ['main', '1', 'verify', '3', 'sweep', '1', 'search', '1', 'study', '1'], done.stderr
-    lines = done.stderr.splitlines()
+def test_what_keeps_a_door_from_beginning_is_told_in_a_line():
+    """A limit of threads; for what starts runs, an environment of several processes, which each run would inherit."""
+    cases = ['main', 'verify', 'sweep', 'search', 'study', 'sweep JAX_NUM_PROCESSES', 'study OMPI_COMM_WORLD_SIZE']
+    program = DOORS.replace('CASES', repr(cases))
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=50)
+    assert done.stdout.split() == ['1', '3', '1', '1', '1', '2', '2'], done.stderr
+    *lines, swept, studied = done.stderr.splitlines()
     assert len(lines) == 5 and len({*lines}) == 1, done.stderr
     assert lines[0].startswith('error: no more threads are allowed: this process needs ') and 'ulimit -u' in lines[0]
+    assert swept.startswith('error: JAX_NUM_PROCESSES: 2, but a sweep starts each of its runs as one process'), swept
+    assert studied.startswith('error: OMPI_COMM_WORLD_SIZE: 2, but a study starts each of its runs '), studied

@@ -13,9 +13,9 @@ from refusals import snapshot
 from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import numerics, record
+from aigc_jax.runs import numerics, pretrained, record
 from aigc_jax.runs.folder import Run
-from aigc_jax.studies import differences
+from aigc_jax.studies import comparable, differences
 from aigc_jax.studies.verification import DIFFERENT, IDENTICAL, NOT_COMPARABLE, verify
 from aigc_jax.training import loop
 from aigc_jax.training.trainer import train
@@ -295,6 +295,28 @@ def test_a_run_from_another_run(whole, tmp_path):
     resaved(first, 30, lambda state: state['params/generator/mlp/Dense_0/bias'].__setitem__(0, 9))
     assert 'is not the one that the run began with' in the_reason(run)
     assert verify(run.folder, 20).kind == IDENTICAL
+    shutil.rmtree(first.paths.checkpoints / '30')
+    assert f'init.run: {first.paths.checkpoints}: no checkpoint of step 30; there are [' in the_reason(run)
+    shutil.rmtree(first.folder)
+    assert the_reason(run) == f'init.run: {first.folder}, which the run began with, is no longer there; bring it back'
+
+
+def test_a_run_from_a_checkpoint_of_hugging_face(copied, tmp_path):
+    folder, header = tmp_path / 'theirs', b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    folder.mkdir()
+    (folder / 'config.json').write_text('{"model_type": "gpt2"}')
+    weights = len(header).to_bytes(8, 'little') + header
+    (folder / 'model.safetensors').write_bytes(weights + bytes(4))
+    config = copied.config
+    config.init.run = str(folder)
+    begun = {'init_step': 0, 'init_sha256': pretrained.digest(config)}
+    edited(copied.paths.manifest, lambda found: found['starts'][0].update(begun))
+    ground = lambda: comparable.Ground(copied, config, 0, [10, 20, 30])
+    assert not ground().reasons and ground().config.init.step == ''  # which such a checkpoint refuses
+    (folder / 'model.safetensors').write_bytes(weights + bytes(3) + b'1')
+    assert 'is not the one that the run began with; bring that one back' in ground().reasons[0]
+    shutil.rmtree(folder)
+    assert ground().reasons == (f'init.run: {folder}, which the run began with, is no longer there; bring it back',)
 
 
 def test_changed_data(tmp_path):
