@@ -227,7 +227,8 @@ def _compared(run: Run, theirs: ConfigDict, ours: ConfigDict, shapes: Mapping[st
         yield
     except OtherModel as error:
         has, now = (config_lib.flatten(ConfigDict({'model': one.model, 'adapt': one.adapt})) for one in (theirs, ours))
-        fields = {name: has[name] for name in has if name in now and has[name] != now[name]}
+        differ = lambda name: name in now and has[name] != now[name] and not isinstance(has[name], float)
+        fields = {name: value for name, value in has.items() if differ(name)}  # no float decides a shape
         for name, shape in shapes.items():  # mostly said by data.block
             if name.endswith('/position/embedding') and name in str(error) and 'positions' in ours.model:
                 fields['model.positions'] = shape[0]
