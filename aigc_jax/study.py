@@ -78,6 +78,7 @@ def _alpha(text: str | None) -> float | None:
 
 
 def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
+    command.check_threads()
     from aigc_jax.studies import conduct, local, planning, registration, report, slurm
 
     plan = planning.load(config)

@@ -134,6 +134,7 @@ def _status(workdir: pathlib.Path) -> int:
 
 
 def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]], grid: list[tuple[str, str]]) -> int:
+    command.check_threads()
     from aigc_jax.studies import drift, rows  # these import JAX, for which `status` need not wait
 
     sweep = rows.load(config, overrides, grid, FLAGS.seeds)
@@ -164,6 +165,7 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
 
 
 def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]) -> int:
+    command.check_threads()
     from aigc_jax.studies import local, search
 
     # What is tried depends on how many settings are chosen at a time, and so not on this machine's cores.

@@ -6,7 +6,8 @@
 
 The second goes on from the run of the first, and the last begins anew. The data are functions of Python's standard
 library, and of each token whether it is of an identifier; the first run sees none that is held out. For texts with a
-class set data.name to labelled:FILE. The model has the fields of the run that it goes on from.
+class set data.name to labelled:FILE. Set the fields of the model as the run that it goes on from has them, and
+data.block to its data.block + 2: here the tokens cls and sep are counted.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """
@@ -63,6 +64,12 @@ def get_config():
 
 
 VARIANTS = {
+    # The model of configs/bert.py:modern.
+    'modern': {
+        'model.position': 'rope', 'model.norm': 'rmsnorm', 'model.norm_epsilon': 0.0, 'model.activation': 'relu2',
+        'model.qk_norm': True, 'model.bias': False, 'model.zero_init': True, 'model.post_norm': False,
+        'model.token_types': 0,
+    },
     # Seconds on a CPU, for tests.
     'smoke': {
         'total_steps': 40, 'steps_per_call': 1, 'log_every_steps': 10, 'eval_every_steps': 20,

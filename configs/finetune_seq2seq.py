@@ -5,8 +5,9 @@
     python -m aigc_jax.main --mode=sample --workdir=runs/docstrings --prompt='def add(a, b): return a + b' --beam_size=4
 
 It summarizes functions of Python's standard library, of which runs/t5 has seen none that is held out; nothing is
-downloaded. `--config.data.name=pairs:FILE` names a file of your own, a source and a target a line
-(aigc_jax/data/README.md). The model is that of configs/t5.py, and the tokenizer is that of init.run, or reads bytes.
+downloaded. `--config.data.name=pairs:FILE` names a file of your own (aigc_jax/data/README.md) with a code and a
+docstring a line; for other names add `--config.data.columns="('source', 'target')"`. The model is that of
+configs/t5.py, and the tokenizer is that of init.run, or reads bytes.
 
 What is not set here has its default: configs/fields.md holds every field, its default and what it means.
 """

@@ -57,6 +57,11 @@ def get_config():
     )  # fmt: skip
 
 
+_V1_0 = {
+    'model.activation': 'relu', 'model.tied': True, 'model.scaled_logits': True, 'model.dropout': 0.1,
+    'optim.model.name': 'adafactor', 'optim.model.options': {},
+}  # fmt: skip
+_IDENTIFIER_AWARE = {'task.objective': 'identifier_aware', 'data.number_identifiers': True}
 VARIANTS = {
     # Seconds on a CPU, for tests.
     'smoke': {
@@ -66,12 +71,11 @@ VARIANTS = {
         'model.heads': 2, 'model.width': 16, 'model.mlp_width': 32,
     },
     # The blocks of T5 v1.0, which CodeT5 has, too, and the optimizer of its code.
-    'v1_0': {
-        'model.activation': 'relu', 'model.tied': True, 'model.scaled_logits': True, 'model.dropout': 0.1,
-        'optim.model.name': 'adafactor', 'optim.model.options': {},
-    },
-    # Names of Python are hidden, too: CodeT5's identifier-aware denoising.
-    'identifier_aware': {'task.objective': 'identifier_aware', 'data.number_identifiers': True},
+    'v1_0': _V1_0,
+    # Names of Python are hidden, too: CodeT5's identifier-aware denoising, without its tagging.
+    'identifier_aware': _IDENTIFIER_AWARE,
+    # All of it, on v1.0: a third of the windows each has spans hidden, or names, or its names told.
+    'codet5': {**_V1_0, **_IDENTIFIER_AWARE, 'task.tagging_share': 1 / 3},
     'identifiers': {'task.objective': 'identifiers', 'data.number_identifiers': True},
     # The second half of each window from the first.
     'prefix': {'task.objective': 'prefix'},

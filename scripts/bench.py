@@ -46,9 +46,9 @@ from collections.abc import Callable
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from bench_checkpoints import CHECKPOINTS  # noqa: E402
 from bench_worker import ALL, GPU_WORKLOADS, Failure, TimeIsUp, TooLarge, Worker, chosen, contenders, missing  # noqa: E402
-from bench_workloads import WORKLOADS, Workload  # noqa: E402
+from bench_workloads import COMPRESSED, WORKLOADS, Workload  # noqa: E402
 
-CPU_WORKLOADS = {**WORKLOADS, **CHECKPOINTS}
+CPU_WORKLOADS = {**WORKLOADS, **CHECKPOINTS, **COMPRESSED}
 
 DOUBLINGS = 4  # of the batch, at most, where a workload asks for the largest that fits
 

@@ -1,6 +1,7 @@
 """The workloads of bench.py that begin with a checkpoint in Hugging Face's format, drawn at random and written here."""
 
 import dataclasses
+import gc
 import json
 import math
 import pathlib
@@ -78,6 +79,41 @@ class Beams(Checkpoint):
     @property
     def items_per_step(self) -> int:
         return self.batch_size * NEW_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading(Checkpoint):
+    """A step loads the model from warm files until each parameter was read once. The loss is their mean square; the
+    memory is what a load adds to that of the process at its peak."""
+
+    counted = 'MB'
+    tolerance = 1e-4
+
+    @property
+    def items_per_step(self) -> float:
+        return 4 * self.parameters / 1e6
+
+    def tiny(self) -> 'Loading':
+        return dataclasses.replace(super().tiny(), parameters=5488)
+
+
+class Peak:
+    """Bytes that the code of a `with` block adds to the memory of the process at its peak; `most`, over all blocks."""
+
+    most = 0.0
+
+    def __enter__(self) -> None:
+        gc.collect()
+        pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+        self._before = _status('VmRSS')
+
+    def __exit__(self, *_) -> None:
+        self.most = max(self.most, _status('VmHWM') - self._before)
+
+
+def _status(name: str) -> int:
+    status = pathlib.Path('/proc/self/status').read_text()
+    return int(status.split(f'{name}:')[1].split()[0]) * 1024
 
 
 def draw_texts(workload: Checkpoint, n: int) -> Iterator[tuple[np.ndarray, Any]]:
@@ -180,6 +216,15 @@ CHECKPOINTS = {
         'T5 of 4 and 4 layers, width 256, writes 32 tokens from 128, batch 16, float32', kind='t5',
         vocab_size=32_128, block=128, target_block=32, batch_size=16, loss=None, **_MINI,
     ),
+    'beams_mini': Beams(
+        'T5 of 4 and 4 layers, width 256, writes 64 tokens from 64 with 4 beams, batch 1', batch_size=1,
+        **_SMALL | dict(layers=4, width=256, heads=4, mlp_width=1024, parameters=None),
+    ),
     'beams': Beams('T5-small writes 64 tokens from 64 with 4 beams, batch 1', batch_size=1, **_SMALL),
+    'load': Loading(
+        'T5 of 12 and 12 layers, width 768, in a safetensors file of 1.00 GB', config='', kind='t5', layers=12,
+        width=768, heads=12, mlp_width=3840, vocab_size=32_128, block=64, target_block=16, num_examples=8, batch_size=1,
+        parameters=251_215_104, loss=None, check_steps=1, unit=1,
+    ),
     'beams_8': Beams('T5-small writes 64 tokens from 64 with 4 beams, batch 8', batch_size=8, **_SMALL),
 }  # fmt: skip

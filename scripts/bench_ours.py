@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_checkpoints import NEW_TOKENS as BEAM_TOKENS
-from bench_checkpoints import PAD, Beams, FineTuning
+from bench_checkpoints import PAD, Beams, FineTuning, Loading, Peak
 from bench_workloads import NEW_TOKENS, ON_GPU, PROMPT, Contender, Generation, Sets, Text, Workload, fastest
 from ml_collections import ConfigDict
 
@@ -98,8 +98,8 @@ def compare(workload: Sets, data_file: str) -> Contender:
     return Contender(run, 0, score=lambda found: found['density'] if isinstance(found, dict) else found)
 
 
-def generate(workload: Generation, data_file: str) -> Contender:
-    experiment = experiment_of(workload, data_file, 1)
+def generate(workload: Generation, data_file: str, **more) -> Contender:
+    experiment = experiment_of(workload, data_file, 1, **more)
     state, n = experiment.create_state(), workload.batch_size
     decoder = TextDecoder(experiment.task.get(CausalText))
     params = jax.tree.map(lambda x: x * workload.SCALE if x.ndim > 1 else x, state.params)
@@ -156,3 +156,20 @@ def beams(workload: Beams, folder: str) -> Contender:
         return float(zlib.crc32(whole.astype(np.int32).tobytes()))
 
     return Contender(run_steps, size(state.params), score=number)
+
+
+def load(workload: Loading, folder: str) -> Contender:
+    """As a notebook has it, with the tokenizer."""
+    peak = Peak()
+
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            with peak:
+                model = aigc_jax.from_pretrained(folder)
+                flat = [np.asarray(x).reshape(-1) for x in jax.tree.leaves(model.state.params)]
+                squares = sum(float(x @ x) for x in flat)
+            found = squares / size(model.state.params)
+            del model, flat
+        return found
+
+    return Contender(run, workload.parameters, memory=lambda: peak.most)

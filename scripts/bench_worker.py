@@ -19,13 +19,24 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'scripts')]  # what stands beside this file is measured, installed or not
 
-from bench_checkpoints import CHECKPOINTS, Beams, FineTuning  # noqa: E402
+from bench_checkpoints import CHECKPOINTS, Beams, FineTuning, Loading  # noqa: E402
 from bench_gpu_workloads import GPU_WORKLOADS  # noqa: E402
-from bench_workloads import WORKLOADS, Contender, Generation, Images, Seeds, Sets, Text, Workload  # noqa: E402
+from bench_workloads import (  # noqa: E402
+    COMPRESSED,
+    WORKLOADS,
+    Compressed,
+    Contender,
+    Generation,
+    Images,
+    Seeds,
+    Sets,
+    Text,
+    Workload,
+)  # fmt: skip
 
 OURS, TORCH, KERAS = ('jax', 'aigc_jax.runs.experiment'), ('torch',), ('tensorflow', 'keras')
 HUGGING_FACE = *TORCH, 'transformers'
-ALL = {**WORKLOADS, **CHECKPOINTS, **GPU_WORKLOADS}
+ALL = {**WORKLOADS, **CHECKPOINTS, **COMPRESSED, **GPU_WORKLOADS}
 # What the libraries say when memory does not suffice: XLA; PyTorch on a GPU, and on a CPU; numpy.
 OUT_OF_MEMORY = re.compile(r'RESOURCE_EXHAUSTED|out of memory|can.t allocate memory|Unable to allocate', re.IGNORECASE)
 
@@ -59,6 +70,20 @@ def contenders(workload: Workload, for_gpu: bool = False) -> dict[str, tuple]:
         return {
             'ours': (OURS, 'bench_ours.beams', {}),
             'transformers': (HUGGING_FACE, 'bench_checkpoint_peers.beams', {}),
+        }
+    if isinstance(workload, Compressed):
+        small = {'model.width': workload.width // 2, 'model.mlp_width': 2 * workload.width, 'model.layers': 2}
+        ways = {
+            'ours': {}, 'ours, int8': {'quantize.weights': 'int8'},
+            'ours, int8 activations too': {'quantize.weights': 'int8', 'quantize.activations': 'int8'},
+            'ours, int4': {'quantize.weights': 'int4', 'quantize.group': min(32, workload.width)},
+            'ours, half the width and layers': small,
+        }  # fmt: skip
+        return {name: (OURS, 'bench_ours.generate', more) for name, more in ways.items()}
+    if isinstance(workload, Loading):
+        return {
+            'ours': (OURS, 'bench_ours.load', {}),
+            'transformers': (HUGGING_FACE, 'bench_checkpoint_peers.loading', {}),
         }
     if isinstance(workload, Generation):
         return {
@@ -147,7 +172,7 @@ def serve(name: str, contender: str, data_file: str, tiny: str, batch_size: str)
         if line.strip() == 'peak':
             reply = {'peak': built.peak()}
         elif line.strip() == 'memory':
-            reply = {'memory': most_memory(on_gpu)}
+            reply = {'memory': built.memory() if built.memory else most_memory(on_gpu)}
         else:
             began, found = time.perf_counter(), built.run(int(line))
             reply = {'seconds': time.perf_counter() - began, 'loss': built.score(found)}

@@ -18,7 +18,7 @@ class Contender(NamedTuple):
     """run(steps), for a multiple of steps_per_call, does that many; score(what it returned) is the last one's loss.
 
     peak() -> FLOP/s that its library's matrix product reaches here in the precision of the workload, measured now.
-    seeds: how many models a step trains at once.
+    seeds: how many models a step trains at once. memory() -> bytes, where it is not what the process has held at most.
     """
 
     run: Callable[[int], Any]
@@ -27,6 +27,7 @@ class Contender(NamedTuple):
     score: Callable[[Any], float] = float
     peak: Callable[[], float] | None = None
     seeds: int = 1
+    memory: Callable[[], float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +200,18 @@ class Generation(Text):
 
 
 @dataclasses.dataclass(frozen=True)
+class Compressed(Generation):
+    """The same by models that are compressed in several ways, which are neither as large nor write the same."""
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return super().overrides | {'data.tokenizer': 'char', 'model.zero_init': False}
+
+    def known(self, facts: dict[str, Any]) -> 'Compressed':
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
 class Sets(Workload):
     """A step compares two sets of as many features: all pairs of them. metric: of aigc_jax.metrics.images."""
 
@@ -304,3 +317,9 @@ WORKLOADS = {
         **GENERATE,
     ),
 }  # fmt: skip
+COMPRESSED = {
+    'compressed': Compressed(
+        'The GPT of the study of compression writes 200 tokens after 32, batch 32', 'gpt.py', None, None, batch_size=32,
+        **GENERATE | dict(vocab_size=1024),
+    ),
+}

@@ -40,6 +40,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+Prolog={root}/prolog
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 KillWait=30
 MaxJobCount=20000
@@ -89,6 +90,9 @@ class Cluster:
         ports = ','.join(map(str, ports))
         conf = CONF.format(root=self.root, port=port, ports=ports, host=host, user=user, grace=grace)
         pathlib.Path(self.env['SLURM_CONF']).write_text(conf)
+        prolog = self.root / 'prolog'  # runs on a node before each job
+        prolog.write_text(f'#!/bin/sh\n[ ! -e {self.root}/failing ]\n')
+        prolog.chmod(0o755)
         key = self.root / 'munge.key'
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(128))
@@ -128,8 +132,11 @@ class Cluster:
 
     def bring(self, node: str) -> None:
         self.call('slurmd', '-N', node)
-        if 'down' in self.call('sinfo', '-h', '-N', '-n', node, '-o', '%T'):
-            self.call('scontrol', 'update', f'nodename={node}', 'state=resume')
+        is_down = lambda: 'down' in self.call('sinfo', '-h', '-N', '-n', node, '-o', '%T')
+        if is_down():
+            with contextlib.suppress(AssertionError):  # it comes back by itself too, and then cannot be resumed
+                self.call('scontrol', 'update', f'nodename={node}', 'state=resume')
+            self.until(lambda: not is_down())
 
     def kill(self, daemon: str, number=signal.SIGKILL) -> None:
         """daemon: slurmctld, munged, or slurmd.n1. Waits until it is gone."""
@@ -176,6 +183,24 @@ class Cluster:
             if line.endswith(' BeginTime'):
                 with contextlib.suppress(AssertionError):  # it may have started meanwhile
                     self.call('scontrol', 'update', f'jobid={line.split()[0]}', 'StartTime=now', 'TimeLimit=60')
+
+    def resume(self) -> None:
+        """The nodes that Slurm has drained, as those do who look after a cluster."""
+        for line in self.call('sinfo', '-h', '-N', '-o', '%N %T').splitlines():
+            if 'drain' in line:
+                with contextlib.suppress(AssertionError):  # it may be one that is down, or resumed meanwhile
+                    self.call('scontrol', 'update', f'nodename={line.split()[0]}', 'state=resume')
+
+    @contextlib.contextmanager
+    def failing(self):
+        """No node starts a job inside: Slurm drains the node, and holds the job."""
+        mark = self.root / 'failing'
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink()
+            self.resume()
 
     def queue(self) -> dict[str, str]:
         """{job or element: its state} of all that has not ended."""

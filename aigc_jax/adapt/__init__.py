@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.adapt import distill, lora, prune, quantize
 from aigc_jax.adapt.storage import Stored, whole
+from aigc_jax.core.notes import note
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Task, Tree
 
@@ -16,6 +17,27 @@ FIELDS = {
     'prune': Field(dict, fields=prune.FIELDS, doc='which weights are 0 from then on'),
     'distill': Field(dict, fields=distill.FIELDS, doc='a trained model whose probabilities are learned'),
 }  # fmt: skip
+
+
+_ON = {'adapt': 'name', 'quantize': 'weights', 'prune': 'keep', 'distill': 'run'}  # the field that asks for each
+
+
+def tell(config: ConfigDict) -> None:
+    """Notes of what a config asks for and is not done, or is mostly meant otherwise. config: the whole one."""
+    for group, on in _ON.items():
+        own = config[group]
+        if prune.is_on(own) if group == 'prune' else own[on]:
+            continue
+        for name, field in FIELDS[group].fields.items():
+            if name != on and own[name] != field.default:
+                note(f'{group}.{name}: {own[name]!r} does nothing where {group}.{on} is {own[on]!r}')
+    begun = 'as they are drawn, for init.run names no run'
+    if config.adapt.name and not config.init.run:
+        note(f'adapt.name: {config.adapt.name} trains adapters alone, of parameters {begun}')
+    if prune.is_on(config.prune) and not (config.init.run or config.prune.run or config.prune.end):
+        note(f'prune.keep: the weights are ranked {begun}, nor does prune.run, and prune.end is 0')
+    if prune.is_on(config.prune) and config.adapt.name:
+        note(f'prune.keep: the adapters of {config.adapt.name} are not pruned, and the merged kernels are not sparse')
 
 
 def adapted(task: Task, config: ConfigDict) -> Task:

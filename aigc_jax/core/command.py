@@ -17,6 +17,7 @@ from aigc_jax.core.errors import RunError, UserError, one_line, printable
 from aigc_jax.core.output import Closed, drop, open_closed, show
 
 _AGAIN = 0.1  # seconds until a signal whose exception was dropped is sent again
+_THREADS, _THREADS_PER_CORE = 24, 2  # of a training on a CPU: 23 on one core, 28 on two, 56 on 16 were seen
 NO_VERDICT = 3  # the exit code of a command whose 1 is a verdict, where it fails
 
 
@@ -103,6 +104,30 @@ def run(body: Callable[[], int | None], failed: int = RunError.exit_code) -> Non
         if not processes.several():
             sys.exit(failed)
         processes.fail(error)
+
+
+def check_threads() -> None:
+    """Ends the program with one line where it cannot start as many threads as JAX will, which OpenBLAS and XLA answer
+    with Ctrl-C and pages of C++. Before NumPy and JAX are imported. Other processes are not told: that takes threads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    wanted, over, threads = _THREADS + _THREADS_PER_CORE * cores, threading.Event(), []
+    try:
+        for _ in range(wanted):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        print(
+            f'error: no more threads are allowed: this process needs {wanted}, and can start {len(threads)}; allow '
+            'more (ulimit -u, or the limit of the container), or run fewer processes',
+            file=sys.stderr,
+        )
+        sys.exit(processes.failure)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def set_up_jax() -> None:

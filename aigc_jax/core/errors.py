@@ -68,4 +68,6 @@ def near(word, known, also=()) -> str:
     close = [*also, *difflib.get_close_matches(str(word)[:100], known, n=3, cutoff=0.5)]
     if not known and not close:
         return '; there is none'
-    return f'; did you mean {", ".join(close)}?' if close else f'; known: {", ".join(known)}'
+    if close:
+        return f'; did you mean {", ".join(close)}?'
+    return f'; known: {", ".join(one or repr(one) for one in known)}'

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from aigc_jax.core import slurm
+from aigc_jax.core import environment, slurm
 from aigc_jax.core.errors import RunError, UserError, one_line
 from aigc_jax.core.star import GRACE_SECONDS, NOTED_SECONDS, Center, Ray, Relay, ended
 
-START_SECONDS = 600  # within which all processes must begin
+START_SECONDS = environment.START_SECONDS
 # A process that is stopped for a while is not dead, and its connection to JAX's service may be; a death is noticed by
 # the star.
 _HEARTBEAT_SECONDS = 10**8
@@ -84,7 +84,7 @@ def gather(name: str, value: Any) -> list:
 
 def expected() -> bool:
     """Whether the environment names several processes. Raises UserError."""
-    return _environment()[0] > 1
+    return environment.named()[0] > 1
 
 
 def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = None) -> None:
@@ -93,9 +93,11 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
 
     too_late: called where they have not come together after `seconds`; ends this process. Raises UserError.
     """
-    count, index, address = _environment()
+    count, index, address = environment.named()
     if count == 1:
         return
+    if index == 0:
+        environment.check_free(address)
     _hear_signals()
     import jax
 
@@ -116,7 +118,7 @@ def start(seconds: float = START_SECONDS, too_late: Callable[[], None] | None = 
         )  # fmt: skip
         _star()
     except (RuntimeError, ValueError) as error:
-        raise RunError(f'{line}: {one_line(error)}') from None
+        raise RunError(f'process {index} of {count} cannot join the others at {address}: {one_line(error)}') from None
     finally:
         for timer in timers:
             timer.cancel()
@@ -260,64 +262,6 @@ def _say(text: str) -> None:
         os.write(2, (text + '\n').encode(errors='replace'))  # Python's own stream may be held by another thread
 
 
-# The environment
-
-
-def _environment() -> tuple[int, int, str]:
-    """(number of processes, this one's place, the first one's address)."""
-    environment = os.environ
-    if 'JAX_NUM_PROCESSES' not in environment:
-        if 'JAX_PROCESS_ID' in environment:
-            raise UserError('JAX_NUM_PROCESSES: missing, though JAX_PROCESS_ID is set; set both, or none')
-        if _number('SLURM_NTASKS', 1, 1) == 1 and _number('OMPI_COMM_WORLD_SIZE', 1, 1) == 1:
-            return 1, 0, ''
-        return _of_cluster()
-    count = _number('JAX_NUM_PROCESSES', 1)
-    index = _number('JAX_PROCESS_ID', 0, 0 if count == 1 else None)
-    if index >= count:
-        raise UserError(f'JAX_PROCESS_ID: {index}, but the {count} processes are counted from 0 to {count - 1}')
-    if count == 1:
-        return 1, 0, ''
-    address = environment.get('JAX_COORDINATOR_ADDRESS', '')
-    return count, index, _checked(address) if address else _of_cluster()[2]
-
-
-def _of_cluster() -> tuple[int, int, str]:
-    from jax._src.clusters import ClusterEnv
-
-    address = os.environ.get('JAX_COORDINATOR_ADDRESS')
-    try:
-        found = ClusterEnv.auto_detect_unset_distributed_params(address, None, None, None, None, START_SECONDS)
-    except Exception as error:  # of variables that the cluster's manager has not set as JAX expects
-        raise UserError(f'the variables of Slurm or Open MPI cannot be read: {one_line(error)}') from None
-    address, count, index = found[:3]
-    if None in (address, count, index):
-        raise UserError(
-            'JAX_COORDINATOR_ADDRESS: missing; several processes need JAX_NUM_PROCESSES, JAX_PROCESS_ID and '
-            'JAX_COORDINATOR_ADDRESS=HOST:PORT of the first, or to be started by srun or mpirun; one process needs '
-            'JAX_NUM_PROCESSES=1'
-        )
-    return count, index, _checked(address)
-
-
-def _number(name: str, least: int, default: int | None = None) -> int:
-    text = os.environ.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None:
-        raise UserError(f'{name}: missing, though JAX_NUM_PROCESSES is set; set both, or none')
-    if not text.isascii() or not text.strip().isdecimal() or int(text) < least:
-        raise UserError(f'{name}: {text!r}; it is a whole number from {least} on')
-    return int(text)
-
-
-def _checked(address: str) -> str:
-    host, colon, port = address.rpartition(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f'JAX_COORDINATOR_ADDRESS: {address!r}; it is HOST:PORT of the first process')
-    return address
-
-
 # Signals
 
 
@@ -362,5 +306,5 @@ def _star() -> Center | Ray:
 
         state = distributed.global_state
         kind = Ray if state.process_id else Center
-        _stars.append(kind(state, _environment()[2], _end_with_others, _say))
+        _stars.append(kind(state, environment.named()[2], _end_with_others, _say))
     return _stars[0]

@@ -14,9 +14,10 @@ from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Batch
 from aigc_jax.data import infilling
+from aigc_jax.data.specs import NO_TAG
 from aigc_jax.data.tokenizers import Tokenizer
 
-Pair = dict[str, Array]  # as a batch of specs.Pairs is: source, source_length, target, target_length
+Pair = dict[str, Array]  # as a batch of specs.Pairs is: source, source_length, target, target_length; see `tagged`
 
 
 class Objective(NamedTuple):
@@ -122,22 +123,37 @@ def names(tokenizer: Tokenizer) -> Objective:
 
 def identifier_aware(tokenizer: Tokenizer, density: float, mean_span: float) -> Objective:
     """Half of the windows with spans that are hidden, half with identifiers, each drawn for itself (Wang et al. 2021,
-    section 3.2, without their tagging of identifiers)."""
+    section 3.2; `partly_tagged` adds their tagging of identifiers)."""
     of_spans, of_names = spans(tokenizer, density, mean_span), names(tokenizer)
 
     def transform(batch: Batch, ctx: rng.Context) -> Pair:
         a, b = of_spans.transform(batch, ctx), of_names.transform(batch, ctx)
-        by_name = ctx.uniform('objective') < 0.5
-
-        def chosen(name: str) -> Array:
-            width = max(a[name].shape[1], b[name].shape[1])
-            fill = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])))
-            return jnp.where(by_name[:, None], fill(b[name]), fill(a[name]))
-
-        length = lambda name: jnp.where(by_name, b[name], a[name])
-        return _pair(chosen('source'), length('source_length'), chosen('target'), length('target_length'))
+        return _either(ctx.uniform('objective') < 0.5, b, a)
 
     return Objective(transform, of_spans.behind)
+
+
+def tagged(batch: Batch, end: tuple[int, ...]) -> Pair:
+    """Identifier tagging (Wang et al. 2021, section 3.2): each window as it is, as a source, without a target.
+
+    Its 'tags' (n, tokens of the source) int32 are 1 where a token is of an identifier, or of the rest of one that the
+    window cuts, and else 0; NO_TAG where a document ends. batch['names']: see infilling.numbered. end: the tokens
+    behind a source.
+    """
+    tokens, of = batch['tokens'][:, :-1], batch['names'][:, :-1]
+    n, length = tokens.shape
+    behind = lambda x, values: jnp.concatenate([x, jnp.tile(jnp.array(values, x.dtype), (n, 1))], axis=1)
+    source, tags = behind(tokens, end), behind(of != 0, (False,) * len(end)).astype(jnp.int32)
+    tags = jnp.where(jnp.isin(source, jnp.array(end, jnp.int32)), NO_TAG, tags)
+    no_target = jnp.zeros((n, 1), jnp.int32), jnp.zeros(n, jnp.int32)
+    return {**_pair(source, jnp.full(n, length + len(end)), *no_target), 'tags': tags}
+
+
+def partly_tagged(pair: Pair, batch: Batch, ctx: rng.Context, share: float, end: tuple[int, ...]) -> Pair:
+    """`pair`, which an objective has made of `batch`, in which a share of the windows, each drawn for itself, is
+    `tagged` in place of having something hidden. The tags of the others are NO_TAG."""
+    pair = {**pair, 'tags': jnp.full_like(pair['source'], NO_TAG)}
+    return _either(ctx.uniform('tagging') < share, tagged(batch, end), pair)
 
 
 def prefix() -> Objective:
@@ -155,6 +171,20 @@ def prefix() -> Objective:
 
 def _pair(source: Array, source_length: Array, target: Array, target_length: Array) -> Pair:
     return dict(source=source, source_length=source_length, target=target, target_length=target_length)
+
+
+def _either(is_first: Array, first: Pair, second: Pair) -> Pair:
+    """Of each row that of one of two pairs, whose tokens are filled up to the same width."""
+
+    def chosen(name: str) -> Array:
+        a, b = first[name], second[name]
+        if a.ndim == 1:
+            return jnp.where(is_first, a, b)
+        width, value = max(a.shape[1], b.shape[1]), NO_TAG if name == 'tags' else 0
+        fill = lambda x: jnp.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=value)
+        return jnp.where(is_first[:, None], fill(a), fill(b))
+
+    return {name: chosen(name) for name in first}
 
 
 def _sentinels(tokenizer: Tokenizer, least: int) -> Array:

@@ -65,7 +65,8 @@ def tell_of_empty_classes(train: np.ndarray, names: tuple[str, ...], where: str)
     """A note of the classes that no training example has."""
     empty = np.flatnonzero(np.bincount(train, minlength=len(names)) == 0)
     if len(empty):
-        note(f'{where}: no training example is of class {_some(empty)} ({len(empty)} of {len(names)} classes)')
+        some = _some(np.array(names)[empty])
+        note(f'{where}: no training example is of class {some} ({len(empty)} of {len(names)} classes)')
 
 
 def in_turn(n: int, num_classes: int) -> np.ndarray | None:

@@ -302,6 +302,8 @@ class Block(Common, kw_only=True):
         """softmax(q kᵀ / √d + bias) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look; None: at itself
         and all before it; whole: S is L, and no query looks ahead."""
         n, h, length, d = q.shape
+        if self.is_initializing():  # what follows makes no parameter, and takes a fifth of the time to trace them all
+            return q
         if self.attention != 'einsum':
             swap = lambda x: x.transpose(0, 2, 1, 3)
             # The fused kernel is a GPU's, and of whole texts; elsewhere the same is computed without it.

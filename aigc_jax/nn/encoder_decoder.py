@@ -89,6 +89,7 @@ class EncoderDecoder(Common, kw_only=True):
             self.head = Dense(
                 self.vocab_size, use_bias=False, kernel_init=normal(self.width**-0.5), dtype=self.dtype
             )
+        self.tagger = Dense(1, kernel_init=normal(self.width**-0.5), dtype=self.dtype)
         common = self.common() | {'kv_heads': self.heads, 'scaled': False}
         block = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
         blocks_of = lambda count, **more: [block(index=i, **common, **more) for i in range(count)]
@@ -111,6 +112,11 @@ class EncoderDecoder(Common, kw_only=True):
             source_mask = _same(of_target, of_source) & source_mask[:, None]
         return self.decode(target, memory, source_mask, None, draw, of_target)[0]
 
+    def both(self, source: Array, source_mask: Array, target: Array, draw: Draw = None) -> tuple[Array, Array]:
+        """(what a call gives, `tag`), of a source that is read once."""
+        memory = self.encode(source, source_mask, draw)
+        return self.decode(target, memory, source_mask, None, draw)[0], self.tag(memory)
+
     def initial_state(self, memory: Array, source_mask: Array, columns: int) -> State:
         """For targets of at most `columns` tokens, with what `encode` gave."""
         n, layers = memory.shape[0], self.decoder_layers or self.layers
@@ -130,6 +136,11 @@ class EncoderDecoder(Common, kw_only=True):
         for block in self.encoder:
             x, _ = block(x, place[None], mask, None, jnp.int32(0), draw, bias)
         return dropout(self.encoder_norm(x), self.dropout, draw, 'norm')
+
+    def tag(self, memory: Array) -> Array:
+        """memory (n, S, width), which `encode` gave -> a logit of each token, (n, S) float32. A model that is never
+        asked for it has no parameters for it."""
+        return self.tagger(memory)[..., 0].astype(jnp.float32)
 
     def decode(
         self, target: Array, memory: Array | None, source_mask: Array | None, state: State | None = None,

@@ -16,6 +16,7 @@ from aigc_jax.adapt.huggingface import bert
 from aigc_jax.core import files, optim, rng
 from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.notes import note
 from aigc_jax.core.types import Extra
 from aigc_jax.data import Images, tokenizer_files
 from aigc_jax.reports.trained import Trained
@@ -42,8 +43,15 @@ def export(trained: Trained, folder, form: str, n: int = 64) -> list[pathlib.Pat
 def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     fields = config_lib.flatten(trained.experiment.config)
     family = huggingface.family_for(fields)
+    if rounded := fields['quantize.activations']:
+        raise UserError(
+            f'quantize.activations: {rounded}; a checkpoint of Hugging Face holds weights alone, and transformers '
+            'would compute other numbers; write --format=safetensors, or the sampler as --format=stablehlo'
+        )
     params = _params(trained)
     (player,) = params
+    if left := huggingface.unwritten(family, fields, params[player]):
+        note(f'format: hf has no place for {", ".join(left)}; the folder is without')
     tokenizer, rows = trained.tokenizer, trained.experiment.config.model.vocab_size or trained.tokenizer.vocab_size
     config = family.config(fields, rows) | {'dtype': 'float32', 'torch_dtype': 'float32'}
     if fields['task.name'] in ('mlm', 'classify'):

@@ -40,6 +40,10 @@ _ARRAYS = 'arrays'
 _UNFINISHED, _DELETED = '.unfinished', '.deleted'  # behind the step; purged when the run is opened again
 
 
+class OtherModel(UserError):
+    """A checkpoint has other parameters than the model."""
+
+
 class _Corrupt(UserError):
     """A checkpoint's files or leaves are not those that were saved."""
 
@@ -232,7 +236,7 @@ class Checkpoints:
         lines = [f'it lacks {_few(missing)}'] * bool(missing) + [f'it has {_few(extra)} besides'] * bool(extra)
         lines += [_few(other)] * bool(other)
         if lines:
-            raise UserError(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
+            raise OtherModel(f'{self._directory}/{step}: the checkpoint is of another model: {"; ".join(lines)}')
 
     def _read(self, step: int, template: Tree, leaves: dict[str, list]) -> Tree:
         """The leaves that `template` names, on its shardings, or where it has none as arrays on the host."""

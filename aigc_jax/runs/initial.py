@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import partial, pretrained
-from aigc_jax.runs.checkpoint import Checkpoints
+from aigc_jax.runs.checkpoint import Checkpoints, OtherModel
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -123,13 +123,29 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
         params = parallel.abstract(params, plan.param_shardings(params))
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
-        opt = _averaging(task, theirs, plan) if wanted.average else {}
-        params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
+        _tell_of_still(experiment.config, params, chosen.drawn)
+        with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
+            opt = _averaging(task, theirs, plan) if wanted.average else {}
+            params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
         if grown:  # the token that their model lacks is as it was drawn
             shardings = plan.param_shardings(abstract_params(experiment.task))
             drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
             params = jax.tree.map(_filled, drawn, params)
         return (params, stats), step
+
+
+def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset[str]) -> None:
+    """A note of what is drawn and not trained, such as a new head where adapters alone are trained."""
+    if not drawn:
+        return
+    still = tree.flatten(optim.frozen(lora.optimizers(config.optim, params), params))
+    names = sorted(name for name in drawn if still.get(name) and not quantize.is_of_scales(name))
+    if names:
+        player = names[0].partition('/')[0]
+        heads = '|'.join(dict.fromkeys(name.split('/')[1] for name in names))
+        own = config.optim[player].freeze
+        mend = f'{own!r} matches them' if own else f"set it to '^(?!{lora.GROUP}/|{heads})' to train them, too"
+        note(f'optim.{player}.freeze: drawn and not trained: {", ".join(names)}; {mend}')
 
 
 def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
@@ -152,7 +168,8 @@ def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
         others = frozenset(player_of(has) - player_of(names))
         chosen = partial.Partial(frozenset(tree.flatten(params).keys() - names), frozenset(has - names), others)
         try:
-            weights, _ = _restored(checkpoints, step, chosen, params, {}, _averaging(task, theirs, plan))
+            with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
+                weights, _ = _restored(checkpoints, step, chosen, params, {}, _averaging(task, theirs, plan))
         except UserError as error:
             raise UserError(f'prune.run: {error}') from None
 
@@ -187,6 +204,26 @@ def _opened(folder: str, what: str, task: Task) -> Iterator[tuple[Run, ConfigDic
         yield run, theirs, checkpoints
 
 
+@contextlib.contextmanager
+def _compared(run: Run, theirs: ConfigDict, ours: ConfigDict, shapes: Mapping[str, tuple]) -> Iterator[None]:
+    """An error that the run is of another model also tells by which fields. shapes: of the parameters of the run.
+    Raises UserError."""
+    try:
+        yield
+    except OtherModel as error:
+        has, now = (config_lib.flatten(ConfigDict({'model': one.model, 'adapt': one.adapt})) for one in (theirs, ours))
+        fields = {name: has[name] for name in has if name in now and has[name] != now[name]}
+        for name, shape in shapes.items():  # mostly said by data.block
+            if name.endswith('/position/embedding') and name in str(error) and 'positions' in ours.model:
+                fields['model.positions'] = shape[0]
+        mend, alike = '', 2 * len(has.keys() & now.keys()) > len(has.keys() | now.keys())
+        if fields and alike:
+            mend = f'; set {", ".join(f"{name}={value}" for name, value in fields.items())}, as {run.folder} has'
+        elif theirs.task.name != ours.task.name:
+            mend = f'; {run.folder} is a run of task.name={theirs.task.name}'
+        raise UserError(f'{error}{mend}') from None
+
+
 def _restored(
     checkpoints: Checkpoints, step: int, chosen: partial.Partial, params: Tree, stats: dict[str, Tree], opt: Tree
 ) -> tuple[Tree, dict[str, Tree]]:
@@ -204,7 +241,10 @@ def _averaging(task: Task, theirs: ConfigDict, plan: parallel.Plan) -> Tree:
     own = {player: theirs.optim[player] for player in task.players}
     if theirs.adapt.name:
         own = lora.optimizers(own, abstract_params(task))
-    optimizers = prune.optimizers(make_optimizers(task, own, theirs.total_steps), task, theirs)
+    try:
+        optimizers = prune.optimizers(make_optimizers(task, own, theirs.total_steps), task, theirs)
+    except UserError as error:
+        raise OtherModel(f'its optimizer is that of another model: {error}') from None
     state = jax.eval_shape(lambda drawn: first_state(optimizers, *drawn), task.abstract)
     if not any(optim.without_moments(state.opt).values()):
         return {}
@@ -223,6 +263,7 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     family, fields = huggingface.family_of(folder), config_lib.flatten(experiment.config)
     theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}
     chosen = partial.of(wanted, params, theirs, str(folder.path))
+    _tell_of_still(experiment.config, params, chosen.drawn)
     left = [name.removeprefix(f'{player}/') for name in chosen.left]
     return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
 

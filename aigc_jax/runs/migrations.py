@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 
-SCHEMA = 4  # of the configs of today
+SCHEMA = 5  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -146,7 +146,13 @@ def _from_3(config: ConfigDict) -> None:
         _add(player, layer_decay=1.0)
 
 
-_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3}
+def _from_4(config: ConfigDict) -> None:
+    """Of the runs of before identifier tagging."""
+    if config.get('task', {}).get('name') == 'seq2seq':
+        _add(config.task, tagging_share=0.0)
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:

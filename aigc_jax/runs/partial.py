@@ -43,7 +43,7 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     parameters. where: the other, for a note that tells what is loaded. Raises UserError.
 
     init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too.
-    init.unused: what the other has besides, and is left.
+    init.unused: what the other has besides, and is left; a head of tags, `tagger`, that this model lacks is, too.
     """
     ours = {name: tuple(leaf.shape) for name, leaf in tree.flatten(params).items()}
     theirs = {name: tuple(shape) for name, shape in theirs.items()}
@@ -51,10 +51,12 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     added = lambda name: lora.is_of_adapters(name) or quantize.is_of_scales(name)
     drawn |= {name for name in ours.keys() - theirs.keys() if added(name)}
     unused = _matching(init.unused, theirs, 'init.unused', where)
+    unused |= {name for name in theirs.keys() - ours.keys() if name.split('/')[1:2] == ['tagger']}
     left = (unused - (ours.keys() - drawn)) | (drawn & theirs.keys())
-    if drawn or left:
+    told = {name: ours[name] for name in drawn if not quantize.is_of_scales(name)}  # scales are computed later
+    if told or left:
         loaded = {name: shape for name, shape in ours.items() if name not in drawn}
-        parts = 'loaded', loaded, 'drawn', {name: ours[name] for name in drawn}, 'left', {n: theirs[n] for n in left}
+        parts = 'loaded', loaded, 'drawn', told, 'left', {n: theirs[n] for n in left}
         words = [f'{_numbers(shapes)} {what}' for what, shapes in zip(parts[::2], parts[1::2], strict=True)]
         note(f'init.run: {where}: {", ".join(words)}')
     players = frozenset(name.partition('/')[0] for name in left) - {

@@ -70,13 +70,29 @@ def _model(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
-    """That of the checkpoint; None where its folder has none, and that of the data is its."""
+    """That of the checkpoint; None where its folder has none, and that of the data is its. Raises UserError."""
     if not tokenizer_files.are_in(config.init.run):
         note(f'data.tokenizer: {config.data.tokenizer}, for init.run, {config.init.run}, holds none')
         return None
     found = tokenizer_files.read(config.init.run)
     note(f'data.tokenizer: that of init.run, of {found.vocab_size} tokens')
+    _compare(huggingface.Folder(config.init.run), found)
     return found
+
+
+def _compare(folder: huggingface.Folder, found: Tokenizer) -> None:
+    """Raises UserError where the decoder of the checkpoint begins with another token than that of its tokenizer; a note
+    tells other signs that the tokenizer is that of another model."""
+    theirs, begin = folder.config, folder.config.get('decoder_start_token_id')
+    if theirs.get('is_encoder_decoder') and begin is not None and begin != found.filler:
+        raise UserError(
+            f'init.run: {folder.path / huggingface.CONFIG}: decoder_start_token_id is {begin!r}, and a target begins '
+            f'with the padding here, which is token {found.filler} of the tokenizer; is it that of another model?'
+        )
+    for name, own in (('eos_token_id', found.end), ('pad_token_id', found.pad)):
+        said = theirs.get(name)
+        if said is not None and own is not None and own not in (said if isinstance(said, list) else [said]):
+            note(f'{folder.path / huggingface.CONFIG}: {name} is {said}, and of the tokenizer {own}, which is used')
 
 
 def config_of(folder) -> ConfigDict:

@@ -74,12 +74,22 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Versus:
-    """Another claim of the study, by its name, which this claim's runs are better than on this claim's metric."""
+    """Another claim of the study, by its name, which this claim's runs are better than on this claim's metric.
+
+    share, over: with them the runs are to be better than over + share · (than − over), seed by seed, where `over` is a
+    third claim: Versus('whole', share=0.95, over='drawn') says: they reach 95 % of the gain of `whole` over `drawn`.
+    """
 
     than: str
+    share: float = 1.0
+    over: str = ''
 
     def __post_init__(self):
         _check_kinds(self, 'Versus')
+        if bool(self.over) != (self.share != 1.0):
+            raise ValueError(f'Versus: share={self.share}, over={self.over!r}; give both, and a share that is not 1')
+        if not math.isfinite(self.share):
+            raise ValueError(f'Versus: share={self.share}: no such share')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +145,12 @@ class Claim:
     start: str = ''
     into: str = 'init.run'
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names of the claims that it is compared with."""
+        found = self.expected
+        return tuple(filter(None, (found.than, found.over))) if isinstance(found, Versus) else ()
+
     def __post_init__(self):
         _check_kinds(self, f'Claim {self.name}')
         if not _NAME.fullmatch(self.name):
@@ -188,8 +204,10 @@ class Study:
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f'Study: two claims have the name {twice[0]}')
         for claim in self.claims:
-            if isinstance(claim.expected, Versus) and claim.expected.than not in set(names) - {claim.name}:
-                raise ValueError(f'{claim.name}: better than {claim.expected.than!r}, which is no other claim')
+            if strange := [name for name in claim.others if name not in set(names) - {claim.name}]:
+                raise ValueError(f'{claim.name}: compared with {strange[0]!r}, which is no other claim')
+            if len(claim.others) > 1 and claim.reach is not None and not claim.first_step:
+                raise ValueError(f'{claim.name}: a share of a gain, but with reach each seed is 1 or 0; leave out one')
         self._check_tuning()
         self._check_starts()
         metrics = {claim.metric for claim in self.claims}
@@ -225,8 +243,9 @@ class Study:
             budgets = ', '.join(f'{name} {count}' for name, count in tuned.items())
             raise ValueError(f'Study: the claims are tuned with other budgets, in rows: {budgets}; give all as many')
         for claim in self.claims:
-            if isinstance(claim.expected, Versus) and (claim.name in tuned) != (claim.expected.than in tuned):
-                raise ValueError(f'{claim.name}: of it and {claim.expected.than} one is tuned; tune both, or neither')
+            for other in claim.others:
+                if (claim.name in tuned) != (other in tuned):
+                    raise ValueError(f'{claim.name}: of it and {other} one is tuned; tune both, or neither')
         if tuned:
             most = max(claim.seeds or self.seeds for claim in self.claims)
             last = self.first_seed + max(most, self.most_seeds or 4 * most)

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from aigc_jax.studies import drift, findings, states, status
-from aigc_jax.studies.claims import Versus
 from aigc_jax.studies.gathering import Gathered
 from aigc_jax.studies.local import Outcome, Tell
 from aigc_jax.studies.planning import Plan
@@ -33,8 +32,8 @@ class Conduct:
 
     def unmeasured(self) -> list[str]:
         """The claims without a seed so far, of those that are run and those that they are compared with."""
-        than = [self._plan.claims[name].expected for name in self._claims]
-        names = dict.fromkeys([*self._claims, *(one.than for one in than if isinstance(one, Versus))])
+        others = [other for name in self._claims for other in self._plan.claims[name].others]
+        names = dict.fromkeys([*self._claims, *others])
         found = self.gathered().findings
         return [name for name in names if not found[name].seeds]
 

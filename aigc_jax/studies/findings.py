@@ -122,8 +122,10 @@ def _json(value) -> str:
 
 def _table_row(found: Finding) -> dict[str, Any]:
     """values: of each of `seeds`, null of one that diverged. ci: half of the interval; of one that is not symmetric
-    low and high instead. published: a value, or null; than: the claim that this one is to be better than, or null."""
+    low and high instead. published: a value, or null; than: the claim that this one is to be better than, or null, and
+    share and over, where it is to reach that share of the gain of `than` over `over`, else null."""
     claim, row = found.claim, found.row
+    versus = claim.expected if isinstance(claim.expected, Versus) else None
     published = claim.expected if isinstance(claim.expected, Published) else None
     return {
         'name': claim.name, 'claim': claim.claim, 'metric': claim.metric, 'seeds': [*found.seeds],
@@ -131,7 +133,8 @@ def _table_row(found: Finding) -> dict[str, Any]:
         'high': row.get('high'), 'n': len(found.seeds), 'level': 1 - found.level,
         'published': published and published.value, 'tolerance': published and published.tolerance,
         'source': published.source if published else '',
-        'than': claim.expected.than if isinstance(claim.expected, Versus) else None, 'p': found.p,
+        'than': versus and versus.than, 'share': versus.share if versus and versus.over else None,
+        'over': versus.over if versus and versus.over else None, 'p': found.p,
         'verdict': found.verdict, 'hours': found.hours,
     }  # fmt: skip
 

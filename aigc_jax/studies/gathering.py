@@ -18,7 +18,7 @@ from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import registration, states, statistics, status, verdicts
 from aigc_jax.studies.arms import NO_METRICS, RunData
-from aigc_jax.studies.claims import Claim, Versus
+from aigc_jax.studies.claims import Claim
 from aigc_jax.studies.findings import Finding, Report, Seed
 from aigc_jax.studies.planning import Pair, Plan
 from aigc_jax.studies.states import DONE, FAILED, State
@@ -51,8 +51,7 @@ class Gathered:
         plan, found, known = self.plan, {}, {}
         for claim in plan.study.claims:
             replicas = plan.settings[claim.name].replicas
-            if isinstance(claim.expected, Versus):
-                replicas = math.lcm(replicas, plan.settings[claim.expected.than].replicas)
+            replicas = math.lcm(replicas, *(plan.settings[other].replicas for other in claim.others))
             key = plan.seeds(claim), replicas, claim.expected is None
             if key not in known:
                 known[key] = verdicts.looks(plan.study, claim, self.alpha, replicas)
@@ -78,10 +77,10 @@ class Gathered:
         return [(trial, self._states[name]) for name, trial in self._trials.items() if not trial.evaluation]
 
     def trials(self, claim: Claim, seeds: int) -> list[Pair]:
-        """Those of its first seeds, and of the claim that it is compared with."""
+        """Those of its first seeds, and of the claims that it is compared with."""
         found = self.plan.trials(claim, seeds, self.workdir)
-        if isinstance(claim.expected, Versus):
-            found += self.plan.trials(self.plan.claims[claim.expected.than], seeds, self.workdir)
+        for other in claim.others:
+            found += self.plan.trials(self.plan.claims[other], seeds, self.workdir)
         return found
 
     def wanted(self, claim: Claim) -> list[Pair]:
@@ -125,9 +124,8 @@ class Gathered:
         return [f'{rule}: {"; or ".join(found)}']
 
     def _open_for(self, claim: Claim) -> list[str]:
-        """Which of the claim and that it is compared with are not tuned yet."""
-        names = [claim.name, claim.expected.than] if isinstance(claim.expected, Versus) else [claim.name]
-        return [name for name in names if name in self.open]
+        """Which of the claim and those that it is compared with are not tuned yet."""
+        return [name for name in (claim.name, *claim.others) if name in self.open]
 
     def _tuned(self, claim: Claim) -> list[list[float | None]]:
         """Of each candidate the metric of each seed on the validation split; None: it is not there."""
@@ -178,11 +176,11 @@ class Gathered:
     def _measured(self, claim: Claim) -> Finding:
         looked = self.looks[claim.name]
         seeds, marks, why = self._seeds(claim, self.plan.trials(claim, looked[-1][0], self.workdir))
-        other = None
-        if isinstance(claim.expected, Versus):
-            than = self.plan.claims[claim.expected.than]
-            other = self._seeds(than, self.plan.trials(than, looked[-1][0], self.workdir))[0]
-        found = verdicts.finding(self.plan.study, claim, looked, seeds, other)
+        others = []
+        for name in claim.others:
+            other = self.plan.claims[name]
+            others.append(self._seeds(other, self.plan.trials(other, looked[-1][0], self.workdir))[0])
+        found = verdicts.finding(self.plan.study, claim, looked, seeds, verdicts.compared(claim, *others))
         n = verdicts.next_look(looked, found)
         absent = list(dict.fromkeys([*self._absent(claim, n), *why])) if n else []
         return dataclasses.replace(found, marks=marks, absent=tuple(absent))

@@ -17,7 +17,7 @@ from aigc_jax.core import user_code
 from aigc_jax.core.errors import UserError
 from aigc_jax.runs import config as config_lib
 from aigc_jax.studies import registration
-from aigc_jax.studies.claims import Claim, Study, Versus
+from aigc_jax.studies.claims import Claim, Study
 from aigc_jax.studies.measurable import Measurable
 from aigc_jax.studies.rows import texts
 from aigc_jax.studies.sweeps import Evaluation, Row, Trial, fingerprint, name_of
@@ -272,8 +272,7 @@ def _check_seeds(claim: Claim, study: Study, setting: Setting) -> None:
         raise UserError(
             f'claim {claim.name}: {seeds} seeds in runs of num_seeds={setting.replicas}; give a multiple of it'
         )
-    if isinstance(claim.expected, Versus):
-        other = next(one for one in study.claims if one.name == claim.expected.than)
+    for other in (one for one in study.claims if one.name in claim.others):
         if (other.metric, other.reach, other.first_step, other.better) != (
             claim.metric, claim.reach, claim.first_step, claim.better,
         ):  # fmt: skip

@@ -22,8 +22,10 @@ FOLDER = 'slurm'
 _NAME = re.compile(r'array-(\d+)\.sh')
 _ELEMENT = re.compile(r'^(\d+)\) run (\S+) ', re.MULTILINE)  # of a script: the element's number, the trial's name
 _WAITS = {'PENDING', 'REQUEUED', 'REQUEUE_FED', 'REQUEUE_HOLD', 'SPECIAL_EXIT'}
+# Slurm's reasons where it could not start a job, requeued it, and starts it no more before somebody releases it: what
+# runs before a job on a node failed, or slurmctld was killed and forgot that the job ran already.
+_HELD = re.compile('launch.failed|JobHoldMaxRequeue', re.IGNORECASE)
 _SECONDS = 20  # for an answer of Slurm
-
 
 _UNREACHED = re.compile('unable to contact|timed out|connection refused|connect failure', re.IGNORECASE)
 
@@ -38,6 +40,11 @@ class Element(NamedTuple):
     job: str
     waits: bool
     reason: str
+
+    @property
+    def is_held(self) -> bool:
+        """Whether Slurm could not start it, and starts it no more by itself."""
+        return self.waits and bool(_HELD.search(self.reason))
 
 
 def scripts(workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -89,7 +96,8 @@ def _state(trial: Trial, state: State, element: Element | None) -> State:
     if element is None or state.kind in (states.DONE, states.RUNNING, states.OTHER):
         return state
     if element.waits:
-        return State(states.QUEUED, state.step, f'job {element.job}, {element.reason}')
+        mend = '; the same command releases it' if element.is_held else ''
+        return State(states.QUEUED, state.step, f'job {element.job}, {element.reason}{mend}')
     return states.look(trial, held=True)
 
 

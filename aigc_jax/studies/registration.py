@@ -27,6 +27,8 @@ def digest(study: Study, argument: str = '') -> str:
             del claim['start']
         if claim['into'] == 'init.run':
             del claim['into']
+        if claim['expected'] and claim['expected'].get('over') == '':
+            del claim['expected']['over'], claim['expected']['share']
     text = json.dumps(fields, sort_keys=True)
     if argument:
         text = text.replace(json.dumps(argument)[1:-1], '{argument}')

@@ -127,7 +127,7 @@ def _row(finding: Finding) -> Row:
         region = statistics.published_region(expected.value, expected.tolerance, expected.sd, expected.n)
         said += f'  [{words.published_value(expected)}]'
     elif isinstance(expected, Versus):
-        said += f'  (better than {expected.than})'
+        said += f'  ({words.better_than(expected)})'
     return Row(
         short(claim.name), finding.row['value'], intervals.limits(finding.row), region, finding.verdict, said,
         1 if claim.better == 'max' else -1, finding.values, [*finding.marks.values()],

@@ -129,12 +129,18 @@ def _padded(words: str, places: int) -> str:
 
 
 def expected(finding: Finding) -> str:
-    """The published value, or 'better than NAME' with the difference to it; '' of neither."""
+    """The published value, or what it is to be better than, with the difference to it; '' of neither."""
     found = finding.claim.expected
     if isinstance(found, Versus):
-        words = f'better than {one_line(found.than)}'
+        words = better_than(found)
         return words + (f': {difference}' if (difference := difference_words(finding)) else '')
     return published(found) if found else ''
+
+
+def better_than(found: Versus) -> str:
+    """'better than NAME', or 'better than 95 % of the gain of NAME over OTHER'."""
+    part = f'{100 * found.share:g} % of the gain of ' if found.over else ''
+    return f'better than {part}{one_line(found.than)}' + (f' over {one_line(found.over)}' if found.over else '')
 
 
 def difference_words(finding: Finding) -> str:

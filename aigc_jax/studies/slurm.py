@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from aigc_jax.core.errors import RunError, UserError
@@ -20,6 +20,7 @@ from aigc_jax.core.files import atomic_write, disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.studies import local, queue, states, status
 from aigc_jax.studies.local import Outcome, Tell
+from aigc_jax.studies.queue import Element
 from aigc_jax.studies.states import State
 from aigc_jax.studies.sweeps import Trial
 from aigc_jax.training.signals import handling
@@ -87,6 +88,8 @@ def missing(found: Sequence[tuple[Trial, State]]) -> list[Trial]:
 def submit(trials: Sequence[Trial], options: Options) -> tuple[list[str], list[Trial]]:
     """Submits what is missing of them; (the ids of the arrays, the trials in them). All have one workdir.
 
+    What Slurm could not start, and holds, is released.
+
     Raises UserError where sbatch refuses, RunError where Slurm does not answer. Nothing is left behind then, but for
     arrays that were accepted before; the same command submits the rest.
     """
@@ -95,7 +98,10 @@ def submit(trials: Sequence[Trial], options: Options) -> tuple[list[str], list[T
     if shutil.which('sbatch') is None:
         raise UserError('--launcher=slurm: sbatch is not here; give the command on a machine that submits jobs')
     with _undone(workdir / queue.FOLDER), _alone(workdir / queue.FOLDER):
-        todo, jobs = missing(queue.beside(status.look(trials), queue.read(workdir))), []
+        elements = queue.read(workdir)
+        found = queue.beside(status.look(trials), elements)
+        _release([elements[trial.name] for trial, state in found if state.kind == states.QUEUED])
+        todo, jobs = missing(found), []
         for start in range(0, len(todo), MOST):
             try:
                 jobs.append(_submit(todo[start : start + MOST], options, workdir))
@@ -112,13 +118,25 @@ def launch(trials: Sequence[Trial], options: Options, tell: Tell) -> Outcome:
 
 
 def wait(trials: Sequence[Trial], tell: Tell) -> Outcome:
-    """Until all of them have left the queue. SIGINT and SIGTERM end the waiting, not the jobs."""
+    """Until all of them have left the queue. SIGINT and SIGTERM end the waiting, not the jobs.
+
+    What Slurm could not start, and holds, is released once, and has failed where it is held again.
+    """
     got: list[int] = []
+    released: set[str] = set()
     ended: dict[str, State] = {}
     waiting, left, pause = {trial.name: trial for trial in trials}, {}, 0.5
     with handling(lambda number, frame: got.append(number)):
         while waiting and not got:
-            for name in waiting.keys() - _queued(trials[0].workdir, waiting):
+            queued = _queued(trials[0].workdir, waiting)
+            held = {name: queued[name] for name in waiting if name in queued and queued[name].is_held}
+            _release([held[name] for name in held.keys() - released])
+            for name in held.keys() & released:
+                words = f'Slurm could not start job {held[name].job}: {held[name].reason}; the same command releases it'
+                ended[name] = State(states.FAILED, words=words)
+                tell(waiting.pop(name), ended[name])
+            released |= held.keys()
+            for name in waiting.keys() - queued:
                 state = states.look(trial := waiting[name])
                 if state.kind == states.RUNNING:
                     left.pop(name, None)
@@ -134,13 +152,26 @@ def wait(trials: Sequence[Trial], tell: Tell) -> Outcome:
     return Outcome(ended, got[0] if got else 0)
 
 
-def _queued(workdir: pathlib.Path, waiting: Collection[str]) -> Collection[str]:
-    """The names of the trials in the queue; those that wait, where Slurm does not answer for a while."""
+def _queued(workdir: pathlib.Path, waiting: Collection[str]) -> Mapping[str, Element]:
+    """{name: element} of the trials in the queue; of those that wait, where Slurm does not answer for a while."""
     try:
-        return queue.read(workdir).keys()
+        return queue.read(workdir)
     except (RunError, UserError) as error:
         note(str(error))
-        return waiting
+        return dict.fromkeys(waiting, Element('', False, ''))
+
+
+def _release(elements: Sequence[Element]) -> None:
+    """Those of them that Slurm holds, because it could not start them."""
+    if not (held := [element for element in elements if element.is_held]):
+        return
+    jobs, more = ', '.join(element.job for element in held[:3]), f' and {len(held) - 3} more' * (len(held) > 3)
+    try:
+        queue.ask('scontrol', 'release', ','.join(element.job for element in held))
+    except (RunError, UserError) as error:
+        note(f'job {jobs}{more}: {held[0].reason}; {error}')
+    else:
+        note(f'job {jobs}{more}: {held[0].reason}; released')
 
 
 def _is_late(trial: Trial, left: dict[str, float]) -> bool:

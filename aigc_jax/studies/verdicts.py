@@ -44,7 +44,7 @@ def looks(study: Study, claim: Claim, alpha: float | None, replicas: int = 1) ->
 def finding(study: Study, claim: Claim, looked: Sequence[Look], seeds: Seeds, other: Seeds | None) -> Finding:
     """Of the first look whose verdict stands, else of the last one that all seeds are there for.
 
-    seeds: {seed: Seed} of all that are there. other: those of the claim that it is compared with.
+    seeds: {seed: Seed} of all that are there. other: what `compared` gives.
     """
     found = None
     for n, level in looked:
@@ -60,6 +60,17 @@ def finding(study: Study, claim: Claim, looked: Sequence[Look], seeds: Seeds, ot
     ours = {seed: one for seed, one in sorted(seeds.items()) if seed < study.first_seed + n}
     row = _row(claim, _values(ours), level) if ours else {}
     return Finding(claim, n, level, ours, row, words=_power(claim, n, level, _values(ours)))
+
+
+def compared(claim: Claim, than: Seeds | None = None, over: Seeds | None = None) -> Seeds | None:
+    """What each seed of the claim is compared with, by the seeds of the claims that its Versus names; None: nothing."""
+    if over is None:
+        return than
+    share = claim.expected.share
+    return {
+        seed: dataclasses.replace(one, value=over[seed].value + share * (one.value - over[seed].value))
+        for seed, one in than.items() if seed in over
+    }  # fmt: skip
 
 
 def next_look(looked: Sequence[Look], found: Finding) -> int | None:

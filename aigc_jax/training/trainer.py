@@ -9,7 +9,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 from ml_collections import ConfigDict
 
-from aigc_jax import reports
+from aigc_jax import adapt, reports
 from aigc_jax.core import parallel, processes
 from aigc_jax.core import progress as progress_lib
 from aigc_jax.core.errors import UserError
@@ -196,6 +196,7 @@ class _Training:
         """(the state to go on from, the steps and the digests of the checkpoints of init.run and prune.run)."""
         if newest is not None:
             return checkpoints.restore(newest, experiment.abstract_state), {}
+        adapt.tell(self._config)
         model, step = initial.model(experiment)
         taken = {} if step is None else {'init_step': step, 'init_sha256': initial.digest(self._config, step)}
         masks, step = initial.masks(experiment)

@@ -5,11 +5,12 @@
 Two tasks on functions of Python's standard library. An encoder says of each token whether it is of an identifier
 (CodeT5's identifier tagging, Wang et al. 2021, section 3.2); an encoder-decoder writes the name of a function that it
 reads. Each is trained from a draw and from a pre-trained model, on all labelled examples and on fewer. Low-rank
-adapters on the pre-trained encoder train 3.4 % of its parameters. CodeT5's identifier-aware denoising stands against
+adapters on the pre-trained encoder train 4.4 % of its parameters. CodeT5's identifier-aware denoising stands against
 T5's span corruption.
 
 All have the tokenizer of the pre-trained model, which saw no module of a held-out function. All arms of a task have the
-same steps and the same learning rate, but for the adapters, which have theirs.
+same steps and the same learning rate, but for the adapters, which have theirs. It was chosen by hand on the validation
+split of seed 0 with 500 functions, of 3e-3, 1e-2 and 3e-2.
 """
 
 from aigc_jax.studies.claims import Claim, Study, Versus
@@ -24,16 +25,16 @@ def _steps(steps, **fields):
 
 _RATE = 'optim.model.schedule.peak_value'
 _DRAWN = {'init.drawn': '.', 'init.unused': '.'}  # the tokenizer alone is taken
+_TEXT = {'data.name': 'python-modules'}
 _ENCODER = _steps(1000, **{'data.vocab_size': 2048})
-_TAGS = _steps(200, **{_RATE: 1e-3})
+_TAGS = _steps(400, **{_RATE: 1e-3})
 _LORA = {
-    'adapt.name': 'lora', 'adapt.rank': 4, 'adapt.alpha': 8.0, 'adapt.targets': 'block.*/kernel',
-    'optim.model.freeze': '^(?!lora/|tagger)', _RATE: 3e-3,
+    'adapt.name': 'lora', 'adapt.rank': 5, 'adapt.alpha': 10.0, 'adapt.targets': 'block.*/kernel',
+    'optim.model.freeze': '^(?!lora/|tagger)', _RATE: 1e-2,
 }  # fmt: skip
 _WIDTH = {'model.layers': 2, 'model.width': 96, 'model.mlp_width': 256}
 _WRITER = _steps(800, **_WIDTH)
 _NAMES = _steps(300, **_WIDTH, **{'data.block': 128, 'data.target_block': 16, _RATE: 1e-3})
-_TEXT = {'data.name': 'python-modules'}
 _LABELS = {'spans': 'span corruption', 'aware': 'identifier-aware denoising'}
 
 
@@ -42,26 +43,30 @@ def study():
 
 
 def _tags():
-    tags = dict(config='../finetune_classify.py', metric='accuracy', better='max')
+    tags = dict(config='../finetune_classify.py:modern', metric='accuracy', better='max')
     yield Claim(
-        name='encoder', claim='The masked language model: nats a hidden token', config='../bert.py:code',
+        name='encoder', claim='The masked language model: nats a hidden token', config='../bert.py:code,modern,muon',
         fields=_ENCODER | _TEXT, metric='nats_per_masked_token', better='min',
     )  # fmt: skip
     for size, count in _SIZES.items():
-        fields = _TAGS | {'data.train_examples': count}
+        fields, drawn, whole = _TAGS | {'data.train_examples': count}, f'tags-{size}-drawn', f'tags-{size}'
         words = f'Tags of identifiers from {"all" if size == "all" else size} labelled functions'
         yield Claim(
-            name=f'tags-{size}-drawn', claim=f'{words}, trained from a draw', start='encoder', fields=fields | _DRAWN,
+            name=drawn, claim=f'{words}, trained from a draw', start='encoder', fields=fields | _DRAWN,
             floors=('most_frequent/accuracy',), **tags,
         )  # fmt: skip
         yield Claim(
-            name=f'tags-{size}', claim=f'{words}: the pre-trained model is better', start='encoder', fields=fields,
-            expected=Versus(f'tags-{size}-drawn'), **tags,
+            name=whole, claim=f'{words}: the pre-trained model is better', start='encoder', fields=fields,
+            expected=Versus(drawn), **tags,
         )  # fmt: skip
-    yield Claim(
-        name='tags-all-lora', claim=f'{words}: so are low-rank adapters on it', start='encoder', fields=fields | _LORA,
-        expected=Versus('tags-all-drawn'), **tags,
-    )  # fmt: skip
+        yield Claim(
+            name=f'{whole}-lora', claim=f'{words}: so are low-rank adapters on it', start='encoder',
+            fields=fields | _LORA, expected=Versus(drawn), **tags,
+        )  # fmt: skip
+        yield Claim(
+            name=f'{whole}-lora-gain', claim=f'{words}: the adapters reach 95 % of the gain', start='encoder',
+            fields=fields | _LORA, expected=Versus(whole, share=0.95, over=drawn), **tags,
+        )  # fmt: skip
 
 
 def _names():

@@ -1,9 +1,10 @@
 """Makes tests/adapt/goldens/NAME of BERT and RoBERTa: models drawn by transformers, saved by it, and what they give.
 
-    python tests/adapt/make_encoder_goldens.py      # needs torch and transformers, which the tests do not
+    python tests/adapt/make_encoder_goldens.py [NAME …]      # needs torch and transformers, which the tests do not
 """
 
 import pathlib
+import sys
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ MODELS = {
     'bert_tokens': (transformers.BertForTokenClassification, transformers.BertConfig, BERT),
     'roberta_masked': (transformers.RobertaForMaskedLM, transformers.RobertaConfig, ROBERTA),
     'roberta_sequence': (transformers.RobertaForSequenceClassification, transformers.RobertaConfig, ROBERTA),
+    'roberta_tokens': (transformers.RobertaForTokenClassification, transformers.RobertaConfig, ROBERTA),
 }
 
 
-def make(name: str) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
+def make(name: str, seed: int = 0) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     """A model of MODELS whose parameters are far from their initialization, and its inputs and outputs."""
     kind, config, own = MODELS[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = kind(config(**COMMON, **own)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +53,7 @@ def make(name: str) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
 
 
 def main() -> None:
-    for name in MODELS:
+    for name in sys.argv[1:] or MODELS:
         model, values = make(name)
         model.save_pretrained(GOLDENS / name)
         (GOLDENS / name / 'generation_config.json').unlink(missing_ok=True)

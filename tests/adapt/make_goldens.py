@@ -36,9 +36,9 @@ DECODERS = {
 }  # fmt: skip
 
 
-def drawn(model: torch.nn.Module) -> torch.nn.Module:
+def drawn(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """All weights anew, wide enough that a wrong one shows in the logits."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             is_scale = name.endswith('weight') and ('norm' in name or '.ln_' in name)

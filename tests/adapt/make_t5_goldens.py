@@ -30,10 +30,10 @@ MODELS = {
 }  # fmt: skip
 
 
-def drawn(name: str) -> torch.nn.Module:
+def drawn(name: str, seed: int = 0) -> torch.nn.Module:
     """A model whose weights are wide enough that a wrong one shows in the logits."""
     model = t.T5ForConditionalGeneration(t.T5Config(**COMMON | MODELS[name]))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     if name == 't5_v1_1':
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     with torch.no_grad():

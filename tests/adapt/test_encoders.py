@@ -89,7 +89,8 @@ def test_the_first_checkpoints_of_bert_are_read(tmp_path):
     whole = load_file(GOLDENS / 'bert_masked' / 'model.safetensors')
     old = lambda name: name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta')
     more = {
-        'bert.embeddings.position_ids': np.arange(20)[None], 'cls.predictions.decoder.weight': np.zeros((61, 16)),
+        'bert.embeddings.position_ids': np.arange(20)[None],
+        'cls.predictions.decoder.weight': whole['bert.embeddings.word_embeddings.weight'].copy(),
         'cls.seq_relationship.weight': np.zeros((2, 16)), 'bert.pooler.dense.weight': np.zeros((16, 16)),
         'bert.pooler.dense.bias': np.zeros(16),
     }  # fmt: skip
@@ -105,6 +106,29 @@ def test_the_first_checkpoints_of_bert_are_read(tmp_path):
         abstract = jax.eval_shape(lambda module=module: encoder.init(module, jax.random.key(0)))
         found.append(huggingface.read(folder, family, fields, abstract, left))
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.parametrize('name, tensor, more', [
+    ('bert_masked', 'cls.predictions.decoder.weight', 'bert.embeddings.word_embeddings.weight'),
+    ('bert_masked', 'cls.predictions.decoder.bias', 'cls.predictions.bias'),
+    ('roberta_masked', 'lm_head.decoder.weight', 'roberta.embeddings.word_embeddings.weight'),
+    ('bert_sequence', 'cls.predictions.decoder.weight', 'bert.embeddings.word_embeddings.weight'),
+])  # fmt: skip
+def test_a_head_that_is_not_the_embedding_is_refused_where_it_is_used(name, tensor, more, tmp_path):
+    shutil.copytree(GOLDENS / name, tmp_path / 'other')
+    whole = load_file(GOLDENS / name / 'model.safetensors')
+    save_file(whole | {tensor: whole[more] + 1}, tmp_path / 'other' / 'model.safetensors')
+    folder = huggingface.Folder(tmp_path / 'other')
+    family, fields = huggingface.family_of(folder), huggingface.fields_of(folder)
+    own = {field.removeprefix('model.'): value for field, value in fields.items() if field.startswith('model.')}
+    heads = {'masked': True} if name.endswith('masked') else {'classes': 3}
+    module = encoder.Encoder(vocab_size=61, zero_init=False, dropout=0.0, attention='einsum', **own, **heads)
+    abstract = jax.eval_shape(lambda: encoder.init(module, jax.random.key(0)))
+    if name == 'bert_sequence':
+        huggingface.read(folder, family, fields, abstract)
+        return
+    with pytest.raises(UserError, match=f'{tensor} is another matrix than {more}'):
+        huggingface.read(folder, family, fields, abstract)
 
 
 @pytest.mark.parametrize('kind', ['text', 'labelled', 'tagged'])

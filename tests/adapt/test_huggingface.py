@@ -4,11 +4,14 @@ tests/adapt/goldens/ holds small models as transformers saves them, with what it
 """
 
 import json
+import os
 import pathlib
+import re
 import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -125,16 +128,15 @@ def test_the_bare_model_is_read_as_well(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, read(folder, module))
 
 
-def test_half_precision_is_read(tmp_path):
-    import ml_dtypes
-
+@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_is_read(tmp_path, dtype):
     folder = huggingface.Folder(GOLDENS / 'llama')
     shutil.copytree(folder.path, tmp_path / 'half')
     whole = load_file(folder.path / 'model.safetensors')
-    half = {name: x.astype(ml_dtypes.bfloat16) for name, x in whole.items()}
+    half = {name: x.astype(dtype) for name, x in whole.items()}
     save_file(half, tmp_path / 'half' / 'model.safetensors')
     module = decoder(folder)
-    near = lambda half, full: np.testing.assert_allclose(half, full, rtol=2**-8)
+    near = lambda half, full: np.testing.assert_array_equal(half, full.astype(dtype).astype(np.float32))
     found = read(huggingface.Folder(tmp_path / 'half'), module)
     jax.tree.map(near, found, read(folder, module))
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype('float32')}
@@ -189,6 +191,27 @@ def shard_elsewhere(folder):
     (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': '../x.safetensors'}}))
 
 
+def a_pipe(folder):
+    (folder / 'model.safetensors').unlink()
+    os.mkfifo(folder / 'model.safetensors')
+
+
+def two_shards(folder):
+    whole = load_file(folder / 'model.safetensors')
+    (folder / 'model.safetensors').rename(folder / 'a.safetensors')
+    save_file({name: x + 1 for name, x in whole.items()}, folder / 'b.safetensors')
+    names = dict.fromkeys(whole, 'a.safetensors') | {'model.norm.weight': 'b.safetensors'}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': names}))
+
+
+def of_dtype(dtype):
+    def change(folder):
+        whole = load_file(folder / 'model.safetensors')
+        save_file({name: x.astype(dtype) for name, x in whole.items()}, folder / 'model.safetensors')
+
+    return change
+
+
 DAMAGE = {
     'no config': ('llama', lambda folder: (folder / 'config.json').unlink(), 'has no config.json'),
     'no json': ('llama', lambda folder: (folder / 'config.json').write_text('{'), 'no JSON object with a model_type'),
@@ -202,9 +225,20 @@ DAMAGE = {
     'another shape': ('llama', config_with(hidden_size=32), 'asks for'),
     'no number': ('llama', config_with(num_hidden_layers='two'), "num_hidden_layers is 'two'"),
     'another activation': ('gpt2', config_with(activation_function='mish'), "activation_function is 'mish'"),
+    'no gate': ('gpt2', config_with(activation_function='silu'), "activation_function is 'silu'; known: gelu_new"),
+    'a list': ('gpt2', config_with(activation_function=['gelu']), "activation_function is ['gelu']"),
+    'no rope': ('llama', config_with(rope_parameters=[1]), 'its rope is [1]'),
+    'half of a head': ('llama', config_with(partial_rotary_factor=0.5), 'partial_rotary_factor is 0.5'),
+    'no window': ('mistral', config_with(sliding_window='x'), "sliding_window is 'x'"),
+    'a pipe': ('llama', a_pipe, 'it is a pipe or a device'),
+    'in two shards': ('llama', two_shards, 'is in b.safetensors and in another shard, too'),
+    'of eight bits': ('llama', of_dtype(ml_dtypes.float8_e4m3fn), 'is of the dtype F8_E4M3; F64, F32'),
+    'quantized': ('llama', config_with(quantization_config={'quant_method': 'awq'}), 'are quantized (awq)'),
     'another rope': ('llama', config_with(rope_parameters={'rope_type': 'yarn'}), "of the type 'yarn'"),
     'two windows': (
-        'qwen2', config_with(use_sliding_window=True, layer_types=['full_attention', 'sliding_attention']),
+        'qwen2', config_with(
+            use_sliding_window=True, sliding_window=8, layer_types=['full_attention', 'sliding_attention']
+        ),
         'some layers have a sliding window',
     ),
     'some biases': ('llama', config_with(attention_bias=True), 'attention_bias and mlp_bias differ'),
@@ -249,3 +283,48 @@ def test_a_run_is_no_checkpoint_of_hugging_face(tmp_path):
     (tmp_path / 'config.json').write_text('{"schema": 3}')
     assert not huggingface.is_folder(tmp_path) and not huggingface.is_folder(tmp_path / 'none')
     assert huggingface.is_folder(GOLDENS / 'gpt2')
+
+
+@pytest.mark.parametrize('text', ['{"n_embd": 3}', '[]', '{', None])
+def test_weights_beside_a_damaged_config_are_those_of_a_checkpoint(tmp_path, text):
+    """So that the message is of config.json, and not that there is no run."""
+    shutil.copy(GOLDENS / 'gpt2' / 'model.safetensors', tmp_path)
+    if text is not None:
+        (tmp_path / 'config.json').write_text(text)
+    assert huggingface.is_folder(tmp_path)
+    with pytest.raises(UserError, match='config.json'):
+        huggingface.Folder(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'qwen2', 't5_v1_0'])
+def test_a_head_of_its_own_is_read_whatever_the_config_says(tmp_path, name):
+    """As transformers 5 does: it ties no two matrices of a checkpoint that differ. A copy of the embedding is none."""
+    whole = load_file(GOLDENS / name / 'model.safetensors')
+    (embedding,) = (key for key in whole if re.search(r'(wte|embed_tokens|shared)\.weight$', key))
+    for factor, is_tied in ((1, True), (2, False)):
+        shutil.copytree(GOLDENS / name, folder := tmp_path / str(factor))
+        save_file(whole | {'lm_head.weight': factor * whole[embedding]}, folder / 'model.safetensors')
+        fields = huggingface.fields_of(huggingface.Folder(folder))
+        assert fields['model.tied'] is is_tied and fields.get('model.scaled_logits', True)
+
+
+@pytest.mark.parametrize('config, window', [
+    ({}, 0), ({'use_sliding_window': True}, 0), ({'use_sliding_window': True, 'max_window_layers': 0}, 8),
+    ({'use_sliding_window': True, 'max_window_layers': 2}, 0),
+    ({'use_sliding_window': True, 'layer_types': ['sliding_attention'] * 2}, 8),
+    ({'use_sliding_window': True, 'max_window_layers': 0, 'layer_types': ['full_attention'] * 2}, 0),
+    ({'use_sliding_window': True, 'max_window_layers': 0, 'sliding_window': None}, 0),
+])  # fmt: skip
+def test_the_window_of_qwen_is_that_of_its_layers(config, window):
+    """Layers from max_window_layers on have it, so that none has it where they are as many."""
+    theirs = {name: value for name, value in huggingface.Folder(GOLDENS / 'qwen2').config.items()
+              if name not in ('layer_types', 'max_window_layers', 'use_sliding_window')}  # fmt: skip
+    fields = huggingface.FAMILIES['qwen2'].fields(theirs | {'sliding_window': 8} | config, 'here')
+    assert fields['model.window'] == window
+
+
+def test_the_window_of_a_mistral_that_names_none_is_that_of_transformers():
+    theirs = dict(huggingface.Folder(GOLDENS / 'mistral').config)
+    del theirs['sliding_window']
+    found = lambda **more: huggingface.FAMILIES['mistral'].fields(theirs | more, 'here')['model.window']
+    assert found() == 4096 and found(sliding_window=None) == 0

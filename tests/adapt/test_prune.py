@@ -1,5 +1,6 @@
 """Pruning: which weights are kept, that the others are 0 and stay so, and runs that are pruned by the runs before."""
 
+import json
 import shutil
 
 import jax
@@ -302,6 +303,20 @@ def test_a_run_that_cannot_say_what_is_kept_is_named(ticket, fields, words):
     assert str(error.value).startswith(words) and '\n' not in str(error.value)
     if words == 'prune.run: ':
         assert 'model/mlp/Dense_0/kernel is float32[64, 16], the model has float32[64, 8]' in str(error.value)
+        assert f'; set model.classifier.features=(16,), as {ticket} has' in str(error.value)
+
+
+def test_a_run_with_the_optimizer_of_another_model_is_named(ticket, tmp_path):
+    shutil.copytree(ticket, tmp_path / 'other')
+    path = tmp_path / 'other' / 'config.json'
+    theirs = json.loads(path.read_text())
+    theirs['task'] = {'name': 'lm'}
+    theirs['optim']['model']['weight_decay_regex'] = 'block.*kernel'
+    path.write_text(json.dumps(theirs))
+    with pytest.raises(UserError) as error:
+        initial.masks(Experiment(config(prune__run=str(tmp_path / 'other'), prune__keep=0.1)))
+    assert 'prune.run: its optimizer is that of another model: ' in str(error.value)
+    assert str(error.value).endswith(f"; {tmp_path / 'other'} is a run of task.name=lm")
 
 
 def test_what_is_stored_are_the_weights_that_are_left_and_a_bit_for_each(ticket):

@@ -250,8 +250,22 @@ def test_copies_of_the_embedding_are_not_read(copied):
     read(found, module_of(found))
 
 
+def test_another_embedding_of_the_encoder_is_refused(copied):
+    whole = load_file(GOLDENS / 't5_v1_0' / 'model.safetensors')['shared.weight']
+    folder = copied('t5_v1_0', {'encoder.embed_tokens.weight': whole + 1})
+    with pytest.raises(UserError, match='encoder.embed_tokens.weight is another matrix than shared.weight'):
+        read(folder, module_of(folder))
+
+
+def test_a_tokenizer_whose_padding_begins_no_target_is_refused(copied):
+    path = with_words(copied('t5_v1_0', decoder_start_token_id=7).path, 21)
+    with pytest.raises(UserError, match='decoder_start_token_id is 7, and a target begins with the padding here'):
+        aigc_jax.from_pretrained(path)
+
+
 @pytest.mark.parametrize('change, words', [
     (dict(feed_forward_proj='gated-relu'), "feed_forward_proj is 'gated-relu'"),
+    (dict(feed_forward_proj=['relu']), "feed_forward_proj is ['relu']"),
     (dict(d_kv=3), 'asks for'),
     (dict(num_decoder_layers=3), 'lacks decoder.block.2'),
     (dict(is_encoder_decoder=False), 'is_encoder_decoder is False'),

@@ -47,3 +47,41 @@ def test_a_signal_that_comes_during_a_finalizer_is_heard(number, body):
         assert (ended.returncode, ended.stderr) == (130, 'interrupted\n')
     else:
         assert f'{number}: saved at step 7' in ended.stderr
+
+
+# With the threads of NumPy, which this program has not imported, each door would end in OpenBLAS's or XLA's own words.
+FEW_THREADS = """
+import os, resource, sys
+from aigc_jax import main, study, sweep, verify
+
+def train():
+    main.parse(['', '--config=a.py', '--workdir=nowhere/run'])
+    main.main([])
+
+doors = {
+    'main': train, 'verify': lambda: verify.main(['', '--workdir=nowhere/run']),
+    'sweep': lambda: sweep.main(['', '--config=a.py', '--workdir=nowhere/sweep']),
+    'search': lambda: sweep.main(['', '--config=a.py', '--workdir=nowhere/sweep', '--search=4']),
+    'study': lambda: study.main(['', '--config=a.py', '--workdir=nowhere/study']),
+}
+assert not {'numpy', 'jax'} & {*sys.modules}
+resource.setrlimit(resource.RLIMIT_NPROC, (4, 4))
+if not os.getuid():
+    os.setuid(os.getpid() + 1_000_000)  # the limit does not hold for root, and counts what else the user runs
+for name, door in doors.items():
+    if not (child := os.fork()):
+        try:
+            door()
+        except SystemExit as ended:
+            os._exit(ended.code)
+        os._exit(99)
+    print(name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_a_limit_of_threads_is_told_in_a_line():
+    done = subprocess.run([sys.executable, '-c', FEW_THREADS], capture_output=True, text=True, timeout=50)
+    assert done.stdout.split() == ['main', '1', 'verify', '3', 'sweep', '1', 'search', '1', 'study', '1'], done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 5 and len({*lines}) == 1, done.stderr
+    assert lines[0].startswith('error: no more threads are allowed: this process needs ') and 'ulimit -u' in lines[0]

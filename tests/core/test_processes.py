@@ -15,7 +15,7 @@ import pytest
 from pairs import Pair
 
 import aigc_jax
-from aigc_jax.core import processes, star
+from aigc_jax.core import environment, processes, star
 from aigc_jax.core.errors import UserError
 
 NOTICED = 10  # seconds in which all end
@@ -291,6 +291,10 @@ def test_a_process_that_never_comes_is_told(command_line, tmp_path):
         ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1'}, 'JAX_COORDINATOR_ADDRESS'),
         ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '1', 'JAX_COORDINATOR_ADDRESS': 'here'},
          'JAX_COORDINATOR_ADDRESS'),
+        ({'JAX_NUM_PROCESSES': 30 * '9', 'JAX_PROCESS_ID': '0'}, 'JAX_NUM_PROCESSES'),
+        ({'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '1'}, 'JAX_PROCESS_ID'),
+        ({'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '0', 'JAX_COORDINATOR_ADDRESS': 'here:8476',
+          'JAX_LOCAL_DEVICE_IDS': 'all'}, 'JAX_LOCAL_DEVICE_IDS'),
         ({'SLURM_NTASKS': 'two'}, 'SLURM_NTASKS'),
         ({'SLURM_NTASKS': '2'}, 'JAX_COORDINATOR_ADDRESS'),
     ],
@@ -302,6 +306,23 @@ def test_a_mistake_in_the_environment_is_named(monkeypatch, environment, name):
         monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match=f'^{name}: '):
         processes.expected()
+
+
+@pytest.mark.parametrize(
+    'bind, words',
+    [
+        ('junk', "JAX_COORDINATOR_BIND_ADDRESS: 'junk'; it is HOST:PORT"),
+        ('192.0.2.1:8476', 'JAX_COORDINATOR_BIND_ADDRESS: this process cannot listen at 192.0.2.1:8476: '),
+        ('127.0.0.1:%d', 'JAX_COORDINATOR_BIND_ADDRESS: another program listens at 127.0.0.1:'),
+        ('', 'JAX_COORDINATOR_ADDRESS: another program listens at 127.0.0.1:'),
+    ],
+)
+def test_an_address_where_the_first_process_cannot_listen_is_named(monkeypatch, bind, words):
+    with socket.create_server(('127.0.0.1', 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv('JAX_COORDINATOR_BIND_ADDRESS', bind % port if '%' in bind else bind)
+        with pytest.raises(UserError, match=f'^{words}'):
+            environment.check_free(f'127.0.0.1:{port}')
 
 
 def test_a_mistake_in_the_environment_ends_with_one_line(command_line, tmp_path):

@@ -367,5 +367,5 @@ def test_pairs_labelled_and_tagged_texts_of_a_set(tmp_path, capsys):
     assert str(error.value) == (
         'data.name=pairs:tfds:made: has no feature source, target; set data.columns to two of de, en, kind, ner, words'
     )
-    with pytest.raises(UserError, match='is no JSON object with a field "kind"'):
+    with pytest.raises(UserError, match='"kind" is 0; it is a text'):
         data.load(config('pairs', 'en', 'kind'))

@@ -9,7 +9,7 @@ import pytest
 
 from aigc_jax.core import rng
 from aigc_jax.core.errors import UserError
-from aigc_jax.data import denoising, infilling, tokenizers
+from aigc_jax.data import NO_TAG, denoising, infilling, tokenizers
 
 BYTES = tokenizers.train('byte', ['ab'], ['ab'], 0, True, special=('pad',), num_sentinels=10)
 ENDLESS = tokenizers.train('byte', ['ab'], ['ab'], 0, False, num_sentinels=10)
@@ -153,6 +153,41 @@ def test_half_of_the_windows_hide_names_and_half_spans():
         other = names if is_name[i] else spans
         assert all(row(both, name, i) == row(other, name, i) for name in ('source', 'target'))
     assert abs(np.mean(is_name) - 0.5) < 5 * 0.5 / 20
+
+
+def test_a_third_of_the_windows_is_tagged_as_it_is():
+    """By hand: a letter of a name is tagged 1, whether the window holds the name whole or not, and the end of a
+    document has no tag. The other windows are those of the objective without tagging."""
+    whole = windows_of(BYTES, 40, f'{CODE}{CODE}')
+    batch = jax.tree.map(lambda x: np.resize(x, (600, 41)), whole)
+    batch['tokens'][:, 20], batch['names'][:, 20] = BYTES.end, 0
+    ctx = rng.context(0, 'train', 3, jnp.arange(600))
+    aware = denoising.identifier_aware(BYTES, 0.15, 3.0)
+
+    @jax.jit
+    def transform(batch):
+        pair = aware.transform(batch, ctx)
+        return pair, denoising.partly_tagged(pair, batch, ctx, 1 / 3, aware.behind)
+
+    pair, found = jax.device_get(transform(batch))
+    is_tagged = (found['tags'] != NO_TAG).any(axis=1)
+    assert abs(is_tagged.mean() - 1 / 3) < 5 * (2 / 9 / 600) ** 0.5
+    others = ~is_tagged
+    for name, value in pair.items():
+        np.testing.assert_array_equal(found[name][others], value[others])
+    by_name = np.asarray(ctx.uniform('objective') < 0.5)
+    assert abs(by_name[is_tagged].mean() - 0.5) < 5 * 0.5 / is_tagged.sum() ** 0.5  # drawn independently of it
+    assert (found['target_length'][is_tagged] == 0).all() and (found['source_length'][is_tagged] == 41).all()
+    np.testing.assert_array_equal(found['source'][is_tagged, :40], batch['tokens'][is_tagged, :40])
+    assert (found['source'][is_tagged, 40] == BYTES.end).all()
+    tags = np.where(batch['names'][:, :40] == 0, 0, 1)
+    tags[:, 20] = NO_TAG
+    np.testing.assert_array_equal(found['tags'][is_tagged, :40], tags[is_tagged])
+    assert (found['tags'][:, 40] == NO_TAG).all()
+    cut = is_tagged & (batch['names'][:, 0] == infilling.GOES_ON)
+    assert cut.any() and (found['tags'][cut, 0] == 1).all()
+    endless = denoising.tagged(batch, ())
+    assert endless['source'].shape == endless['tags'].shape == (600, 40)
 
 
 def test_a_prefix_and_what_follows_are_the_window():

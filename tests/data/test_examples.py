@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -256,10 +258,10 @@ def test_the_tokenizer_of_a_run_is_gone_on_with(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('prefix, example, words', [
-    ('pairs', '{"source": "a"}', 'line 3 is no JSON object with a field "target"'),
+    ('pairs', '{"source": "a"}', 'line 3 is no JSON object with a field "target"; it has "source": set data.columns'),
     ('pairs', '{"source": "a", "target"', 'line 3 is no JSON object with a field "source"'),
     ('pairs', '["a", "b"]', 'line 3 is no JSON object with a field "source"'),
-    ('pairs', '{"source": "a", "target": 3}', 'line 3 is no JSON object with a field "target"'),
+    ('pairs', '{"source": "a", "target": 3}', 'line 3: "target" is 3; it is a text'),
     ('pairs', '{"source": " ", "target": "b"}', 'line 3: "source" is empty'),
     ('labelled', '{"text": "a"}', 'line 3: "label" is missing; it is a word or whole number'),
     ('labelled', '{"text": "a", "label": 0.5}', 'line 3: "label" is 0.5; it is a word or whole number'),
@@ -364,3 +366,20 @@ def test_the_longer_text_is_cut_first(first, second, room):
     library.enable_truncation(room, strategy='longest_first')
     ids = library.encode('a ' * first, 'b ' * second).ids
     assert examples._sizes(first, second, room) == (ids.count(0), ids.count(1))
+
+
+def test_the_command_that_a_csv_is_refused_with_mends_it(tmp_path):
+    path = tmp_path / 'my texts.csv'
+    rows = '\ufefftext,label\r\n' + ''.join(f'"ä, {i}",{"no" if i % 2 else "yes"}\r\n' for i in range(40))
+    path.write_bytes(rows.encode())
+    _, _, command = message(f'labelled:{path}').partition('make it a file that does: ')
+    subprocess.run(command.replace('python', sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    dataset = data.load(make(f'labelled:{tmp_path}/my texts.jsonl'))
+    assert dataset.class_names == ('no', 'yes') and sum(map(len, dataset.splits.values())) == 40
+
+
+def test_a_label_of_the_test_split_alone_is_told_by_its_name(tmp_path, capsys):
+    split = lambda i: 'test' if i > 30 else 'train'
+    rows = [{'text': f'{i}', 'label': 'new' if i > 35 else 'ab'[i % 2], 'split': split(i)} for i in range(40)]
+    data.load(make('labelled:' + lines(tmp_path / 'a.jsonl', rows)))
+    assert 'no training example is of class new (1 of 3 classes)' in capsys.readouterr().err

@@ -173,6 +173,15 @@ def test_a_checkpoint_without_a_tokenizer_wants_one_that_fits(runner, tmp_path):
         aigc_jax.from_pretrained(tmp_path / 'bare')
 
 
+def test_what_rounds_its_activations_is_no_checkpoint(tmp_path):
+    """Transformers would compute other numbers with the same weights."""
+    more = {'quantize.weights': 'int8', 'quantize.activations': 'int8'}
+    model = aigc_jax.from_pretrained(GOLDENS / 'gpt2', more)
+    with pytest.raises(UserError, match='quantize.activations: int8; a checkpoint of Hugging Face holds weights alone'):
+        aigc_jax.export(model, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_mistakes_of_an_export_are_named(runner, smoke, tmp_path):
     folder = shutil.copytree(smoke('gan'), tmp_path / 'gan')
     for more, words in (

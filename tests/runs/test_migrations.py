@@ -100,6 +100,15 @@ def test_a_transformer_of_before_pretraining_is_the_same_one(name, where, tmp_pa
     assert Experiment(config).abstract_state.params
 
 
+def test_an_encoder_decoder_of_before_tagging_has_none(tmp_path):
+    now = config_lib.load(f'{OLD[0].parents[3]}/configs/t5.py:smoke,identifier_aware', [])
+    fields = now.to_dict() | {'schema': 4}
+    del fields['task']['tagging_share']
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    assert config_lib.differing(config_lib.from_json(tmp_path / 'config.json'), now) == []
+    assert now.task.tagging_share == 0 and now.schema == SCHEMA
+
+
 MOVED = {
     'flow': {
         'eval.solver': 'sample.solver', 'eval.steps': 'sample.steps', 'eval.tolerance': 'sample.tolerance',

@@ -115,6 +115,16 @@ def test_a_language_model_of_a_contender_is_that_of_the_others(name, contender, 
         assert 1e8 < built.peak() < 1e14
 
 
+def test_a_rounded_model_writes_otherwise_and_a_student_is_smaller(tmp_path):
+    workload = bench.COMPRESSED['compressed'].tiny()
+    data = workload.write(str(tmp_path / 'data.txt'), 3000)
+    names = 'ours', 'ours, int4', 'ours, half the width and layers'
+    built = [bench_worker.build(workload, name, data) for name in names]
+    dense, rounded, student = (one.score(one.run(1)) for one in built)
+    assert 0 < min(dense, rounded, student) and len({dense, rounded, student}) == 3
+    assert built[0].parameters == built[1].parameters > 1.5 * built[2].parameters
+
+
 def test_the_work_of_a_step_is_counted_by_the_formula():
     # By hand, of one layer of width 2 and one head, for 3 tokens of 5: products with 12 · 2² weights and the head's
     # 5 · 2, and norms of 3 · 2, 6 each; 2 · 2 products of 3 keys with 2 features forward, and twice that backward.

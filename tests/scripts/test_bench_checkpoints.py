@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from aigc_jax.adapt import huggingface
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'scripts'))
 
 import bench_worker  # noqa: E402
-from bench_checkpoints import CHECKPOINTS, CLS, END, SEP, Beams  # noqa: E402
+from bench_checkpoints import CHECKPOINTS, CLS, END, SEP, FineTuning, Loading, Peak  # noqa: E402
 
 TINY = {name: workload.tiny() for name, workload in CHECKPOINTS.items()}
 
@@ -41,8 +42,21 @@ def test_a_contender_trains_or_writes(name, contender, tmp_path):
         pytest.skip(f'{module} is not installed')
     built = bench_worker.build(workload, contender, workload.write(str(tmp_path / 'folder')))
     first, second = (built.score(built.run(workload.unit)) for _ in range(2))
-    if isinstance(workload, Beams):
+    if isinstance(workload, Loading):
+        weights = load_file(tmp_path / 'folder' / 'model.safetensors').values()
+        assert built.parameters == sum(x.size for x in weights)
+        assert first == second == pytest.approx(sum((x**2).sum() for x in weights) / built.parameters, rel=1e-5)
+    if not isinstance(workload, FineTuning):
         assert first == second
     else:
         assert first != second
         assert first == pytest.approx(math.log(2 if workload.kind == 'bert' else workload.vocab_size), rel=0.2)
+
+
+def test_the_peak_is_what_a_block_adds_at_most():
+    """Of two blocks the larger, and of memory that is freed again."""
+    peak = Peak()
+    for megabytes in (8, 64, 1):
+        with peak:
+            np.ones(megabytes << 20, np.uint8).sum()
+    assert 60e6 < peak.most < 100e6

@@ -13,7 +13,7 @@ CLAIM = dict(claim='it holds', config='own.py', metric='model/nll', better='min'
 
 def report() -> Report:
     first = Claim('a', expected=Published(1.0, 'eq. 1', tolerance=0.1), fields={'task.loss': 'hinge'}, **CLAIM)
-    second = Claim('b', expected=Versus('a'), evaluate={'sample.steps': 1}, **CLAIM)
+    second = Claim('b', expected=Versus('a', share=0.5, over='c'), evaluate={'sample.steps': 1}, **CLAIM)
     seeds = {3: Seed(1.0, 'a/seed-3', 0.5), 4: Seed(math.nan, 'a/seed-4', 0.25, 'c0ffee')}
     row = {'value': math.nan, 'ci': math.nan, 'n': 2, 'over': 'seeds'}
     found = Finding(first, 2, 0.05, seeds, row, marks={'perfect': 0.5}, verdict=findings.WORSE, absent=('b: failed',))
@@ -53,6 +53,12 @@ def test_what_is_no_report_is_named(tmp_path, text):
         (lambda: Study('t', [Claim('a', **CLAIM)] * 2), 'the name a'),
         (lambda: Study('t', [Claim('a', expected=Versus('a'), **CLAIM)]), 'no other claim'),
         (lambda: Study('t', [Claim('a', **CLAIM)], alpha=0), 'no such study'),
+        (lambda: Versus('b', share=0.95), 'give both'),
+        (lambda: Versus('b', over='c'), 'give both'),
+        (
+            lambda: Study('t', [Claim(n, expected=e, **CLAIM) for n, e in (('a', Versus('b', 0.9, 'c')), ('b', None))]),
+            "compared with 'c', which is no other claim",
+        ),
     ],
 )
 def test_a_study_that_says_nothing_is_refused(make, words):

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -152,8 +153,8 @@ class Sweep:
     def log(self) -> str:
         return ''.join(path.read_text() for path in self.workdir.glob('*/seed-*.log'))
 
-    def finish(self) -> None:
-        """Waits for what is queued, and submits what is missing. Requeued jobs start at once."""
+    def wait(self) -> tuple[int, str, str]:
+        """What `run` gives of --wait. Requeued jobs start at once."""
         ended = threading.Event()
 
         def release():
@@ -163,10 +164,14 @@ class Sweep:
         thread = threading.Thread(target=release)
         thread.start()
         try:
-            code, out, err = self.run('--wait')
+            return self.run('--wait')
         finally:
             ended.set()
             thread.join()
+
+    def finish(self) -> None:
+        """Waits for what is queued, and submits what is missing."""
+        code, out, err = self.wait()
         assert code == 0, (out, err, self.log()[-3000:])
 
     def bits(self) -> dict[str, bytes]:
@@ -305,6 +310,21 @@ def test_a_node_that_fails_and_comes_back_and_a_controller_that_is_killed(cluste
     assert sweep.log().count('\n$ ') == 2 and 'from step 10 on' in sweep.log()
 
 
+def test_what_slurm_could_not_start_and_holds_is_told_and_released(cluster, local, tmp_path):
+    """It would stay in the queue for ever."""
+    sweep = Sweep(cluster, tmp_path, *ONE, sbatch='--partition=steady')
+    with cluster.failing():
+        code, table, err = sweep.wait()  # each of the two nodes fails once
+    held = r'launch.failed.requeued.held'
+    assert code == 1 and re.search(rf'note: job \d+_0: {held}; released\n', err), err
+    assert re.search(rf'failed: Slurm could not start job \d+_0: {held}; the same command releases it\n', err), err
+    code, out, _ = sweep.run('status')
+    assert code == 0 and re.search(rf': queued: job \d+_0, {held}; the same command releases it\n', out), out
+    sweep.finish()
+    assert same(sweep, local[0])
+    assert sweep.log().count('\n$ ') == 1 and len(list((sweep.workdir / 'slurm').glob('*.sh'))) == 1
+
+
 def _strike(what: str, cluster, sweep: Sweep, launcher: subprocess.Popen, node: str) -> None:
     if what == 'launcher':
         launcher.kill()
@@ -335,6 +355,7 @@ def test_random_kills_of_launchers_runs_daemons_and_nodes(cluster, local, tmp_pa
             end = time.monotonic() + moments.uniform(0, 20)
             while launcher.poll() is None and time.monotonic() < end:
                 cluster.release()
+                cluster.resume()
                 time.sleep(0.5)
             if left and launcher.poll() is None:
                 what = moments.choice(('launcher', 'run', 'slurmd', 'slurmctld', 'node'))

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from aigc_jax.studies import findings, verdicts
+from aigc_jax.studies import report_words as words
 from aigc_jax.studies.claims import Claim, Published, Study, Versus
 from aigc_jax.studies.findings import Seed
 from aigc_jax.studies.verdicts import finding, looks, next_look
@@ -23,7 +24,8 @@ def seeds(*values: float, first: int = 0) -> dict[int, Seed]:
 
 
 def found(one: Claim, *values: float, other=None, n: int | None = None, alpha: float | None = None):
-    study = Study('t', [one, Claim('b', better=one.better, **BASE)], seeds=n or len(values))
+    others = [Claim(name, better=one.better, **BASE) for name in one.others or 'b']
+    study = Study('t', [one, *others], seeds=n or len(values))
     return finding(study, one, looks(study, one, alpha), seeds(*values), other)
 
 
@@ -83,6 +85,20 @@ def test_two_claims_are_compared_by_pairs_of_seeds():
     assert better.verdict == findings.REPRODUCED and better.p == pytest.approx(stats.ttest_rel(ours, theirs).pvalue)
     assert found(claim('max', Versus('b')), *ours, other=seeds(*theirs)).verdict == findings.WORSE
     assert found(claim('min', Versus('b')), *ours, other=seeds(*ours[::-1])).verdict == findings.UNDECIDED
+
+
+def test_a_share_of_a_gain_is_compared_seed_by_seed():
+    """Of a gain of 1 nat over what is drawn: 0.97 of it is more than 95 %, and 0.90 is less."""
+    drawn, whole = np.array([5.0, 5.2, 4.9, 5.1]), np.array([4.0, 4.2, 3.9, 4.1])
+    noise = np.array([0.001, -0.002, 0.002, 0.0])
+    one = claim('min', Versus('whole', share=0.95, over='drawn'))
+    other = verdicts.compared(one, seeds(*whole), seeds(*drawn))
+    assert [seed.value for seed in other.values()] == pytest.approx([4.05, 4.25, 3.95, 4.15])
+    most, less = (found(one, *(drawn - share + noise), other=other) for share in (0.97, 0.90))
+    assert most.verdict == findings.REPRODUCED and most.difference['value'] == pytest.approx(-0.02, abs=1e-3)
+    assert less.verdict == findings.WORSE and less.difference['value'] == pytest.approx(0.05, abs=1e-3)
+    assert list(verdicts.compared(one, seeds(*whole), seeds(5.0))) == [0]  # where all three are there
+    assert words.expected(most).startswith('better than 95 % of the gain of whole over drawn: -0.0197')
 
 
 def test_two_shares_are_compared_by_fishers_test():

@@ -82,6 +82,21 @@ def test_the_trunk_is_taken_and_the_head_is_drawn(folder, capsys):
     assert f'{sum(value.size for value in heads.values()):,} parameters (4 arrays) drawn' in said
 
 
+@pytest.mark.parametrize('freeze, left, mend', [
+    ('', 'model/classifier/bias, model/classifier/kernel, model/pooler/bias, model/pooler/kernel',
+     "set it to '^(?!lora/|classifier|pooler)' to train them, too"),
+    ('^(?!lora/|classifier)', 'model/pooler/bias, model/pooler/kernel', "'^(?!lora/|classifier)' matches them"),
+    ('^(?!lora/|classifier|pooler)', '', ''),
+], ids=['adapters', 'classifier', 'head'])  # fmt: skip
+def test_a_new_head_that_is_not_trained_is_told(folder, freeze, left, mend, capsys):
+    fields = [('init.run', str(folder / 'mlm')), ('adapt.name', 'lora'), ('optim.model.freeze', freeze)]
+    experiment = Experiment(config_of(folder, 'labelled', *fields), None, tokenizer(folder))
+    capsys.readouterr()
+    initial.model(experiment)
+    said = [line for line in capsys.readouterr().err.splitlines() if 'freeze' in line]
+    assert said == ([f'note: optim.model.freeze: drawn and not trained: {left}; {mend}'] if left else [])
+
+
 def test_each_seed_draws_its_own_head(folder):
     fields = [('init.run', str(folder / 'mlm')), ('num_seeds', '2')]
     found = parameters(Experiment(config_of(folder, 'labelled', *fields), None, tokenizer(folder)))
@@ -101,6 +116,8 @@ def test_each_seed_draws_its_own_head(folder):
     ((('init.unused', 'mask_x'),), "init.unused: 'mask_x' matches no parameter of"),
     ((('init.drawn', '(('),), 'init.drawn'),
     ((('model.mlp_width', '16'),), 'params/model/block_0/down/kernel'),
+    ((('model.mlp_width', '16'),), '; set model.mlp_width=32, as '),
+    ((('model.positions', '0'),), '; set model.positions=50, as '),
 ], ids=lambda x: x if isinstance(x, str) else '')  # fmt: skip
 def test_a_difference_that_the_config_does_not_ask_for_is_refused(folder, overrides, words):
     config = config_of(folder, 'labelled', ('init.run', str(folder / 'mlm')), *overrides)

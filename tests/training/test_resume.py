@@ -35,7 +35,8 @@ OF_MODEL = {
     },
     't5': {
         'optim__model__schedule__warmup_percent': 0.0, 'optim__model__schedule__end_value': 1e-2, 'steps_per_call': 1,
-        'model__dropout': 0.1,
+        'model__dropout': 0.1, 'task__objective': 'identifier_aware', 'task__tagging_share': 0.5,
+        'data__number_identifiers': True,
     },
 }  # fmt: skip
 MODELS = list(OF_MODEL)

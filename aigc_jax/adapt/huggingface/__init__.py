@@ -7,7 +7,7 @@ from aigc_jax.adapt.huggingface.bert import BERT, ROBERTA
 from aigc_jax.adapt.huggingface.files import CONFIG, Folder, is_folder, write
 from aigc_jax.adapt.huggingface.gpt2 import GPT2
 from aigc_jax.adapt.huggingface.llama import LLAMA
-from aigc_jax.adapt.huggingface.rules import Family, parameters, read, tensors
+from aigc_jax.adapt.huggingface.rules import Family, parameters, read, tensors, unwritten
 from aigc_jax.adapt.huggingface.t5 import T5
 from aigc_jax.core.errors import UserError, near
 
@@ -22,7 +22,7 @@ def family_of(folder: Folder) -> Family:
     """Raises UserError for a kind of model that there is no family of."""
     kind = folder.config['model_type']
     if kind not in FAMILIES:
-        raise UserError(f'{folder.path}: model_type is {kind!r}{near(kind, FAMILIES)}')
+        raise UserError(f'{folder.path}: model_type is {kind!r}{near(kind, FAMILIES)}; known: {", ".join(FAMILIES)}')
     return FAMILIES[kind]
 
 
@@ -46,5 +46,5 @@ def family_for(fields: Mapping[str, Any]) -> Family:
 
 __all__ = [
     'CONFIG', 'FAMILIES', 'Family', 'Folder', 'family_for', 'family_of', 'fields_of', 'is_folder', 'parameters', 'read',
-    'tensors', 'write',
+    'tensors', 'unwritten', 'write',
 ]  # fmt: skip

@@ -148,10 +148,15 @@ def _layer(ours: str, theirs: str) -> list[Rule]:
 
 def _family(name: str) -> Family:
     of = lambda function: functools.partial(function, name)
+    head = {'bert': 'cls.predictions', 'roberta': 'lm_head'}[name]
     return Family(
         'mlm', f'{name}.', of(fields), of(config), of(rules), also=('classify',),
         # Numbers of the positions, copies of the embedding and its bias, and which of two sentences comes first.
         unused=r'position_ids$|^cls\.predictions\.decoder\.|^lm_head\.decoder\.|^cls\.seq_relationship\.',
+        copies={
+            f'{head}.decoder.weight': f'{name}.embeddings.word_embeddings.weight',
+            f'{head}.decoder.bias': f'{head}.bias',
+        },
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """What the families ask of a config.json and of our config, and the line that refuses it."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.nn import blocks
 
 ACTIVATIONS = {
     'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'gelu': 'gelu_erf', 'relu': 'relu',
@@ -32,11 +33,13 @@ def number(theirs: Mapping[str, Any], name: str, where: str, kind: type = int, d
     return value
 
 
-def activation(theirs: Mapping[str, Any], name: str, where: str, default: str | None = None) -> str:
-    """Ours, of the one that config.json names. Raises UserError."""
-    found = theirs.get(name, default)
-    if not isinstance(found, str) or found not in ACTIVATIONS:
-        raise UserError(f'{where}: {name} is {found!r}; known: {", ".join(ACTIVATIONS)}')
+def activation(
+    theirs: Mapping[str, Any], name: str, where: str, default: str, known: Container[str] = blocks.PLAIN
+) -> str:
+    """Ours, one of `known`, of the one that config.json names. Raises UserError."""
+    found, names = theirs.get(name, default), [name for name, own in ACTIVATIONS.items() if own in known]
+    if found not in names:
+        raise UserError(f'{where}: {name} is {found!r}; known: {", ".join(names)}')
     return ACTIVATIONS[found]
 
 

@@ -22,6 +22,7 @@ from aigc_jax.core.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 SHARD = 5 * 10**9  # bytes of a file, at most, where there are several
+_COMPARED = 1 << 22  # numbers of two tensors that are compared at a time
 _NONE: Mapping[str, str] = MappingProxyType({})
 _OLD_NAMES = re.compile(r'(?<=LayerNorm\.)(gamma|beta)$')  # as the first checkpoints of BERT have them
 _FLOATS = {
@@ -31,10 +32,17 @@ _FLOATS = {
 
 
 def is_folder(path: pathlib.Path | str) -> bool:
-    """Whether this is a checkpoint's folder and not that of a run, whose config.json names no kind of model."""
+    """Whether this is a checkpoint's folder and not that of a run, whose config.json names no kind of model, and which
+    has no weights beside it. A damaged one is a checkpoint's, too."""
+    path = pathlib.Path(path).expanduser()
     try:
-        return 'model_type' in records.read(pathlib.Path(path).expanduser() / CONFIG)
-    except (OSError, ValueError, TypeError):
+        if 'model_type' in records.read(path / CONFIG):
+            return True
+    except (OSError, ValueError):
+        pass
+    try:
+        return any((path / name).exists() for name in (WEIGHTS, INDEX, 'pytorch_model.bin'))
+    except OSError:  # of a folder that may not be entered
         return False
 
 
@@ -67,9 +75,11 @@ class Folder:
       path: of the folder.
       config: its config.json.
       files: config.json and the files of the tensors.
-      shapes: {name: shape} of the tensors of all files.
+      shapes: {name: shape} of the tensors of floats in all files.
+      others: {name: dtype} of those of another kind: masks, counters, and what is quantized.
 
-    Raises UserError for what is no such folder, a shard that is missing or cut short, and weights that are pickled.
+    Raises UserError for what is no such folder, a shard that is missing or cut short, and weights that are pickled or
+    quantized.
     """
 
     def __init__(self, path: pathlib.Path | str, what: str = 'init.run'):
@@ -86,10 +96,19 @@ class Folder:
             raise UserError(f'{what}: {self.path / CONFIG}: {why}') from None
         if not isinstance(kind, str):
             raise UserError(f'{what}: {self.path / CONFIG}: model_type is {kind!r}')
+        if (packed := self.config.get('quantization_config')) is not None:
+            method = packed.get('quant_method') if isinstance(packed, dict) else packed
+            raise UserError(
+                f'{what}: {self.path}: its weights are quantized ({method}); name the folder of the model before that'
+            )
         self.files = [self.path / CONFIG, *(self.path / name for name in self._names())]
         self._tensors: dict[str, _Tensor] = {}
+        self.others: dict[str, str] = {}
         for file in self.files[1:]:
-            self._tensors |= self._open(file)
+            found = self._open(file)
+            if twice := sorted(found.keys() & self._tensors.keys()):
+                raise UserError(f'{what}: {self.path}: {twice[0]} is in {file.name} and in another shard, too')
+            self._tensors |= found
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def _names(self) -> list[str]:
@@ -120,6 +139,8 @@ class Folder:
     def _open(self, path: pathlib.Path) -> dict[str, _Tensor]:
         """The tensors of floats in a file; masks and counters, which no model is made of, are left out."""
         try:
+            with open(path, opener=records.regular):  # a pipe would be waited for
+                pass
             with safe_open(path, 'np'):  # which checks that the header and the file fit each other
                 pass
             with open(path, 'rb') as file:
@@ -127,8 +148,10 @@ class Folder:
                 header = json.loads(file.read(length))
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f'{self._what}: {path} is no whole safetensors file: {error}') from None
+            why = getattr(error, 'strerror', None) or error
+            raise UserError(f'{self._what}: {path} is no whole safetensors file: {why}') from None
         header.pop('__metadata__', None)
+        self.others |= {name: one['dtype'] for name, one in header.items() if one['dtype'] not in _FLOATS}
         named = lambda name: _OLD_NAMES.sub(lambda old: {'gamma': 'weight', 'beta': 'bias'}[old[0]], name)
         return {
             named(name): _Tensor(mapped, 8 + length + one['data_offsets'][0], dtype, tuple(one['shape']))
@@ -138,6 +161,21 @@ class Folder:
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A tensor, or the part of it that `index` names, float32: a view of the file where it holds float32."""
         return self._tensors[name].view()[index if index else ...].astype(np.float32, copy=False)
+
+    def alike(self, name: str, other: str) -> bool:
+        """Whether two tensors are the same numbers; a part of them is in memory at a time."""
+        shape = self.shapes[name]
+        if shape != self.shapes[other]:
+            return False
+        rows = max(1, _COMPARED // math.prod((1, *shape[1:])))
+        for i in range(0, shape[0] if shape else 1, rows):
+            part = (slice(i, i + rows),) if shape else ()
+            same = np.array_equal(self.read(name, part), self.read(other, part))
+            self.forget(name)
+            self.forget(other)
+            if not same:
+                return False
+        return True
 
     def forget(self, name: str) -> None:
         """Takes the pages of a tensor that were read out of the process's memory."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.adapt.huggingface import checks
-from aigc_jax.adapt.huggingface.rules import Family, Rule
+from aigc_jax.adapt.huggingface.rules import Family, Rule, with_head
 
 
 def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -66,4 +66,7 @@ def rules(fields: Mapping[str, Any]) -> list[Rule]:
 
 
 # The weights of its products are not those of a torch.nn.Linear, whose axes are in the other order.
-GPT2 = Family('lm', 'transformer.', fields, config, rules, unused=r'\.attn\.(masked_)?bias$|^lm_head\.weight$')
+GPT2 = Family(
+    'lm', 'transformer.', fields, config, rules, unused=r'\.attn\.(masked_)?bias$|^lm_head\.weight$',
+    amended=lambda folder: with_head(folder, ('transformer.wte.weight', 'wte.weight'), True),
+)  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.adapt.huggingface import checks
-from aigc_jax.adapt.huggingface.rules import Family, Rule
+from aigc_jax.adapt.huggingface.rules import Family, Rule, with_head
 from aigc_jax.core.errors import UserError
 
 _LLAMA3 = 'factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'
@@ -18,9 +18,7 @@ def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
     bias = bool(theirs.get('attention_bias', False))
     if bias != bool(theirs.get('mlp_bias', False)):
         raise UserError(f'{where}: attention_bias and mlp_bias differ; here all products have a bias, or none')
-    activation = checks.activation(theirs, 'hidden_act', where, 'silu')
-    if activation not in _GATED:
-        raise UserError(f'{where}: hidden_act is {theirs["hidden_act"]!r}; known: {", ".join(_GATED)}')
+    activation = checks.activation(theirs, 'hidden_act', where, 'silu', _GATED)
     head_width = size('head_dim', width // heads)
     theta, scaling = _rope(theirs, where)
     return checks.PLAIN | {
@@ -49,6 +47,10 @@ def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _rope(theirs: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ...]]:
     """(theta, scaling), which transformers 5 has in one place, and those before it had in two."""
     found = theirs.get('rope_parameters') or theirs.get('rope_scaling') or {}
+    if not isinstance(found, dict):
+        raise UserError(f'{where}: its rope is {found!r}; it is an object with a rope_type')
+    if (part := {**theirs, **found}.get('partial_rotary_factor')) not in (None, 1):
+        raise UserError(f'{where}: partial_rotary_factor is {part!r}; here all features of a head are turned')
     theta = checks.number({**theirs, **found}, 'rope_theta', where, float, 10_000.0)
     kind = found.get('rope_type', found.get('type', 'default'))
     if kind == 'default':
@@ -60,12 +62,23 @@ def _rope(theirs: Mapping[str, Any], where: str) -> tuple[float, tuple[float, ..
 
 
 def _window(theirs: Mapping[str, Any], where: str, layers: int) -> int:
-    kinds = set(theirs.get('layer_types') or ())
-    if theirs['model_type'] in ('qwen2', 'qwen3') and not theirs.get('use_sliding_window', False):
+    """Tokens that each layer looks back at; 0: all."""
+    kind = theirs['model_type']
+    if kind == 'llama' or (kind != 'mistral' and not theirs.get('use_sliding_window')):
         return 0
-    if len(kinds) > 1 or (theirs['model_type'] != 'mistral' and theirs.get('max_window_layers', 0) not in (0, layers)):
+    if theirs.get('sliding_window', 4096) is None:
+        return 0
+    window = checks.number(theirs, 'sliding_window', where, default=4096)
+    if kind == 'mistral':
+        return window
+    kinds = theirs.get('layer_types')
+    if kinds is None:
+        first = theirs.get('max_window_layers', 28)
+        first = first if type(first) is int else checks.number(theirs, 'max_window_layers', where)
+        kinds = ['full_attention'] * min(first, layers) + ['sliding_attention'] * (layers - first)
+    if kinds not in (['full_attention'] * layers, ['sliding_attention'] * layers):
         raise UserError(f'{where}: some layers have a sliding window, and others none; here all have the same')
-    return theirs.get('sliding_window') or 0
+    return window if kinds[0] == 'sliding_attention' else 0
 
 
 def config(fields: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -127,4 +140,7 @@ _PRODUCTS = {
     'query': 'self_attn.q_proj', 'key': 'self_attn.k_proj', 'value': 'self_attn.v_proj', 'out': 'self_attn.o_proj',
     'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj',
 }  # fmt: skip
-LLAMA = Family('lm', 'model.', fields, config, rules, unused=r'\.rotary_emb\.inv_freq$|^lm_head\.weight$')
+LLAMA = Family(
+    'lm', 'model.', fields, config, rules, unused=r'\.rotary_emb\.inv_freq$|^lm_head\.weight$',
+    amended=lambda folder: with_head(folder, ('model.embed_tokens.weight', 'embed_tokens.weight'), False),
+)  # fmt: skip

@@ -41,6 +41,8 @@ class Family:
       config: {field: value} of our config, and the size of the vocabulary -> config.json.
       rules: {field: value} -> all rules. Those whose `theirs` begins with '/' have no prefix.
       unused: a regex of tensors that are no parameters, such as masks that old versions saved.
+      copies: {tensor: the one that it is a copy of}, with their prefix. One that differs is refused where the model has
+        others of its group, what the name begins with: transformers would not tie the two.
       also: other tasks that such a model can be trained for.
       amended: a folder -> its config.json, with what its tensors tell and it does not.
     """
@@ -51,6 +53,7 @@ class Family:
     config: Callable[[Mapping[str, Any], int], dict[str, Any]]
     rules: Callable[[Mapping[str, Any]], list[Rule]]
     unused: str = '(?!)'
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     also: tuple[str, ...] = ()
     amended: Callable[[Folder], Mapping[str, Any]] = lambda folder: folder.config
 
@@ -96,6 +99,7 @@ def read(
     if lacking := sorted(places.keys() - rules.keys()):
         raise ValueError(f'no rule for {", ".join(lacking)}')
     _check_all(folder, family, [rules[path] for path in places], [rules[path] for path in left], prefix)
+    _check_copies(folder, family, [family.named(rules[path], prefix) for path in places], prefix)
     found = []
     for path, leaf in wanted.items():
         own = [(rules[one], i) for one, (whole, i) in places.items() if whole == path]
@@ -107,7 +111,8 @@ def read(
 
 
 def _prefix(folder: Folder, family: Family) -> str:
-    return family.prefix if any(name.startswith(family.prefix) for name in folder.shapes) else ''
+    names = *folder.shapes, *folder.others
+    return family.prefix if any(name.startswith(family.prefix) for name in names) else ''
 
 
 def _placed(folder: Folder, leaf, tensors: Sequence[tuple[str, Rule]], stacked: bool) -> jax.Array:
@@ -143,10 +148,31 @@ def _slice(folder: Folder, name: str, rule: Rule, shape: tuple[int, ...], index:
 def _check_all(folder: Folder, family: Family, rules: Sequence[Rule], unread: Sequence[Rule], prefix: str) -> None:
     names, others = ({family.named(rule, prefix) for rule in some} for some in (rules, unread))
     if missing := sorted(names - folder.shapes.keys()):
+        if dtype := folder.others.get(missing[0]):
+            raise UserError(f'{folder.path}: {missing[0]} is of the dtype {dtype}; F64, F32, F16 and BF16 are read')
         raise UserError(f'{folder.path} lacks {_some(missing)}; it is no whole {folder.config["model_type"]}')
     left = [name for name in folder.shapes.keys() - names - others if not re.search(family.unused, name)]
     if left:
         raise UserError(f'{folder.path} holds what this model does not have: {_some(sorted(left))}')
+
+
+def _check_copies(folder: Folder, family: Family, names: Sequence[str], prefix: str) -> None:
+    groups = {name.partition('.')[0] for name in names}
+    for name, of in family.copies.items():
+        own, of = (one if prefix else one.removeprefix(family.prefix) for one in (name, of))
+        if {own, of} <= folder.shapes.keys() and own.partition('.')[0] in groups and not folder.alike(own, of):
+            raise UserError(f'{folder.path}: {own} is another matrix than {of}; such models have one here')
+
+
+def with_head(folder: Folder, embeddings: Sequence[str], tied: bool) -> dict[str, Any]:
+    """config.json, in which tie_word_embeddings is also false where the folder has a head of other numbers than the
+    embedding: so transformers 5 reads it, and so it writes a T5. embeddings: names that the embedding may have; tied:
+    what goes without saying."""
+    head, said = 'lm_head.weight', folder.config.get('tie_word_embeddings')
+    has_own = head in folder.shapes and not any(
+        name in folder.shapes and folder.alike(head, name) for name in embeddings
+    )
+    return {**folder.config, 'tie_word_embeddings': (tied if said is None else bool(said)) and not has_own}
 
 
 def _check_shape(folder: Folder, name: str, rule: Rule, ours: tuple[int, ...]) -> None:
@@ -160,8 +186,14 @@ def _some(names: Sequence[str]) -> str:
     return ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
 
 
+def unwritten(family: Family, fields: Mapping[str, Any], params: Tree) -> list[str]:
+    """The paths of parameters that such a checkpoint has no tensor for, such as a head that is for pre-training."""
+    places = unstacked(tree.flatten(params), int(fields.get('model.layers', 0)))
+    return sorted(places.keys() - {rule.ours for rule in family.rules(fields)})
+
+
 def tensors(family: Family, fields: Mapping[str, Any], params: Tree) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, tensor) of a checkpoint, one after the other, of parameters on any devices."""
+    """(name, tensor) of a checkpoint, one after the other, of parameters on any devices, without those `unwritten`."""
     own = tree.flatten(params)
     places = unstacked(own, int(fields.get('model.layers', 0)))
     groups: dict[str, list[Rule]] = {}

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from aigc_jax.adapt.huggingface import checks
 from aigc_jax.adapt.huggingface.files import Folder
-from aigc_jax.adapt.huggingface.rules import Family, Rule
+from aigc_jax.adapt.huggingface.rules import Family, Rule, with_head
 from aigc_jax.core.errors import UserError
 
 _ACTIVATIONS = {
@@ -20,21 +18,16 @@ _ANY_LENGTH = 2**20  # of a text: more than anyone reads, for distances are rela
 def amended(folder: Folder) -> Mapping[str, Any]:
     """config.json, which tells by the weights whether the head is that of the embedding: transformers 5 writes that it
     always is, and keeps the weights of its own that v1.1 has."""
-    head, embedding = 'lm_head.weight', 'shared.weight'
-    has_own = head in folder.shapes and not (
-        embedding in folder.shapes and np.array_equal(folder.read(head), folder.read(embedding))
-    )
     theirs = folder.config
-    tied = theirs.get('tie_word_embeddings', True) is not False
-    scaled = theirs.get('scale_decoder_outputs', tied)
-    return {**theirs, 'tie_word_embeddings': tied and not has_own, 'scale_decoder_outputs': scaled}
+    scaled = theirs.get('scale_decoder_outputs', theirs.get('tie_word_embeddings', True) is not False)
+    return {**with_head(folder, ('shared.weight',), True), 'scale_decoder_outputs': scaled}
 
 
 def fields(theirs: Mapping[str, Any], where: str) -> dict[str, Any]:
     checks.only(theirs, where, is_encoder_decoder=True)
     size = lambda name, default: checks.number(theirs, name, where, default=default)
     activation = theirs.get('feed_forward_proj', 'relu')
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise UserError(f'{where}: feed_forward_proj is {activation!r}; known: {", ".join(_ACTIVATIONS)}')
     width, heads, head_width = size('d_model', 512), size('num_heads', 8), size('d_kv', 64)
     layers = size('num_layers', 6)
@@ -111,4 +104,5 @@ T5 = Family(
     'seq2seq', '', fields, config, rules, amended=amended,
     # Copies of the embedding, and a bias that v1.0 once had and never read.
     unused=r'\.embed_tokens\.weight$|^lm_head\.weight$|EncDecAttention\.relative_attention_bias\.weight$',
+    copies={f'{stack}.embed_tokens.weight': 'shared.weight' for stack in ('encoder', 'decoder')},
 )  # fmt: skip

@@ -97,6 +97,9 @@ def _labelled(names: tuple[str, ...], row: Mapping, line: str) -> tuple[str | in
 
 
 def _filled(row: Mapping, name: str, line: str) -> str:
+    if row and name not in row:
+        has = ', '.join(f'"{other}"' for other in row)
+        raise UserError(f'{line} is no JSON object with a field "{name}"; it has {has}: set data.columns')
     text = reading.text_of(row, name, line)
     if not text.strip():
         raise UserError(f'{line}: "{name}" is empty')

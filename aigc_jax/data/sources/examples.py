@@ -134,10 +134,8 @@ def _fewer(cfg, by_split: Mapping[str, list]) -> Mapping[str, list]:
     if count < 0:
         return by_split
     if not 1 <= count <= len(rows):
-        raise UserError(
-            f'data.train_examples: {count}, but {cfg.name} has {len(rows)} training examples; give 1 to {len(rows)}, '
-            'or -1 for all'
-        )
+        has = f'{cfg.name} has {len(rows)} training examples'
+        raise UserError(f'data.train_examples: {count}, but {has}; give 1 to {len(rows)}, or -1 for all')
     order = sorted(range(len(rows)), key=lambda i: hashlib.sha256(repr(rows[i]).encode()).digest())
     return {**by_split, 'train': [rows[i] for i in sorted(order[:count])]}
 
@@ -241,7 +239,7 @@ def _classes(cfg, by_split: Mapping[str, list]) -> tuple[dict[str, np.ndarray], 
     where = f'data.name={cfg.name}'
     classes, names = labels.to_classes({split: np.array(every) for split, every in by_split.items()}, where)
     if not names:
-        raise UserError(f'{where}: its labels tell no classes apart')
+        raise UserError(f'{where}: its labels tell no classes apart; give two or more')
     labels.tell_of_empty_classes(classes['train'], names, where)
     return classes, names
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -37,7 +38,8 @@ def places(name: str, where: str) -> dict[str, str]:
 def matching(cfg, where: str) -> list[pathlib.Path]:
     """The file of this very name, or else those that match it as a pattern, in alphabetical order. Raises UserError."""
     if os.path.isdir(where):
-        raise UserError(f'data.name={cfg.name}: {where} is a folder; to read its files, name them: {where}/*.txt')
+        kind = 'txt' if cfg.name.startswith('text:') else 'jsonl'
+        raise UserError(f'data.name={cfg.name}: {where} is a folder; to read its files, name them: {where}/*.{kind}')
     if os.path.exists(where) or not glob.has_magic(where):
         return [pathlib.Path(where)]
     # Of the folders too, one that exists is that folder.
@@ -95,6 +97,8 @@ def rows(
         name = f'data.name={cfg.name}: {path}'
         for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
             where = f'{name}, line {number}'
+            if not row and _ends(path, '.csv'):
+                raise UserError(f'{name} holds no JSON objects; make it a file that does: {_of_csv(path)}')
             value = read(row, where)
             split = row.get('split')
             if split is not None and not (isinstance(split, str) and split_of(split)):
@@ -120,7 +124,18 @@ def _objects(content: str) -> Iterator[tuple[int, dict]]:
 
 
 def is_tsv(path: pathlib.Path) -> bool:
-    return path.name.removesuffix(next((end for end in SUFFIXES if path.name.endswith(end)), '')).endswith('.tsv')
+    return _ends(path, '.tsv')
+
+
+def _ends(path: pathlib.Path, kind: str) -> bool:
+    return path.name.removesuffix(next((end for end in SUFFIXES if path.name.endswith(end)), '')).endswith(kind)
+
+
+def _of_csv(path: pathlib.Path) -> str:
+    """The command that makes JSON objects of a file whose cells stand between commas, named by its first line."""
+    rows = "csv.DictReader(open(sys.argv[1], encoding='utf-8-sig', newline=''))"
+    command = f'python -c "import csv, json, sys; [print(json.dumps(row)) for row in {rows}]"'
+    return f'{command} {shlex.quote(str(path))} > {shlex.quote(path.stem + ".jsonl")}'
 
 
 def _tsv(content: str, columns: tuple[str, ...], name: str) -> Iterator[tuple[int, dict]]:
@@ -146,7 +161,9 @@ def _tsv(content: str, columns: tuple[str, ...], name: str) -> Iterator[tuple[in
 def text_of(row: Mapping, name: str, where: str) -> str:
     """The text in the field `name`. Raises UserError where there is none."""
     text = row.get(name)
-    if not isinstance(text, str):
+    if text is not None and not isinstance(text, str):
+        raise UserError(f'{where}: "{name}" is {text!r:.80}; it is a text')
+    if text is None:
         raise UserError(f'{where} is no JSON object with a field "{name}"')
     # Halves of letters beyond U+FFFF, as cut texts have them, are no text.
     return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
