@@ -92,6 +92,7 @@ THOROUGH = (
     'adapt/test_prune.py::test_eight_devices_keep_the_same',
     'adapt/test_distill.py::test_eight_devices_train_the_same',
     'adapt/test_quantize.py::test_eight_devices_train_the_same',
+    'tasks/test_seq2seq.py::test_eight_devices_train_the_same_on_packed_rows',
     'tasks/test_tagging.py::test_eight_devices_train_the_same',
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import pathlib
+import shutil
 
 import flax.linen as nn
 import jax
@@ -216,11 +217,12 @@ QUERY = [('quantize.targets', 'query')]  # GPTQ compiles a program for each inpu
 EVERY = [(f'{name}_every_steps', '10') for name in ('log', 'eval', 'checkpoint')]
 
 
-def trained(folder: pathlib.Path, *fields: tuple[str, str]) -> pathlib.Path:
+def trained(folder: pathlib.Path, *fields: tuple[str, str], into: pathlib.Path | None = None) -> pathlib.Path:
+    """The run, `into` or folder/run, on the text of the folder."""
     (folder / 'text.txt').write_text(TEXT)
     own = dict([*FIELDS, *EVERY, ('data.name', f'text:{folder}/text.txt'), *fields])
-    aigc_jax.train('configs/gpt.py:smoke', folder / 'run', own)
-    return folder / 'run'
+    aigc_jax.train('configs/gpt.py:smoke', run := into or folder / 'run', own)
+    return run
 
 
 @pytest.fixture(scope='module')
@@ -238,8 +240,9 @@ def test_a_quantized_model_learns(aware):
 
 
 def test_an_interrupted_run_is_the_uninterrupted_one(aware, tmp_path):
-    trained(tmp_path, *TRAINED, ('total_steps', '10'))
-    own = aigc_jax.open(trained(tmp_path, *TRAINED)).state.params
+    shutil.copytree(aware, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '20')
+    own = aigc_jax.open(trained(aware.parent, *TRAINED, into=tmp_path / 'run')).state.params
     jax.tree.map(np.testing.assert_array_equal, own, aigc_jax.open(aware).state.params)
 
 

@@ -1,6 +1,7 @@
 """Encoder-decoders as a task: what the loss is, what is measured, and what they write."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,45 @@ def test_the_loss_of_packed_rows_is_that_of_their_pairs_apart(pairs):
     assert not changed[kept & (batch['target_part'] > 0)].any() and changed[batch['target_part'] == 2].any()
     with pytest.raises(UserError, match='data.packed: the rows of train hold several pairs each'):
         Experiment(config_of(pairs, **fields, **{'data.packed': True, 'eval.split': 'train'}))
+
+
+PACKED = {
+    'data.packed': True, 'data.block': 48, 'data.target_block': 25, 'model.dropout': 0.0, 'batch_size': 8,
+    'total_steps': 4, 'eval.num_generated': 0, **{f'{name}_every_steps': 2 for name in ('log', 'eval', 'checkpoint')},
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def packed(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('packed')
+    train(config_of(pairs, **PACKED), Run(folder))
+    return folder
+
+
+def test_an_interrupted_run_on_packed_rows_is_the_uninterrupted_one(pairs, packed, tmp_path):
+    shutil.copytree(packed, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '4')
+    train(config_of(pairs, **PACKED), Run(tmp_path / 'run'))
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_bytes() == (packed / 'metrics.jsonl').read_bytes()
+    own, wanted = (jax.device_get(Run(folder).open()[1].params) for folder in (tmp_path / 'run', packed))
+    jax.tree.map(np.testing.assert_array_equal, own, wanted)
+
+
+@pytest.mark.parametrize('layout', [
+    ('parallel.mesh.fsdp=8', "parallel.rules=(('.*', 'fsdp'),)"), ('parallel.mode=pmap',),
+], ids=['fsdp', 'pmap'])  # fmt: skip
+def test_eight_devices_train_the_same_on_packed_rows(runner8, pairs, packed, layout, tmp_path):
+    """Rows hold other numbers of tokens, over all of which the loss is a mean."""
+    fields = {'data.name': f'pairs:{pairs}', 'data.columns': (), **PACKED}
+    fields = [f'--config.{name}={value}' for name, value in fields.items()]
+    more = [f'--config.{field}' for field in layout]
+    code, _, err = runner8('--config=configs/finetune_seq2seq.py:smoke', f'--workdir={tmp_path}/run', *fields, *more)
+    assert code == 0, err
+    rows = lambda folder: [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+    for own, wanted in zip(rows(tmp_path / 'run'), rows(packed), strict=True):
+        assert own.keys() == wanted.keys()
+        for name in wanted.keys() - {'split'}:
+            assert own[name] == pytest.approx(wanted[name], rel=1e-4), name
 
 
 def test_what_is_written_greedily_is_exactly_matched(trained):
