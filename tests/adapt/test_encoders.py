@@ -167,3 +167,9 @@ def test_masks_are_filled_in_by_a_checkpoint_with_its_tokenizer(tmp_path):
     goes_on, goes_further = joints(model.tokenizer)
     assert [words[i] for i in np.flatnonzero(goes_on)] == [f'##{one}' for one in letters]
     assert [words[i] for i in np.flatnonzero(goes_further)] == [*letters, *(f'##{one}' for one in letters)]
+
+
+def test_a_classifier_of_images_has_no_form_of_hugging_face():
+    fields = config_lib.flatten(config_lib.load('configs/classify.py:smoke', []))
+    with pytest.raises(UserError, match='task.name: classify, with this model, has no form'):
+        huggingface.family_for(fields)

@@ -45,7 +45,7 @@ def family_for(fields: Mapping[str, Any]) -> Family:
     task = fields['task.name']
     if task == 'lm' and fields['model.kind'] == 'transformer':
         return GPT2 if fields['model.position'] == 'learned' else LLAMA
-    if task in ('mlm', 'classify'):
+    if task in ('mlm', 'classify') and 'model.position_offset' in fields:  # not of images
         return ROBERTA if fields['model.position_offset'] else BERT
     if task == 'seq2seq':
         return T5
