@@ -199,9 +199,10 @@ def _more(found: Finding, distance: float, sd: float) -> str:
     needed, few, many = power.seeds_by_pilot(distance, sd, len(found.seeds) - 1, 1, found.level)
     if not math.isfinite(needed):
         return 'no number of seeds up to 100,000 decides it'
-    more = max(1, math.ceil(needed) - len(found.seeds))
+    there = len(found.seeds)
+    more = max(1, math.ceil(needed) - there)
     words = f'about {more:,} more decide it'
-    if hours := found.hours / len(found.seeds) * more:
+    if hours := found.hours / there * more:
         words += f', {hours:.2g} h'
-    most = f'{many:,.0f}' if math.isfinite(many) else 'more than 100,000'
-    return f'{words} ({few:,.0f} to {most} in all, as their spread is known from {len(found.seeds)} alone)'
+    most = f'{max(1, many - there):,.0f}' if math.isfinite(many) else 'over 100,000'
+    return f'{words} ({max(1, few - there):,.0f} to {most} more, as their spread is known from {there} seeds alone)'
