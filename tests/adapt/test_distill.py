@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import aigc_jax
-from aigc_jax.adapt import distill
+from aigc_jax.adapt import distill, huggingface
 from aigc_jax.core import rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.step import abstract_params
@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_paper(folder, kind):
     name, own, other = OF_TASKS[kind]
     common = {'model.dropout': '0.0', 'data.name': f'text:{folder}/text.txt'}
     if kind == 'classify':
-        words = [['a', 'cab', 'and', 'beech'][: 1 + i % 4] for i in range(40)]
+        words = [[f'x{i}', *['a', 'cab', 'and'][: i % 4]] for i in range(40)]
         rows = [{'tokens': row, 'tags': ['short' if word == 'a' else 'long' for word in row]} for row in words]
         (folder / 'tagged.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
         common |= {'data.name': f'tagged:{folder}/tagged.jsonl', 'data.valid_percent': '25', 'data.test_percent': '0'}
@@ -313,28 +313,29 @@ def test_classes_of_other_names_are_refused(tmp_path):
 
 
 def test_a_classifier_of_other_classes_is_not_evaluated_as_one_of_these(tmp_path, capsys):
-    """Of init.run: classes a and b are 0 and 1 of this run, and 1 and 0 of the checkpoint."""
-    theirs = tmp_path / 'theirs'
-    shutil.copytree(GOLDENS / 'bert_sequence', theirs)
-    about = json.loads((theirs / 'config.json').read_text())
-    for path, names in (('data', 'abc'), ('theirs/config', 'bac')):
+    """Of init.run: classes a, b and c are 0, 1 and 2 of this run, and others of the checkpoint."""
+    shutil.copytree(GOLDENS / 'bert_sequence', tmp_path / 'theirs')
+    about = json.loads((GOLDENS / 'bert_sequence' / 'config.json').read_text())
+    for names in (('b', 'a', 'c'), ('LABEL_0', 'LABEL_1', 'LABEL_2')):
         about['id2label'] = dict(enumerate(names))
-        rows = [json.dumps({'text': f'{i} x', 'label': names[i % 3]}) for i in range(60)]
-        text = '\n'.join(rows) if path == 'data' else json.dumps(about)
-        (tmp_path / f'{path}.json{"l" * (path == "data")}').write_text(text)
-    fields = {
-        'data.name': f'labelled:{tmp_path}/data.jsonl', 'data.valid_percent': '20', 'data.test_percent': '20',
-        'init.run': str(theirs), 'init.drawn': '', 'init.unused': '', 'data.block': '12',
-    }  # fmt: skip
-    for steps in ('40', '0'):
-        config = config_lib.load('configs/finetune_classify.py:smoke', [*(fields | {'total_steps': steps}).items()])
-        experiment = Experiment(config, tokenizer=initial.tokenizer(config))
-        if steps == '40':
-            initial.model(experiment)
-            assert 'tells other classes than those of labelled:' in capsys.readouterr().err
-        else:
-            with pytest.raises(UserError, match='or in another order; give data with the same names of classes'):
-                initial.model(experiment)
+        (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(about))
+        known = huggingface.class_names(huggingface.Folder(tmp_path / 'theirs'))
+        assert known == (names if names[0] == 'b' else ())
+    rows = [json.dumps({'text': f'{i} x', 'label': 'abc'[i % 3]}) for i in range(60)]
+    (tmp_path / 'data.jsonl').write_text('\n'.join(rows))
+    fields = {'data.name': f'labelled:{tmp_path}/data.jsonl', 'data.valid_percent': '20', 'data.test_percent': '20'}
+    config = config_lib.load('configs/finetune_classify.py:smoke', [*(fields | {'model.positions': '50'}).items()])
+    experiment = Experiment(config)
+    params = abstract_params(experiment.task)
+    head = frozenset(name for name in tree.flatten(params) if 'classifier' in name)
+    for drawn, alike in ((head, False), (frozenset(), True)):
+        initial._compare_classes(experiment, params, drawn, alike)
+    assert head and 'other classes' not in capsys.readouterr().err
+    initial._compare_classes(experiment, params, frozenset(), False)
+    assert 'tells other classes than those of labelled:' in capsys.readouterr().err
+    experiment.config.total_steps = 0
+    with pytest.raises(UserError, match='or in another order; give data with the same names of classes'):
+        initial._compare_classes(experiment, params, frozenset(), False)
 
 
 def test_a_teacher_that_saw_images_in_other_units_is_refused(tmp_path):
