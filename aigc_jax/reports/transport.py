@@ -17,8 +17,7 @@ class PointTransport(Report):
     """The squared 2-Wasserstein distance of n samples to the first n points of a split, beside that of as many real
     points: n is eval.transport_samples, or half of the split where that is less.
 
-    The assignment is exact. On one core 2000 points take 1 s and 10,000 take 25 s where both sets lie alike, and many
-    minutes where they are far apart, as at the start of a training."""
+    The assignment is exact. On one core 2000 points take 0.15 s and 10,000 take 14 s."""
 
     name, needs = 'point_transport', (Samples, Points)
     title = 'distance of samples to the {split} split'

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array
+from aigc_jax.metrics.transport import entropic_duals
 
 COUPLINGS = ('independent', 'optimal', 'class_optimal')
 
@@ -31,10 +32,10 @@ def assign(cost: Array) -> Array:
     """The assignment of rows to columns with the least sum of costs: of each row its column, (n, n) -> (n,) int32.
 
     Shortest augmenting paths (Jonker & Volgenant 1987; Crouse 2016, whose form scipy.optimize.linear_sum_assignment
-    has) from the dual variables of `_start`, by which a path is short. Costs may be inf where some assignment avoids
-    them. All columns are looked at together. For 256 pairs it takes 0.4 times as long as SciPy, and a seventh of what it
-    takes from zeros. A callback to SciPy is barred from the cache of compiled programs and can hang where the runtime's
-    threads all wait for it.
+    has), which are short, since they start from the duals of the entropic transport. Costs may be inf where some
+    assignment avoids them. All columns are looked at together. For 256 pairs of 2-D points it takes 0.4 times as long
+    as SciPy. A callback to SciPy is barred from the cache of compiled programs and can hang where the runtime's threads
+    all wait for it.
     """
     n = cost.shape[0]
 
@@ -66,24 +67,4 @@ def assign(cost: Array) -> Array:
         return u, v - gain, row_of, column_of
 
     zeros, none = jnp.zeros(n, cost.dtype), jnp.full(n, -1, jnp.int32)
-    return jax.lax.fori_loop(0, n, augment, (zeros, _start(cost), none, none))[3]
-
-
-def _start(cost: Array) -> Array:
-    """Dual variables of the columns (n,) that are close to those of the best assignment: of the entropic transport,
-    while its ε is halved (Peyré & Cuturi 2019, section 4.2, remark 4.18 and section 4.4). The assignment is exact from
-    whichever numbers it starts."""
-    spread = jnp.max(jnp.where(jnp.isinf(cost), -jnp.inf, cost)) - jnp.min(cost)
-
-    def halve(k, duals):
-        f, g = duals
-        epsilon = spread * 0.5 ** (k + 1)
-        kernel = jnp.exp((f[:, None] + g - cost) / epsilon)
-        b = jnp.ones_like(g)
-        for _ in range(4):
-            a = 1 / (kernel @ b)
-            b = 1 / (a @ kernel)
-        return f + epsilon * jnp.log(a), g + epsilon * jnp.log(b)
-
-    _, g = jax.lax.fori_loop(0, 12, halve, (jnp.min(cost, axis=1), jnp.zeros_like(cost[0])))
-    return jnp.where(jnp.isfinite(g), g, 0)  # where all costs are the same, ε is 0
+    return jax.lax.fori_loop(0, n, augment, (zeros, entropic_duals(cost), none, none))[3]
