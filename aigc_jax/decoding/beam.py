@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array, Tree
-from aigc_jax.decoding.sampling import Apply, Generated, Sampling, seen_tokens, transform
+from aigc_jax.decoding.sampling import Apply, Generated, Sampling, seen_tokens, top_k, transform
 
 
 def beam_search(
@@ -18,8 +18,8 @@ def beam_search(
     """
     n, k = prompt.shape[0], how.beam_size
     logits, state = apply(prompt, state)
-    vocab_size = logits.shape[-1]
-    seen = seen_tokens(prompt, state.start, vocab_size, end)
+    each = min(k, logits.shape[-1])  # the best k of all beams are among the best of each
+    seen = seen_tokens(prompt, state.start, logits.shape[-1], end)
     # Beams of one prompt lie together: row i·k + j is beam j of prompt i.
     spread = lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x
     source, state = state.source, state._replace(source=())  # all beams of a prompt read one source
@@ -33,21 +33,22 @@ def beam_search(
         return (loop['t'] < max_new_tokens) & ~jnp.all(loop['done'])
 
     def write(loop):
-        t, done = loop['t'], loop['done']
+        t, done = loop['t'], loop['done'][:, :, None]
         penalized = transform(loop['logits'], loop['seen'], Sampling(how.repetition_penalty))
-        log_p, own = (jax.nn.log_softmax(x).reshape(n, k, vocab_size) for x in (penalized, loop['logits']))
+        _, token = top_k(penalized, each)
+        log_p, own = (_log_softmax_at(x, token).reshape(n, k, each) for x in (penalized, loop['logits']))
         # A finished beam has one continuation, itself, written as token 0.
-        only_first = jnp.where(jnp.arange(vocab_size) == 0, 0.0, -jnp.inf)
-        total = loop['score'][:, :, None] + jnp.where(done[:, :, None], only_first, log_p)
-        log_prob = loop['log_prob'][:, :, None] + jnp.where(done[:, :, None], 0.0, own)
-        length = loop['length'] + ~done
-        ranked = normalized(total, length[:, :, None]).reshape(n, k * vocab_size)
-        _, best = jax.lax.top_k(ranked, k)
+        place = jnp.arange(each, dtype=jnp.int32)
+        token = jnp.where(done, place, token.reshape(n, k, each))
+        total = loop['score'][:, :, None] + jnp.where(done, jnp.where(place == 0, 0.0, -jnp.inf), log_p)
+        log_prob = loop['log_prob'][:, :, None] + jnp.where(done, 0.0, own)
+        length = loop['length'] + ~loop['done']
+        _, best = jax.lax.top_k(normalized(total, length[:, :, None]).reshape(n, k * each), k)
         chosen = lambda x: jnp.take_along_axis(x.reshape(n, -1), best, axis=1)
-        parent, token = best // vocab_size, (best % vocab_size).astype(jnp.int32)
+        parent, token = best // each, chosen(token)
         take = lambda x: jnp.take_along_axis(x, parent.reshape(n, k, *[1] * (x.ndim - 2)), axis=1)
         rows = (jnp.arange(n)[:, None] * k + parent).reshape(-1)
-        was_done = take(done)
+        was_done = take(loop['done'])
         tokens = take(loop['tokens'])
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, :, None], t, 2)
         state = jax.tree.map(lambda x: x[rows] if x.ndim else x, loop['state'])
@@ -68,3 +69,10 @@ def beam_search(
     best = jnp.argmax(normalized(loop['score'], loop['length']), axis=1)[:, None]
     one = lambda x: jnp.take_along_axis(x, best.reshape(n, 1, *[1] * (x.ndim - 2)), axis=1)[:, 0]
     return Generated(one(loop['tokens']), one(loop['length']), one(loop['log_prob']))
+
+
+def _log_softmax_at(logits: Array, token: Array) -> Array:
+    """log softmax of logits (m, V) at token (m, k), without that of the other tokens."""
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scale = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
+    return jnp.take_along_axis(shifted, token, axis=-1) - scale

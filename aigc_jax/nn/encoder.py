@@ -14,7 +14,7 @@ from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
 from aigc_jax.nn.build import build, compute_dtype, embedding_rows
-from aigc_jax.nn.language_layers import Dense, Draw, dropout
+from aigc_jax.nn.language_layers import Dense, Draw, dropout, tied_logits
 
 FIELDS = {
     **blocks.FIELDS,
@@ -107,7 +107,7 @@ class Encoder(Common, kw_only=True):
         x = blocks.PLAIN[self._plain](self._head(self.width, 'mask_dense')(x))
         x = self._norm('mask_norm')(x)
         bias = self.param('mask_bias', nn.initializers.zeros, (self.vocab_size,))
-        logits = embed.attend(x.reshape(-1, self.width)).reshape(*x.shape[:-1], -1)
+        logits = tied_logits(x, embed)
         return logits.astype(jnp.float32) + bias
 
     def _of_text(self, first: Array, draw: Draw) -> Array:

@@ -18,7 +18,7 @@ from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
-from aigc_jax.nn.language_layers import Dense, Draw, State, dropout
+from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, tied_logits
 
 FIELDS = {
     **{
@@ -181,7 +181,7 @@ class EncoderDecoder(Common, kw_only=True):
             x = x * self.width**-0.5
         if not self.tied:
             return self.head(x).astype(jnp.float32)
-        return self.embed.attend(x.reshape(-1, self.width)).reshape(*x.shape[:-1], -1).astype(jnp.float32)
+        return tied_logits(x, self.embed).astype(jnp.float32)
 
     def _bias(self, of_bucket: nn.Embed, queries: Array, keys: Array, both_ways: bool) -> Array:
         """(heads, L, S) float32, of all layers and texts; the table of buckets is a constant of the program."""

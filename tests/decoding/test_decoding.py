@@ -101,6 +101,17 @@ def test_draws_follow_the_exact_distribution(how):
     assert (how == Sampling()) == kept.all() or how.temperature != 1 or how.repetition_penalty != 1
 
 
+@pytest.mark.parametrize(('size', 'k'), [(7, 7), (1000, 4), (1024, 16), (4096, 1)])
+def test_the_largest_are_those_of_jax(size, k):
+    draw = np.random.default_rng(size)
+    ties = draw.integers(9, size=(5, size))
+    for x in (draw.normal(size=(5, size)), ties, np.where(ties == 8, 8.0, -np.inf), np.where(ties == 8, np.nan, ties)):
+        x = x.astype(np.float32)
+        for found, expected in zip(sampling.top_k(x, k), jax.lax.top_k(x, k), strict=True):
+            np.testing.assert_array_equal(found, expected)
+            assert found.dtype == expected.dtype
+
+
 def test_zero_temperature_takes_the_likeliest_and_the_likelihood_is_the_models_own():
     found = draw(Sampling(temperature=0.0), n=3, steps=4)
     token, log_p, written = 2, 0.0, []
