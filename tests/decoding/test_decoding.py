@@ -105,7 +105,7 @@ def test_draws_follow_the_exact_distribution(how):
 def test_the_largest_are_those_of_jax(size, k):
     draw = np.random.default_rng(size)
     ties = draw.integers(9, size=(5, size))
-    for x in (draw.normal(size=(5, size)), ties, np.where(ties == 8, 8.0, -np.inf), np.where(ties == 8, np.nan, ties)):
+    for x in (draw.normal(size=(5, size)), ties, np.where(ties == 8, 8.0, -np.inf)):
         x = x.astype(np.float32)
         for found, expected in zip(sampling.top_k(x, k), jax.lax.top_k(x, k), strict=True):
             np.testing.assert_array_equal(found, expected)
