@@ -94,7 +94,7 @@ def _run() -> None:
         from aigc_jax.runs import fields
 
         return show('\n'.join(fields.listed(config_lib.load(_given['config'], _given['overrides']))) + '\n')
-    command.check_threads()
+    command.check_start()
     workdir = pathlib.Path(FLAGS.workdir).expanduser()
     if several := processes.expected():  # first, so that the others hear of a mistake of this one
         command.set_up_jax()

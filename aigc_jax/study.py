@@ -15,7 +15,7 @@ from collections.abc import Callable
 from absl import flags
 
 from aigc_jax import sweep
-from aigc_jax.core import command, environment
+from aigc_jax.core import command
 from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
@@ -78,8 +78,7 @@ def _alpha(text: str | None) -> float | None:
 
 
 def _run(config: str, workdir: pathlib.Path, alpha: float | None) -> int:
-    environment.check_alone('a study')
-    command.check_threads()
+    command.check_start('a study')
     from aigc_jax.studies import conduct, local, planning, registration, report, slurm
 
     plan = planning.load(config)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from aigc_jax.core import command, environment
+from aigc_jax.core import command
 from aigc_jax.core.errors import RunError, UserError, near
 from aigc_jax.core.output import say, show
 from aigc_jax.runs import config as config_lib
@@ -134,8 +134,7 @@ def _status(workdir: pathlib.Path) -> int:
 
 
 def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]], grid: list[tuple[str, str]]) -> int:
-    environment.check_alone('a sweep')
-    command.check_threads()
+    command.check_start('a sweep')
     from aigc_jax.studies import drift, rows  # these import JAX, for which `status` need not wait
 
     sweep = rows.load(config, overrides, grid, FLAGS.seeds)
@@ -166,8 +165,7 @@ def _launch(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]
 
 
 def _search(workdir: pathlib.Path, config: str, overrides: list[tuple[str, str]]) -> int:
-    environment.check_alone('a sweep')
-    command.check_threads()
+    command.check_start('a sweep')
     from aigc_jax.studies import local, search
 
     # What is tried depends on how many settings are chosen at a time, and so not on this machine's cores.

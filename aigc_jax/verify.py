@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> int:
-    command.check_threads()
+    command.check_start()
     command.set_up_jax()
     from aigc_jax.studies import verification
 

@@ -31,11 +31,16 @@ def tell(config: ConfigDict) -> None:
         for name, field in FIELDS[group].fields.items():
             if name != on and own[name] != field.default:
                 note(f'{group}.{name}: {own[name]!r} does nothing where {group}.{on} is {own[on]!r}')
-    begun = 'as they are drawn, for init.run names no run'
     if config.adapt.name and not config.init.run:
-        note(f'adapt.name: {config.adapt.name} trains adapters alone, of parameters {begun}')
+        note(
+            f'adapt.name: {config.adapt.name} trains adapters alone, and init.run names no run: all other parameters '
+            'stay as they are drawn'
+        )
     if prune.is_on(config.prune) and not (config.init.run or config.prune.run or config.prune.end):
-        note(f'prune.keep: the weights are ranked {begun}, nor does prune.run, and prune.end is 0')
+        note(
+            'prune.keep: the weights are ranked as they are drawn; init.run or prune.run names a run to rank trained '
+            'ones by, and prune.end ranks them while they are trained'
+        )
     if prune.is_on(config.prune) and config.adapt.name:
         note(f'prune.keep: the adapters of {config.adapt.name} are not pruned, and the merged kernels are not sparse')
 

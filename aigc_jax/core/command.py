@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from aigc_jax.core import processes, slurm, user_code
+from aigc_jax.core import environment, processes, slurm, user_code
 from aigc_jax.core.errors import RunError, UserError, one_line, printable
 from aigc_jax.core.output import Closed, drop, open_closed, show
 
@@ -106,10 +106,17 @@ def run(body: Callable[[], int | None], failed: int = RunError.exit_code) -> Non
         processes.fail(error)
 
 
-def check_threads() -> None:
-    """Ends the program with one line where it cannot start as many threads as JAX will, which OpenBLAS and XLA answer
-    with Ctrl-C and pages of C++. Before NumPy and JAX are imported. Other processes are not told: that takes threads.
+def check_start(runs_of: str = '') -> None:
+    """What keeps a program from beginning, in one line each, before NumPy and JAX are imported.
+
+    That it starts runs, as `runs_of` ('a sweep'), and is one of several processes itself: raises UserError. That it
+    cannot start as many threads as JAX will, which OpenBLAS and XLA answer with Ctrl-C and pages of C++: ends the
+    program; other processes are not told, for that takes threads.
     """
+    if runs_of:
+        environment.check_alone(runs_of)
+    # They are started and not counted: `ulimit -u`, a container's limit and the system's each count what else runs, and
+    # reading /proc for that takes longer than these threads do (28 ms and 4 ms on two busy cores).
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     wanted, over, threads = _THREADS + _THREADS_PER_CORE * cores, threading.Event(), []
     try:

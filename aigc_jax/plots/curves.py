@@ -15,10 +15,11 @@ _STYLE = {
 }
 
 
-def curves(rows: list[dict], path) -> None:
+def curves(rows: list[dict], path, splits: dict[str, str]) -> None:
     """Learning curves from the rows of metrics.jsonl: one panel a metric, in it one colour a player.
 
-    train is a line, eval a line with circles, final a diamond. Rows with "seed" are replicas: thin lines,
+    train is a line, eval a line with circles, final a diamond. splits: the names of those that 'eval' and 'final' are
+    of, in the legend. Rows with "seed" are replicas: thin lines,
     with their median thick. Values that are None or not finite leave a gap.
     """
     from matplotlib.lines import Line2D
@@ -64,9 +65,9 @@ def curves(rows: list[dict], path) -> None:
     if not panels:
         figure.text(0.5, 0.5, 'no metrics', ha='center', va='center', color='0.5')
     handles = [Line2D([], [], color=colours[name], linewidth=2, label=name) for name in players if name]
-    for split in ('train', 'eval', 'final'):
+    for split, name in ({'train': 'train'} | splits).items():
         if any(split == s for series in panels.values() for _, s in series):
-            handles.append(Line2D([], [], color='0.35', label=split, **_STYLE[split]))
+            handles.append(Line2D([], [], color='0.35', label=name, **_STYLE[split]))
     seeds = {row['seed'] for row in rows if 'seed' in row}
     if len(seeds) > 1:
         handles.append(Line2D([], [], color='0.35', linewidth=0.6, label=f'each of {len(seeds)} seeds'))

@@ -23,7 +23,7 @@ from aigc_jax.core.errors import UserError, printable
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
-from aigc_jax.data import Images, Points, Tokens
+from aigc_jax.data import Images, Points, Tokenizer, Tokens
 from aigc_jax.data.labels import in_turn
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
@@ -63,6 +63,12 @@ class Look:
         return _samples(self.evaluator.paths.samples / f'{self.name}.npz')
 
     @property
+    def splits(self) -> dict[str, str]:
+        """The names of those that the rows of 'eval' and of 'final' are of."""
+        each, last = self.config.split, self.config.final_split
+        return {'eval': each, 'final': last if last != each else f'{last}, at the end'}
+
+    @property
     def labels(self) -> np.ndarray | None:
         """Of `samples` (n,); None of an unconditional model."""
         return in_turn(len(self.samples), self.experiment.num_classes)
@@ -77,7 +83,7 @@ def curves(look: Look) -> Picture:
     yield
     known = {'step', 'split', 'seed'}.union(*(row for row in look.rows if row['split'] != 'final'))
     rows = [{name: value for name, value in row.items() if name in known} for row in look.rows]
-    plots_curves.curves(rows, look.plots / 'curves.png')
+    plots_curves.curves(rows, look.plots / 'curves.png', look.splits)
 
 
 def loss(look: Look) -> Picture:
@@ -85,8 +91,7 @@ def loss(look: Look) -> Picture:
     yield
     dataset = look.experiment.dataset
     read, epoch = look.experiment.config.batch_size * dataset.spec.block, len(dataset.splits['train'].tokens)
-    splits = {'eval': look.config.split, 'final': look.config.final_split}
-    plots_text.loss_against_tokens(look.rows, look.plots / 'loss.png', read, epoch, splits)
+    plots_text.loss_against_tokens(look.rows, look.plots / 'loss.png', read, epoch, look.splits)
 
 
 def attention(look: Look) -> Picture:
@@ -97,8 +102,21 @@ def attention(look: Look) -> Picture:
     tokens = dataset.splits[look.config.split][np.int64(0)]['tokens'][: min(_TOKENS_SHOWN, dataset.spec.block)]
     weights = look.evaluator.attention(look.state, tokens)
     yield
-    labels = [dataset.spec.tokenizer.decode([token]) for token in tokens]
-    plots_text.attention(weights, labels, look.plots / 'attention.png')
+    plots_text.attention(weights, texts_of_each(dataset.spec.tokenizer, tokens), look.plots / 'attention.png')
+
+
+def texts_of_each(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:
+    """The text of each token. A letter of several tokens stands at the last of them, and ◌ at those before it."""
+    found, begin = [], 0  # begin: of the tokens with bytes that are no letters by themselves
+    for i, token in enumerate(tokens):
+        text = tokenizer.decode([token])
+        if '\ufffd' in text:
+            before, now = (tokenizer.decode(tokens[begin:end], behind=True) for end in (i, i + 1))
+            text = now[len(before.rstrip('\ufffd')) :].strip('\ufffd') + '◌' * now.endswith('\ufffd')
+        else:
+            begin = i + 1
+        found.append(text)
+    return found
 
 
 def rate_distortion(look: Look) -> Picture:

@@ -18,8 +18,8 @@ from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, first_state, make_optimizers
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Text, Tokenizer
+from aigc_jax.runs import classes, partial, pretrained
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import manifest, partial, pretrained
 from aigc_jax.runs.checkpoint import Checkpoints, OtherModel
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -57,6 +57,8 @@ def model(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tuple[
     one, which is what their run was evaluated and sampled with. Raises UserError.
     """
     found, step = as_saved(experiment)
+    if found:
+        _compare_classes(experiment, found[0])
     if experiment.config.quantize.method == 'gptq':
         found = _calibrated(experiment, *found)
     return found, step
@@ -124,8 +126,6 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
         stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
         chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
         _tell_of_still(experiment.config, params, chosen.drawn)
-        before = manifest.at(run.manifest, 'data.classes')
-        _compare_classes(experiment, params, chosen.drawn, before in (None, manifest.classes(experiment.dataset)))
         with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
             opt = _averaging(task, theirs, plan) if wanted.average else {}
             params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
@@ -150,17 +150,18 @@ def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset
         note(f'optim.{player}.freeze: drawn and not trained: {", ".join(names)}; {mend}')
 
 
-def _compare_classes(experiment: Experiment, params: dict[str, Tree], drawn: frozenset[str], alike: bool) -> None:
-    """A note where a classifier that is not drawn anew has told other classes. Raises UserError where it is not trained
-    either: its accuracy would be that of other classes."""
-    heads = {name for name in tree.flatten(params) if {'classifier', 'tagger'} & {*name.split('/')}}
-    if alike or not experiment.dataset.num_classes or heads <= drawn:
-        return
+def _compare_classes(experiment: Experiment, taken: dict[str, Tree]) -> None:
+    """A note where what is taken has learned other classes. Raises UserError where it is not trained either: its
+    accuracy, or what it draws for a class, would be that of other classes. taken: parameters, with None for others."""
     config = experiment.config
-    words = f'init.run: {config.init.run} tells other classes than those of {config.data.name}, or in another order'
-    if not config.total_steps:
-        raise UserError(f'{words}; give data with the same names of classes')
-    note(f'{words}; its head learns them anew, or set init.drawn to draw it')
+    depends = config.task.name == 'classify' or ('conditional' in config.model and config.model.conditional)
+    is_head = {'classifier', 'tagger'} & {part for name in tree.flatten(taken) for part in name.split('/')}
+    if not is_head and (config.init.drawn or not depends):
+        return
+    if words := classes.other(config.init.run, experiment, 'init.run'):
+        if not config.total_steps:
+            raise UserError(f'{words}; give data with the same names of classes')
+        note(f'{words}; what depends on them is learned anew, or drawn where init.drawn names it')
 
 
 def masks(experiment: Experiment) -> tuple[dict[str, Tree] | None, int | None]:
@@ -280,8 +281,6 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     theirs = {f'{player}/{path}': shape for path, shape in huggingface.parameters(folder, family, fields).items()}
     chosen = partial.of(wanted, params, theirs, str(folder.path))
     _tell_of_still(experiment.config, params, chosen.drawn)
-    names = huggingface.class_names(folder)
-    _compare_classes(experiment, params, chosen.drawn, not names or names == experiment.dataset.class_names)
     left = [name.removeprefix(f'{player}/') for name in chosen.left]
     return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
 

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -19,7 +20,6 @@ from aigc_jax import tasks
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
-from aigc_jax.data import Dataset
 from aigc_jax.runs import numerics
 from aigc_jax.runs.experiment import Experiment
 
@@ -90,7 +90,7 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, taken: dict) ->
             'name': config.data.name,
             'fingerprint': dataset.fingerprint,
             **({'loader_sha256': dataset.loader} if dataset.loader else {}),
-            **({'classes': classes(dataset)} if dataset.num_classes else {}),
+            **({'classes': classes(dataset.num_classes, dataset.class_names)} if dataset.num_classes else {}),
             'licence': dataset.licence,
             'sizes': {split: len(source) for split, source in dataset.splits.items()},
         },
@@ -101,9 +101,9 @@ def write(path: pathlib.Path, experiment: Experiment, step: int, taken: dict) ->
     atomic_write(path, json.dumps(manifest, indent=2) + '\n')
 
 
-def classes(dataset: Dataset) -> str:
+def classes(count: int, names: Sequence[str]) -> str:
     """sha256 of how many classes there are, and of their names in order."""
-    return hashlib.sha256(json.dumps([dataset.num_classes, *dataset.class_names]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([count, *names]).encode()).hexdigest()
 
 
 def ground(config: ConfigDict, mesh: Mesh) -> dict:

@@ -16,7 +16,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params
 from aigc_jax.core.types import Task, Tree
 from aigc_jax.data import Dataset, Text, tokenizer_files
-from aigc_jax.runs import initial, manifest, pretrained
+from aigc_jax.runs import classes, initial, manifest, pretrained
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
@@ -115,7 +115,6 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         pretrained.fit(config, ())
         if config.data.block < block:
             raise UserError(f'data.block: {block}; the model of distill.run, {wanted.run}, reads {config.data.block}')
-        _compare_labels(wanted.run, experiment)
         own = tokenizer_files.read(wanted.run) if tokenizer_files.are_in(wanted.run) else None
         mend = f'set data.tokenizer to hf:{wanted.run}'
     else:
@@ -135,7 +134,8 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
                     f'distill.run: {run.folder} was trained with data.{name}={before}, and this run has {now}; give '
                     'both the same'
                 )
-        _compare_classes(run, experiment)
+    if words := classes.other(wanted.run, experiment, 'distill.run'):
+        raise UserError(f'{words}; name a teacher of the same classes in the same order')
     if isinstance(spec, Text):
         if own is None:
             note(f'distill.run: {wanted.run} holds no tokenizer; its tokens are taken to be those of this run')
@@ -149,26 +149,3 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         config.model.scan_layers = False
     task = adapt.adapted(tasks.make(config, experiment.dataset), config)
     return _Model(config, experiment.dataset, experiment.plan, task)
-
-
-def _compare_labels(folder: str, experiment: Experiment) -> None:
-    """Of a checkpoint of Hugging Face, which has LABEL_0, LABEL_1, … where nobody named its classes."""
-    if not (ours := list(experiment.dataset.class_names)):
-        return
-    theirs = huggingface.class_names(huggingface.Folder(folder, 'distill.run'))
-    if not theirs:
-        note(f'distill.run: {folder} does not name its classes; they are taken to be {", ".join(ours)}, in this order')
-    elif [*theirs] != ours:
-        raise UserError(
-            f'distill.run: {folder} tells the classes {", ".join(theirs)}, and this run {", ".join(ours)}; '
-            'name a teacher of the same classes in the same order'
-        )
-
-
-def _compare_classes(run: Run, experiment: Experiment) -> None:
-    theirs, ours = manifest.at(run.manifest, 'data.classes'), manifest.classes(experiment.dataset)
-    if experiment.dataset.num_classes and theirs != ours:
-        raise UserError(
-            f'distill.run: {run.folder} tells other classes than those of {experiment.config.data.name}, or its '
-            'manifest does not say which; train the teacher on data with the same names of classes'
-        )

@@ -14,6 +14,7 @@ from aigc_jax.studies.claims import Claim, Published, Versus
 from aigc_jax.studies.findings import VERDICTS, Finding, Report, Seed
 
 _DIGITS = 4  # significant, of a value without an interval
+_FEW = 10  # seeds, below which the bootstrap's interval is much too short (statistics.bootstrap)
 _LARGE, _SMALL = 7, -4  # exponents from which, and below which, a number is written with its exponent
 _MOST_COMMIT, _NO_COMMIT = 12, 'no commit'  # digits of a commit that are shown
 
@@ -230,9 +231,9 @@ def said(finding: Finding) -> dict[str, str]:
         lines['almost stochastic order'] = f'ε = {low}, at most {high} (0: better at each quantile; 1: worse)'
     lines['each seed'] = values(finding)
     if math.isfinite(finding.iqm.get('value', math.nan)):
-        lines['interquartile mean'] = f'{measured(finding.iqm)}, by bootstrap'
+        lines['interquartile mean'] = measured(finding.iqm) + _by_bootstrap(finding)
     if math.isfinite(finding.bootstrap.get('value', math.nan)):
-        lines['mean'] = f'{measured(finding.bootstrap)}, by bootstrap'
+        lines['mean'] = measured(finding.bootstrap) + _by_bootstrap(finding)
     if finding.tuning:
         rows = ', '.join(f'{row}: {number(value)}' for row, value in finding.tuning.items())
         best = ' '.join(f'{name}={value}' for name, value in finding.chosen.items())
@@ -240,6 +241,11 @@ def said(finding: Finding) -> dict[str, str]:
     lines['hours'] = hours(finding.hours) if finding.seeds else ''
     lines['commit'] = ', '.join(commits(finding.seeds.values()))
     return {name: words for name, words in lines.items() if words}
+
+
+def _by_bootstrap(finding: Finding) -> str:
+    few = len(finding.seeds) < _FEW
+    return ', by bootstrap' + (f', whose interval is too short for {len(finding.seeds)} seeds' if few else '')
 
 
 def _equals(words: str) -> str:

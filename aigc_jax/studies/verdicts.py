@@ -191,7 +191,7 @@ def _power(claim: Claim, n: int, level: float, values: np.ndarray) -> str:
 
 def _found(n: int, sd: float, level: float) -> str:
     least = power.resolvable(sd, n, 1, level)
-    return f'{n} seeds find a difference of {least:.2g} with a probability of {round(100 * power.POWER)} %'
+    return f'{n} seeds have a power of {round(100 * power.POWER)} % for a difference of {least:.2g}'
 
 
 def _more(found: Finding, distance: float, sd: float) -> str:

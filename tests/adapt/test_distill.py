@@ -1,5 +1,6 @@
 """Distillation: its loss, a teacher that stays as it is and is the same one after a resume, and mistakes."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -16,8 +17,8 @@ from aigc_jax.core import rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.step import abstract_params
 from aigc_jax.core.types import Aux, Extra, Task, Turn
+from aigc_jax.runs import classes, initial, manifest
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import initial, manifest
 from aigc_jax.runs import teacher as teachers
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
@@ -286,7 +287,7 @@ def test_a_teacher_of_another_kind_of_task(folder, name, words):
         teachers.load(Experiment(own), Run(folder / 'new'), None)
 
 
-def test_classes_of_other_names_are_refused(tmp_path):
+def test_classes_of_other_names_are_told(tmp_path, capsys):
     of = {}
     for labels in ('ab', 'cd'):
         rows = [{'text': f'{i} x', 'label': labels[i % 2]} for i in range(40)]
@@ -296,20 +297,18 @@ def test_classes_of_other_names_are_refused(tmp_path):
         of[labels] = Experiment(config_lib.load('configs/finetune_classify.py:smoke', fields))
     run = Run(tmp_path)
     manifest.write(run.paths.manifest, of['ab'], 0, {})
-    teachers._compare_classes(run, of['ab'])
-    with pytest.raises(UserError, match='tells other classes than those of labelled:.*cd.jsonl'):
-        teachers._compare_classes(run, of['cd'])
+    words = [classes.other(str(tmp_path), of[labels], 'distill.run') for labels in ('ab', 'cd')]
+    assert words[0] == '' and words[1].startswith(f'distill.run: {tmp_path} knows other classes than those of labelled')
+    assert 'does not name' not in capsys.readouterr().err
     # A checkpoint of Hugging Face says them in its config.json, or has LABEL_0, LABEL_1, ….
     about = json.loads((GOLDENS / 'bert_sequence' / 'config.json').read_text())
     shutil.copytree(GOLDENS / 'bert_sequence', tmp_path / 'theirs')
     for names in ('ab', 'ba', ['LABEL_0', 'LABEL_1']):
         about['id2label'] = dict(enumerate(names))
         (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(about))
-        if names == 'ba':
-            with pytest.raises(UserError, match='tells the classes b, a, and this run a, b; name a teacher of'):
-                teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
-        else:
-            teachers._compare_labels(str(tmp_path / 'theirs'), of['ab'])
+        said = classes.other(str(tmp_path / 'theirs'), of['ab'], 'distill.run')
+        assert ('or in another order' in said) == (names == 'ba') and bool(said) == (names == 'ba')
+    assert 'does not name its classes; they are taken to be a, b, in this order' in capsys.readouterr().err
 
 
 def test_a_classifier_of_other_classes_is_not_evaluated_as_one_of_these(tmp_path, capsys):
@@ -326,45 +325,33 @@ def test_a_classifier_of_other_classes_is_not_evaluated_as_one_of_these(tmp_path
     fields = {'data.name': f'labelled:{tmp_path}/data.jsonl', 'data.valid_percent': '20', 'data.test_percent': '20'}
     config = config_lib.load('configs/finetune_classify.py:smoke', [*(fields | {'model.positions': '50'}).items()])
     experiment = Experiment(config)
+    experiment.config.init.run = str(tmp_path / 'theirs')
     params = abstract_params(experiment.task)
-    head = frozenset(name for name in tree.flatten(params) if 'classifier' in name)
-    for drawn, alike in ((head, False), (frozenset(), True)):
-        initial._compare_classes(experiment, params, drawn, alike)
-    assert head and 'other classes' not in capsys.readouterr().err
-    initial._compare_classes(experiment, params, frozenset(), False)
-    assert 'tells other classes than those of labelled:' in capsys.readouterr().err
+    without = tree.map_named(lambda name, leaf: None if 'classifier' in name else leaf, params)
+    initial._compare_classes(experiment, params)
+    assert 'does not name its classes; they are taken to be a, b, c, in this order' in capsys.readouterr().err
+    about['id2label'] = dict(enumerate('bac'))
+    (tmp_path / 'theirs' / 'config.json').write_text(json.dumps(about))
+    experiment.config.init.drawn = 'classifier'
+    initial._compare_classes(experiment, without)
+    assert without != params and not capsys.readouterr().err
+    initial._compare_classes(experiment, params)
+    assert 'knows other classes than those of labelled:' in capsys.readouterr().err
     experiment.config.total_steps = 0
     with pytest.raises(UserError, match='or in another order; give data with the same names of classes'):
-        initial._compare_classes(experiment, params, frozenset(), False)
+        initial._compare_classes(experiment, params)
 
 
-def test_a_teacher_that_saw_images_in_other_units_is_refused(tmp_path):
-    """Its folder may have a name that looks like a field."""
-    run = Run(tmp_path / 'init.run')
-    run.folder.mkdir()
-    run.paths.config.write_text(config_lib.to_json(config_lib.load('configs/classify.py:smoke', [])))
-    own = config_lib.load('configs/classify.py:smoke', [('distill.run', str(run.folder)), ('data.scale', 'symmetric')])
-    with pytest.raises(UserError) as error:
-        teachers.load(Experiment(own), Run(tmp_path / 'new'), None)
-    assert str(error.value).startswith(f'distill.run: {run.folder} was trained with data.scale=unit, and this run has')
-
-
-def test_models_without_such_a_loss(folder):
-    group = config_lib.ConfigDict({'weight': 0.5, 'temperature': 1.0})
-    fields = [('data.name', f'text:{folder}/text.txt'), ('data.valid_percent', '10'), ('data.test_percent', '10')]
-    of = lambda name: Experiment(config_lib.load(f'configs/{name}', fields)).task
-    electra, lm, rnn = map(of, ('bert.py:smoke,electra', 'gpt.py:smoke', 'rnn_lm.py:smoke'))
-    with pytest.raises(UserError, match='this model has 2 losses a step'):
-        distill.adapted(electra, electra, {}, group)
-    with pytest.raises(UserError, match='the teacher keeps a state .* data.order=shuffled'):
-        distill.adapted(lm, rnn, {}, group)
-    with pytest.raises(UserError, match='the loss of this task.name is no mean'):
-        distill._logits(Aux({}, Extra({}, {})))
-
-
-def test_a_vocabulary_with_other_rows_is_named(folder):
-    experiment = Experiment(config(folder, **taught(folder, **{'model.vocab_size': 40})))
-    teacher = teachers.load(experiment, Run(folder / 'new'), None)
-    data, feed = (experiment.resident_data(), teacher.params), next(experiment.feeds(0))
-    with pytest.raises(UserError, match='the teacher tells 1. classes, this model 40; .* set model.vocab_size to'):
-        experiment.train_call(teacher).lower(experiment.abstract_state, experiment.seed_array, data, feed)
+@pytest.mark.parametrize('conditional', ['True', 'False'])
+def test_a_conditional_model_of_other_classes_draws_none_of_these(conditional, tmp_path):
+    fields = [('model.conditional', conditional), ('init.run', str(tmp_path)), ('total_steps', '0')]
+    experiment = Experiment(config_lib.load('configs/vae.py:smoke', fields))
+    other = dataclasses.replace(experiment.dataset, class_names=tuple('abcdefghij'))
+    theirs = Experiment(experiment.config)
+    theirs.dataset = other
+    manifest.write(Run(tmp_path).paths.manifest, theirs, 0, {})
+    params = abstract_params(experiment.task)
+    if conditional == 'False':
+        return initial._compare_classes(experiment, params)
+    with pytest.raises(UserError, match='init.run: .* knows other classes than those of '):
+        initial._compare_classes(experiment, params)

@@ -5,7 +5,7 @@ import pytest
 from aigc_jax import adapt
 from aigc_jax.runs import config as config_lib
 
-INIT, DRAWN = ('init.run', 'runs/gpt'), 'as they are drawn, for init.run names no run'
+INIT = ('init.run', 'runs/gpt')
 
 
 @pytest.mark.parametrize('fields, said', [
@@ -14,8 +14,12 @@ INIT, DRAWN = ('init.run', 'runs/gpt'), 'as they are drawn, for init.run names n
     ([('quantize.targets', 'up')], ["quantize.targets: 'up' does nothing where quantize.weights is ''"]),
     ([('prune.scope', 'global')], ["prune.scope: 'global' does nothing where prune.keep is 1.0"]),
     ([('distill.weight', '0.9')], ["distill.weight: 0.9 does nothing where distill.run is ''"]),
-    ([('adapt.name', 'dora')], [f'adapt.name: dora trains adapters alone, of parameters {DRAWN}']),
-    ([('prune.keep', '0.5')], [f'prune.keep: the weights are ranked {DRAWN}, nor does prune.run, and prune.end is 0']),
+    ([('adapt.name', 'dora')],
+     ['adapt.name: dora trains adapters alone, and init.run names no run: all other parameters stay as they are '
+      'drawn']),
+    ([('prune.keep', '0.5')],
+     ['prune.keep: the weights are ranked as they are drawn; init.run or prune.run names a run to rank trained ones '
+      'by, and prune.end ranks them while they are trained']),
     ([INIT, ('adapt.name', 'lora'), ('adapt.rank', '4')], []),
     ([INIT, ('prune.keep', '0.5'), ('prune.scope', 'global')], []),
     ([('prune.rules', "(('head', 0.5),)"), ('prune.end', '40')], []),

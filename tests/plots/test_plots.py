@@ -20,6 +20,7 @@ from aigc_jax.plots import points as plots_points
 from aigc_jax.plots.figure import BLUE, ORANGE
 
 RING = SimpleNamespace(means=np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0]]), std=0.02)
+SPLITS = {'eval': 'valid', 'final': 'test'}
 
 
 pytestmark = pytest.mark.usefixtures('warnings_fail')
@@ -127,7 +128,7 @@ def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):
         for s in (1, 2, 3)
         for split in ('train', 'eval')
     ]
-    plots_curves.curves(rows, tmp_path / 'c.png')
+    plots_curves.curves(rows, tmp_path / 'c.png', SPLITS)
     panels = {axes.get_title(loc='left'): axes for axes in figure[0].axes}
     assert list(panels) == ['loss', 'acc', 'grad_norm']
     assert [panels[name].get_yscale() for name in panels] == ['linear', 'linear', 'log']
@@ -139,7 +140,7 @@ def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):
         (ORANGE, 'o'): [2, 4, 6],
     }
     labels = [text.get_text() for text in figure[0].legends[0].get_texts()]
-    assert labels == ['disc', 'gen', 'train', 'eval']
+    assert labels == ['disc', 'gen', 'train', 'valid']
 
 
 def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
@@ -148,7 +149,7 @@ def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
         for s in (1, 2)
         for seed, value in ((0, 1.0), (1, 5.0), (2, 6.0 if s == 1 else None))
     ]
-    plots_curves.curves(rows, tmp_path / 'c.png')
+    plots_curves.curves(rows, tmp_path / 'c.png', SPLITS)
     lines = figure[0].axes[0].lines
     assert len(lines) == 4
     assert list(lines[-1].get_ydata()) == [5.0, 3.0]
@@ -168,7 +169,7 @@ def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
 )
 def test_curves_of_few_or_bad_values_draw_without_a_warning(tmp_path, figure, values):
     rows = [{'step': 10 * i, 'split': 'train', 'm/loss': v, 'm/grad_norm': v} for i, v in enumerate(values)]
-    plots_curves.curves(rows, tmp_path / 'c.png')
+    plots_curves.curves(rows, tmp_path / 'c.png', SPLITS)
     finite = [v for v in values if v is not None and math.isfinite(v)]
     axes = figure[0].axes[0]
     assert ['no finite value'] * (not finite) == [text.get_text() for text in axes.texts]
@@ -177,7 +178,8 @@ def test_curves_of_few_or_bad_values_draw_without_a_warning(tmp_path, figure, va
 
 @pytest.mark.parametrize('count', [0, 1, 14])
 def test_curves_any_number_of_panels(tmp_path, figure, count):
-    plots_curves.curves([{'step': 1, 'split': 'final'} | {f'm/{i}': 1.0 for i in range(count)}], tmp_path / 'c.png')
+    row = {'step': 1, 'split': 'final'} | {f'm/{i}': 1.0 for i in range(count)}
+    plots_curves.curves([row], tmp_path / 'c.png', SPLITS)
     assert len(figure[0].axes) == count and read(tmp_path / 'c.png').size
 
 

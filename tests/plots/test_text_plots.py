@@ -86,6 +86,14 @@ def test_attention_is_a_grid_of_layers_and_heads(tmp_path, figure, layers, heads
     assert [label.get_text() for label in last.get_xticklabels()] == ['$a$', '⏎', '␣the', '□□']
 
 
+def test_a_letter_of_several_tokens_stands_at_its_last():
+    tokenizer = Tokenizer('byte', (), has_end=False)
+    tokens = tokenizer.encode('für\n€')
+    assert pictures.texts_of_each(tokenizer, tokens) == ['f', '◌', 'ü', 'r', '\n', '◌', '◌', '€']
+    cut = tokenizer.encode('ürää')[1:-1]  # a window begins and ends within a letter
+    assert pictures.texts_of_each(tokenizer, cut) == ['◌', 'r', '◌', 'ä', '◌']
+
+
 def test_the_maps_are_the_weights_by_which_values_are_mixed():
     """One layer, no position, q = k = 0 but for the mask: each query looks at all keys before it alike."""
     overrides = [('model.layers', '1'), ('model.window', '3'), ('model.attention', 'xla'), ('model.remat', 'True')]

@@ -104,7 +104,8 @@ def test_the_report_says_what_each_claim_found_and_lacks():
     assert '\nwhat a claims\n' in a and '- verdict: reproduced\n' in a
     assert '- measured: 1.005 ± 0.038 (at 95 %)\n' in a
     assert '- each seed: 0: 1.020 1: 0.990 2: 1.030 3: 0.980\n' in a
-    assert '- interquartile mean: 1.005 (0.980–1.030), by bootstrap\n' in a and '- config: `../gan.py:ring8`\n' in a
+    assert '- interquartile mean: 1.005 (0.980–1.030), by bootstrap, whose interval is too short for 4 seeds\n' in a
+    assert '- config: `../gan.py:ring8`\n' in a
     assert "- test: Student's paired t, p < 0.0001\n" in sections['b'] and '`task.loss=hinge`' in sections['b']
     assert '- each seed: reached by seeds 0–10; not reached by seeds 11–63\n' in sections['share']
     assert 'interquartile' not in sections['share']

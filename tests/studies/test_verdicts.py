@@ -11,7 +11,7 @@ from aigc_jax.studies.findings import Seed
 from aigc_jax.studies.verdicts import finding, looks, next_look
 
 BASE = dict(claim='it holds', config='own.py', metric='model/nll')
-FIND = 'find a difference of %s with a probability of 80 %%'
+FIND = 'have a power of 80 %% for a difference of %s'
 ABOUT_40 = Published(40.0, 'table 1', tolerance=1.0)
 
 
