@@ -5,6 +5,7 @@ Each layer is measured in the model as it was, by the loss of its training, with
 layer multiplies by, such as a convolution's, is rounded to the nearest.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,14 +48,59 @@ def calibrated(
 
 def _solved(kernel: Array, hessian: Array, config: ConfigDict) -> Any:
     """The qwix.QArray of a kernel (inputs, outputs), by the sum of x xᵀ over its inputs x."""
+    import qwix
+
+    return qwix.QArray(*rounded(kernel, hessian, config.weights, config.group or len(kernel)))
+
+
+@functools.partial(jax.jit, static_argnames=('kind', 'group', 'block'))
+def rounded(kernel: Array, hessian: Array, kind: str, group: int, block: int = 128) -> tuple[Array, Array]:
+    """(whole numbers (inputs, outputs), scales (inputs / group, outputs)), as qwix's quantize_weight finds them.
+
+    kernel: (inputs, outputs); hessian: (inputs, inputs); group divides inputs. It is that function in loops of one
+    program, for without a program it compiles several for each place within a block. What is behind a block makes up
+    for its errors at the block's end, and a group's scale is that of its kernel at the begin of its block.
+    """
     from qwix.contrib import gptq_core
 
-    tiles = {1: config.group} if config.group else {}
     how = gptq_core.qarray.HowToQuantize(
-        qtype=getattr(jnp, config.weights), channelwise_axes=[0], tiled_axes=tiles,
-        calibration_method=quantize.calibration(config.weights),
+        qtype=getattr(jnp, kind), channelwise_axes=[1], tiled_axes={0: group},
+        calibration_method=quantize.calibration(kind),
     )  # fmt: skip
-    return gptq_core.quantize_weight(kernel.T, hessian, how)[0].T
+    inputs, outputs = kernel.shape
+    block = min(block, inputs)
+    damping = 0.01 * jnp.mean(jnp.diag(hessian))
+    more = -inputs % block  # inputs that are always 0, as others may be, are filled up with
+    kernel, hessian = jnp.pad(kernel, ((0, more), (0, 0))), jnp.pad(hessian, (0, more))
+    dead = jnp.diag(hessian) == 0
+    hessian = hessian + jnp.diag(jnp.where(dead, 1.0, 0.0) + damping)
+    inverse = gptq_core.cholesky_inverse(jnp.linalg.cholesky(hessian))
+    upper, places = jnp.linalg.cholesky(inverse, upper=True), jnp.arange(len(hessian))
+
+    def of_block(carry: tuple[Array, Array], start: Array):
+        kernel, scale = carry
+        own = jax.lax.dynamic_slice_in_dim(upper, start, block)  # (block, inputs)
+        corner = jax.lax.dynamic_slice_in_dim(own, start, block, axis=1)
+
+        def of_input(carry: tuple[Array, Array], i: Array):
+            left, scale = carry
+
+            def found() -> Array:
+                return gptq_core.find_params(jax.lax.dynamic_slice_in_dim(kernel, start + i, group), how)[0][0]
+
+            scale = jax.lax.cond((start + i) % group == 0, found, lambda: scale)
+            whole, value = gptq_core.quantize(left[i], how.qtype, scale, None)
+            error = (left[i] - value) / corner[i, i]
+            return (left - jnp.outer(corner[i], error), scale), (whole.astype(jnp.int8), scale, error)
+
+        left = jax.lax.dynamic_slice_in_dim(kernel, start, block)
+        (_, scale), (whole, scales, errors) = jax.lax.scan(of_input, (left, scale), jnp.arange(block))
+        return (kernel - jnp.where(places >= start + block, own, 0).T @ errors, scale), (whole, scales)
+
+    begin = jnp.where(dead[:, None], 0, kernel), jnp.zeros(outputs, kernel.dtype)
+    _, found = jax.lax.scan(of_block, begin, places[::block])
+    whole, scales = (one.reshape(-1, outputs)[:inputs] for one in found)
+    return whole.astype(how.qtype), scales[::group]
 
 
 def _measured(task: Task, params, extra: Extra, batch, ctx) -> dict[str, Array]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import qwix
 from ml_collections import ConfigDict
+from qwix.contrib import gptq_core
 from safetensors.numpy import load_file
 
 import aigc_jax
@@ -161,6 +162,23 @@ def test_gptq_keeps_the_outputs_nearer(group=4):
     assert set(found['model']) == {'conv', 'dense'}
 
 
+@pytest.mark.parametrize('group', [5, 10])
+def test_gptq_is_that_of_qwix(group):
+    """In blocks of 4, the last of which is not whole, with an input that is always 0. A group begins within a block."""
+    kernel, x = DRAWS.normal(size=(10, 5)).astype('f4'), DRAWS.normal(size=(50, 10)).astype('f4')
+    x = (x @ DRAWS.normal(size=(10, 10)).astype('f4')) * (np.arange(10) != 7)
+    how = gptq_core.qarray.HowToQuantize(
+        qtype=jnp.int4, channelwise_axes=[0], tiled_axes={1: group}, calibration_method=quantize.calibration('int4')
+    )
+    wanted, _ = gptq_core.quantize_weight(jnp.asarray(kernel.T), jnp.asarray(x.T @ x), how, blocksize=4)
+    whole, scales = gptq.rounded(kernel, x.T @ x, 'int4', group, block=4)
+    plain = quantize.quantized('model/dense/kernel', jnp.asarray(kernel), config(weights='int4', group=group)).qvalue
+    whole, wanted_whole, nearest = (np.asarray(one).astype('i1') for one in (whole, wanted.qvalue.T, plain))
+    np.testing.assert_array_equal(whole, wanted_whole)
+    np.testing.assert_allclose(scales, wanted.scale.T, rtol=1e-5)
+    assert (whole != nearest).any()
+
+
 def test_gptq_says_what_it_cannot_see():
     class Hidden(nn.Module):
         @nn.compact
@@ -213,7 +231,7 @@ FIELDS = [
     ('model.scan_layers', 'False'),
 ]  # fmt: skip
 TRAINED = [('quantize.activations', 'int8'), ('optim.model.ema_decay', '0.9'), ('total_steps', '20')]
-QUERY = [('quantize.targets', 'query')]  # GPTQ compiles a program for each input of a layer
+QUERY = [('quantize.targets', 'query')]
 EVERY = [(f'{name}_every_steps', '10') for name in ('log', 'eval', 'checkpoint')]
 
 
