@@ -50,7 +50,8 @@ def loss_against_tokens(rows: list[dict], path, read: int, epoch: int, splits: d
         axes.axhline(value, color=ORANGE, linewidth=0.9, linestyle=(0, (6, 2)), zorder=1.5)
     labels = baselines | {'model': _last(nats, 'model')} if _last(nats, 'model') else baselines
     _label_right(axes, labels, names['final'])
-    axes.legend(fontsize=9, edgecolor='none', loc='upper right')
+    # Below the axes: within them it hid the last values of a model that was worse than its baselines.
+    figure.legend(loc='outside lower center', ncols=3, fontsize=9, frameon=False)
     save_figure(figure, path)
 
 

@@ -9,7 +9,7 @@ from aigc_jax.core import memory, optim, processes
 from aigc_jax.core.errors import printable
 from aigc_jax.core.notes import note
 from aigc_jax.core.output import show
-from aigc_jax.data import Text, Tokens
+from aigc_jax.data import Pairs, Spec, Text, Tokens
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs.experiment import Experiment
@@ -36,13 +36,20 @@ def _data(experiment: Experiment) -> str:
     dataset, config = experiment.dataset, experiment.config.data
     spec, unit = dataset.spec, 'windows' if isinstance(dataset.spec, Tokens) else 'examples'
     splits = ', '.join(f'{split} {len(source):,}' for split, source in dataset.splits.items())
-    shape = '×'.join(map(str, spec.shape))
-    words = [f'{config.name}, {spec.words} {shape}', f'{unit}: {splits} ({dataset.origin})']
+    words = [f'{config.name}, {spec.words}{_size(spec)}', f'{unit}: {splits} ({dataset.origin})']
     if dataset.num_classes:
         words.append(f'{dataset.num_classes} classes')
     if isinstance(spec, Text):
         words.append(f'vocabulary {spec.tokenizer.vocab_size:,}')
     return '; '.join([*words, f'sha256 {dataset.fingerprint[:8]}'])
+
+
+def _size(spec: Spec) -> str:
+    if isinstance(spec, Tokens):
+        return f', windows of {spec.block} tokens'
+    if isinstance(spec, Pairs):
+        return f', up to {spec.block} and {spec.target_block} tokens'
+    return f', up to {spec.block} tokens' if isinstance(spec, Text) else ' ' + '×'.join(map(str, spec.shape))
 
 
 def _devices(experiment: Experiment) -> str:

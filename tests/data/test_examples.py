@@ -122,6 +122,21 @@ def test_a_tab_separates_source_and_target_and_a_first_line_may_name_them(tmp_pa
     assert message(f'pairs:{tmp_path}/c.tsv').endswith('line 2 has 3 cells; it wants 2: source, target')
 
 
+def test_a_first_line_that_names_other_columns_is_no_example(tmp_path, capsys):
+    notes, path = Notes(capsys), tmp_path / 'a.tsv'
+    rows = ''.join('\t'.join(one.values()) + '\n' for one in TEXTS)
+    path.write_text('sentence\tlabel\n' + rows)  # of SST-2: "label" was a third class
+    assert 'its first line, sentence, label, seems to name columns, but not text' in message(f'labelled:{path}')
+    assert data.load(make(f'labelled:{path}', columns=('sentence', 'label'))).class_names == ('even', 'odd')
+    path.write_text('de\ten\n' + rows)  # names or texts: nothing tells
+    assert len(notes()) == 1 and data.load(make(f'pairs:{path}'))
+    assert notes() == [f'{path}: is read without a first line that names source, target; the first is an example']
+    path.write_text('word\ttag\n\nText\tO\nend\tP\nof\tO\nit\tP\n')
+    assert 'its first line, word, tag, seems' in message(f'tagged:{path}')
+    read = data.load(make(f'tagged:{path}', columns=('word', 'tag'), valid_percent=0.0, test_percent=0.0))
+    assert texts(read, 'train', 'tokens') == ['Text end of it']
+
+
 def test_examples_of_one_source_are_in_one_split_and_copies_are_left_out(tmp_path, capsys):
     notes = Notes(capsys)
     twice = [{'source': one['source'], 'target': 'other'} for one in PAIRS]

@@ -47,6 +47,8 @@ def test_loss_against_tokens_with_the_baselines_as_lines(tmp_path, figure):
     labels = [text for text in axes.texts if text.get_text()[-1].isdigit()]
     assert [text.get_text() for text in labels] == ['xz 1.500', 'mixture 1.740', '5-gram 1.750', 'model 2.000']
     assert min(np.diff([text.xyann[1] for text in labels])) > 0.05  # of the axes' height: none lies on another
+    (legend,) = figure[0].legends  # outside of the axes it hides no value
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent()) and axes.get_legend() is None
     assert imread(tmp_path / 'loss.png').size
 
 

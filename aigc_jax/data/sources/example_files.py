@@ -81,7 +81,7 @@ def _rows(
     for split, place in where.items():
         paths = reading.matching(cfg, place)
         if kind == 'tagged' and all(map(reading.is_tsv, paths)):
-            by_split[split] = list(_conll(cfg, paths))
+            by_split[split] = list(_conll(cfg, paths, names))
         else:
             by_split |= reading.rows(cfg, paths, split, read, names)
     return by_split, _OWN, ()
@@ -131,10 +131,14 @@ def _word(word: Any, line: str) -> str:
     return reading.text_of({'': word}, '', line)
 
 
-def _conll(cfg, paths: list[pathlib.Path]) -> Iterator[TaggedText]:
+def _conll(cfg, paths: list[pathlib.Path], names: tuple[str, str]) -> Iterator[TaggedText]:
     for path, content in zip(paths, reading.texts(paths, False), strict=True):
         words, tags = [], []
+        named = reading.are_named(content, names, f'data.name={cfg.name}: {path}')
         for number, row in enumerate([*lines_of(content), ''], 1):
+            if named and row.strip():  # the first line that is not blank
+                named = False
+                continue
             cells, line = row.removesuffix('\r').split('\t'), f'data.name={cfg.name}: {path}, line {number}'
             if cells != [''] and len(cells) != 2:
                 raise UserError(f'{line} has {len(cells)} cells; it wants a word and its tag, with a tab between')

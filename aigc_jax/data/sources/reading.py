@@ -18,6 +18,9 @@ from aigc_jax.data.sources.arrays import split_of
 
 T = TypeVar('T')
 
+# What first lines of tables call the columns of pairs, labelled and tagged texts.
+_NAMES = {*'source target text sentence label labels token tokens word words tag tags'.split()}
+
 
 def places(name: str, where: str) -> dict[str, str]:
     """{split: absolute path or pattern} of 'train=A,valid=B,test=C', {'': …} of a place that is not divided.
@@ -92,10 +95,13 @@ def rows(
     given: the split that the files are said to be of, or ''. Without a field `split`, all are of that one.
     columns: those that are read of a file whose name ends in .tsv, see `_tsv`. Raises UserError.
     """
-    paths, by_split = list(paths), {}
+    paths, by_split, unnamed = list(paths), {}, []
     for path, content in zip(paths, texts(paths, False), strict=True):
         name = f'data.name={cfg.name}: {path}'
-        for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
+        is_table = columns and is_tsv(path)
+        if is_table and not are_named(content, columns, name):
+            unnamed.append(path)
+        for number, row in _tsv(content, columns, name) if is_table else _objects(content):
             where = f'{name}, line {number}'
             if not row and _ends(path, '.csv'):
                 raise UserError(f'{name} holds no JSON objects; make it a file that does: {_of_csv(path)}')
@@ -109,6 +115,8 @@ def rows(
             by_split.setdefault(given or split, []).append(value)
             if len(by_split) > 1 and '' in by_split:
                 raise UserError(f'{where}: some lines before have the field "split" and some have not; give it to all')
+    if unnamed:
+        note(f'{_some(unnamed)} read without a first line that names {", ".join(columns)}; the first is an example')
     return by_split or {given: []}
 
 
@@ -138,21 +146,35 @@ def _of_csv(path: pathlib.Path) -> str:
     return f'{command} {shlex.quote(str(path))} > {shlex.quote(path.stem + ".jsonl")}'
 
 
+def are_named(content: str, columns: tuple[str, ...], name: str) -> bool:
+    """Whether the first line that is not blank has all of `columns` among its cells, and so names the cells.
+
+    Raises UserError where it has other names of columns, for as an example it would be one class more, or a wrong text.
+    """
+    first = next(filter(str.strip, lines_of(content)), '').removesuffix('\r').split('\t')
+    if set(columns) <= set(first):
+        return True
+    if set(columns) & set(first) or {cell.strip().lower() for cell in first} <= _NAMES:
+        raise UserError(
+            f'{name}: its first line, {", ".join(first):.80}, seems to name columns, but not {", ".join(columns)}; '
+            'set data.columns, or add a first line with these names'
+        )
+    return False
+
+
 def _tsv(content: str, columns: tuple[str, ...], name: str) -> Iterator[tuple[int, dict]]:
     """(number, row) of each line that is not blank, whose cells stand between tabs, as they are.
 
     A first line in which all of `columns` stand names the cells; without one there are these columns, in their order.
     """
-    head = None
+    head = None if are_named(content, columns, name) else columns
     for number, line in enumerate(lines_of(content), 1):
         if not line.strip():
             continue
         cells = line.removesuffix('\r').split('\t')
         if head is None:
-            named = set(columns) <= set(cells)
-            head = cells if named else columns
-            if named:
-                continue
+            head = cells
+            continue
         if len(cells) != len(head):
             raise UserError(f'{name}, line {number} has {len(cells)} cells; it wants {len(head)}: {", ".join(head)}')
         yield number, dict(zip(head, cells, strict=True))
