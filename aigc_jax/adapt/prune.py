@@ -216,12 +216,30 @@ def _pruned(inner, wanted: Tree, config: ConfigDict, turns: int) -> optax.Gradie
             is_due = last & (step >= config.begin) & (step <= config.end)
             is_due &= ((step - config.begin) % config.every == 0) | (step == config.end)
             after, left = kept(optax.apply_updates(params, updates), state.masks), rest(config, step)
-            masks = jax.lax.cond(is_due, lambda: masks_of(after, wanted, config.scope, left), lambda: state.masks)
+
+            def renewed():
+                masks = masks_of(after, wanted, config.scope, left)
+                return masks, _without_moments(own, params, masks)
+
+            masks, own = jax.lax.cond(is_due, renewed, lambda: (state.masks, own))
         # w + (−w) is exactly 0, whatever the optimizer would have done.
         still = lambda update, mask, w: update if mask is None else jnp.where(mask, update, -w.astype(update.dtype))
         return jax.tree.map(still, updates, masks, params), PrunedState(count, masks, _averages_kept(own, masks))
 
     return optax.GradientTransformation(init, update)
+
+
+def _without_moments(state: Any, params: Tree, masks: Tree) -> Any:
+    """The state of an optimizer in which what has the shape of a weight is 0 where that is pruned. Later gradients
+    are 0 there, but moments would decay for some steps, and muon mixes those of all weights of a matrix."""
+    sizes, found = {name: leaf.shape for name, leaf in tree.flatten(params).items()}, tree.flatten(masks)
+    by_length = sorted(sizes, key=len, reverse=True)  # one name may end with another
+
+    def one(name, leaf):
+        of = next((path for path in by_length if f'/{name}'.endswith(f'/{path}')), '')
+        return jnp.where(found[of], leaf, 0) if of in found and leaf.shape == sizes[of] else leaf
+
+    return tree.map_named(one, state)
 
 
 def _averages_kept(state: Any, masks: Tree) -> Any:

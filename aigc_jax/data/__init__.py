@@ -22,6 +22,7 @@ from aigc_jax.data.sources import (
     text,
     tfds,
 )
+from aigc_jax.data.sources.functions import code_ways
 from aigc_jax.data.sources.stacked import stacked
 from aigc_jax.data.sources.text import is_code
 from aigc_jax.data.specs import NO_TAG, Images, Labelled, Pairs, Points, Scaling, Spec, Tagged, Text, Tokens
@@ -30,7 +31,7 @@ from aigc_jax.data.tokenizers import Tokenizer
 
 __all__ = [
     'NO_TAG', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Labelled', 'Pairs', 'Points', 'Resident', 'Scaling', 'Source',
-    'Spec', 'Tagged', 'Text', 'Tokenizer', 'Tokens', 'from_arrays', 'is_code', 'load', 'materialize',
+    'Spec', 'Tagged', 'Text', 'Tokenizer', 'Tokens', 'code_ways', 'from_arrays', 'is_code', 'load', 'materialize',
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text

@@ -13,11 +13,13 @@ from aigc_jax.metrics import code_bleu
 from aigc_jax.metrics.intervals import Measurement, ratio, wilson
 
 
-def scores(written: Sequence[str], wanted: Sequence[str], are_code: bool = False) -> dict[str, Measurement]:
+def scores(
+    written: Sequence[str], wanted: Sequence[str], are_code: Sequence[bool] = ()
+) -> dict[str, Measurement]:  # fmt: skip
     """exact_match, the share of texts that are as wanted, but for white space at both ends; bleu, 0 to 100, of all
     together (Papineni et al. 2002, as sacrebleu has it: BLEU-4, its tokens of 13a, exponential smoothing); rouge_l, the
-    F measure of the longest common subsequence of words (Lin 2004), as a mean over texts. are_code: whether the texts
-    are Python, which adds those of code_bleu.scores."""
+    F measure of the longest common subsequence of words (Lin 2004), as a mean over texts. are_code: of each,
+    whether it is to be Python (none where it is empty); over these are those of code_bleu.scores."""
     pairs = list(zip(written, wanted, strict=True))
     found = {'exact_match': wilson(sum(a.strip() == b.strip() for a, b in pairs), len(pairs))}
     measured = names()
@@ -26,7 +28,8 @@ def scores(written: Sequence[str], wanted: Sequence[str], are_code: bool = False
             found[metric] = score(pairs)
         else:
             note(f"{metric}: not measured, for {library} is not installed; pip install 'aigc_jax[text]'")
-    return found | (code_bleu.scores(written, wanted) if are_code else {})
+    code = [pair for pair, is_code in zip(pairs, are_code, strict=bool(are_code)) if is_code]
+    return found | (code_bleu.scores(*zip(*code, strict=True)) if code else {})
 
 
 def names(are_code: bool = False) -> list[str]:

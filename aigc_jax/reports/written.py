@@ -11,7 +11,7 @@ from aigc_jax.core.capabilities import Seq2Seq
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.types import Extra, TrainState
-from aigc_jax.data import Pairs, is_code
+from aigc_jax.data import Pairs, code_ways, is_code
 from aigc_jax.decoding import Sampling
 from aigc_jax.decoding.language import TextDecoder
 from aigc_jax.decoding.sampling import pad_prompts
@@ -37,8 +37,16 @@ class Written(Report):
             beams, most = experiment.config.eval.generated_beams, experiment.task.get(Seq2Seq).vocab_size
             if beams > most:
                 raise UserError(f'eval.generated_beams: {beams}; at most the {most} tokens that there are')
-            if experiment.config.eval.code_bleu and not is_code(experiment.config.data):
-                raise UserError('eval.code_bleu: is of Python; where the targets are, set data.code=True')
+            if experiment.config.eval.code_bleu:
+                cls._check_code(experiment.config.data)
+
+    @staticmethod
+    def _check_code(data) -> None:
+        if not is_code(data):
+            raise UserError('eval.code_bleu: is of Python; where the targets are, set data.code=True')
+        if not any(code_ways(data)):
+            mend = 'code' if data.name == 'docstrings' else "a name with 'code' in it, as given in data.columns"
+            raise UserError(f'eval.code_bleu: is of Python, and no column that is written is; its name is {mend}')
 
     @classmethod
     def names(cls, experiment: Experiment) -> list[str]:
@@ -68,7 +76,9 @@ class Written(Report):
             of_replica = f'_seed{seed}' if len(self.experiment.seeds) > 1 else ''
             path = self.evaluator.paths.samples / f'{int(state.step):08d}{of_replica}_written.txt'
             atomic_write(path, pictures.join_texts(shown))
-        return {f'written/{name}': row for name, row in written.scores(ours, wanted, self.config.code_bleu).items()}
+        ways = code_ways(self.experiment.config.data) if self.config.code_bleu else (False,)
+        scores = written.scores(ours, wanted, [ways[i % len(ways)] for i in where])
+        return {f'written/{name}': row for name, row in scores.items()}
 
     def _written(self, state: TrainState, sources: list[np.ndarray], most: int) -> list[np.ndarray]:
         """The tokens of each."""

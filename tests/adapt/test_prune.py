@@ -192,7 +192,8 @@ def test_what_is_pruned_stays_0_under_any_optimizer(optimizer):
 
 
 def test_gradual_pruning_keeps_the_shares_of_the_schedule():
-    """Zhu & Gupta 2017, eq. 1, with s_i = 0; and so does the average of the weights. Each step has two turns."""
+    """Zhu & Gupta 2017, eq. 1, with s_i = 0; and so does the average of the weights. What is pruned has no moments from
+    the step on that prunes it. Each step has two turns."""
     shape, settings = (20, 10), own(keep=0.25, begin=4, end=16, every=3)
     params = {'model': {'dense': {'kernel': jax.random.normal(jax.random.key(0), shape)}}}
     inner = optax.chain(optax.adam(1e-2), optim.average_params(0.9))
@@ -206,6 +207,8 @@ def test_gradual_pruning_keeps_the_shares_of_the_schedule():
         is_kept = np.asarray(params['dense']['kernel'] != 0)
         assert not (is_kept & ~before).any()
         np.testing.assert_array_equal(optim.averaged({'m': params}, {'m': opt})['m']['dense']['kernel'] != 0, is_kept)
+        moments = [leaf for name, leaf in tree.flatten(opt.inner).items() if {'mu', 'nu'} & {*name.split('/')}]
+        assert len(moments) == 2 and all(((leaf != 0) == is_kept).all() for leaf in moments)
         before = is_kept
         if turn % 2:
             counts.append(int(is_kept.sum()))

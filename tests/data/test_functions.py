@@ -13,6 +13,7 @@ from aigc_jax import data
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import NO_TAG
 from aigc_jax.data.sources import functions, text
+from aigc_jax.reports.written import Written
 
 STDLIB = text.stdlib
 SOURCE = '''
@@ -111,6 +112,28 @@ def test_pairs_of_the_standard_library(some, capsys):
     for one, other in (('train', 'valid'), ('train', 'test'), ('valid', 'test')):
         assert not modules[one] & modules[other] and not held[one] & held[other]
     assert sum(map(len, modules.values())) == len({one.module for one in some if len(one.docstring.split()) > 2})
+
+
+@pytest.mark.parametrize('name, fields, wanted', [
+    ('docstrings', {}, (False,)),
+    ('docstrings', {'columns': ('docstring', 'code')}, (True,)),
+    ('docstrings', {'columns': ('code', 'name')}, (False,)),
+    ('docstrings', {'both_ways': True}, (False, True)),
+    ('pairs:a.jsonl', {'code': True}, (True,)),
+    ('pairs:a.jsonl', {}, (False,)),
+    ('pairs:a.jsonl', {'code': True, 'both_ways': True, 'columns': ('code', 'summary')}, (False, True)),
+    ('pairs:a.jsonl', {'code': True, 'both_ways': True, 'columns': ('wrong_code', 'code')}, (True, True)),
+    ('pairs:a.jsonl', {'code': True, 'both_ways': True}, (False, False)),
+], ids=str)  # fmt: skip
+def test_which_targets_are_code(name, fields, wanted):
+    """In the order in which examples.pairs turns them round."""
+    cfg = make(name, **{'columns': (), 'both_ways': False, 'code': False} | fields)
+    assert data.code_ways(cfg) == wanted
+    if not any(wanted):
+        with pytest.raises(UserError, match='eval.code_bleu: is of Python'):
+            Written._check_code(cfg)
+    else:
+        Written._check_code(cfg)
 
 
 def test_the_columns_say_what_is_told_from_what(some):

@@ -89,6 +89,9 @@ def test_texts_that_do_not_parse(capsys):
     loops = ''.join('    ' * i + f'for a in a{i}:\n' for i in range(60)) + '    ' * 60 + 'pass'
     assert values([loops], [CODE])['code_parses'] == 1  # in a second, and not 2⁶⁰
     capsys.readouterr()
-    assert written.scores([CODE, CODE], [broken, CODE], True)['code_bleu'] == {'value': 100, 'n': 1}
+    assert written.scores([CODE, CODE], [broken, CODE], [True, True])['code_bleu'] == {'value': 100, 'n': 1}
+    # A docstring of one word is Python, too, and is not what is measured.
+    assert written.scores([CODE, 'None'], [CODE, 'Deprecated'], [True, False])['code_bleu'] == {'value': 100, 'n': 1}
+    assert [*written.scores(['None'], ['Deprecated'], [False])] == [*written.scores(['None'], ['Deprecated'])]
     assert 'code_bleu: 1 of 2 targets are no whole Python, and are left out' in capsys.readouterr().err
     assert not code_bleu.scores([CODE], [broken])

@@ -16,7 +16,7 @@ from aigc_jax.core.notes import note
 from aigc_jax.data import infilling
 from aigc_jax.data.dataset import Dataset
 from aigc_jax.data.sources import examples, reading, text
-from aigc_jax.data.sources.example_files import columns
+from aigc_jax.data.sources.example_files import COLUMNS, columns
 from aigc_jax.data.sources.examples import TaggedText
 
 HIDDEN = '_'  # the name of a function whose name is to be told
@@ -80,6 +80,18 @@ def docstrings(cfg, tokenizer) -> Dataset:
     by_split, origin = _divided(cfg, found, lambda function: {function.code, function.docstring})
     chosen = {split: [_pair(function, names) for function in every] for split, every in by_split.items()}
     return examples.pairs(cfg, chosen, text.PSF, tokenizer, origin, names)
+
+
+def code_ways(cfg) -> tuple[bool, ...]:
+    """Of each way that the pairs of `cfg` are read in, one or, with data.both_ways, two in turn (examples.pairs):
+    whether what is to be written is Python. Of `docstrings` and of both ways the names of the columns say so; else
+    data.code does."""
+    if not text.is_code(cfg):
+        return (False,)
+    is_own = cfg.name == 'docstrings'
+    source, target = columns(cfg, _COLUMNS[:2] if is_own else COLUMNS['pairs'])
+    ways = (target, source) if cfg.both_ways else (target,)
+    return tuple('code' in name for name in ways) if is_own or cfg.both_ways else (True,)
 
 
 def identifiers(cfg, tokenizer) -> Dataset:
