@@ -166,12 +166,17 @@ def _generate(trained) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
     from aigc_jax import api
     from aigc_jax.core.capabilities import CausalText
+    from aigc_jax.core.notes import note
     from aigc_jax.decoding.generate import summary
-    from aigc_jax.reports import pictures, texts
+    from aigc_jax.reports import filling, pictures, texts
 
     if FLAGS.labels:
         raise UserError('--labels: a language model has no classes; give it a --prompt')
     prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
+    reads_marks = trained.tokenizer.sentinels and not trained.can(CausalText)  # another mark is refused there
+    if not reads_marks and any(filling.MASK in prompt for prompt in prompts):
+        name = trained.config.task.name
+        note(f'--prompt: {filling.MASK} is text as any other to {name}; a model of task.name=mlm fills it in')
     given = {name: FLAGS[name].value for name in WRITER_FLAGS if FLAGS[name].present}
     how, num_samples = trained.sampling(**given), FLAGS.num_samples
     if how.beam_size > 1 or how.temperature == 0:

@@ -37,6 +37,12 @@ def one_line(error: BaseException) -> str:
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
 
 
+def unreadable(error: OSError) -> str:
+    """Why a file or a folder cannot be read, and the mend where it is a permission."""
+    why = f'cannot be read: {error.strerror or error}'
+    return f'{why}; make it readable for this user, as with chmod' if isinstance(error, PermissionError) else why
+
+
 def first_line(error: BaseException | str) -> str:
     """Of what an error says; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).partition('\n')[0]

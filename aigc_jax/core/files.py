@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from aigc_jax.core.errors import RunError, UserError
+from aigc_jax.core.errors import RunError, UserError, unreadable
 from aigc_jax.core.memory import read_whole
 from aigc_jax.core.notes import note
 from aigc_jax.core.records import regular, regular_itself
@@ -66,6 +66,17 @@ def atomic_write(path, data: str | bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
             _being_written.discard(temporary.name)
+
+
+def check_folder(path, what: str) -> None:
+    """Raises UserError where there is no folder, or one whose files may not be read. what: that names it."""
+    try:
+        os.listdir(path)
+        os.stat(os.path.join(path, '.'))  # which a folder refuses that may be listed and not entered
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f'{what}: there is no folder {path}') from None
+    except OSError as error:
+        raise UserError(f'{what}: {path}: {unreadable(error)}') from None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aigc_jax.core import records
-from aigc_jax.core.errors import UserError, first_line
+from aigc_jax.core.errors import UserError, first_line, unreadable
 from aigc_jax.data import pretrained
 from aigc_jax.data.pretrained import Pretrained
 from aigc_jax.data.tokenizers import FIM, Tokenizer, byte_level, bytes_of_letters
@@ -282,7 +282,9 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
         return {}
     try:
         return records.read(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f'{path}: {unreadable(error)}') from None
+    except ValueError as error:
         raise UserError(f'{path}: is no JSON object: {first_line(error)}') from None
 
 
@@ -298,7 +300,7 @@ def _bytes(path: pathlib.Path) -> bytes:
         with open(path, 'rb', opener=records.regular) as file:
             data = file.read(_MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f'{path}: cannot be read: {error.strerror or error}') from None
+        raise UserError(f'{path}: {unreadable(error)}') from None
     if len(data) > _MOST_BYTES:
         raise UserError(f'{path}: is larger than {_MOST_BYTES >> 20} MiB')
     return data

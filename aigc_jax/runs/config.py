@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from aigc_jax.core import records, schema, user_code
-from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.errors import UserError, near, unreadable
 from aigc_jax.runs import migrations
 
 _MOST_LAYERS, _MOST_FIELDS = 1000, 5000  # more would take too long
@@ -229,8 +229,10 @@ def from_json(path: pathlib.Path) -> ConfigDict:
         config = ConfigDict(_tuples(records.read(path)))
     except FileNotFoundError:
         raise UserError(f'{path.parent}: no run is there (config.json is missing); train one first') from None
-    except (ValueError, OSError) as error:
-        raise UserError(f'{path}: cannot be read as a config: {getattr(error, "strerror", None) or error}') from None
+    except OSError as error:
+        raise UserError(f'{path}: {unreadable(error)}') from None
+    except ValueError as error:
+        raise UserError(f'{path}: cannot be read as a config: {error}') from None
     migrations.migrate(config, str(path))
     return config
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax import data, tasks
 from aigc_jax.core import parallel, processes, records, user_code
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, unreadable
 from aigc_jax.core.files import disk_errors, open_append
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import TrainState
@@ -53,9 +53,10 @@ class Run:
         path = self.paths.tokenizer
         try:
             return tokenizers.from_json(records.read(path)) if path.exists() else None
-        except (OSError, ValueError) as error:
-            why = getattr(error, 'strerror', None) or error
-            raise UserError(f'{path}: cannot be read as a tokenizer: {why}; bring it back from a copy') from None
+        except OSError as error:
+            raise UserError(f'{path}: {unreadable(error)}') from None
+        except ValueError as error:
+            raise UserError(f'{path}: cannot be read as a tokenizer: {error}; bring it back from a copy') from None
 
     @property
     def manifest(self) -> dict:

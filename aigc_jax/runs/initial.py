@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax import adapt, tasks
 from aigc_jax.adapt import gptq, huggingface, lora, prune, quantize
-from aigc_jax.core import optim, parallel, rng, tree
+from aigc_jax.core import files, optim, parallel, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.core.step import abstract_params, first_state, make_optimizers
@@ -29,7 +29,7 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
     """The tokenizer of the run that init.run names, because its parameters stand for its tokens; or None."""
     if pretrained.is_one(config):
         return pretrained.tokenizer(config)
-    found = Run(config.init.run).tokenizer if config.init.run else None
+    found = source(config.init.run).tokenizer if config.init.run else None
     if found is None or 'vocab_size' not in config.data:
         return found
     if found.kind in ('word', 'bpe') and config.data.vocab_size not in (-1, found.vocab_size):
@@ -44,8 +44,7 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
 def source(folder: str, what: str = 'init.run') -> Run:
     """The run in `folder`. what: the field that names it, for messages. Raises UserError."""
     run = Run(folder)
-    if not run.folder.is_dir():
-        raise UserError(f'{what}: there is no folder {run.folder}; name the folder of a run')
+    files.check_folder(run.folder, what)
     return run
 
 

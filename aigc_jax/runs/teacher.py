@@ -118,7 +118,7 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
         own = tokenizer_files.read(wanted.run) if tokenizer_files.are_in(wanted.run) else None
         mend = f'set data.tokenizer to hf:{wanted.run}'
     else:
-        run = initial.source(wanted.run)
+        run = initial.source(wanted.run, 'distill.run')
         theirs, own, mend = run.config, run.tokenizer, 'train both with the same tokenizer'
         if theirs.task.name != ours.task.name:
             raise UserError(

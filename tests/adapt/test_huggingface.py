@@ -3,17 +3,20 @@
 tests/adapt/goldens/ holds small models as transformers saves them, with what it computes (make_goldens.py).
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from aigc_jax.adapt import huggingface
@@ -21,6 +24,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.decoding import Sampling, sampling
 from aigc_jax.decoding.beam import beam_search
 from aigc_jax.nn.transformer import Transformer
+from aigc_jax.runs import initial
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 DECODERS = 'gpt2', 'llama', 'qwen2', 'qwen3', 'mistral'
@@ -255,6 +259,37 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, name, change, wo
         folder = huggingface.Folder(path)
         read(folder, decoder(folder))
     assert words in str(caught.value) and str(path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+@contextlib.contextmanager
+def bound():
+    """As a user whom permissions bind, which root is not."""
+    if is_root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize('name', [
+    '', 'config.json', 'model.safetensors', 'model.safetensors.index.json', 'tokenizer.json', 'tokenizer_config.json'
+])  # fmt: skip
+def test_what_may_not_be_read_is_named(name):
+    """The folder, or the file in it, and that a permission lacks."""
+    config = ConfigDict({'init': {'run': ''}, 'data': {'tokenizer': 'char'}})
+    with tempfile.TemporaryDirectory() as place:  # that of tmp_path is entered by root alone
+        os.chmod(place, 0o755)
+        path = damaged(pathlib.Path(place), 'llama', two_shards if 'index' in name else lambda folder: None)
+        (path / 'tokenizer_config.json').touch()
+        config.init.run = str(path)
+        os.chmod(path / name, 0)
+        with bound(), pytest.raises(UserError) as caught:
+            initial.tokenizer(config)
+        os.chmod(path / name, 0o755)
+    why = f'{path / name}: cannot be read: Permission denied; make it readable for this user'
+    assert why in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written_is_not_half_there(tmp_path):

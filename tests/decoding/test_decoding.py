@@ -419,9 +419,10 @@ def test_the_command_line_writes(runner, smoke, tmp_path):
     stored = np.load(path)
     assert stored['samples'].shape == (4, stored['length'].max()) and (stored['nats'] > 0).all()
     assert path.with_suffix('.txt').read_text() == out
-    code, beam, _ = runner('--mode=sample', f'--workdir={folder}', '--prompt=The', '--num_samples=1', '--beam_size=4',
-                           '--max_new_tokens=12')  # fmt: skip
-    assert code == 0 and beam.startswith('The')
+    code, beam, err = runner('--mode=sample', f'--workdir={folder}', '--prompt=The <mask>', '--num_samples=1',
+                             '--beam_size=4', '--max_new_tokens=12')  # fmt: skip
+    assert code == 0 and beam.startswith('The <mask>')
+    assert err.startswith('note: --prompt: <mask> is text as any other to lm; a model of task.name=mlm fills it in\n')
 
 
 OUTPUTS = {

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from aigc_jax.core import files, records
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, unreadable
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 SHARD = 5 * 10**9  # bytes of a file, at most, where there are several
@@ -84,16 +84,16 @@ class Folder:
 
     def __init__(self, path: pathlib.Path | str, what: str = 'init.run'):
         self.path, self._what = pathlib.Path(path).expanduser(), what
-        if not self.path.is_dir():
-            raise UserError(f'{what}: there is no folder {self.path}')
+        files.check_folder(self.path, what)
         try:
             self.config = records.read(self.path / CONFIG)
             kind = self.config['model_type']
         except FileNotFoundError:
             raise UserError(f'{what}: {self.path} has no {CONFIG}; name the folder of a checkpoint') from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = getattr(error, 'strerror', None) or 'it is no JSON object with a model_type'
-            raise UserError(f'{what}: {self.path / CONFIG}: {why}') from None
+        except OSError as error:
+            raise UserError(f'{what}: {self.path / CONFIG}: {unreadable(error)}') from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f'{what}: {self.path / CONFIG}: it is no JSON object with a model_type') from None
         if not isinstance(kind, str):
             raise UserError(f'{what}: {self.path / CONFIG}: model_type is {kind!r}')
         if (packed := self.config.get('quantization_config')) is not None:
@@ -127,7 +127,9 @@ class Folder:
             raise UserError(f'{self._what}: {self.path} has neither {WEIGHTS} nor {INDEX}')
         try:
             found = sorted(set(records.read(self.path / INDEX)['weight_map'].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except OSError as error:
+            raise UserError(f'{self._what}: {self.path / INDEX}: {unreadable(error)}') from None
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f'{self._what}: {self.path / INDEX} is no index of shards') from None
         for name in found:
             if not isinstance(name, str) or pathlib.PurePath(name).name != name:
@@ -147,9 +149,10 @@ class Folder:
                 length = int.from_bytes(file.read(8), 'little')
                 header = json.loads(file.read(length))
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (SafetensorError, OSError, ValueError) as error:
-            why = getattr(error, 'strerror', None) or error
-            raise UserError(f'{self._what}: {path} is no whole safetensors file: {why}') from None
+        except OSError as error:
+            raise UserError(f'{self._what}: {path}: {unreadable(error)}') from None
+        except (SafetensorError, ValueError) as error:
+            raise UserError(f'{self._what}: {path} is no whole safetensors file: {error}') from None
         header.pop('__metadata__', None)
         self.others |= {name: one['dtype'] for name, one in header.items() if one['dtype'] not in _FLOATS}
         named = lambda name: _OLD_NAMES.sub(lambda old: {'gamma': 'weight', 'beta': 'bias'}[old[0]], name)
