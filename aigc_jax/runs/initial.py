@@ -3,7 +3,10 @@
 import contextlib
 import copy
 import dataclasses
+import json
+import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,8 @@ from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.checkpoint import Checkpoints, OtherModel
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
+
+_AVERAGE = r'optim\.\w+\.(name|ema_decay)'  # what of a config says which parameters are evaluated
 
 
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
@@ -282,6 +287,29 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     _tell_of_still(experiment.config, params, chosen.drawn)
     left = [name.removeprefix(f'{player}/') for name in chosen.left]
     return {player: huggingface.read(folder, family, fields, chosen.taken(params)[player], left)}
+
+
+def said(folder: str, also: str = '') -> dict[str, Any]:
+    """{field: value, as JSON has it} of the config of the run in `folder`: what says which parameters are read of its
+    checkpoint, and the fields that the regex `also` matches. {} of a checkpoint of Hugging Face, whose digest is over
+    its config."""
+    if huggingface.is_folder(folder):
+        return {}
+    plain = ConfigDict(json.loads(config_lib.to_json(Run(folder).config)))
+    wanted = re.compile(f'{_AVERAGE}|{also}' if also else _AVERAGE)
+    return {name: value for name, value in config_lib.flatten(plain).items() if wanted.fullmatch(name)}
+
+
+def changed(what: str, folder: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What is to be done where a field of `said` is another than it was; None where none is. A field that one of the
+    two lacks is of another version. what: the field that names the folder."""
+    for name in before if isinstance(before, Mapping) else ():
+        if name in now and before[name] != now[name]:
+            return (
+                f'{what}: {name} in config.json of {folder} is {now[name]!r}, and was {before[name]!r} when this run '
+                'began; bring that one back'
+            )
+    return None
 
 
 def digest(config: ConfigDict, step: int) -> str:

@@ -20,6 +20,7 @@ from aigc_jax import tasks
 from aigc_jax.core import records
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write
+from aigc_jax.data import Text
 from aigc_jax.runs import numerics
 from aigc_jax.runs.experiment import Experiment
 
@@ -34,9 +35,12 @@ def check(path: pathlib.Path, experiment: Experiment) -> None:
     """Raises UserError where the run that the manifest is of was trained on other data than are there now."""
     before, now = trained_on(path), experiment.dataset.fingerprint
     if before not in (None, now):
+        tokenizer, back = '', 'the data'
+        if isinstance(experiment.dataset.spec, Text):
+            tokenizer, back = ', or its tokenizer,', 'both'
         raise UserError(
-            f'data.name: {experiment.config.data.name} is no longer what this run was trained on (sha256 '
-            f'{before[:8]}… there, {now[:8]}… now); bring the data back, or name another folder'
+            f'data.name: {experiment.config.data.name}{tokenizer} is no longer what this run was trained on (sha256 '
+            f'{before[:8]}… there, {now[:8]}… now); bring {back} back, or name another folder'
         )
 
 

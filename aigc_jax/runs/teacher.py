@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,7 +21,8 @@ from aigc_jax.runs import classes, initial, manifest, pretrained
 from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
-_STEP, _DIGEST = 'teacher_step', 'teacher_sha256'  # in the manifest, of each start
+_STEP, _DIGEST, _SAID = 'teacher_step', 'teacher_sha256', 'teacher_config'  # in the manifest, of each start
+_MODEL = r'(model|adapt|quantize)\..*'  # what of the teacher's config says what its parameters compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Teacher:
 
     task: Task
     params: dict[str, Tree]
-    taken: dict[str, int | str]
+    taken: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +61,15 @@ def load(experiment: Experiment, run: Run, newest: int | None) -> Teacher | None
         experiment.want_room(abstract_params(model.task), 'distill.run: the teacher')
         (params, _), step = initial.as_saved(model)
         taken = {_STEP: step, _DIGEST: initial.digest(model.config, step)}
-    if before and taken != before:
+    if before and taken != {name: before.get(name) for name in taken}:
         raise UserError(
             f'distill.run: the checkpoint of step {step} in {wanted.run} is not the one that this run was trained with '
             f'(sha256 {str(before.get(_DIGEST))[:8]}… there, {taken[_DIGEST][:8]}… now); bring that one back'
         )
-    return Teacher(model.task, params, taken)
+    said = initial.said(wanted.run, _MODEL)
+    if text := initial.changed('distill.run', wanted.run, before.get(_SAID, {}), said):
+        raise UserError(text)
+    return Teacher(model.task, params, {**taken, _SAID: said})
 
 
 def abstract(experiment: Experiment, loops: bool = True) -> Teacher | None:
@@ -89,10 +94,10 @@ def _as_field_of_distill() -> Iterator[None]:
         raise UserError(re.sub(r'(?<![\w/.-])init\.(?=(run|step|average)\b)', 'distill.', str(error))) from None
 
 
-def _before(run: Run, newest: int | None) -> dict[str, int | str]:
+def _before(run: Run, newest: int | None) -> dict[str, Any]:
     """What the manifest says of the teacher that the run had; {} of a new run."""
     starts = manifest.read(run.paths.manifest).get('starts', [])
-    found = [{name: start[name] for name in (_STEP, _DIGEST)} for start in starts if start.keys() >= {_STEP, _DIGEST}]
+    found = [start for start in starts if start.keys() >= {_STEP, _DIGEST}]
     if newest is not None and not found:
         raise UserError(
             f'{run.paths.manifest}: does not say which teacher this run was trained with; bring it back from a copy'

@@ -77,7 +77,7 @@ class Ground:
             if group == 'prune' or not pretrained.is_one(self.config):  # one of Hugging Face has no steps
                 self.config[group].step = str(step)
             try:
-                digest = digest_of(self.config, step)
+                digest, said = digest_of(self.config, step), initial.said(run)
             except UserError as error:
                 self.reasons += (f'{group}.run: {error}',)
                 continue
@@ -86,6 +86,8 @@ class Ground:
                     f'{group}.run: the checkpoint of step {step} in {run} is not the one that the run began with; '
                     'bring that one back',
                 )
+            elif text := initial.changed(f'{group}.run', run, start.get(f'{group}_config', {}), said):
+                self.reasons += (text,)
 
     def _compare_own_files(self, found: dict, here: dict) -> None:
         before, now = found.get('own_task'), here.get('own_task')

@@ -198,10 +198,14 @@ class _Training:
             return checkpoints.restore(newest, experiment.abstract_state), {}
         adapt.tell(self._config)
         model, step = initial.model(experiment)
-        taken = {} if step is None else {'init_step': step, 'init_sha256': initial.digest(self._config, step)}
+        taken, own = {}, self._config
+        if step is not None:
+            digest, said = initial.digest(own, step), initial.said(own.init.run)
+            taken = {'init_step': step, 'init_sha256': digest, 'init_config': said}
         masks, step = initial.masks(experiment)
         if masks:
-            taken |= {'prune_step': step, 'prune_sha256': initial.digest_of(self._config.prune.run, step)}
+            digest, said = initial.digest_of(own.prune.run, step), initial.said(own.prune.run)
+            taken |= {'prune_step': step, 'prune_sha256': digest, 'prune_config': said}
         if taken and processes.several():
             processes.alike('init.run, prune.run', taken, 'Give all the same run.')
         return experiment.create_state(*(model or (None, None)), masks), taken

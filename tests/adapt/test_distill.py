@@ -186,6 +186,11 @@ def test_an_interrupted_run_is_the_uninterrupted_one_and_has_its_teacher_or_is_r
     run.paths.manifest.unlink()
     assert 'does not say which teacher' in refused()
     run.paths.manifest.write_text(manifest)
+    theirs = folder / 'lent' / 'config.json'
+    text = theirs.read_text()
+    theirs.write_text(text.replace('"softcap": 15.0', '"softcap": 30.0'))  # the same parameters, and another function
+    assert f'distill.run: model.softcap in config.json of {folder}/lent is 30.0, and was 15.0 when this' in refused()
+    theirs.write_text(text)
     (folder / 'lent' / 'checkpoints' / '4').rename(folder / 'lent' / 'checkpoints' / '5')
     assert 'no checkpoint of step 4' in refused()
     shutil.rmtree(folder / 'lent')

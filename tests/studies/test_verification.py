@@ -292,6 +292,11 @@ def test_a_run_from_another_run(whole, tmp_path):
     run = trained(tmp_path / 'run', init__run=first.folder)
     trained(first.folder, total_steps=40)  # init.step names no step, and the newest is another now
     assert verify(run.folder).kind == IDENTICAL
+    text = first.paths.config.read_text()
+    edited(first.paths.config, lambda config: config['optim']['generator'].update(ema_decay=0.5))
+    assert 'optim.generator.ema_decay in config.json of' in (reason := the_reason(run)), reason
+    assert 'is 0.5, and was 0.0 when this run began; bring that one back' in reason
+    first.paths.config.write_text(text)
     resaved(first, 30, lambda state: state['params/generator/mlp/Dense_0/bias'].__setitem__(0, 9))
     assert 'is not the one that the run began with' in the_reason(run)
     assert verify(run.folder, 20).kind == IDENTICAL
