@@ -19,9 +19,10 @@ transformers = pytest.importorskip('transformers', reason='needs transformers')
 import make_encoder_goldens  # noqa: E402
 import make_goldens  # noqa: E402
 import make_t5_goldens  # noqa: E402
-from test_encoders import run_of  # noqa: E402
+from test_encoders import STILL, run_of  # noqa: E402
 
 import aigc_jax  # noqa: E402
+from aigc_jax import adapt, tasks  # noqa: E402
 from aigc_jax.reports.trained import Trained  # noqa: E402
 
 SEED, VOCAB, PAD, UNKNOWN, READ, NEW = 5, 61, 0, 2, 30, 12
@@ -44,8 +45,9 @@ class Live(NamedTuple):
         return [' '.join(f'w{i}' for i in row) for row in self.tokens]
 
     def ours(self, *inputs):
-        module = self.run.task.rounds[0][0].loss.__self__.module
-        return module.apply({'params': self.run.state.params['model']}, *inputs)
+        config = self.run.config  # the task that no change of the model is around
+        module = tasks.make(config, self.run.experiment.dataset).rounds[0][0].loss.__self__.module
+        return module.apply({'params': adapt.merged(self.run.state.params, config)['model']}, *inputs)
 
 
 def with_words(folder: pathlib.Path, end: int, pad: int = PAD, begin: int | None = None) -> None:
@@ -195,3 +197,67 @@ def test_encoders(name, tmp_path):
         with torch.no_grad():
             best = live.model(framed).logits[0, 2].topk(3).indices.tolist()
         assert [token for token, _ in filled.choices[0]] == [f'w{i}' for i in best]
+
+
+CHANGES = {
+    'pruned': {'prune.keep': 0.4},
+    'gptq': {'quantize.weights': 'int4', 'quantize.method': 'gptq', 'total_steps': 0},
+    'lora': {'adapt.name': 'lora'},
+    'dora': {'adapt.name': 'dora'},
+    'distilled': {'init.run': '', 'distill.run': '{folder}', 'data.tokenizer': 'hf:{folder}'},
+}
+
+
+def changed(config: str, folder: pathlib.Path, tmp_path: pathlib.Path, change: str) -> Trained:
+    """A run of two steps of a change, from a checkpoint, or of a student of it whose model is that of the config."""
+    draws = np.random.default_rng(0)
+    names = ('text',) if config == 'bert' else ('source', 'target')
+    text = lambda: ' '.join(f'w{i}' for i in draws.integers(READ, VOCAB, 6))
+    rows = [json.dumps({name: text() for name in names}) for _ in range(60)]
+    (tmp_path / 'data.jsonl').write_text('\n'.join(rows))
+    fields = {**dict(STILL), 'optim.model.schedule': {'name': 'constant_schedule', 'value': 0.05}, 'total_steps': 2}
+    fields |= {'init.run': folder, 'data.tokenizer': 'auto', 'data.valid_percent': 20, 'data.test_percent': 20}
+    fields |= {'eval.best_metric': '', 'data.block': 16}
+    if config == 'bert':
+        fields |= {'data.name': f'jsonl:{tmp_path}/data.jsonl', 'data.eval_stride': 8}
+    else:
+        fields |= {'data.name': f'pairs:{tmp_path}/data.jsonl', 'data.columns': names, 'eval.num_generated': 0}
+    fields |= {name: str(value).format(folder=folder) for name, value in CHANGES[change].items()}
+    own = [(name, str(value)) for name, value in fields.items()]
+    aigc_jax.train(f'configs/{config}.py:smoke', tmp_path / 'run', own)
+    return aigc_jax.open(tmp_path / 'run')
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_changed_encoder_decoders(change, tmp_path):
+    base = make_t5_goldens.drawn('t5_v1_1', SEED)
+    base.save_pretrained(folder := tmp_path / 'folder')
+    with_words(folder, end := an_end(base))
+    run = changed('finetune_seq2seq', folder, tmp_path, change)
+    model = exported(Live(base, folder, run, tokens(3, 9), end), tmp_path / 'out', 'AutoModelForSeq2SeqLM')
+    live = Live(model, folder, run, tokens(3, 9), end)
+    mask, target = np.ones((3, 9), bool), np.concatenate([np.full((3, 1), PAD), tokens(3, 6)], axis=1)
+    inputs = dict(input_ids=torch.tensor(live.tokens), decoder_input_ids=torch.tensor(target))
+    with torch.no_grad():
+        before, theirs = (one(**inputs).logits for one in (base, model))
+    np.testing.assert_allclose(live.ours(live.tokens, mask, target), theirs, atol=ATOL)
+    assert (before - theirs).abs().max() > 0.01
+    assert written(live, temperature=0.0) == written_there(live, live.tokens)
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_changed_encoders(change, tmp_path):
+    base, _ = make_encoder_goldens.make('bert_masked', SEED)
+    base.save_pretrained(folder := tmp_path / 'folder')
+    with_words(folder, 3, 0, 1)
+    run = changed('bert', folder, tmp_path, change)
+    model = exported(Live(base.eval(), folder, run, tokens(3, 9), 3), tmp_path / 'out', 'AutoModelForMaskedLM')
+    live = Live(model, folder, run, tokens(3, 9), 3)
+    framed = torch.tensor([[1, 5, 4, 9, 3]])
+    with torch.no_grad():
+        before, theirs = (one(torch.tensor(live.tokens)).logits for one in (base, model))
+        best = model(framed).logits[0, 2].topk(3).indices.tolist()
+    np.testing.assert_allclose(live.ours(live.tokens, np.full(3, 9)).tokens, theirs, atol=ATOL)
+    assert (before - theirs).abs().max() > 0.01
+    (filled,) = run.fill('w5 <mask> w9', k=3)
+    assert [token for token, _ in filled.choices[0]] == [f'w{i}' for i in best]
