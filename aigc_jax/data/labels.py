@@ -114,10 +114,10 @@ def _no_classes(label: np.ndarray) -> str:
 
 
 def _are_numbers(label: np.ndarray) -> bool:
-    """Whether these are texts of different whole numbers, among which '10' follows '9', not '1'."""
+    """Whether these are texts of whole numbers as Python writes them, among which '10' follows '9', not '1'; '01' is a
+    name, which '1' would not be."""
     names = set(label.tolist()) if label.dtype.kind == 'U' else ()
-    numbers = {int(name) for name in names if re.fullmatch('[0-9]{1,9}', name)}
-    return len(numbers) == len(names) > 0
+    return len(names) > 0 and all(re.fullmatch('0|[1-9][0-9]{0,8}', name) for name in names)
 
 
 def _some(values: np.ndarray) -> str:

@@ -28,6 +28,9 @@ def curves(rows: list[dict], path, splits: dict[str, str]) -> None:
     panels = series_of(rows)
     players = sorted({player for series in panels.values() for player, _ in series})
     colours = {player: COLOURS[i % len(COLOURS)] for i, player in enumerate(players)}
+    trained = {player for series in panels.values() for player, split in series if player and split == 'train'}
+    if len(trained) == 1:
+        colours[''] = colours[min(trained)]  # what is measured without a player is of the only one
     columns = min(4, math.ceil(math.sqrt(len(panels)))) or 1
     lines = math.ceil(len(panels) / columns) or 1
     # Placed by hand, in inches: a layout engine takes twice the time, at each evaluation.

@@ -109,6 +109,7 @@ def test_what_is_not_understood_is_named(tmp_path, notes):
         (LABELS * 10.0, 7, LABELS, '7 classes, 0: 0, 1: 10, 2: 20'),
         (np.array(['cat', 'dog', 'ant'])[LABELS % 3], 3, np.array([1, 2, 0])[LABELS % 3], '0: ant, 1: cat'),
         (np.array(['9', '10', '11'])[LABELS % 3], 3, LABELS % 3, 'the labels 9…11'),
+        (np.array(['01', '02', '10'])[LABELS % 3], 3, LABELS % 3, '3 classes, 0: 01, 1: 02, 2: 10'),
         (LABELS > 3, 2, LABELS > 3, ''),
         (ONE_HOT, 7, LABELS, ''),
         (ONE_HOT.T, 7, LABELS, ''),

@@ -131,10 +131,10 @@ def test_a_first_line_that_names_other_columns_is_no_example(tmp_path, capsys):
     path.write_text('de\ten\n' + rows)  # names or texts: nothing tells
     assert len(notes()) == 1 and data.load(make(f'pairs:{path}'))
     assert notes() == [f'{path}: is read without a first line that names source, target; the first is an example']
-    path.write_text('word\ttag\n\nText\tO\nend\tP\nof\tO\nit\tP\n')
+    path.write_text('word\ttag\n\nText\t01\nend\t02\nof\t01\nit\t02\n')
     assert 'its first line, word, tag, seems' in message(f'tagged:{path}')
     read = data.load(make(f'tagged:{path}', columns=('word', 'tag'), valid_percent=0.0, test_percent=0.0))
-    assert texts(read, 'train', 'tokens') == ['Text end of it']
+    assert texts(read, 'train', 'tokens') == ['Text end of it'] and read.class_names == ('01', '02')
 
 
 def test_examples_of_one_source_are_in_one_split_and_copies_are_left_out(tmp_path, capsys):

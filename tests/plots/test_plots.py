@@ -143,6 +143,15 @@ def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):
     assert labels == ['disc', 'gen', 'train', 'valid']
 
 
+def test_curves_of_a_single_player_have_its_colour_with_and_without_its_name(tmp_path, figure):
+    rows = [{'step': s, 'split': 'train', 'model/accuracy': 0.1 * s} for s in (1, 2)]
+    plots_curves.curves([*rows, {'step': 2, 'split': 'eval', 'accuracy': 0.1}], tmp_path / 'c.png')
+    train, evaluated = figure[0].axes[0].lines
+    (legend,) = figure[0].legends
+    assert legend.get_texts()[0].get_text() == 'model'
+    assert train.get_color() == evaluated.get_color() == legend.get_lines()[0].get_color()
+
+
 def test_curves_of_replicas_show_each_and_the_median(tmp_path, figure):
     rows = [
         {'step': s, 'split': 'train', 'seed': seed, 'm/loss': value}
