@@ -130,7 +130,7 @@ def _again(plan, claim, workdir: pathlib.Path, launch) -> int:
             return 128 + outcome.interrupted
     if (now := again.made(plan, claim, FLAGS.seed, workdir)) is None:
         return command.NO_VERDICT
-    words, code = again.words(claim, FLAGS.seed, now, old)
+    words, code = again.words(claim, FLAGS.seed, now, old, again.grounds(workdir, now, old))
     show(words + '\n')
     return code
 

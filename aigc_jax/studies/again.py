@@ -3,8 +3,11 @@
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Sequence
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.runs import manifest
+from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import findings, gathering
 from aigc_jax.studies.claims import Claim
 from aigc_jax.studies.findings import Seed
@@ -64,15 +67,34 @@ def made(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Seed | N
     return gathering.Gathered(plan, workdir / FOLDER, None).seeds(claim, seed).get(seed)
 
 
-def words(claim: Claim, seed: int, now: Seed, old: Before | None) -> tuple[str, int]:
-    """(a line that says whether the number is the same, the exit code: 0 the same, 1 another, 2 nothing to compare)."""
+def grounds(workdir: pathlib.Path, now: Seed, old: Before | None) -> list[str]:
+    """What the two runs do not share: their data, and the checkpoints that they began with. Only what both say."""
+    if old is None or old.where != str(workdir):
+        return []
+    there, here = (_grounds(Paths(folder).manifest) for folder in (workdir / old.seed.run, workdir / FOLDER / now.run))
+    return [what for what in there if what in here and there[what] != here[what]]
+
+
+def _grounds(path: pathlib.Path) -> dict[str, str]:
+    found = manifest.read(path)
+    start = found['starts'][0] if found.get('starts') else {}
+    digests = {'init.run': 'init_sha256', 'prune.run': 'prune_sha256', 'distill.run': 'teacher_sha256'}
+    begun = {f'the checkpoint of {field}': start[name] for field, name in digests.items() if name in start}
+    return begun | {'the data': manifest.at(found, 'data.fingerprint')}
+
+
+def words(claim: Claim, seed: int, now: Seed, old: Before | None, others: Sequence[str] = ()) -> tuple[str, int]:
+    """(a line that says whether the number is the same, the exit code: 0 the same, 1 another, 2 nothing to compare).
+    others: what `grounds` gives."""
     begin = f'{claim.name}, seed {seed}: {claim.metric} = {now.value!r}'
     if old is None:
         return f'{begin}; there is no earlier value to compare it with', 2
     if repr(old.seed.value) == repr(now.value):
         return f'{begin}, the same to the bit as in {old.where}', 0
     why = ''
-    if old.seed.numerics != now.numerics:
+    if others:
+        why = f'; not the same for both: {", ".join(others)}'
+    elif old.seed.numerics != now.numerics:
         why = '; the numerics differ (version of JAX, device, threads, flags), so that the rounding may'
     elif old.seed.commit != now.commit:
         why = f'; the code was {old.seed.commit or "unknown"} and is {now.commit or "unknown"}'

@@ -61,7 +61,11 @@ class Ground:
         return f' (up to step {end}' + (f'; --from_step={later[0]} begins behind it)' if later else ')')
 
     def _take_start(self, start: dict) -> None:
-        """The checkpoints that init.run and prune.run gave the run."""
+        """The checkpoints that init.run and prune.run gave the run. That of distill.run is compared as it is read."""
+        gone = lambda group, run: f'{group}.run: {run}, which the run began with, is no longer there; bring it back'
+        is_there = lambda run: pathlib.Path(run).expanduser().is_dir()
+        if (teacher := self.config.distill.run) and not is_there(teacher):
+            self.reasons += (gone('distill', teacher),)
         digests = {'init': initial.digest, 'prune': lambda config, step: initial.digest_of(config.prune.run, step)}
         for group, digest_of in digests.items():
             run = self.config[group].run
@@ -71,8 +75,8 @@ class Ground:
                 self._note(f'the manifest does not say which checkpoint of {group}.run the run began with')
                 continue
             step = start[f'{group}_step']
-            if not pathlib.Path(run).expanduser().is_dir():
-                self.reasons += (f'{group}.run: {run}, which the run began with, is no longer there; bring it back',)
+            if not is_there(run):
+                self.reasons += (gone(group, run),)
                 continue
             if group == 'prune' or not pretrained.is_one(self.config):  # one of Hugging Face has no steps
                 self.config[group].step = str(step)

@@ -117,6 +117,10 @@ def _verified(run: Run, config: ConfigDict, from_step: int, progress: TextIO | N
         lines = logs.read_lines(run.paths.metrics) if run.paths.metrics.exists() else []
     except RunError as error:
         return verdict(DIFFERENT, found=(Difference(None, 'metrics.jsonl', str(error)),))
+    try:
+        run.tokenizer  # noqa: B018 (it reads its file)
+    except UserError as error:
+        return verdict(DIFFERENT, found=(Difference(None, run.paths.tokenizer.name, first_line(error)),))
     if from_step == end and not finished:
         return verdict(NOT_COMPARABLE, reasons=(f'nothing is kept behind step {end}, and the run is not finished',))
     try:

@@ -482,6 +482,15 @@ def test_a_number_is_compared_with_the_one_before(tmp_path):
     report.write(gathering.Gathered(plan, tmp_path, None), 'the command')
     (tmp_path / 'own.results.json').rename(plan.results)
     other = tmp_path / 'other'
+    where = [tmp_path / old.seed.run, tmp_path / again.FOLDER / old.seed.run]
+    for folder, digest in zip(where, 'ab', strict=True):
+        folder.mkdir(parents=True, exist_ok=True)
+        start = {'step': 0, 'init_step': 5, 'init_sha256': digest}
+        (folder / 'manifest.json').write_text(json.dumps({'data': {'fingerprint': 'd'}, 'starts': [start]}))
+    assert again.grounds(tmp_path, old.seed, old) == ['the checkpoint of init.run']
+    assert again.grounds(tmp_path, old.seed, None) == []
+    line, _ = again.words(claim, 1, findings.Seed(5.3, 'r', 1, 'abc'), old, again.grounds(tmp_path, old.seed, old))
+    assert line.endswith('; not the same for both: the checkpoint of init.run')
     assert again.before(plan, claim, 2, other).where == 'own.results.json'
     assert again.before(plan, claim, 7, other) is None and again.words(claim, 7, old.seed, None)[1] == 2
 

@@ -295,7 +295,7 @@ def test_a_run_from_another_run(whole, tmp_path):
     text = first.paths.config.read_text()
     edited(first.paths.config, lambda config: config['optim']['generator'].update(ema_decay=0.5))
     assert 'optim.generator.ema_decay in config.json of' in (reason := the_reason(run)), reason
-    assert 'is 0.5, and was 0.0 when this run began; bring that one back' in reason
+    assert 'is 0.5, and was 0.999 when this run began; bring that one back' in reason
     first.paths.config.write_text(text)
     resaved(first, 30, lambda state: state['params/generator/mlp/Dense_0/bias'].__setitem__(0, 9))
     assert 'is not the one that the run began with' in the_reason(run)
@@ -418,3 +418,13 @@ def test_differences_of_values():
     )
     assert differences.of_values({'a': None}, {'a': 2.0}) == 'a is no finite number there, 2.0 here'
     assert differences.of_values({'a': 1, 'b': 1}, {'a': 1}) == 'b is there alone'
+
+
+def test_a_damaged_tokenizer_and_a_teacher_that_is_gone(copied):
+    """Both are told before anything is trained."""
+    copied.paths.tokenizer.write_text('{"kind": "by')
+    found = the_difference(copied, 20)
+    assert found.place == 'tokenizer.json' and str(copied.paths.tokenizer) in found.text
+    copied.paths.tokenizer.unlink()
+    edited(copied.paths.config, lambda config: config['distill'].update(run='gone'))
+    assert the_reason(copied, 20) == 'distill.run: gone, which the run began with, is no longer there; bring it back'
