@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from aigc_jax.core import records
-from aigc_jax.core.errors import first_line
+from aigc_jax.core.errors import UserError, first_line
 from aigc_jax.data.tokenizers import Frame, Tokenizer, bytes_of_letters, no_halves, no_special
 
 KIND = 'huggingface'
@@ -139,7 +140,8 @@ class Pretrained(Tokenizer):
         """int32 tokens, without the frame. special: special tokens are read as transformers reads them, and <mask>,
         <pad>, <cls> and <sep> are those of this tokenizer, however it writes them. Raises UserError."""
         if not special:
-            return np.array(self._library.encode(no_halves(text), add_special_tokens=False).ids, np.int32)
+            encode = self._library.encode
+            return np.array(_readable(encode, no_halves(text), add_special_tokens=False).ids, np.int32)
         own = {f'<{name}>': token for name, token in self.roles.items()}
 
         def spelled(match: re.Match) -> str:
@@ -148,11 +150,12 @@ class Pretrained(Tokenizer):
             return match[0] if self._id(match[0]) is not None else own[match[0]]
 
         text = re.sub(r'<(?:pad|mask|cls|sep|extra_id_\d+)>', spelled, text)
-        return np.array(self._reading_special.encode(no_halves(text), add_special_tokens=False).ids, np.int32)
+        encode = self._reading_special.encode
+        return np.array(_readable(encode, no_halves(text), add_special_tokens=False).ids, np.int32)
 
     def encode_all(self, texts: list[str]) -> list[np.ndarray]:
-        """encode of each, on all cores."""
-        found = self._library.encode_batch([*map(no_halves, texts)], add_special_tokens=False)
+        """encode of each, on all cores. Raises UserError."""
+        found = _readable(self._library.encode_batch, [*map(no_halves, texts)], add_special_tokens=False)
         return [np.array(one.ids, np.int32) for one in found]
 
     def boundaries(self, text: str) -> np.ndarray:
@@ -247,3 +250,11 @@ def role_tokens(config: Mapping) -> dict[str, str]:
 def _steps(step: Mapping | None, inner: str) -> list[Mapping]:
     """A step of a tokenizer.json, or those that it is a sequence of."""
     return [] if not step else [part for one in step[inner] for part in _steps(one, inner)] if inner in step else [step]
+
+
+def _readable(encode: Callable[..., Any], text: Any, **how: Any) -> Any:
+    """encode(text, …). Raises UserError for a letter that a vocabulary without an unknown token lacks."""
+    try:
+        return encode(text, **how)
+    except Exception as error:  # the library raises no other class
+        raise UserError(f'the tokenizer cannot read {str(text)!r:.60}: {error}') from None

@@ -203,6 +203,12 @@ def _build(config, tokenizer):
 
 
 def _newline(tokenizer) -> int:
-    if tokenizer.kind in ('byte', 'bpe'):
-        return int(tokenizer.encode('\n')[0])
-    return tokenizer.pieces.index('\n') if '\n' in tokenizer.pieces else 0
+    """The token of a newline, or the first one. A tokenizer that was exported and read again has the same, for what a
+    model says of a text depends on it."""
+    if tokenizer.kind in ('char', 'word'):
+        return tokenizer.pieces.index('\n') if '\n' in tokenizer.pieces else 0
+    try:
+        found = tokenizer.encode('\n')
+    except UserError:  # characters alone, without this one
+        return 0
+    return int(found[0]) if len(found) and tokenizer.decode(found) == '\n' else 0

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax import data
 from aigc_jax.core.errors import UserError
-from aigc_jax.data import tokenizers
+from aigc_jax.data import tokenizer_files, tokenizers
 from aigc_jax.data.batching import ContiguousStream, places
 from aigc_jax.data.sources import text
 
@@ -240,6 +240,21 @@ def test_a_text_of_pieces_begins_after_a_newline():
     for kind in ('byte', 'char', 'word', 'bpe'):
         tokenizer = tokenizers.train(kind, lines, lines, 260, False)
         assert tokenizer.decode([_newline(tokenizer)]) == '\n', kind
+
+
+@pytest.mark.parametrize('text', ['a b\nb a\n', 'a b b a'])
+@pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
+def test_an_exported_tokenizer_begins_a_text_as_the_run_did(tmp_path, kind, text):
+    from aigc_jax.tasks.lm import _newline
+
+    tokenizer = tokenizers.train(kind, [text], [text], 260, False)
+    for name, content in tokenizer_files.files(tokenizer).items():
+        (tmp_path / name).write_text(content)
+    read = tokenizer_files.read(tmp_path)  # one document, so there is no token that ends one
+    assert read.bos is tokenizer.bos is None and _newline(read) == _newline(tokenizer)
+    if kind == 'char':  # was an exception of the library
+        with pytest.raises(UserError, match='the tokenizer cannot read .ü.'):
+            read.encode('ü')
 
 
 def test_one_document_is_cut_by_place_and_several_by_what_they_hold(tmp_path):
