@@ -28,7 +28,7 @@ flags.DEFINE_string('format', 'hf', 'export: hf, which transformers loads; safet
 flags.DEFINE_string('output', '', 'export: the new folder to write')
 flags.DEFINE_string(
     'prompt', '', 'sample, language models: the text to go on from; encoder-decoders: the source; masked language '
-    'models: a text whose <mask> to fill in'
+    'models: a text whose <mask> to fill in; classifiers of texts: the text to tell the class of'
 )  # fmt: skip
 flags.DEFINE_string(
     'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
@@ -107,7 +107,7 @@ def _run() -> None:
     if FLAGS.mode == 'train':
         return _train(config, workdir, began)
     from aigc_jax import api
-    from aigc_jax.core.capabilities import FillsIn, WritesText
+    from aigc_jax.core.capabilities import Classifies, FillsIn, WritesText
 
     if FLAGS.mode == 'evaluate':
         from aigc_jax.training import announce
@@ -119,6 +119,8 @@ def _run() -> None:
         return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples))
     if trained.can(FillsIn):
         return _fill(trained)
+    if trained.can(Classifies) and trained.tokenizer:
+        return _classify(trained)
     _generate(trained) if trained.can(WritesText) else _sample(trained)
 
 
@@ -150,16 +152,35 @@ def _sample(trained) -> None:
 
 def _fill(trained) -> None:
     """The prompts with their masks filled in, and what else could stand there."""
+    task = trained.config.task.name
+    found = trained.fill(_read(f'{task} draws nothing; it fills each <mask> of a --prompt', 'the <mask> statement'))
+    if processes.first():
+        show('\n'.join(one.lines() for one in found))
+
+
+def _classify(trained) -> None:
+    """A line for each prompt, or of a tagger for each word of it, with a blank line between prompts."""
+    words = f'{trained.config.task.name} draws nothing; it tells the class of each --prompt'
+    found = trained.classify(_read(words, 'a text of your own'))
+    if not processes.first():
+        return
+    from aigc_jax.core.capabilities import Classifies
+
+    if trained.task.get(Classifies).by_token:
+        return show('\n'.join(''.join(f'{one.text}\t{one.line()}\n' for one in of_text) for of_text in found))
+    show(''.join(f'{one.line()}\n' for one in found))
+
+
+def _read(draws_nothing: str, example: str) -> list[str]:
+    """The prompts of a model that reads them and draws nothing. Raises UserError."""
     from aigc_jax.reports import texts
 
     if given := [name for name in (*TEXT_FLAGS[2:], 'num_samples', 'seed', 'labels') if FLAGS[name].present]:
-        raise UserError(f'--{given[0]}: {trained.config.task.name} draws nothing; it fills each <mask> of a --prompt')
+        raise UserError(f'--{given[0]}: {draws_nothing}')
     prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
     if prompts == ['']:
-        raise UserError("--prompt: missing; give a text with a <mask>, such as --prompt='the <mask> statement'")
-    found = trained.fill(prompts)
-    if processes.first():
-        show('\n'.join(one.lines() for one in found))
+        raise UserError(f"--prompt: missing; give a text, such as --prompt='{example}'")
+    return prompts
 
 
 def _generate(trained) -> None:

@@ -234,7 +234,25 @@ class FillsIn:
         return self  # tokens are what the data are
 
 
+@dataclasses.dataclass(frozen=True)
+class Classifies:
+    """A model that tells classes.
+
+    logits(params, extra, batch, ctx) -> (n, classes) of each example; of each token where `by_token`, (n, L, classes).
+    Of texts a batch holds tokens (n, L), tokens_length (n,) and, of two texts in a row, types (n, L).
+    context: the most tokens that it reads; 0: it reads no text.
+    """
+
+    OF_PARAMETERS: ClassVar = ('logits',)
+    logits: Callable[..., Array]
+    by_token: bool = False
+    context: int = 0
+
+    def on_data(self, read: Read, write: Write) -> 'Classifies':
+        return self if self.context else dataclasses.replace(self, logits=_reading(self.logits, read))
+
+
 Capability = (
     Measures | Samples | Reconstructs | ScalarField | LatentSpace | Codebook | SplitStatistic | CausalText | Seq2Seq
-    | FillsIn
+    | FillsIn | Classifies
 )

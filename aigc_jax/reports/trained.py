@@ -16,6 +16,7 @@ from aigc_jax import tasks
 from aigc_jax.core import arguments, parallel, rng
 from aigc_jax.core.capabilities import (
     CausalText,
+    Classifies,
     FillsIn,
     LatentSpace,
     LogDensity,
@@ -33,7 +34,7 @@ from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.metrics import latent_codes
 from aigc_jax.metrics.text import until_end
-from aigc_jax.reports import filling
+from aigc_jax.reports import classifying, filling
 from aigc_jax.reports import texts as texts_lib
 from aigc_jax.runs import raw
 from aigc_jax.runs.calls import Calls
@@ -42,6 +43,7 @@ from aigc_jax.runs.folder import Run
 
 _WORDS = {
     WritesText: 'writes no text',
+    Classifies: 'tells no classes',
     FillsIn: 'fills in no hidden token',
     LatentSpace: 'has no latent space',
     LogDensity: 'has no density over the data',
@@ -211,6 +213,37 @@ class Trained:
         arrays = filling.rows(tokens, columns, self.tokenizer.filler)
         found = self._over(f'fill {k}', likeliest, 'eval', 0, len(texts), *arrays)
         return [filling.filled(self.tokenizer, own, *of) for own, *of in zip(tokens, *found, strict=True)]
+
+    def classify(self, x) -> list[classifying.Told] | list[list[classifying.Told]]:
+        """Of each example the probability of each class; str of it is the likeliest one.
+
+        x: texts, each a str, or a tuple of two that are told of together. A tagger gives a list for each text: of its
+        words, or of its tokens where data.name=identifiers. Of a classifier of images x is an array of them.
+        """
+        model, names = self._get(Classifies, 'classify'), self.experiment.dataset.class_names
+        if not model.context:
+            found = self._of_examples('classify', model.logits, 'eval', 0, x, None)
+            return [classifying.told('', own, names) for own in found]
+        texts = [(one,) if isinstance(one, str) else one for one in (x if isinstance(x, list) else [x])]
+        for one in texts:
+            if not (isinstance(one, tuple) and 1 <= len(one) <= (1 if model.by_token else 2)):
+                raise UserError(f'classify: {str(one):.40}; give texts' + ', or tuples of two' * (not model.by_token))
+            arguments.texts('x', one)
+        if not texts:
+            raise UserError('classify: it is given no text')
+        framed = [classifying.framed(self.tokenizer, one, model.context) for one in texts]
+        columns = min(-(-max(len(tokens) for tokens, _ in framed) // _COLUMNS) * _COLUMNS, model.context)
+        tokens, lengths = filling.rows([tokens for tokens, _ in framed], columns, self.tokenizer.filler)
+        types, _ = filling.rows([types for _, types in framed], columns, 0)
+        batch = {'tokens': tokens, 'tokens_length': lengths, 'types': types}
+        found = self._over('classify', model.logits, 'eval', 0, len(texts), batch)
+        if not model.by_token:
+            return [classifying.told(one[0], own, names) for one, own in zip(texts, found, strict=True)]
+        words = [classifying.words(self.tokenizer, *one, self.config.data.name != 'identifiers') for one in texts]
+        return [
+            [classifying.told(word, own[place], names) for place, word in of_text]
+            for of_text, own in zip(words, found, strict=True)
+        ]
 
     def metrics(self) -> list[dict]:
         """The rows of metrics.jsonl, oldest first: {'step', 'split', 'seed' of a replica, metric: number or None}."""

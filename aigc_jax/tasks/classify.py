@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core import rng, schema
-from aigc_jax.core.capabilities import Measures, SplitStatistic
+from aigc_jax.core.capabilities import Classifies, Measures, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field, Group
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Turn
@@ -47,30 +47,32 @@ class Classifier:
     module: encoder.Encoder
     by_token: bool
     label_smoothing: float
+    context: int = 0
 
     def init(self, key: Array):
         return {'model': encoder.init(self.module, rng.named(key, 'model'))}, Extra({}, {})
 
-    def predict(self, params, batch: Batch, draw=None) -> tuple[Array, Array, Array]:
-        """(logits (n, …, classes), targets (n, …), whether there is a class to tell (n, …))."""
+    def logits(self, params, extra: Extra, batch: Batch, ctx: rng.Context, draw=None) -> Array:
+        """(n, …, classes)."""
         types = batch.get('types') if self.module.token_types > 1 else None
         found = self.module.apply(
             {'params': params['model']}, batch['tokens'], batch['tokens_length'], types, draw=draw
         )
+        return found.tags if self.by_token else found.label
+
+    def targets(self, batch: Batch) -> tuple[Array, Array]:
+        """(classes (n, …), whether there is one to tell (n, …))."""
         if not self.by_token:
-            return found.label, batch['label'], jnp.ones_like(batch['label'], bool)
-        return found.tags, jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG
+            return batch['label'], jnp.ones_like(batch['label'], bool)
+        return jnp.maximum(batch['tags'], 0), batch['tags'] != NO_TAG
 
-    def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        """(what `predict` gives, in training; the renewed rest of the state)."""
-        return self.predict(params, batch, ctx.uniform if self.module.dropout else None), extra
-
-    def seen(self, params, extra: Extra, batch: Batch) -> tuple[Array, Array, Array]:
-        """What `predict` gives, in an evaluation."""
-        return self.predict(params, batch)
+    def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> tuple[Array, Extra]:
+        """(logits in training, the renewed rest of the state)."""
+        return self.logits(params, extra, batch, ctx, ctx.uniform if self.module.dropout else None), extra
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
-        (logits, targets, counted), extra = self.trained(params, extra, batch, ctx)
+        logits, extra = self.trained(params, extra, batch, ctx)
+        targets, counted = self.targets(batch)
         nats, right = judged(logits, targets)
         count = jnp.sum(counted).astype(jnp.float32)
         mean = lambda x: jnp.sum(jnp.where(counted, x, 0)) / jnp.maximum(count, 1)
@@ -82,7 +84,7 @@ class Classifier:
         return value, Aux(metrics, extra, count, (logits, counted))
 
     def per_example(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Any]:
-        logits, targets, counted = self.seen(params, extra, batch)
+        logits, (targets, counted) = self.logits(params, extra, batch, ctx), self.targets(batch)
         nats, right = judged(logits, targets)
         if not self.by_token:
             return {'nats': nats, 'accuracy': right}
@@ -90,7 +92,7 @@ class Classifier:
         return {name: (total(x), total(1)) for name, x in (('nats', nats), ('accuracy', right))}
 
     def collect(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> dict[str, Array]:
-        logits, targets, counted = self.seen(params, extra, batch)
+        logits, (targets, counted) = self.logits(params, extra, batch, ctx), self.targets(batch)
         return {'predicted': jnp.argmax(logits, axis=-1), 'target': jnp.where(counted, targets, NO_TAG)}
 
     def summarize(self, found: dict[str, np.ndarray]) -> dict[str, float]:
@@ -109,8 +111,11 @@ class Classifier:
         return Task(
             init=self.init,
             rounds=((Turn('model', self.loss),),),
-            capabilities=(Measures(self.per_example), SplitStatistic(self.collect, self.summarize)),
-        )
+            capabilities=(
+                Measures(self.per_example), SplitStatistic(self.collect, self.summarize),
+                Classifies(self.logits, self.by_token, self.context),
+            ),
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,21 +123,18 @@ class ImageClassifier(Classifier):
     """The same of images (n, H, W, C) with a class each."""
 
     module: networks.Network
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] = ()
 
     def init(self, key: Array):
         params, stats = self.module.init(rng.named(key, 'model'), jnp.zeros((1, *self.shape)))
         return {'model': params}, Extra({'model': stats} if stats else {}, {})
 
-    def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
+    def logits(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> Array:
+        return self.module(params['model'], extra.stats.get('model', {}), batch['x'])
+
+    def trained(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> tuple[Array, Extra]:
         logits, stats = self.module.train(params['model'], extra.stats.get('model', {}), batch['x'])
-        return self._with_targets(logits, batch), extra._replace(stats={'model': stats} if stats else {})
-
-    def seen(self, params, extra: Extra, batch: Batch) -> tuple[Array, Array, Array]:
-        return self._with_targets(self.module(params['model'], extra.stats.get('model', {}), batch['x']), batch)
-
-    def _with_targets(self, logits: Array, batch: Batch) -> tuple[Array, Array, Array]:
-        return logits, batch['label'], jnp.ones_like(batch['label'], bool)
+        return logits, extra._replace(stats={'model': stats} if stats else {})
 
 
 def _of_images(config, dataset: Dataset) -> Task:
@@ -142,7 +144,7 @@ def _of_images(config, dataset: Dataset) -> Task:
         raise UserError('data.augment.mixup: a mixed example has no class; set it to 0 for classify')
     shape, outputs = dataset.spec.shape, dataset.num_classes
     network = networks.make(config, 'Classifier', config.model.classifier, shape, outputs=outputs)
-    return ImageClassifier(network, False, config.task.label_smoothing, shape).task()
+    return ImageClassifier(network, False, config.task.label_smoothing, shape=shape).task()
 
 
 def make(config, dataset: Dataset) -> Task:
@@ -157,4 +159,4 @@ def make(config, dataset: Dataset) -> Task:
     by_token = isinstance(spec, Tagged)
     heads = {'tags' if by_token else 'classes': dataset.num_classes}
     module = encoder.make(config, spec.tokenizer.vocab_size, spec.block, 'a text of data.block', **heads)
-    return Classifier(module, by_token, config.task.label_smoothing).task()
+    return Classifier(module, by_token, config.task.label_smoothing, spec.block).task()

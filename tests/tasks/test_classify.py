@@ -135,7 +135,8 @@ def test_the_loss_and_the_metrics_are_over_what_there_is_to_tell(folder, kind):
     )
     ctx = rng.context(0, 'train', 0, jnp.arange(6))
     classifier = task.rounds[0][0].loss.__self__
-    logits, targets, counted = jax.device_get(classifier.predict(params, batch))
+    logits = jax.device_get(classifier.logits(params, EXTRA, batch, ctx))
+    targets, counted = jax.device_get(classifier.targets(batch))
     logits, targets, counted = logits.reshape(-1, logits.shape[-1]), targets.ravel(), counted.ravel()
     if kind == 'tagged':
         assert 0 < counted.sum() == (batch['tags'] != NO_TAG).sum() < counted.size
