@@ -56,6 +56,12 @@ def trials(plan: Plan, claim: Claim, seed: int, workdir: pathlib.Path) -> Pair:
     if seed < (first := plan.study.first_seed):
         raise UserError(f'--seed={seed}: the seeds of {plan.name} begin with {first}')
     (pair,) = plan.trials_of(claim, [plan.first_of(claim, seed)], workdir / FOLDER, workdir)
+    start = pair.trained.start
+    if start and not start.folder.is_dir():
+        raise UserError(
+            f'--seed: claim {claim.name} starts from the run {start.folder}, which is not there; run the study with '
+            f'--row={claim.name} first'
+        )
     shutil.rmtree(pair.trained.folder, ignore_errors=True)
     for trial in pair.trials:
         trial.log.unlink(missing_ok=True)

@@ -74,7 +74,11 @@ def test_one_number_again_starts_from_the_run_that_is_there(plan, tmp_path):
     conduct(plan, tmp_path, Runs(lambda trial: 1.0), ['tuned']).run()
     trained = again.trials(plan, plan.claims['tuned'], 1, tmp_path).trained
     assert trained.folder.is_relative_to(tmp_path / 'again')
-    assert dict(rows.overrides_of(trained))['init.run'] == str(tmp_path / plan.settings['pre'].row.name / 'seed-1')
+    source = tmp_path / plan.settings['pre'].row.name / 'seed-1'
+    assert dict(rows.overrides_of(trained))['init.run'] == str(source)
+    source.rename(tmp_path / 'away')
+    with pytest.raises(UserError, match='which is not there; run the study with --row=tuned first'):
+        again.trials(plan, plan.claims['tuned'], 1, tmp_path)
 
 
 @pytest.mark.parametrize('change, words', [
