@@ -12,7 +12,7 @@ from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import checks
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
-from aigc_jax.data import Dataset, Pairs, Tokenizer, Tokens, tokenizer_files
+from aigc_jax.data import Dataset, Labelled, Pairs, Tagged, Tokenizer, Tokens, tokenizer_files
 from aigc_jax.data.sources.text import Windows
 
 NO_DATA = 'pydoc'  # stands in a config that reads none: whatever is text
@@ -98,7 +98,7 @@ def _compare(folder: huggingface.Folder, found: Tokenizer) -> None:
 def config_of(folder) -> ConfigDict:
     """A config whose model is the checkpoint in a folder, for use without a training. Raises UserError."""
     found = huggingface.Folder(folder, 'from_pretrained')
-    task = huggingface.family_of(found).task
+    task = 'classify' if huggingface.classes(found) else huggingface.family_of(found).task
     model = _model(_fields(found))
     model = _declared(model, task) | model
     still = {'name': 'sgd', 'options': {}, 'schedule': {'name': 'constant_schedule', 'value': 0.0}}
@@ -111,10 +111,15 @@ def config_of(folder) -> ConfigDict:
 
 
 def no_data(config: ConfigDict, tokenizer: Tokenizer) -> Dataset:
-    """Texts of one window that nobody reads; as of pairs, the prompts of an encoder-decoder are framed."""
+    """Texts of one window that nobody reads; as of pairs, the prompts of an encoder-decoder are framed. The classes are
+    those of the checkpoint."""
     windows = Windows(np.zeros(config.data.block + 1, np.int32), config.data.block, 1, False)
     splits = dict.fromkeys(('train', 'valid', 'test'), windows)
     block = config.data.block
+    if config.task.name == 'classify':
+        by_token, names = huggingface.classes(huggingface.Folder(config.init.run))
+        spec = (Tagged if by_token else Labelled)(block, tokenizer)
+        return Dataset(splits, spec, 'none', '', num_classes=len(names), class_names=names)
     spec = Pairs(block, block, tokenizer) if config.task.name == 'seq2seq' else Tokens(block, tokenizer)
     return Dataset(splits, spec, 'none', '')
 

@@ -16,6 +16,7 @@ from aigc_jax.training.trainer import train
 SMALL = [
     ('total_steps', '2'), ('log_every_steps', '2'), ('eval_every_steps', '2'), ('checkpoint_every_steps', '2'),
     ('model.width', '8'), ('model.layers', '1'), ('model.heads', '1'), ('model.kv_heads', '1'),
+    ('model.positions', '50'), ('model.token_types', '2'),
 ]  # fmt: skip
 LABELLED = [
     {'text': f'{number} {word} Übung', 'label': word} for number, word in enumerate(['rot', 'grün', 'blau', 'rot'] * 4)
@@ -90,6 +91,32 @@ def test_each_word_has_the_tag_of_its_first_token(tagged):
         assert [told.text for told in of_text] == text.split()
         theirs = own[np.asarray(tags) != NO_TAG]
         np.testing.assert_allclose([[told.shares[name] for name in names] for told in of_text], theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['labelled', 'tagged'])
+def test_a_checkpoint_of_hugging_face_tells_its_classes(kind, request, tmp_path):
+    model = aigc_jax.open(request.getfixturevalue(kind))
+    aigc_jax.export(model, tmp_path / 'exported')
+    again = aigc_jax.from_pretrained(tmp_path / 'exported')
+    both = [one.classify('eins rot Übung') for one in (model, again)]
+    ours, theirs = both if kind == 'labelled' else map(tuple, (both[0][0], both[1][0]))
+    assert len(ours) == len(theirs) == (1 if kind == 'labelled' else 3)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.text == other.text and [*one.shares] == [*other.shares]
+        np.testing.assert_allclose([*other.shares.values()], [*one.shares.values()], rtol=1e-5)
+
+
+def test_a_checkpoint_that_tells_several_classes_or_a_number_is_refused(labelled, tmp_path):
+    aigc_jax.export(aigc_jax.open(labelled), tmp_path / 'exported')
+    path = tmp_path / 'exported' / 'config.json'
+    said = json.loads(path.read_text())
+    for more, words in (
+        ({'problem_type': 'multi_label_classification'}, 'problem_type is multi_label_classification'),
+        ({'id2label': {'0': 'LABEL_0'}}, 'it tells 1 class'),
+    ):
+        path.write_text(json.dumps(said | more))
+        with pytest.raises(UserError, match=words):
+            aigc_jax.from_pretrained(tmp_path / 'exported')
 
 
 def test_what_cannot_be_classified_is_named(labelled, tagged):

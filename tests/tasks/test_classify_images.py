@@ -11,6 +11,7 @@ from aigc_jax.core import rng, tree
 from aigc_jax.core.capabilities import Measures, SplitStatistic
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Extra
+from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
 
@@ -44,6 +45,11 @@ def test_the_loss_and_the_metrics_are_those_of_numpy():
     found = own.task.get(Measures).per_example(params, extra, batch, ctx)
     np.testing.assert_allclose(found['nats'], nats, rtol=1e-5)
     np.testing.assert_array_equal(found['accuracy'], logits.argmax(1) == batch['label'])
+    trained = Trained(None, own, own.create_state(jax.tree.map(np.array, params)))
+    for told, own_logits in zip(trained.classify(own.examples('train', np.arange(12))['x']), logits, strict=True):
+        assert str(told) == str(own_logits.argmax()) and list(told.shares.values())[0] == pytest.approx(
+            np.exp(own_logits.max()) / np.exp(own_logits).sum(), rel=1e-4
+        )
     statistic = own.task.get(SplitStatistic)
     summary = statistic.summarize(jax.device_get(statistic.collect(params, extra, batch, ctx)))
     assert 0 <= summary['macro_f1'] <= 1

@@ -33,10 +33,28 @@ def fields_of(folder: Folder) -> dict[str, Any]:
     return family.fields(family.amended(folder), str(folder.path / CONFIG))
 
 
+def classes(folder: Folder) -> tuple[bool, tuple[str, ...]] | None:
+    """(whether it tells a class of each token, the names of the classes) of a classifier; None of another model. Raises
+    UserError for one of which not just one class is right."""
+    architectures = folder.config.get('architectures') or ['']
+    kind = re.search('For(Sequence|Token)Classification$', str(architectures[0]))
+    if not kind:
+        return None
+    names, problem = _named(folder) or ('LABEL_0', 'LABEL_1'), folder.config.get('problem_type')  # two may be left out
+    if len(names) < 2 or problem not in (None, 'single_label_classification'):
+        what = f'problem_type is {problem}' if problem else f'it tells {len(names)} class'
+        raise UserError(f'{folder.path / CONFIG}: {what}; a classifier tells one of two classes or more')
+    return kind[1] == 'Token', names
+
+
+def _named(folder: Folder) -> tuple[str, ...]:
+    named = folder.config.get('id2label')
+    return tuple(str(named.get(str(i))) for i in range(len(named))) if isinstance(named, dict) else ()
+
+
 def class_names(folder: Folder) -> tuple[str, ...]:
     """Those that a classifier tells; () where nobody named them, and they are LABEL_0, LABEL_1, …"""
-    named = folder.config.get('id2label')
-    found = tuple(str(named.get(str(i))) for i in range(len(named))) if isinstance(named, dict) else ()
+    found = _named(folder)
     return () if all(re.fullmatch(r'LABEL_\d+', name) for name in found) else found
 
 
@@ -53,6 +71,6 @@ def family_for(fields: Mapping[str, Any]) -> Family:
 
 
 __all__ = [
-    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'class_names', 'family_for', 'family_of', 'fields_of', 'is_folder',
-    'parameters', 'read', 'tensors', 'unwritten', 'write',
+    'CONFIG', 'FAMILIES', 'Family', 'Folder', 'class_names', 'classes', 'family_for', 'family_of', 'fields_of',
+    'is_folder', 'parameters', 'read', 'tensors', 'unwritten', 'write',
 ]  # fmt: skip
