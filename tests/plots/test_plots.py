@@ -145,7 +145,7 @@ def test_curves_one_panel_a_metric_one_colour_a_player(tmp_path, figure):
 
 def test_curves_of_a_single_player_have_its_colour_with_and_without_its_name(tmp_path, figure):
     rows = [{'step': s, 'split': 'train', 'model/accuracy': 0.1 * s} for s in (1, 2)]
-    plots_curves.curves([*rows, {'step': 2, 'split': 'eval', 'accuracy': 0.1}], tmp_path / 'c.png')
+    plots_curves.curves([*rows, {'step': 2, 'split': 'eval', 'accuracy': 0.1}], tmp_path / 'c.png', SPLITS)
     train, evaluated = figure[0].axes[0].lines
     (legend,) = figure[0].legends
     assert legend.get_texts()[0].get_text() == 'model'
