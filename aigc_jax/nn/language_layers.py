@@ -44,7 +44,7 @@ class Dense(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
-_FEW = 32  # rows
+_FEW = 16  # rows
 
 
 def tied_logits(x: Array, embed: nn.Embed) -> Array:
