@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from aigc_jax.core.errors import UserError
 from aigc_jax.data import Tokenizer
+from aigc_jax.reports.filling import fitting
 
 _SHOWN = 5  # classes of a text, the likeliest
 
@@ -44,9 +44,7 @@ def framed(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> tuple[np
     first = sum(map(len, parts))
     if len(texts) > 1:
         parts += [tokenizer.encode(texts[1]), behind]
-    tokens = np.concatenate(parts).astype(np.int32)
-    if len(tokens) > context:
-        raise UserError(f'{texts[0][:40]!r}…: has {len(tokens)} tokens, the model reads {context}; cut it')
+    tokens = fitting(parts, texts[0], context)
     return tokens, (np.arange(len(tokens)) >= first).astype(np.int32)
 
 

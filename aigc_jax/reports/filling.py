@@ -34,7 +34,12 @@ def framed(tokenizer: Tokenizer, text: str, context: int) -> np.ndarray:
     inner = tokenizer.encode(text, special=True)
     if not (inner == tokenizer.mask).any():
         raise UserError(f'{text!r}: there is no {MASK} to be filled in; write it where a token is hidden')
-    tokens = np.concatenate([before, inner, behind]).astype(np.int32)
+    return fitting([before, inner, behind], text, context)
+
+
+def fitting(parts: Sequence[Sequence[int]], text: str, context: int) -> np.ndarray:
+    """The tokens of `parts`, behind one another, int32. Raises UserError where they are more than `context`."""
+    tokens = np.concatenate(parts).astype(np.int32)
     if len(tokens) > context:
         raise UserError(f'{text[:40]!r}…: has {len(tokens)} tokens, the model reads {context}; cut it')
     return tokens

@@ -56,6 +56,12 @@ _HOW |= {'max_new_tokens': None, 'stop': '', 'suffix': '', 'grammar': '', 'draft
 _COLUMNS = 64  # of tokens, to whose multiples a text is filled up, so that few programs are compiled
 
 
+def _columns(longest: int, context: int) -> int:
+    """Of tokens, for texts of at most `longest`. context: the most that the model reads; 0: any number."""
+    columns = -(-longest // _COLUMNS) * _COLUMNS
+    return min(columns, context) if context else columns
+
+
 class Trained:
     """One replica of a run at one checkpoint: config, step, and what the model can do.
 
@@ -205,7 +211,7 @@ class Trained:
         if not texts:
             raise UserError('fill: it is given no text')
         tokens = [filling.framed(self.tokenizer, text, model.context) for text in texts]
-        columns = min(-(-max(map(len, tokens)) // _COLUMNS) * _COLUMNS, model.context)
+        columns = _columns(max(map(len, tokens)), model.context)
 
         def likeliest(params, extra, tokens, lengths, ctx):
             return jax.lax.top_k(jax.nn.softmax(model.fill(params, extra, tokens, lengths)), k)
@@ -232,7 +238,7 @@ class Trained:
         if not texts:
             raise UserError('classify: it is given no text')
         framed = [classifying.framed(self.tokenizer, one, model.context) for one in texts]
-        columns = min(-(-max(len(tokens) for tokens, _ in framed) // _COLUMNS) * _COLUMNS, model.context)
+        columns = _columns(max(len(tokens) for tokens, _ in framed), model.context)
         tokens, lengths = filling.rows([tokens for tokens, _ in framed], columns, self.tokenizer.filler)
         types, _ = filling.rows([types for _, types in framed], columns, 0)
         batch = {'tokens': tokens, 'tokens_length': lengths, 'types': types}
@@ -351,8 +357,7 @@ class Trained:
         if text.context and longest > text.context:
             k = max(range(len(rows)), key=lambda k: len(rows[k]))
             raise UserError(f'log_prob: text {k} has {longest} tokens, the model reads {text.context}; cut it')
-        columns = -(-longest // _COLUMNS) * _COLUMNS
-        columns = 1 + (min(columns, text.context) if text.context else columns)
+        columns = 1 + _columns(longest, text.context)
         tokens = np.zeros((len(rows), columns), np.int32)  # what stands behind a text changes nothing before it
         for one, row in zip(tokens, rows, strict=True):
             one[: len(row)] = row
