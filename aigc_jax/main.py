@@ -167,7 +167,7 @@ def _classify(trained) -> None:
     from aigc_jax.core.capabilities import Classifies
 
     if trained.task.get(Classifies).by_token:
-        return show('\n'.join(''.join(f'{one.text}\t{one.line()}\n' for one in of_text) for of_text in found))
+        return show('\n'.join(''.join(f'{one.line(named=True)}\n' for one in of_text) for of_text in found))
     show(''.join(f'{one.line()}\n' for one in found))
 
 

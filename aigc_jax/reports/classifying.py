@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from aigc_jax.core.errors import printable
 from aigc_jax.data import Tokenizer
 from aigc_jax.reports.filling import fitting
 
@@ -22,9 +23,15 @@ class Told:
     def __str__(self) -> str:
         return next(iter(self.shares))
 
-    def line(self) -> str:
-        """For a person."""
-        return '  '.join(f'{name} {share:.3f}' for name, share in [*self.shares.items()][:_SHOWN])
+    def line(self, named: bool = False) -> str:
+        """For a person, one line; named: behind the text."""
+        shares = '  '.join(f'{_shown(name)} {share:.3f}' for name, share in [*self.shares.items()][:_SHOWN])
+        return f'{_shown(self.text)}\t{shares}' if named else shares
+
+
+def _shown(text: str) -> str:
+    """In one line: a token may be a line break, and a class may have any name."""
+    return printable(text).replace('\n', '\\n')
 
 
 def told(text: str, logits: np.ndarray, names: Sequence[str]) -> Told:

@@ -9,6 +9,7 @@ import aigc_jax
 from aigc_jax.core.capabilities import Classifies
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import NO_TAG
+from aigc_jax.reports import classifying
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
@@ -117,6 +118,12 @@ def test_a_checkpoint_that_tells_several_classes_or_a_number_is_refused(labelled
         path.write_text(json.dumps(said | more))
         with pytest.raises(UserError, match=words):
             aigc_jax.from_pretrained(tmp_path / 'exported')
+
+
+def test_a_line_break_or_a_control_character_is_shown_in_one_line():
+    told = classifying.told('a\n\tb', np.zeros(2), ('x\ny', '\x1b[31m'))
+    assert told.text == 'a\n\tb' and [*told.shares] == ['x\ny', '\x1b[31m']
+    assert told.line(named=True) == 'a\\n\\tb\tx\\ny 0.500  \\x1b[31m 0.500'
 
 
 def test_what_cannot_be_classified_is_named(labelled, tagged):
