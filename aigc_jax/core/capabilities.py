@@ -152,6 +152,11 @@ class WritesText:
     eos: int | None
     bos: int
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether what was read is in no columns, which other texts could look at, or which could be taken back."""
+        return False
+
     def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
         """(what `decode` is to read first (n, L), the cache with room for that and `new` tokens more), of prompts
         (n, P) int32, filled on the left up to start (n,)."""
@@ -183,6 +188,10 @@ class CausalText(WritesText):
     eos: int | None
     bos: int
     attention: Callable[..., Array] | None = None
+
+    @property
+    def recurrent(self) -> bool:
+        return not self.context
 
     def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
         n, length = prompt.shape

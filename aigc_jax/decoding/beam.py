@@ -1,45 +1,63 @@
 """Beam search, inside one compiled program."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding.sampling import Apply, Generated, Sampling, seen_tokens, top_k, transform
+from aigc_jax.nn.language_layers import Beams
+
+# (parent (n, k), token (n, k), state) -> (logits (n · k, V), state): beam j goes on from parent[:, j] with token[:, j].
+Read = Callable[[Array, Array, Tree], tuple[Array, Tree]]
 
 
 def beam_search(
-    apply: Apply, state: Tree, prompt: Array, how: Sampling, max_new_tokens: int, end: int | None = None
-) -> Generated:
+    apply: Apply, state: Tree, prompt: Array, how: Sampling, max_new_tokens: int, end: int | None = None,
+    shared: bool = False,
+) -> Generated:  # fmt: skip
     """The likeliest continuation of each prompt that a beam of `beam_size` finds.
 
     A finished text stays in the beam with its score, log p / ((5 + length) / 6)^α (Wu et al. 2016, eq. 14), and is
     overtaken by a better one; without `end`, all texts have max_new_tokens. The score counts what was written alone,
     after the penalty.
+
+    shared: whether `state` is a cache of columns, with room for prompt and beam_size · max_new_tokens, in which the
+    beams of a prompt stand beside each other; else each beam has a row of its own.
     """
     n, k = prompt.shape[0], how.beam_size
     logits, state = apply(prompt, state)
+    logits = logits[:, -1]
     each = min(k, logits.shape[-1])  # the best k of all beams are among the best of each
-    seen = seen_tokens(prompt, state.start, logits.shape[-1], end)
+    penalty = Sampling(how.repetition_penalty)
+    penalized = penalty.repetition_penalty != 1
+    seen = seen_tokens(prompt, state.start, logits.shape[-1], end) if penalized else jnp.zeros((n, 1), bool)
     # Beams of one prompt lie together: row i·k + j is beam j of prompt i.
-    spread = lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x
-    source, state = state.source, state._replace(source=())  # all beams of a prompt read one source
-    state, logits, seen = jax.tree.map(spread, (state, logits[:, -1], seen))
+    logits, seen = (jnp.repeat(x, k, axis=0) for x in (logits, seen))
+    state, read = (_in_one_row if shared else _in_rows)(apply, state, prompt.shape[1], k)
     score = jnp.tile(jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf), (n, 1))  # at first all beams are the same
 
     def normalized(log_p, length):
         return log_p / ((5.0 + length) / 6.0) ** how.length_penalty
 
+    def likeliest(logits, seen):
+        """(token, log p by which it is ranked, log p of the model) of the best of each beam, (n, k, each)."""
+        ranked = transform(logits, seen, penalty)
+        values, token = top_k(ranked, each)
+        log_p = own = values - _log_sum(jnp.max(values, axis=-1, keepdims=True), ranked)
+        if penalized:
+            own = jnp.take_along_axis(jax.nn.log_softmax(logits), token, axis=-1)
+        return tuple(x.reshape(n, k, each) for x in (token, log_p, own))
+
     def unfinished(loop):
         return (loop['t'] < max_new_tokens) & ~jnp.all(loop['done'])
 
     def write(loop):
-        t, done = loop['t'], loop['done'][:, :, None]
-        penalized = transform(loop['logits'], loop['seen'], Sampling(how.repetition_penalty))
-        _, token = top_k(penalized, each)
-        log_p, own = (_log_softmax_at(x, token).reshape(n, k, each) for x in (penalized, loop['logits']))
+        t, done, (token, log_p, own) = loop['t'], loop['done'][:, :, None], loop['likeliest']
         # A finished beam has one continuation, itself, written as token 0.
         place = jnp.arange(each, dtype=jnp.int32)
-        token = jnp.where(done, place, token.reshape(n, k, each))
+        token = jnp.where(done, place, token)
         total = loop['score'][:, :, None] + jnp.where(done, jnp.where(place == 0, 0.0, -jnp.inf), log_p)
         log_prob = loop['log_prob'][:, :, None] + jnp.where(done, 0.0, own)
         length = loop['length'] + ~loop['done']
@@ -47,23 +65,23 @@ def beam_search(
         chosen = lambda x: jnp.take_along_axis(x.reshape(n, -1), best, axis=1)
         parent, token = best // each, chosen(token)
         take = lambda x: jnp.take_along_axis(x, parent.reshape(n, k, *[1] * (x.ndim - 2)), axis=1)
-        rows = (jnp.arange(n)[:, None] * k + parent).reshape(-1)
         was_done = take(loop['done'])
         tokens = take(loop['tokens'])
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, :, None], t, 2)
-        state = jax.tree.map(lambda x: x[rows] if x.ndim else x, loop['state'])
-        logits, state = apply(token.reshape(-1, 1), state._replace(source=source))
-        seen = loop['seen'][rows].at[jnp.arange(n * k), token.reshape(-1)].set(True)
+        logits, state = read(parent, token, loop['state'])
+        seen = loop['seen']
+        if penalized:
+            seen = take(seen.reshape(n, k, -1)).reshape(n * k, -1).at[jnp.arange(n * k), token.reshape(-1)].set(True)
         finished = (token == end) & ~was_done if end is not None else jnp.zeros_like(was_done)
         return dict(
-            t=t + 1, done=was_done | finished, tokens=tokens, length=take(length), seen=seen,
-            state=state._replace(source=()), score=chosen(total), log_prob=chosen(log_prob), logits=logits[:, -1],
+            t=t + 1, done=was_done | finished, tokens=tokens, length=take(length), seen=seen, state=state,
+            score=chosen(total), log_prob=chosen(log_prob), likeliest=likeliest(logits, seen),
         )  # fmt: skip
 
     zeros = jnp.zeros((n, k), jnp.int32)
     loop = dict(
         t=jnp.int32(0), done=zeros > 0, tokens=jnp.zeros((n, k, max_new_tokens), jnp.int32), length=zeros,
-        seen=seen, state=state, score=score, log_prob=jnp.zeros((n, k)), logits=logits,
+        seen=seen, state=state, score=score, log_prob=jnp.zeros((n, k)), likeliest=likeliest(logits, seen),
     )  # fmt: skip
     loop = jax.lax.while_loop(unfinished, write, loop)
     best = jnp.argmax(normalized(loop['score'], loop['length']), axis=1)[:, None]
@@ -71,8 +89,37 @@ def beam_search(
     return Generated(one(loop['tokens']), one(loop['length']), one(loop['log_prob']))
 
 
-def _log_softmax_at(logits: Array, token: Array) -> Array:
-    """log softmax of logits (m, V) at token (m, k), without that of the other tokens."""
-    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scale = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
-    return jnp.take_along_axis(shifted, token, axis=-1) - scale
+def _in_rows(apply: Apply, state: Tree, read: int, k: int) -> tuple[Tree, Read]:
+    """`state`, which has read a prompt in each row, for k beams in rows of their own; no step shares any of it."""
+
+    def go_on(parent, token, state):
+        rows = (jnp.arange(len(parent))[:, None] * k + parent).reshape(-1)
+        logits, state = apply(token.reshape(-1, 1), jax.tree.map(lambda x: x[rows] if x.ndim else x, state))
+        return logits[:, -1], state
+
+    return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x, state), go_on
+
+
+def _in_one_row(apply: Apply, state: Tree, read: int, k: int) -> tuple[Tree, Read]:
+    """`state`, whose rows have `read` columns of a prompt, for k beams in each row.
+
+    Each step fills k columns, and a beam is what it looks at: so no step copies keys and values, all beams have the
+    prompt's in common, and their queries are attended to together.
+    """
+    column = jnp.arange(jax.tree.leaves(state.layers)[0].shape[-2])
+    place = jnp.where(column < read, column, read + (column - read) // k)
+    seen = (column >= state.start[:, None]) & (column < read)
+    beams = Beams(place, jnp.repeat(seen[:, None], k, axis=1))
+
+    def go_on(parent, token, state):
+        seen = jnp.take_along_axis(state.beams.seen, parent[:, :, None], axis=1)
+        seen = seen | (column == state.column + jnp.arange(k)[:, None])
+        logits, state = apply(token, state._replace(beams=Beams(place, seen)))
+        return logits.reshape(-1, logits.shape[-1]), state
+
+    return state._replace(beams=beams), go_on
+
+
+def _log_sum(largest: Array, logits: Array) -> Array:
+    """log Σ exp of logits (m, V), whose largest are known, (m, 1)."""
+    return largest + jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True))

@@ -78,8 +78,8 @@ class TextDecoder:
         apply, text = self._apply(params, extra), self._text
         begin = lambda new: text.begin(params, extra, prompt, start, new)
         if how.beam_size > 1:
-            first, cache = begin(max_new_tokens)
-            return beam_search(apply, cache, first, how, max_new_tokens, text.eos)
+            first, cache = begin(max_new_tokens if text.recurrent else max_new_tokens * how.beam_size)
+            return beam_search(apply, cache, first, how, max_new_tokens, text.eos, shared=not text.recurrent)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.
         room, *others = _rooms(max_new_tokens) if text.context else [max_new_tokens]
         first, cache = begin(room)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
-from aigc_jax.nn.language_layers import Dense, Draw, dropout
+from aigc_jax.nn.language_layers import FEW, Dense, Draw, dropout
 
 FIELDS = {
     'layers': Field(int, least=1, doc='blocks'),
@@ -93,7 +93,11 @@ def rms_norm(x: Array, epsilon: float = 1e-6) -> Array:
 def attention_weights(q: Array, k: Array, mask: Array, bias: Array | None = None) -> Array:
     """softmax(q kᵀ + bias), float32 (n, K, G, L, S): q (n, K, G, L, d), G queries to a head of k (n, K, S, d); mask
     (n or 1, 1, 1, L, S) True where a query may look; bias (K, G, L, S)."""
-    scores = jnp.einsum('nkgld,nksd->nkgls', q, k).astype(jnp.float32)
+    if 1 < q.shape[2] * q.shape[3] <= FEW < k.shape[2]:  # as in decoding: else XLA copies k transposed
+        scores = jax.lax.optimization_barrier(jnp.einsum('nksd,nkgld->nksgl', k, q)).transpose(0, 1, 3, 4, 2)
+    else:
+        scores = jnp.einsum('nkgld,nksd->nkgls', q, k)
+    scores = scores.astype(jnp.float32)
     if bias is not None:
         scores = scores + bias
     return jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
@@ -203,8 +207,7 @@ class Block(Common, kw_only=True):
 
         mask (n or 1, L, S), True where a query may look; bias (heads, L, S): added to the scores of self-attention.
         memory (n, M, width): the text that cross-attention reads, where memory_mask (n, M) is True, or of each query
-        (n, L, M); None where the cache holds its keys and values already. These may be of fewer rows than x: of each b
-        rows of x, which follow one another, one.
+        (n, L, M); None where the cache holds its keys and values already.
         """
         cached = cache is not None
 
@@ -234,13 +237,9 @@ class Block(Common, kw_only=True):
                 v = self._heads(memory, self.kv_heads, 'cross_value')
                 if cached:
                     cache = {**cache, 'cross_k': k, 'cross_v': v}
-            n, h, length, d = q.shape
-            rows = k.shape[0]  # the queries of the rows that read one text are attended to as one longer row
-            q = q.reshape(rows, n // rows, h, length, d).swapaxes(1, 2).reshape(rows, h, -1, d)
             seen = memory_mask if memory_mask.ndim == 3 else memory_mask[:, None]
-            seen = jnp.broadcast_to(seen, (rows, q.shape[2], k.shape[2]))
+            seen = jnp.broadcast_to(seen, (len(q), q.shape[2], k.shape[2]))
             mixed = self._attend(q, k, v, seen, None, False, draw, 'cross_attention', 'cross_weights')
-            mixed = mixed.reshape(rows, h, n // rows, length, d).swapaxes(1, 2).reshape(n, h, length, d)
             return self._output(mixed, 'cross_out')
 
         x = self._residual(x, self_attention, 'attention', draw)

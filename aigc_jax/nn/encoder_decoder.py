@@ -18,7 +18,7 @@ from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
-from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, tied_logits
+from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, look, tied_logits
 
 FIELDS = {
     **{
@@ -149,31 +149,28 @@ class EncoderDecoder(Common, kw_only=True):
         """target (n, L) -> logits (n, L, vocab), and the state after them, which holds memory and source_mask already.
 
         source_mask (n, S), or of each token of the target (n, L, S); part (n, L): see Parts.
-
-        A state may have fewer sources than there are targets: of each b targets that follow one another, one.
         """
         draw = _named(draw, 'decoder')
-        first = jnp.int32(0) if state is None else state.column
-        column = first + jnp.arange(target.shape[1])
-        keys, caches, cross = column, [None] * len(self.decoder), [{}] * len(self.decoder)
+        length = columns = target.shape[1]
+        first, caches, cross = jnp.int32(0), [None] * len(self.decoder), [{}] * len(self.decoder)
         if state is not None:
-            keys, caches = jnp.arange(state.layers[0]['k'].shape[2]), state.layers
+            first, columns, caches = state.column, state.layers[0]['k'].shape[2], state.layers
             memory, source_mask = state.source.get('memory'), state.source['mask']
             cross = state.source.get('layers', cross)
-        bias = self._bias(self.decoder_bias, column, keys, False)
-        mask = (keys <= column[:, None])[None]
+        place, keys, mask = look(state, length, columns)
+        bias = self._bias(self.decoder_bias, place, keys, False)
         mask = mask if part is None else mask & _same(part, part)
         x = dropout(self.embed(target), self.dropout, draw, 'embed')
         found = []
         for block, cache, of_source in zip(self.decoder, caches, cross, strict=True):
             cache = cache if cache is None else {**cache, **of_source}
-            x, cache = block(x, column[None], mask, cache, first, draw, bias, memory, source_mask)
+            x, cache = block(x, place[None], mask, cache, first, draw, bias, memory, source_mask)
             found.append(cache)
         x = dropout(self.decoder_norm(x), self.dropout, draw, 'norm')
         if state is not None:
             part = lambda *names: [{name: cache[name] for name in names} for cache in found]
             source = {'layers': part('cross_k', 'cross_v'), 'mask': source_mask}
-            state = State(first + target.shape[1], part('k', 'v'), state.start, source)
+            state = state._replace(column=first + length, layers=part('k', 'v'), source=source)
         return self._logits(x), state
 
     def _logits(self, x: Array) -> Array:

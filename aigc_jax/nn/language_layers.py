@@ -13,18 +13,44 @@ from aigc_jax.core.types import Array, Tree
 Draw = Callable[[str, tuple[int, ...]], Array] | None
 
 
+class Beams(NamedTuple):
+    """k texts in the columns of one row, of which each call of a model reads the next token, in columns side by side.
+
+    place: (C,) int32, of each column, the place of its token in the text; seen: (n, k, C) bool, what each of the k next
+    tokens looks at, itself included.
+    """
+
+    place: Array
+    seen: Array
+
+
 class State(NamedTuple):
     """What a language model has read.
 
     column: () int32, how many columns; layers: keys and values, or recurrent states, (n, …) each;
     start: (n,) int32, the column where each text begins, so that texts of unequal length end in one column.
     source: of an encoder-decoder, what it has read of the texts that these are written for; () of others.
+    beams: of attention, whose keys and values the texts of a row may share; None: a row holds one text.
     """
 
     column: Array
     layers: Tree
     start: Array
     source: Tree = ()
+    beams: Beams | None = None
+
+
+def look(state: State | None, length: int, columns: int) -> tuple[Array, Array, Array]:
+    """What attention looks at, with the keys of a state or of the next tokens alone.
+
+    Returns the places of the next tokens, (length,), or (1,) where all have one; those of the keys, (columns,); and a
+    mask (n or 1, length, columns), True where a token looks.
+    """
+    if state is not None and state.beams is not None:
+        return jax.lax.dynamic_slice_in_dim(state.beams.place, state.column, 1), *state.beams
+    place, key = jnp.arange(length), jnp.arange(columns)
+    place = place if state is None else state.column + place
+    return place, key, (key <= place[:, None])[None]
 
 
 def dropout(x: Array, rate: float, draw: Draw, name: str) -> Array:
@@ -44,13 +70,13 @@ class Dense(nn.Dense):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
 
 
-_FEW = 16  # rows
+FEW = 16  # rows, or queries
 
 
 def tied_logits(x: Array, embed: nn.Embed) -> Array:
     """x Eᵀ with the embedding E, (…, width) -> (…, vocab)."""
     rows = x.reshape(-1, x.shape[-1])
-    if 1 < len(rows) <= _FEW:  # as in decoding: E xᵀ, since XLA takes 1.2 to 1.8 times as long for few rows on a CPU
+    if 1 < len(rows) <= FEW:  # as in decoding: E xᵀ, since XLA takes 1.2 to 1.8 times as long for few rows on a CPU
         few, table = nn.dtypes.promote_dtype(rows, embed.embedding, dtype=embed.dtype)
         out = jax.lax.optimization_barrier(jnp.einsum('vd,nd->vn', table, few)).T
     else:

@@ -9,7 +9,7 @@ from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
-from aigc_jax.nn.language_layers import Draw, State, dropout, logits
+from aigc_jax.nn.language_layers import Draw, State, dropout, logits, look
 
 FIELDS = {
     **blocks.FIELDS,
@@ -51,16 +51,14 @@ class Transformer(Common, kw_only=True):
             self.vocab_size, self.width, embedding_init=nn.initializers.normal(0.02), dtype=self.dtype, name='embed'
         )
         first = jnp.int32(0) if state is None else state.column
-        column = first + jnp.arange(length)
-        if state is None:
-            keys, position, mask = column, column[None], jnp.ones((1, length, length), bool)
-        else:
-            keys = jnp.arange(jax.tree.leaves(state.layers)[0].shape[-2])
-            position = jnp.maximum(column[None] - state.start[:, None], 0)
-            mask = jnp.broadcast_to((keys >= state.start[:, None])[:, None], (n, length, len(keys)))
-        mask = mask & (keys <= column[:, None])
+        columns = length if state is None else jax.tree.leaves(state.layers)[0].shape[-2]
+        place, keys, mask = look(state, length, columns)
+        position = place[None]
+        if state is not None:
+            position = jnp.maximum(position - state.start[:, None], 0)
+            mask = mask & (keys >= state.start[:, None])[:, None]
         if self.window:
-            mask = mask & (keys > column[:, None] - self.window)
+            mask = mask & (keys > place[:, None] - self.window)
         if self.end is not None and state is None:
             document = jnp.cumsum(tokens == self.end, axis=1)
             mask = mask & (document[:, :, None] == document[:, None, :])
@@ -90,7 +88,7 @@ class Transformer(Common, kw_only=True):
                 x, cache = block(index=i, name=f'block_{i}', **common)(x, position, mask, cache, first, draw)
                 layers.append(cache)
         out = logits(self._norm('norm')(x), embed, self.tied, self.zero_init, self.softcap, self.dtype)
-        return out, None if state is None else State(first + length, layers, state.start)
+        return out, None if state is None else state._replace(column=first + length, layers=layers)
 
 
 def check(module: Transformer, what: str) -> None:

@@ -68,9 +68,10 @@ def test_greedy_and_beam_search_write_the_same_tokens(loaded):
     new, key, index = golden['greedy'].shape[1], jax.random.key(0), jnp.arange(len(prompt))
 
     def both(prompt):
-        state = lambda: module.initial_state(len(prompt), prompt.shape[1] + new)
-        greedy = sampling.sample(apply, state(), prompt, key, index, Sampling(temperature=0.0), new)
-        return greedy.tokens, beam_search(apply, state(), prompt, Sampling(beam_size=4), new).tokens
+        state = lambda room: module.initial_state(len(prompt), prompt.shape[1] + room)
+        greedy = sampling.sample(apply, state(new), prompt, key, index, Sampling(temperature=0.0), new)
+        found = beam_search(apply, state(4 * new), prompt, Sampling(beam_size=4), new, shared=True)
+        return greedy.tokens, found.tokens
 
     greedy, beams = jax.jit(both)(prompt)
     np.testing.assert_array_equal(greedy, golden['greedy'])

@@ -125,24 +125,25 @@ def test_greedy_and_beam_search_write_the_same_tokens(loaded, name, how):
     assert (golden['greedy'] != golden['beams']).any()  # else the test of beams says nothing
 
 
-def test_beams_read_one_source_and_copy_none():
-    """No step of a beam search takes rows of what was read of the sources, nor has them once for each beam."""
+def test_beams_share_what_was_read_and_copy_none():
+    """A search has the source once for each text, not for each beam, and no step takes rows of keys or values."""
     folder = huggingface.Folder(GOLDENS / 't5_v1_0')
     module, (n, length, beams) = module_of(folder), (3, 11, 4)
     params, source, start = read(folder, module), jnp.zeros((n, length), jnp.int32), jnp.zeros((n,), jnp.int32)
     model = seq2seq(module, params, 1)
 
     def search(source, start):
-        first, cache = model.begin(None, None, source, start, 7)
+        first, cache = model.begin(None, None, source, start, 7 * beams)
         apply = lambda tokens, cache: model.decode(None, None, tokens, cache)
-        return beam_search(apply, cache, first, Sampling(beam_size=beams), 7, 1)
+        return beam_search(apply, cache, first, Sampling(beam_size=beams), 7, 1, shared=True)
 
     (loop,) = (e for e in jax.make_jaxpr(search)(source, start).jaxpr.eqns if e.primitive.name == 'while')
     shapes = [value.aval.shape for value in loop.params['body_jaxpr'].jaxpr.invars]
-    kept = (n, module.heads, length, module.head_features)
-    assert shapes.count(kept) == 2 * module.layers and (n * beams, *kept[1:]) not in shapes
+    kept = [(n, module.heads, columns, module.head_features) for columns in (length, 1 + 7 * beams)]
+    assert [shapes.count(shape) for shape in kept] == [2 * module.layers] * 2
+    assert sum(len(shape) == 4 for shape in shapes) == 4 * module.layers
     gathered = [e.invars[0].aval.shape for e in _every(loop.params['body_jaxpr'].jaxpr) if e.primitive.name == 'gather']
-    assert gathered and kept not in gathered
+    assert gathered and not set(kept) & set(gathered)
 
 
 def _every(jaxpr):

@@ -26,6 +26,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.decoding import Sampling, generate, sampling
 from aigc_jax.decoding.speculation import propose, speculate
 from aigc_jax.nn.language_layers import State
+from aigc_jax.nn.transformer import Transformer
 from aigc_jax.reports import texts as texts_lib
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.experiment import Experiment
@@ -175,6 +176,48 @@ def test_a_beams_likelihood_is_the_models_own_where_a_penalty_ranks():
         total += log_probs(token, t)[following]
         token = following
     assert float(found.log_prob[0]) == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize('changed', [
+    dict(position='learned'), dict(position='rope', kv_heads=2, window=5), dict(scan_layers=True, attention='xla'),
+    dict(position='rope', activation='swiglu', norm='rmsnorm', qk_norm=True),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize('how', [
+    Sampling(beam_size=3, repetition_penalty=1.7, length_penalty=2.0),
+    Sampling(beam_size=11, repetition_penalty=1.7, length_penalty=2.0),
+], ids=str)
+def test_beams_in_the_columns_of_one_row_are_those_in_rows_of_their_own(changed, how):
+    """Of prompts of unequal length, where some texts end early."""
+    fields = dict(
+        layers=2, heads=4, kv_heads=4, width=16, mlp_width=24, position='learned', norm='layernorm', activation='gelu',
+        qk_norm=False, bias=True, zero_init=False, dropout=0.0, attention='einsum', vocab_size=11, context=24, end=None,
+        tied=False, softcap=0.0, window=0, remat=False,
+    )  # fmt: skip
+    module, plain = Transformer(**fields | changed), Transformer(**fields | changed | dict(scan_layers=False))
+    steps, end = 8, 7
+    prompt, start = sampling.pad_prompts([np.array([3, 1, 4, 1, 5]), np.array([9]), np.array([2, 6, 5])])
+    shapes, draw = jax.eval_shape(plain.init, KEY, jnp.asarray(prompt))['params'], np.random.default_rng(3).normal
+    # Large weights, so that what a beam looks at decides what it writes.
+    params = jax.tree.map(lambda x: draw(0, 0.5, x.shape).astype(np.float32), shapes)
+    stacked = params
+    if module.scan_layers:
+        stacked = {name: value for name, value in params.items() if not name.startswith('block_')}
+        stacked['blocks'] = jax.tree.map(lambda *x: np.stack(x), params['block_0'], params['block_1'])
+
+    @jax.jit
+    def both(prompt, start):
+        state = module.initial_state(len(prompt), prompt.shape[1] + steps * how.beam_size)._replace(start=start)
+        apply = lambda tokens, state: module.apply({'params': stacked}, tokens, state)
+        one = decoding.beam_search(apply, state, prompt, how, steps, end, shared=True)
+        state = plain.initial_state(len(prompt), prompt.shape[1] + steps)._replace(start=start)
+        apply = lambda tokens, state: plain.apply({'params': params}, tokens, state)
+        return one, decoding.beam_search(apply, state, prompt, how, steps, end)
+
+    one, own = both(prompt, start)
+    np.testing.assert_array_equal(one.tokens, own.tokens)
+    np.testing.assert_allclose(one.log_prob, own.log_prob, rtol=1e-4)
+    assert len({tuple(row) for row in one.tokens.tolist()}) == 3 and len(set(one.tokens.reshape(-1).tolist())) > 2
+    np.testing.assert_array_equal(both(prompt[:1], start[:1])[0].tokens[0], one.tokens[0])  # whatever is beside it
 
 
 @pytest.mark.parametrize('how', [
