@@ -1,14 +1,18 @@
 """From config fields to modules."""
 
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from aigc_jax.core import schema
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import REQUIRED, Field
+from aigc_jax.core.types import Array, Tree
 
 PRECISIONS = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -44,6 +48,21 @@ def fields(module: type) -> dict[str, Field]:
             is_required = default is inspect.Parameter.empty
             found[name] = field if is_required else dataclasses.replace(field, default=default)
     return found
+
+
+def drawn(module: nn.Module, key: Array, *inputs: Array, method: str = '__call__') -> Tree:
+    """The parameters that module.init draws. Where they are not computed but traced, for their shapes or for a program,
+    a module of the same fields is traced once, because tracing a deep one takes a third of a second."""
+    if not isinstance(key, jax.core.Tracer):
+        return module.init(key, *inputs, method=method)['params']
+    return _traced(module, method)(key, *inputs)
+
+
+@functools.lru_cache(maxsize=8)
+def _traced(module: nn.Module, method: str):
+    """JAX keeps what it traced as long as the function is there. Equal modules draw the same, by the values of their
+    fields; JAX itself looks at the shapes of the inputs and at its settings."""
+    return jax.jit(lambda key, *inputs: module.init(key, *inputs, method=method)['params'])
 
 
 def compute_dtype(precision: str):

@@ -13,7 +13,7 @@ from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn import blocks
 from aigc_jax.nn.blocks import Block, Common
-from aigc_jax.nn.build import build, compute_dtype, embedding_rows
+from aigc_jax.nn.build import build, compute_dtype, drawn, embedding_rows
 from aigc_jax.nn.language_layers import Dense, Draw, dropout, tied_logits
 
 FIELDS = {
@@ -128,7 +128,7 @@ class Encoder(Common, kw_only=True):
 
 def init(module: Encoder, key: Array) -> dict:
     """Its parameters; no shape of them depends on how many tokens there are."""
-    return module.init(key, jnp.zeros((1, min(8, module.positions or 8)), jnp.int32))['params']
+    return drawn(module, key, jnp.zeros((1, min(8, module.positions or 8)), jnp.int32))
 
 
 def make(config, vocab_size: int, longest: int, what: str, **heads) -> Encoder:

@@ -19,7 +19,7 @@ from aigc_jax.data import Dataset, Tokens
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import recurrent, transformer
-from aigc_jax.nn.build import build, compute_dtype, embedding_rows, fields
+from aigc_jax.nn.build import build, compute_dtype, drawn, embedding_rows, fields
 
 MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurrent}
 KIND = Field(str, choices=tuple(MODELS), doc='the network, which has the other fields of the group')
@@ -71,7 +71,7 @@ class LanguageModel:
 
     def init(self, key: Array):
         # Eight tokens: no shape of the parameters depends on how many.
-        params = self.module.init(rng.named(key, 'model'), jnp.zeros((1, 8), jnp.int32))['params']
+        params = drawn(self.module, rng.named(key, 'model'), jnp.zeros((1, 8), jnp.int32))
         carry = self.module.initial_state(self.batch_size).layers if self.rows_length else {}
         return {'model': params}, Extra({}, carry)
 

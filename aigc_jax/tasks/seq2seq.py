@@ -20,7 +20,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import NO_TAG, Dataset, Pairs, Tokens, denoising, rows
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.nn import encoder_decoder
-from aigc_jax.nn.build import build, compute_dtype, embedding_rows, fields
+from aigc_jax.nn.build import build, compute_dtype, drawn, embedding_rows, fields
 from aigc_jax.tasks.lm import VOCAB_SIZE
 
 OBJECTIVES = ('spans', 'prefix', 'identifiers', 'identifier_aware')
@@ -89,7 +89,7 @@ class EncoderDecoderModel:
     def init(self, key: Array):
         tokens = jnp.zeros((1, 8), jnp.int32)  # no shape of the parameters depends on how many
         inputs, method = (tokens, jnp.ones((1, 8), bool), tokens), 'both' if self.tagging else '__call__'
-        params = self.module.init(rng.named(key, 'model'), *inputs, method=method)['params']
+        params = drawn(self.module, rng.named(key, 'model'), *inputs, method=method)
         return {'model': params}, Extra({}, {})
 
     def apply(self, params, *arguments, method: str = '__call__'):
