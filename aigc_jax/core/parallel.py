@@ -170,7 +170,7 @@ class Plan:
         a small array whole, because a reduction over it (a norm) would round differently in parts.
         """
         if self.replicas:  # by the very program of a single run, one replica after the other
-            return jax.jit(self._over_replicas(draw))
+            return jax.jit(self._over_replicas(draw), out_shardings=shardings)
 
         def drawn(seed):
             whole = lambda x: x if x.size > _DRAWN_WHOLE else jax.lax.with_sharding_constraint(x, self.replicated)
@@ -178,10 +178,10 @@ class Plan:
 
         return jax.jit(drawn, out_shardings=shardings)
 
-    def compile_begin(self, begin, shardings: Tree):
-        """`begin(*drawn)` for this plan; its arguments are donated, and become part of the result."""
+    def compile_begin(self, begin, shardings: Tree, donate: bool = False):
+        """`begin(drawn)` for this plan; donate: its argument becomes part of the result."""
         begin = self._over_replicas(begin) if self.replicas else begin
-        return jax.jit(begin, out_shardings=shardings, donate_argnums=0)
+        return jax.jit(begin, out_shardings=shardings, donate_argnums=0 if donate else ())
 
     def _over_replicas(self, function):
         """function over a leading axis of replicas, each device over its own, one after the other."""

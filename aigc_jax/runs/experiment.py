@@ -134,8 +134,14 @@ class Experiment:
         if masks:
             given = {player: sharding.opt[player].masks for player in masks}
             masks = jax.tree.map(self._given, masks, given)
-        begin = lambda drawn: prune.begin(self.optimizers, self.config.prune, *drawn)
-        return self.plan.compile_begin(begin, sharding)((params, extra, masks))
+        if prune.is_on(self.config.prune):
+            begin = lambda drawn: prune.begin(self.optimizers, self.config.prune, *drawn)
+            return self.plan.compile_begin(begin, sharding, donate=True)((params, extra, masks))
+        # A program that hands on each array of a deep model takes long to compile, so these stay as they are.
+        begin = lambda drawn: first_state(self.optimizers, *drawn)._replace(params=None, stats=None, carry=None)
+        made = sharding._replace(params=None, stats=None, carry=None)
+        begun = self.plan.compile_begin(begin, made)((params, extra))
+        return begun._replace(params=params, stats=extra.stats, carry=extra.carry)
 
     def _given(self, x, sharding) -> jax.Array:
         """The array of one replica, repeated for all replicas; or put on its sharding if there are none."""
