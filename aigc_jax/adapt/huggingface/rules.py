@@ -100,13 +100,12 @@ def read(
         raise ValueError(f'no rule for {", ".join(lacking)}')
     _check_all(folder, family, [rules[path] for path in places], [rules[path] for path in left], prefix)
     _check_copies(folder, family, [family.named(rules[path], prefix) for path in places], prefix)
-    found = []
-    for path, leaf in wanted.items():
-        own = [(rules[one], i) for one, (whole, i) in places.items() if whole == path]
-        for rule, i in own:
-            _check_shape(folder, family.named(rule, prefix), rule, leaf.shape if i is None else leaf.shape[1:])
-        named = [(family.named(rule, prefix), rule) for rule, _ in own]
-        found.append(_placed(folder, leaf, named, own[0][1] is not None))
+    of_leaf: dict[str, list[tuple[str, Rule]]] = {path: [] for path in wanted}
+    for one, (path, i) in places.items():
+        rule, shape = rules[one], wanted[path].shape
+        _check_shape(folder, family.named(rule, prefix), rule, shape if i is None else shape[1:])
+        of_leaf[path].append((family.named(rule, prefix), rule))
+    found = [_placed(folder, leaf, of_leaf[path], path.startswith('blocks/')) for path, leaf in wanted.items()]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(params), found)
 
 
