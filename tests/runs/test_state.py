@@ -66,7 +66,7 @@ def test_the_first_state_and_its_digests_are_those_of_one_device(found, model, l
 
 
 def test_replicas_begin_with_the_bits_of_their_single_runs(found):
-    assert found['replicas'] == {'number': 4, 'differing': []}
+    assert found['replicas'] == {'number': 4, 'differing': [], 'misplaced': []}
 
 
 def test_a_changed_shard_is_told(found):
@@ -133,8 +133,10 @@ def program(folder: pathlib.Path) -> None:
             now = digest.digests({**state, name: changed})
             found['changed'] = [key.split('/')[0] for key in now if now[key] != before[key]]
 
-    several = tree.flatten(experiment_of('vae', 2, {'data': 2}, num_seeds=4, **{'parallel.rules': ()}).create_state())
-    found['replicas'] = {'number': len(several['step']), 'differing': []}
+    experiment = experiment_of('vae', 2, {'data': 2}, num_seeds=4, **{'parallel.rules': ()})
+    several, wanted = tree.flatten(experiment.create_state()), tree.flatten(experiment.abstract_state)
+    misplaced = [name for name, leaf in several.items() if leaf.sharding != wanted[name].sharding]
+    found['replicas'] = {'number': len(several['step']), 'differing': [], 'misplaced': misplaced}
     for k in (0, 3):
         single = tree.flatten(experiment_of('vae', 1, {}, seed=k).create_state())
         same = lambda name: np.asarray(several[name])[k].tobytes() == np.asarray(single[name]).tobytes()  # noqa: B023
