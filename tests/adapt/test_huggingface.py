@@ -42,8 +42,9 @@ def decoder(folder: huggingface.Folder, **other) -> Transformer:
     return Transformer(**own, **REST | other, vocab_size=folder.config['vocab_size'], context=fields['data.block'])
 
 
-def read(folder: huggingface.Folder, module) -> dict:
+def read(folder: huggingface.Folder, module, sharding=None) -> dict:
     abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))['params']
+    abstract = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), abstract)
     return huggingface.read(folder, huggingface.family_of(folder), fields_of(folder), abstract)
 
 
@@ -330,6 +331,25 @@ def test_weights_beside_a_damaged_config_are_those_of_a_checkpoint(tmp_path, tex
     assert huggingface.is_folder(tmp_path)
     with pytest.raises(UserError, match='config.json'):
         huggingface.Folder(tmp_path)
+
+
+def test_a_file_that_changes_later_changes_no_parameter(tmp_path):
+    """The first tensor begins where JAX would take memory as it is."""
+    shutil.copytree(GOLDENS / 'gpt2', tmp_path / 'copy')
+    path = tmp_path / 'copy' / 'model.safetensors'
+    whole = path.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], 'little')
+    header = whole[8:end] + b' ' * (-end % 64)
+    path.write_bytes(len(header).to_bytes(8, 'little') + header + whole[end:])
+    folder = huggingface.Folder(path.parent)
+    one = jax.sharding.NamedSharding(jax.make_mesh((1,), ('data',)), jax.sharding.PartitionSpec())
+    params = read(folder, decoder(folder), one)
+    before = jax.tree.map(np.array, params)
+    with open(path, 'r+b') as file:
+        file.seek(8 + len(header))
+        file.write(b'\1' * (len(whole) - end))
+    assert all((folder.read(name) == np.full(1, 0x01010101, np.int32).view(np.float32)).all() for name in folder.shapes)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
 @pytest.mark.parametrize('name', ['gpt2', 'qwen2', 't5_v1_0'])
