@@ -59,7 +59,7 @@ def seq2seq(module, params, end: int) -> Seq2Seq:
         return call(call(source, mask, method='encode'), mask, columns, method='initial_state')
 
     decode = lambda params, extra, tokens, cache: call(tokens, None, None, cache, method='decode')
-    return Seq2Seq(decode, init_cache, None, ((), ()), vocab_size=module.vocab_size, eos=end, bos=0)
+    return Seq2Seq(decode, init_cache, None, ((), ()), vocab_size=module.vocab_size, eos=end, bos=0, columns=True)
 
 
 def prompts(golden) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def test_beams_share_what_was_read_and_copy_none():
     model = seq2seq(module, params, 1)
 
     def search(source, start):
-        first, cache = model.begin(None, None, source, start, 7 * beams)
+        first, cache = model.begin(None, None, source, start, 0)
         apply = lambda tokens, cache: model.decode(None, None, tokens, cache)
         return beam_search(apply, cache, first, Sampling(beam_size=beams), 7, 1, shared=True)
 
