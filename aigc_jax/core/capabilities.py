@@ -144,6 +144,12 @@ class WritesText:
     context: the most columns that a cache can have; 0: any number.
     vocab_size, eos: of the tokenizer; eos: None where texts have no end.
     bos: the token that a text without a prompt begins with, which is not written.
+    columns: whether what was read stands in columns, as attention has it. The cache is then a State of
+      aigc_jax/nn/language_layers.py whose `layers` have columns at axis −2. From `start` on, `decode` looks at those
+      alone that `look` of that file tells it, at the places that it tells. So a draft can take back what was read, and
+      the beams of a text share it. False: there is no draft, and a beam search has a row of the cache for each beam.
+    A cache is a NamedTuple with the field start (n,). All else in it has texts as its first axis, or is a scalar; a
+    model of `columns` may differ.
     """
 
     decode: Callable[..., tuple[Array, Any]]
@@ -151,11 +157,7 @@ class WritesText:
     vocab_size: int
     eos: int | None
     bos: int
-
-    @property
-    def recurrent(self) -> bool:
-        """Whether what was read is in no columns, which other texts could look at, or which could be taken back."""
-        return False
+    columns: bool
 
     def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
         """(what `decode` is to read first (n, L), the cache with room for that and `new` tokens more), of prompts
@@ -173,9 +175,7 @@ class CausalText(WritesText):
     decode(params, extra, tokens (n, L), cache) -> (logits (n, L, vocabulary), cache): prefill, and each step after it.
     init_cache(n, columns) -> the empty cache of n texts.
     token_nll(params, extra, tokens (n, L + 1)) -> −log p of the last L of them, (n, L) nats.
-    context: the most columns that a cache can have; 0: any number.
-    vocab_size, eos: of the tokenizer; eos: None where texts have no end.
-    bos: the token that a text without a prompt begins with, which is not written.
+    context, vocab_size, eos, bos, columns, and what a cache is: see WritesText.
     attention(params, extra, tokens (n, L)) -> weights (layers, n, heads, L, L); None: the model has none.
     """
 
@@ -188,10 +188,7 @@ class CausalText(WritesText):
     eos: int | None
     bos: int
     attention: Callable[..., Array] | None = None
-
-    @property
-    def recurrent(self) -> bool:
-        return not self.context
+    columns: bool = False
 
     def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
         n, length = prompt.shape
@@ -208,7 +205,7 @@ class Seq2Seq(WritesText):
     token_nll(params, extra, batch, ctx) -> −log p of each token of the targets, (n, T) nats, and whether there is one,
       (n, T).
     frame: the tokens (before, behind) that stand around a source.
-    context, vocab_size, eos, bos: see WritesText.
+    context, vocab_size, eos, bos, columns, and what a cache is: see WritesText.
     """
 
     OF_PARAMETERS: ClassVar = ('decode', 'init_cache', 'token_nll')
@@ -220,6 +217,7 @@ class Seq2Seq(WritesText):
     eos: int | None
     bos: int
     context: int = 0
+    columns: bool = False
 
     def begin(self, params, extra, prompt: Array, start: Array, new: int) -> tuple[Array, Any]:
         first = jnp.full((prompt.shape[0], 1), self.bos, jnp.int32)

@@ -202,6 +202,8 @@ class _Checked:
                 fits = isinstance(found, tuple) and len(found) == 2 and _is(found[0], n, length, one.vocab_size)
                 words = f'(logits (n, L, {one.vocab_size}), cache); here L = {length}'
                 want(fits, 'decode', found[:1] if isinstance(found, tuple) else found, words)
+                cache = self._shapes('CausalText.init_cache', lambda: one.init_cache(n, length))
+                want(_is_cache(cache, one.columns), 'init_cache', cache, _cache_words(one.columns))
             case Seq2Seq():
                 self._seq2seq(one, params, extra, tried, want)
 
@@ -215,6 +217,8 @@ class _Checked:
         def decode(params, extra, source, start):
             return one.decode(params, extra, *one.begin(params, extra, source, start, 7))
 
+        cache = self._shapes('Seq2Seq.init_cache', lambda *given: one.begin(*given, 7)[1], params, extra, source, start)
+        want(_is_cache(cache, one.columns), 'init_cache', cache, _cache_words(one.columns))
         found = self._shapes('Seq2Seq.decode', decode, params, extra, source, start)
         fits = isinstance(found, tuple) and len(found) == 2 and _is(found[0], n, 1, one.vocab_size)
         words = f'(logits (n, L, {one.vocab_size}), cache); here L = 1'
@@ -226,6 +230,22 @@ def _is(x: Any, *shape: int, exactly: bool = False) -> bool:
     found = getattr(x, 'shape', None)
     wanted = len(shape) if not exactly and len(shape) == 1 else None
     return found is not None and found[:wanted] == shape
+
+
+def _is_cache(found: Any, columns: bool) -> bool:
+    """Whether it has what core.capabilities.WritesText says."""
+    fits = hasattr(found, '_replace') and _is(getattr(found, 'start', None), _N, exactly=True)
+    if not columns or not fits:
+        return fits
+    shapes = [x.shape for x in jax.tree.leaves(getattr(found, 'layers', ()))]
+    room = {shape[-2] if len(shape) > 1 else None for shape in shapes}
+    return hasattr(found, 'beams') and hasattr(found, 'column') and len(room) == 1 and None not in room
+
+
+def _cache_words(columns: bool) -> str:
+    if columns:
+        return 'a State of aigc_jax/nn/language_layers.py whose layers have columns at axis −2, as `columns` says'
+    return 'a NamedTuple with start (n,), such as the State of aigc_jax/nn/language_layers.py'
 
 
 def _is_named(found: Any) -> bool:

@@ -23,8 +23,9 @@ def beam_search(
     overtaken by a better one; without `end`, all texts have max_new_tokens. The score counts what was written alone,
     after the penalty.
 
-    shared: whether `state` is a cache of columns, with room for prompt and beam_size · max_new_tokens, in which the
-    beams of a prompt stand beside each other; else each beam has a row of its own.
+    shared: whether `state` is a language_layers.State whose layers have columns, with room for the prompt alone. The
+    beams of a prompt then stand beside each other in these; else each beam has a row of its own, which is the first
+    axis of all of `state` but scalars, and `state` has room for max_new_tokens more.
     """
     n, k = prompt.shape[0], how.beam_size
     logits, state = apply(prompt, state)
@@ -35,7 +36,7 @@ def beam_search(
     seen = seen_tokens(prompt, state.start, logits.shape[-1], end) if penalized else jnp.zeros((n, 1), bool)
     # Beams of one prompt lie together: row i·k + j is beam j of prompt i.
     logits, seen = (jnp.repeat(x, k, axis=0) for x in (logits, seen))
-    state, read = (_in_one_row if shared else _in_rows)(apply, state, prompt.shape[1], k)
+    state, read = _in_one_row(apply, state, k, max_new_tokens) if shared else _in_rows(apply, state, k)
     score = jnp.tile(jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf), (n, 1))  # at first all beams are the same
 
     def normalized(log_p, length):
@@ -45,7 +46,8 @@ def beam_search(
         """(token, log p by which it is ranked, log p of the model) of the best of each beam, (n, k, each)."""
         ranked = transform(logits, seen, penalty)
         values, token = top_k(ranked, each)
-        log_p = own = values - _log_sum(jnp.max(values, axis=-1, keepdims=True), ranked)
+        largest = jnp.max(values, axis=-1, keepdims=True)
+        log_p = own = values - largest - jnp.log(jnp.sum(jnp.exp(ranked - largest), axis=-1, keepdims=True))
         if penalized:
             own = jnp.take_along_axis(jax.nn.log_softmax(logits), token, axis=-1)
         return tuple(x.reshape(n, k, each) for x in (token, log_p, own))
@@ -89,7 +91,7 @@ def beam_search(
     return Generated(one(loop['tokens']), one(loop['length']), one(loop['log_prob']))
 
 
-def _in_rows(apply: Apply, state: Tree, read: int, k: int) -> tuple[Tree, Read]:
+def _in_rows(apply: Apply, state: Tree, k: int) -> tuple[Tree, Read]:
     """`state`, which has read a prompt in each row, for k beams in rows of their own; no step shares any of it."""
 
     def go_on(parent, token, state):
@@ -100,13 +102,16 @@ def _in_rows(apply: Apply, state: Tree, read: int, k: int) -> tuple[Tree, Read]:
     return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x, state), go_on
 
 
-def _in_one_row(apply: Apply, state: Tree, read: int, k: int) -> tuple[Tree, Read]:
-    """`state`, whose rows have `read` columns of a prompt, for k beams in each row.
+def _in_one_row(apply: Apply, state: Tree, k: int, steps: int) -> tuple[Tree, Read]:
+    """`state`, which has read a prompt in each row, for k beams in each row.
 
     Each step fills k columns, and a beam is what it looks at: so no step copies keys and values, all beams have the
     prompt's in common, and their queries are attended to together.
     """
-    column = jnp.arange(jax.tree.leaves(state.layers)[0].shape[-2])
+    read = jax.tree.leaves(state.layers)[0].shape[-2]
+    # Only now, so that the prompt does not look through columns that are empty.
+    wider = lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, k * steps), (0, 0)])
+    column = jnp.arange(read + k * steps)
     place = jnp.where(column < read, column, read + (column - read) // k)
     seen = (column >= state.start[:, None]) & (column < read)
     beams = Beams(place, jnp.repeat(seen[:, None], k, axis=1))
@@ -117,9 +122,4 @@ def _in_one_row(apply: Apply, state: Tree, read: int, k: int) -> tuple[Tree, Rea
         logits, state = apply(token, state._replace(beams=Beams(place, seen)))
         return logits.reshape(-1, logits.shape[-1]), state
 
-    return state._replace(beams=beams), go_on
-
-
-def _log_sum(largest: Array, logits: Array) -> Array:
-    """log Σ exp of logits (m, V), whose largest are known, (m, 1)."""
-    return largest + jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True))
+    return state._replace(layers=jax.tree.map(wider, state.layers), beams=beams), go_on

@@ -82,8 +82,8 @@ class Generator:
         for name, value in (('draft', draft is not None), ('suffix', suffix)):
             if value and not self._goes_on:
                 raise UserError(f'{name}: is of a text that goes on from its prompt; this model writes one of its own')
-        if draft is not None and self._model.recurrent:
-            raise UserError('draft: a recurrent model cannot take back what it has read; leave it out')
+        if draft is not None and not self._model.columns:
+            raise UserError('draft: this model cannot take back what it has read, as no recurrent one; leave it out')
         if suffix and grammar:
             raise UserError('suffix: a grammar is of prompt and text, and nothing stands behind it; leave one out')
         if suffix and self._tokenizer.fim is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from aigc_jax.core import parallel
 from aigc_jax.core.capabilities import WritesText
+from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
@@ -17,6 +18,7 @@ from aigc_jax.decoding.sampling import Generated, Progress, Sampling
 
 _STAGES, _LEAST = 4, 32  # how often a cache grows at most, and by how many columns at least
 _ROWS = 2  # texts that are worth a thread
+_BESIDE = 64  # beams, of which each looks through the columns of all; more are faster in rows of their own
 
 
 def _rooms(new: int) -> list[int]:
@@ -78,8 +80,16 @@ class TextDecoder:
         apply, text = self._apply(params, extra), self._text
         begin = lambda new: text.begin(params, extra, prompt, start, new)
         if how.beam_size > 1:
-            first, cache = begin(max_new_tokens if text.recurrent else max_new_tokens * how.beam_size)
-            return beam_search(apply, cache, first, how, max_new_tokens, text.eos, shared=not text.recurrent)
+            shared = text.columns and how.beam_size <= _BESIDE
+            if not shared and not self._in_rows(params, extra, *prompt.shape):
+                if not text.columns:
+                    raise UserError(
+                        f'beam_size={how.beam_size}: a search wants a cache in which all but scalars has texts as its '
+                        'first axis, or columns (core.capabilities.WritesText)'
+                    )
+                shared = True
+            first, cache = begin(0 if shared else max_new_tokens)
+            return beam_search(apply, cache, first, how, max_new_tokens, text.eos, shared)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.
         room, *others = _rooms(max_new_tokens) if text.context else [max_new_tokens]
         first, cache = begin(room)
@@ -90,6 +100,17 @@ class TextDecoder:
             progress = progress._replace(state=progress.state._replace(layers=layers))
             progress = sampling.decode(apply, progress, key, index, how, room, text.eos, stop)
         return Generated(progress.tokens, progress.length, progress.log_prob)
+
+    def _in_rows(self, params, extra, n: int, length: int) -> bool:
+        """Whether the first axis of all of a cache but scalars is that of texts: it grows by 1 with them."""
+
+        def shapes(n):
+            prompt, start = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((n, length), (n,)))
+            cache = jax.eval_shape(lambda *rows: self._text.begin(params, extra, *rows, 0)[1], prompt, start)
+            return [x.shape for x in jax.tree.leaves(cache)]
+
+        pairs = zip(shapes(n), shapes(n + 1), strict=True)
+        return all(not one or (one[0] == n and more == (n + 1, *one[1:])) for one, more in pairs)
 
     def _one_speculation(self, params, extra, prompt, start, key, index, table, how: Sampling, max_new_tokens, stop):
         apply, text = self._apply(params, extra), self._text

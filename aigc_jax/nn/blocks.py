@@ -90,10 +90,11 @@ def rms_norm(x: Array, epsilon: float = 1e-6) -> Array:
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
 
-def attention_weights(q: Array, k: Array, mask: Array, bias: Array | None = None) -> Array:
+def attention_weights(q: Array, k: Array, mask: Array, bias: Array | None = None, cached: bool = False) -> Array:
     """softmax(q kᵀ + bias), float32 (n, K, G, L, S): q (n, K, G, L, d), G queries to a head of k (n, K, S, d); mask
-    (n or 1, 1, 1, L, S) True where a query may look; bias (K, G, L, S)."""
-    if 1 < q.shape[2] * q.shape[3] <= FEW < k.shape[2]:  # as in decoding: else XLA copies k transposed
+    (n or 1, 1, 1, L, S) True where a query may look; bias (K, G, L, S). cached: whether k is of a cache, for then the
+    few queries of a step must not have XLA copy it transposed."""
+    if cached and 1 < q.shape[2] * q.shape[3] <= FEW < k.shape[2]:
         scores = jax.lax.optimization_barrier(jnp.einsum('nksd,nkgld->nksgl', k, q)).transpose(0, 1, 3, 4, 2)
     else:
         scores = jnp.einsum('nkgld,nksd->nkgls', q, k)
@@ -224,7 +225,8 @@ class Block(Common, kw_only=True):
                 put = lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x.astype(whole.dtype), column, 2)
                 cache = {**cache, 'k': put(cache['k'], k), 'v': put(cache['v'], v)}
                 k, v = cache['k'], cache['v']
-            mixed = self._attend(q, k, v, mask, bias, self.causal and not cached, draw, 'attention', 'weights')
+            whole = self.causal and not cached
+            mixed = self._attend(q, k, v, mask, bias, whole, cached, draw, 'attention', 'weights')
             return self._output(mixed, 'out')
 
         def cross_attention(x):
@@ -239,7 +241,7 @@ class Block(Common, kw_only=True):
                     cache = {**cache, 'cross_k': k, 'cross_v': v}
             seen = memory_mask if memory_mask.ndim == 3 else memory_mask[:, None]
             seen = jnp.broadcast_to(seen, (len(q), q.shape[2], k.shape[2]))
-            mixed = self._attend(q, k, v, seen, None, False, draw, 'cross_attention', 'cross_weights')
+            mixed = self._attend(q, k, v, seen, None, False, cached, draw, 'cross_attention', 'cross_weights')
             return self._output(mixed, 'cross_out')
 
         x = self._residual(x, self_attention, 'attention', draw)
@@ -295,11 +297,11 @@ class Block(Common, kw_only=True):
         return dropout(x, self.dropout, draw, f'{self.index}/{name}')
 
     def _attend(
-        self, q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, whole: bool, draw: Draw,
-        sown: str, dropped: str,
+        self, q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, whole: bool, cached: bool,
+        draw: Draw, sown: str, dropped: str,
     ) -> Array:  # fmt: skip
         """softmax(q kᵀ / √d + bias) v, (n, H, L, d); mask (n or 1, L, S) True where a query may look; None: at itself
-        and all before it; whole: S is L, and no query looks ahead."""
+        and all before it; whole: S is L, and no query looks ahead; cached: k and v are a cache's."""
         n, h, length, d = q.shape
         if self.is_initializing():  # what follows makes no parameter, and takes a fifth of the time to trace them all
             return q
@@ -320,7 +322,7 @@ class Block(Common, kw_only=True):
         if bias is not None:
             bias = bias.reshape(*q.shape[1:3], *bias.shape[1:])
         drops, watched = self.dropout and draw is not None, self.is_mutable_collection('intermediates')
-        if not drops and not watched:
+        if not drops and not watched and not cached:
             parts = max(_LEAST, math.ceil(length / _PARTS)) if whole else length
             ends = [(i, min(i + parts, length)) for i in range(0, length, parts)]
             # No query looks behind its own part, so what lies there is not computed.
@@ -333,7 +335,7 @@ class Block(Common, kw_only=True):
                 for (i, end), s in zip(ends, visible, strict=True)
             ]  # fmt: skip
             return jnp.concatenate(mixed, axis=3).reshape(n, h, length, d)
-        weights = attention_weights(q, k, mask[:, None, None], bias)
+        weights = attention_weights(q, k, mask[:, None, None], bias, cached)
         self.sow('intermediates', sown, weights)
         if drops:
             weights = dropout(weights, self.dropout, draw, f'{self.index}/{dropped}')

@@ -27,7 +27,8 @@ class Beams(NamedTuple):
 class State(NamedTuple):
     """What a language model has read.
 
-    column: () int32, how many columns; layers: keys and values, or recurrent states, (n, …) each;
+    column: () int32, how many columns; layers: keys and values, with columns at axis −2, or recurrent states, (n, …)
+    each, or (layers, n, …) of layers in one;
     start: (n,) int32, the column where each text begins, so that texts of unequal length end in one column.
     source: of an encoder-decoder, what it has read of the texts that these are written for; () of others.
     beams: of attention, whose keys and values the texts of a row may share; None: a row holds one text.

@@ -147,6 +147,7 @@ class LanguageModel:
                     eos=self.tokenizer.end,
                     bos=self.bos,
                     attention=None if self.is_recurrent else self.attention,
+                    columns=not self.is_recurrent,
                 ),
             ),
         )

@@ -191,6 +191,7 @@ class EncoderDecoderModel:
                     vocab_size=self.tokenizer.vocab_size,
                     eos=self.tokenizer.end,
                     bos=self.bos,
+                    columns=True,
                 ),
             ),
         )

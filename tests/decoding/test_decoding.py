@@ -206,7 +206,7 @@ def test_beams_in_the_columns_of_one_row_are_those_in_rows_of_their_own(changed,
 
     @jax.jit
     def both(prompt, start):
-        state = module.initial_state(len(prompt), prompt.shape[1] + steps * how.beam_size)._replace(start=start)
+        state = module.initial_state(*prompt.shape)._replace(start=start)
         apply = lambda tokens, state: module.apply({'params': stacked}, tokens, state)
         one = decoding.beam_search(apply, state, prompt, how, steps, end, shared=True)
         state = plain.initial_state(len(prompt), prompt.shape[1] + steps)._replace(start=start)
