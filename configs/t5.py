@@ -77,6 +77,6 @@ VARIANTS = {
     # All of it, on v1.0: a third of the windows each has spans hidden, or names, or its names told.
     'codet5': {**_V1_0, **_IDENTIFIER_AWARE, 'task.tagging_share': 1 / 3},
     'identifiers': {'task.objective': 'identifiers', 'data.number_identifiers': True},
-    # The second half of each window from the first.
+    # What follows in each window, from its first tokens: as many as are drawn.
     'prefix': {'task.objective': 'prefix'},
 }  # fmt: skip

@@ -4,8 +4,8 @@
 
 The step is compiled for N virtual devices, and no array of the model is made. Parameters and optimizer are counted by
 their shardings, and the step's other memory is XLA's account of the compiled program. FLOPs are those of the whole
-batch before the compiler divides them, of the model without a loop over its layers, which XLA would count once. Bytes
-between devices are those of the results of all collectives of the compiled program, loops counted as often as they run.
+batch before the compiler divides them. Bytes between devices are those of the results of all collectives of the
+compiled program. In both, a loop over layers, parts of a batch or tokens counts as often as it runs.
 The program is XLA's for a CPU, so a GPU's differs in the temporaries: fused attention keeps no weights, for example.
 
 Exit codes: 0 it fits, 1 it does not, 2 a wrong flag or config.
@@ -49,6 +49,28 @@ def collectives(hlo: str) -> dict[str, int]:
     return dict(found)
 
 
+def _uncounted(program) -> float:
+    """FLOPs of the rounds of all loops (jax.lax.scan) of a traced program, but for the first, which XLA counts."""
+    import jax
+    from jax.extend import core
+
+    def of_one(body) -> float:
+        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in body.in_avals]
+        lowered = jax.jit(core.jaxpr_as_fun(body)).trace(*shapes).lower(lowering_platforms=('cpu',))
+        return lowered.cost_analysis().get('flops', 0.0)
+
+    total = 0.0
+    for equation in program.jaxpr.eqns:
+        if equation.primitive.name == 'scan':
+            body, rounds = equation.params['jaxpr'], equation.params['length']
+            total += (rounds - 1) * of_one(body) + rounds * _uncounted(body)
+            continue
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
+            if hasattr(inner, 'eqns'):
+                total += _uncounted(inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ()))
+    return total
+
+
 def words(number: float, unit: str) -> str:
     for scale, prefix in ((1e15, 'P'), (1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
         if number >= scale:
@@ -69,6 +91,7 @@ def planned(path: str, overrides: list[tuple[str, str]]) -> dict:
     import jax
     import numpy as np
 
+    from aigc_jax.core.errors import UserError
     from aigc_jax.runs import config as config_lib
     from aigc_jax.runs import initial, teacher
     from aigc_jax.runs.experiment import Experiment
@@ -76,18 +99,16 @@ def planned(path: str, overrides: list[tuple[str, str]]) -> dict:
     every = {name: '1' for name in ('steps_per_call', 'log_every_steps')}
     config = config_lib.load(path, [*overrides, *every.items()])
     experiment = Experiment(config, tokenizer=initial.tokenizer(config), is_plan=True)
+    if experiment.plan.axis_name:
+        raise UserError('parallel.mode: pmap; what is planned is a step of jit, so set it to jit')
     state, data, feed = experiment.abstract_state, experiment.resident_data(), next(experiment.feeds(0))
     seeds = jax.ShapeDtypeStruct(np.shape(experiment.seeds) if experiment.plan.replicas else (), np.int32)
     taught = teacher.abstract(experiment)
-    given = lambda taught: (data, taught.params) if taught else data
-    lowered = experiment.train_call(taught).lower(state, seeds, given(taught), feed)
+    given = (data, taught.params) if taught else data
+    traced = experiment.train_call(taught).trace(state, seeds, given, feed)
+    lowered = traced.lower()
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
-    if 'scan_layers' in config.model and (config.model.scan_layers or taught):
-        config = config_lib.load(path, [*overrides, *every.items(), ('model.scan_layers', 'False')])
-        whole = Experiment(config, dataset=experiment.dataset, is_plan=True)
-        unrolled = teacher.abstract(whole, loops=False)
-        lowered = whole.train_call(unrolled).lower(whole.abstract_state, seeds, given(unrolled), feed)
     return {
         'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         'bytes': {
@@ -99,7 +120,7 @@ def planned(path: str, overrides: list[tuple[str, str]]) -> dict:
             'gradients, activations and the rest': memory.temp_size_in_bytes,
         },
         'program': memory.argument_size_in_bytes + memory.temp_size_in_bytes,
-        'flops': lowered.cost_analysis()['flops'],
+        'flops': lowered.cost_analysis()['flops'] + _uncounted(traced.jaxpr),
         'collectives': collectives(compiled.as_text()),
         'devices': experiment.plan.mesh.size,
     }

@@ -157,14 +157,18 @@ def partly_tagged(pair: Pair, batch: Batch, ctx: rng.Context, share: float, end:
 
 
 def prefix() -> Objective:
-    """A prefix language model (Raffel et al. 2020, section 3.2.3): the first half of a window is the source, the rest
-    is the target. Neither ends, for the text goes on."""
+    """A prefix language model (Raffel et al. 2020, section 3.2.3): a window is cut between two of its tokens, with each
+    place as likely. What is before is the source, the rest is the target. Neither ends, for the text goes on."""
 
     def transform(batch: Batch, ctx: rng.Context) -> Pair:
         tokens = batch['tokens'][:, :-1]
-        n, length = tokens.shape
-        half = length // 2
-        return _pair(tokens[:, :half], jnp.full(n, half), tokens[:, half:], jnp.full(n, length - half))
+        most = tokens.shape[1] - 1  # of each of the two
+        cut = 1 + jnp.minimum((ctx.uniform('cut') * most).astype(jnp.int32), most - 1)
+        place = jnp.arange(most)
+        source = jnp.where(place < cut[:, None], tokens[:, :most], 0)
+        behind = jnp.take_along_axis(tokens, jnp.minimum(cut[:, None] + place, most), axis=1)
+        length = most + 1 - cut
+        return _pair(source, cut, jnp.where(place < length[:, None], behind, 0), length)
 
     return Objective(transform, ())
 

@@ -50,6 +50,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
         )
     params = _params(trained)
     (player,) = params
+    if fields.get('model.positions') == 0 and 'position' in params[player]:  # as many as the windows of the data have
+        fields['model.positions'] = len(params[player]['position']['embedding']) - fields['model.position_offset']
     if left := huggingface.unwritten(family, fields, params[player]):
         note(f'format: hf has no place for {", ".join(left)}; the folder is without')
     tokenizer, rows = trained.tokenizer, trained.experiment.config.model.vocab_size or trained.tokenizer.vocab_size

@@ -40,7 +40,7 @@ class Partial:
 
 def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partial:
     """init: the config's group. params: of this model, {player: tree}, abstract. theirs: {name: shape} of the other's
-    parameters. where: the other, for a note that tells what is loaded. Raises UserError.
+    parameters. where: the other, for the note that tells what is loaded, drawn and left. Raises UserError.
 
     init.drawn: what is drawn, whatever the other has; adapters and scales that the other lacks are, too.
     init.unused: what the other has besides, and is left; a head of tags, `tagger`, that this model lacks is, too.
@@ -54,8 +54,8 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     unused |= {name for name in theirs.keys() - ours.keys() if name.split('/')[1:2] == ['tagger']}
     left = (unused - (ours.keys() - drawn)) | (drawn & theirs.keys())
     told = {name: ours[name] for name in drawn if not quantize.is_of_scales(name)}  # scales are computed later
-    if told or left:
-        loaded = {name: shape for name, shape in ours.items() if name not in drawn}
+    loaded = {name: shape for name, shape in ours.items() if name not in drawn}
+    if loaded.keys() <= theirs.keys():  # else the model does not fit, which an error tells
         parts = 'loaded', loaded, 'drawn', told, 'left', {n: theirs[n] for n in left}
         words = [f'{_numbers(shapes)} {what}' for what, shapes in zip(parts[::2], parts[1::2], strict=True)]
         note(f'init.run: {where}: {", ".join(words)}')

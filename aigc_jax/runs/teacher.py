@@ -72,15 +72,12 @@ def load(experiment: Experiment, run: Run, newest: int | None) -> Teacher | None
     return Teacher(model.task, params, {**taken, _SAID: said})
 
 
-def abstract(experiment: Experiment, loops: bool = True) -> Teacher | None:
-    """The teacher with the shapes and the shardings of its parameters alone; None where there is none.
-
-    loops: whether its layers may be in a loop, as model.scan_layers of its run says.
-    """
+def abstract(experiment: Experiment) -> Teacher | None:
+    """The teacher with the shapes and the shardings of its parameters alone; None where there is none."""
     if not experiment.config.distill.run:
         return None
     with _as_field_of_distill():
-        model = _model(experiment, None, loops)
+        model = _model(experiment, None)
     params = abstract_params(model.task)
     return Teacher(model.task, parallel.abstract(params, experiment.plan.param_shardings(params)), {})
 
@@ -105,7 +102,7 @@ def _before(run: Run, newest: int | None) -> dict[str, Any]:
     return found[-1] if found else {}
 
 
-def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Model:
+def _model(experiment: Experiment, step: int | None) -> _Model:
     """The teacher's model, which reads the data of `experiment` with its draws. step: of the checkpoint; None:
     distill.step says it."""
     ours, wanted, spec = experiment.config, experiment.config.distill, experiment.dataset.spec
@@ -150,7 +147,5 @@ def _model(experiment: Experiment, step: int | None, loops: bool = True) -> _Mod
                 f'run ({spec.tokenizer.vocab_size} tokens); {mend}'
             )
     initial.silence(config.model)
-    if not loops and 'scan_layers' in config.model:
-        config.model.scan_layers = False
     task = adapt.adapted(tasks.make(config, experiment.dataset), config)
     return _Model(config, experiment.dataset, experiment.plan, task)

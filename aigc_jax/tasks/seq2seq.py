@@ -29,7 +29,7 @@ FIELDS = {
         'objective': Field(
             str, 'spans', choices=OBJECTIVES,
             doc='of windows of text: `spans` are hidden and to be written (T5), or `identifiers`, or one of both in '
-            'turn, `identifier_aware` (CodeT5), or what follows the `prefix`, half of a window; pairs are as they are',
+            'turn, `identifier_aware` (CodeT5), or what follows a `prefix` of a drawn length; pairs are as they are',
         ),
         'noise_density': Field(float, 0.15, above=0, below=1, doc='share of the tokens that spans hide'),
         'mean_span': Field(float, 3.0, least=1, doc='tokens of a span, on average'),

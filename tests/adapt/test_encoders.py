@@ -131,6 +131,31 @@ def test_a_head_that_is_not_the_embedding_is_refused_where_it_is_used(name, tens
         huggingface.read(folder, family, fields, abstract)
 
 
+def test_a_bert_that_was_trained_here_is_written_and_read_again(tmp_path):
+    """Its positions are those of its windows: model.positions is 0."""
+    run = run_of('', tmp_path, 'text', ('init.run', ''))
+    aigc_jax.export(run, tmp_path / 'out')
+    config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert config['max_position_embeddings'] == 18 and run.config.model.positions == 0
+    again = aigc_jax.from_pretrained(tmp_path / 'out')
+    assert again.fill('a <mask>b') == run.fill('a <mask>b')
+
+
+def test_a_roberta_with_another_activation_is_refused_both_ways(tmp_path):
+    """transformers has GELU before the logits of each RoBERTa: with relu in the blocks the logits differed by 0.4."""
+    shutil.copytree(GOLDENS / 'roberta_masked', tmp_path / 'other')
+    fields = huggingface.fields_of(huggingface.Folder(tmp_path / 'other'))
+    config = json.loads((path := tmp_path / 'other' / 'config.json').read_text())
+    path.write_text(json.dumps(config | {'hidden_act': 'relu'}))
+    with pytest.raises(UserError, match="config.json: hidden_act is 'relu'; a RoBERTa has 'gelu' before its logits"):
+        huggingface.fields_of(huggingface.Folder(tmp_path / 'other'))
+    fields |= {'task.name': 'mlm', 'model.zero_init': False, 'model.activation': 'gelu'}
+    with pytest.raises(UserError, match="model.activation: 'gelu'; a checkpoint of RoBERTa has no such model"):
+        huggingface.family_for(fields).config(fields, 61)
+    fields['model.position_offset'] = 0
+    assert huggingface.family_for(fields).config(fields, 61)['hidden_act'] == 'gelu_new'
+
+
 @pytest.mark.parametrize('kind', ['text', 'labelled', 'tagged'])
 def test_transformers_loads_what_is_exported(kind, tmp_path):
     torch = pytest.importorskip('torch', reason='needs PyTorch')

@@ -190,10 +190,19 @@ def test_a_third_of_the_windows_is_tagged_as_it_is():
     assert endless['source'].shape == endless['tags'].shape == (600, 40)
 
 
-def test_a_prefix_and_what_follows_are_the_window():
-    tokens, pair = drawn(denoising.prefix(), length=9)
-    assert pair['source'].shape[1] == 4 == pair['source_length'][0] and pair['target_length'][0] == 5
-    np.testing.assert_array_equal(np.concatenate([pair['source'], pair['target']], axis=1), tokens[:, :-1])
+def test_a_window_is_cut_anywhere_into_a_prefix_and_what_follows():
+    """Each place as likely, as random_prefix_noise_mask of T5's code has it (binomial, 5 standard errors)."""
+    n = 4000
+    tokens, pair = drawn(denoising.prefix(), n, length=9)
+    cuts = pair['source_length']
+    assert pair['source'].shape[1] == pair['target'].shape[1] == 8 and (cuts + pair['target_length'] == 9).all()
+    for window, source, target, cut in zip(tokens[:, :-1], pair['source'], pair['target'], cuts, strict=True):
+        np.testing.assert_array_equal([*source[:cut], *target[: 9 - cut]], window)
+        assert not source[cut:].any() and not target[9 - cut :].any()
+    share = np.bincount(cuts, minlength=9)[1:] / n
+    np.testing.assert_allclose(share, 1 / 8, atol=5 * (7 / 64 / n) ** 0.5)
+    _, shortest = drawn(denoising.prefix(), length=2)
+    assert (shortest['source_length'] == 1).all() and (shortest['target_length'] == 1).all()
 
 
 def test_what_does_not_fit_is_refused_by_its_field():

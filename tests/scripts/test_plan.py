@@ -1,9 +1,12 @@
 """What scripts/plan.py says of a step, beside what the compiled program reports."""
 
+import functools
 import importlib.util
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -36,6 +39,30 @@ ENTRY %main (p: f32[2,4]) -> f32[8,4] {
 
 def test_collectives_count_as_often_as_their_loop_runs():
     assert plan.collectives(HLO) == {'all-gather': 24 * 4 * 32, 'all-reduce': 2 * 10 + 4 * 6}
+
+
+def test_flops_are_those_of_a_program_without_loops():
+    """Loops in loops, forward and backward. Of four micro-batches XLA alone counted one."""
+    step = lambda x, w: jnp.tanh(x @ w)
+
+    def loss(w, x, loops):
+        def part(total, one):
+            if loops:
+                return total + jnp.sum(jax.lax.scan(lambda x, own: (step(x, own), None), one, w)[0]), None
+            for i in range(len(w)):
+                one = step(one, w[i])
+            return total + jnp.sum(one), None
+
+        if loops:
+            return jax.lax.scan(part, 0.0, x)[0]
+        return sum(part(0.0, x[i])[0] for i in range(len(x)))
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 32, 32), (4, 64, 32))]
+    found = []
+    for loops in (False, True):
+        traced = jax.jit(jax.grad(functools.partial(loss, loops=loops), (0, 1))).trace(*shapes)
+        found.append(traced.lower().cost_analysis()['flops'] + plan._uncounted(traced.jaxpr))
+    assert found[1] == pytest.approx(found[0], rel=0.05) and found[0] > 4 * 3 * 6 * 64 * 32 * 32
 
 
 # As the script runs, with the bytes of the sum and of the program itself printed besides.
@@ -86,6 +113,7 @@ def test_what_does_not_fit_and_mistakes(command_line):
         ((), '--config: missing'),
         (('--config=configs/gpt.py', '--config.model.widht=3'), 'did you mean width'),
         (('--config=configs/gpt.py', '--device=3'), 'is no flag'),
+        (('--config=configs/vae.py:points,smoke', '--config.parallel.mode=pmap'), 'parallel.mode: pmap; '),
     ):
         wrong = run(*flags)
         assert wrong.returncode == 2 and words in wrong.stderr and not wrong.stdout, wrong.stderr

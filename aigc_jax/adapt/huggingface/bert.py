@@ -41,6 +41,7 @@ _BLOCK = {
     'mlp_norm': 'output.LayerNorm',
 }
 _EMBEDDINGS = {'embed': 'word', 'position': 'position', 'token_type': 'token_type'}
+_OF_ROBERTA = 'gelu_erf'  # before the logits of tokens, where BERT has the activation of its blocks
 
 
 _FIXED = {
@@ -57,6 +58,12 @@ def fields(family: str, theirs: Mapping[str, Any], where: str) -> dict[str, Any]
     offset = size('pad_token_id', 1) + 1 if family == 'roberta' else 0
     positions = size('max_position_embeddings', 512) - offset
     heads = size('num_attention_heads', 12)
+    activation = checks.activation(theirs, 'hidden_act', where, 'gelu')
+    if family == 'roberta' and activation != _OF_ROBERTA:
+        raise UserError(
+            f"{where}: hidden_act is {theirs['hidden_act']!r}; a RoBERTa has 'gelu' before its logits whatever its "
+            'blocks have, and here both have the same'
+        )
     return _FIXED | {
         'model.layers': size('num_hidden_layers', 12),
         'model.heads': heads,
@@ -64,7 +71,7 @@ def fields(family: str, theirs: Mapping[str, Any], where: str) -> dict[str, Any]
         'model.width': size('hidden_size', 768),
         'model.mlp_width': size('intermediate_size', 3072),
         'model.norm_epsilon': checks.number(theirs, 'layer_norm_eps', where, float, 1e-12),
-        'model.activation': checks.activation(theirs, 'hidden_act', where, 'gelu'),
+        'model.activation': activation,
         'model.positions': positions,
         'model.position_offset': offset,
         'model.token_types': size('type_vocab_size', 2),
@@ -75,7 +82,8 @@ def fields(family: str, theirs: Mapping[str, Any], where: str) -> dict[str, Any]
 def config(family: str, fields: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     fixed = {name.removeprefix('model.'): value for name, value in _FIXED.items() if 'rope' not in name}
     checks.ours(
-        fields, {'bert': 'BERT', 'roberta': 'RoBERTa'}[family], activation=('gelu', 'gelu_erf', 'relu', 'relu2'),
+        fields, {'bert': 'BERT', 'roberta': 'RoBERTa'}[family],
+        activation=('gelu', 'gelu_erf', 'relu', 'relu2') if family == 'bert' else _OF_ROBERTA,
         kv_heads=fields['model.heads'], **fixed,
     )  # fmt: skip
     if not fields['model.token_types'] or not fields['model.positions']:
