@@ -98,13 +98,10 @@ def rows(
     paths, by_split, unnamed = list(paths), {}, []
     for path, content in zip(paths, texts(paths, False), strict=True):
         name = f'data.name={cfg.name}: {path}'
-        is_table = columns and is_tsv(path)
-        if is_table and not are_named(content, columns, name):
+        if columns and is_tsv(path) and not are_named(content, columns, name):
             unnamed.append(path)
-        for number, row in _tsv(content, columns, name) if is_table else _objects(content):
+        for number, row in table(path, content, columns, name):
             where = f'{name}, line {number}'
-            if not row and _ends(path, '.csv'):
-                raise UserError(f'{name} holds no JSON objects; make it a file that does: {_of_csv(path)}')
             value = read(row, where)
             split = row.get('split')
             if split is not None and not (isinstance(split, str) and split_of(split)):
@@ -118,6 +115,20 @@ def rows(
     if unnamed:
         note(f'{_some(unnamed)} read without a first line that names {", ".join(columns)}; the first is an example')
     return by_split or {given: []}
+
+
+def table(path: pathlib.Path, content: str, columns: tuple[str, ...], name: str) -> Iterator[tuple[int, dict]]:
+    """(number, row) of each line that is not blank: an object, or {} of what is none; where there are `columns`, the
+    cells of a .tsv, see `_tsv`. name: of the file, for messages. Raises UserError."""
+    for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
+        if not row and _ends(path, '.csv'):
+            raise UserError(f'{name} holds no JSON objects; make it a file that does: {_of_csv(path)}')
+        yield number, row
+
+
+def is_of_rows(path: pathlib.Path, content: str) -> bool:
+    """Whether a file that may hold lines of text holds rows instead."""
+    return is_tsv(path) or _ends(path, '.csv') or (_ends(path, '.jsonl') and content.lstrip().startswith('{'))
 
 
 def _objects(content: str) -> Iterator[tuple[int, dict]]:
