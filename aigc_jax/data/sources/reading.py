@@ -1,18 +1,29 @@
 """The user's own files of text: which are meant, what they hold, which documents stand there twice."""
 
+import csv
 import glob
 import hashlib
+import io
 import itertools
+import json
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from aigc_jax.core import records
+from aigc_jax.core import mends, records
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import SUFFIXES, decode, first_bad_line, is_marked, lines_of, mend_encoding, read_compressed
+from aigc_jax.core.files import (
+    SUFFIXES,
+    decode,
+    first_bad_line,
+    is_marked,
+    lines_of,
+    mend_encoding,
+    read_compressed,
+    read_text,
+)
 from aigc_jax.core.notes import note
 from aigc_jax.data.sources.arrays import split_of
 
@@ -122,7 +133,9 @@ def table(path: pathlib.Path, content: str, columns: tuple[str, ...], name: str)
     cells of a .tsv, see `_tsv`. name: of the file, for messages. Raises UserError."""
     for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
         if not row and _ends(path, '.csv'):
-            raise UserError(f'{name} holds no JSON objects; make it a file that does: {_of_csv(path)}')
+            new = mends.unused(path.with_name(f'{path.name.rpartition(".csv")[0]}.jsonl'))
+            mend = mends.calling(json_lines_of_csv, path, new)
+            raise UserError(f'{name} holds no JSON objects; make it a file that does: {mend}')
         yield number, row
 
 
@@ -150,11 +163,13 @@ def _ends(path: pathlib.Path, kind: str) -> bool:
     return path.name.removesuffix(next((end for end in SUFFIXES if path.name.endswith(end)), '')).endswith(kind)
 
 
-def _of_csv(path: pathlib.Path) -> str:
-    """The command that makes JSON objects of a file whose cells stand between commas, named by its first line."""
-    rows = "csv.DictReader(open(sys.argv[1], encoding='utf-8-sig', newline=''))"
-    command = f'python -c "import csv, json, sys; [print(json.dumps(row)) for row in {rows}]"'
-    return f'{command} {shlex.quote(str(path))} > {shlex.quote(path.stem + ".jsonl")}'
+def json_lines_of_csv(path: str, new: str) -> None:
+    """Writes a file of JSON objects, where there is none, of one whose cells stand between commas, named by its first
+    line. Raises ValueError for a line with more or fewer cells."""
+    head, *rows = csv.reader(io.StringIO(read_text(path), newline=''))
+    lines = [json.dumps(dict(zip(head, row, strict=True)), ensure_ascii=False) + '\n' for row in rows if row]
+    with open(new, 'x', encoding='utf-8') as file:
+        file.writelines(lines)
 
 
 def are_named(content: str, columns: tuple[str, ...], name: str) -> bool:

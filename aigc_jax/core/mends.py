@@ -1,0 +1,21 @@
+"""Commands that messages hold, for a user to paste into a shell: every path is quoted, and nothing is overwritten."""
+
+import itertools
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable
+
+
+def unused(path) -> pathlib.Path:
+    """`path`, absolute, or the same with a number behind its stem where something has that name already."""
+    path = pathlib.Path(os.path.abspath(path))
+    others = (path.with_name(f'{path.stem}-{k}{path.suffix}') for k in itertools.count(2))
+    return next(one for one in itertools.chain([path], others) if not os.path.lexists(one))
+
+
+def calling(function: Callable[..., None], *arguments) -> str:
+    """The command that calls a function of this package with these arguments, as texts."""
+    code = f'import sys; from {function.__module__} import {function.__name__} as f; f(*sys.argv[1:])'
+    return shlex.join([sys.executable, '-c', code, *map(str, arguments)])
