@@ -18,4 +18,9 @@ def unused(path) -> pathlib.Path:
 def calling(function: Callable[..., None], *arguments) -> str:
     """The command that calls a function of this package with these arguments, as texts."""
     code = f'import sys; from {function.__module__} import {function.__name__} as f; f(*sys.argv[1:])'
+    return python(code, *arguments)
+
+
+def python(code: str, *arguments) -> str:
+    """The command that executes `code` by the Python that runs, with `arguments`, as texts, in sys.argv[1:]."""
     return shlex.join([sys.executable, '-c', code, *map(str, arguments)])

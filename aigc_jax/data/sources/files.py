@@ -30,6 +30,12 @@ _MAT_KINDS = {
 _ENDS = '(?:' + '|'.join(map(re.escape, SUFFIXES)) + ')?'
 _IDX = r'(?:(?P<set>.*?)[-_.])?(?P<part>train|valid|val|t10k|test)[-_.](?P<what>images|labels)[-_.]idx[134][-_.]ubyte'
 
+_CONVERT = (  # MATLAB's first axis is the last one in HDF5
+    'import sys, h5py, numpy; from aigc_jax.core.files import open_compressed as o; '
+    'numpy.savez(open(sys.argv[2], "xb"), **{k: v[()].T for k, v in h5py.File(o(sys.argv[1])).items() '
+    'if getattr(v, "dtype", object) != object})'
+)
+
 
 def read_idx(where: str, mapped: bool = False) -> Parts:
     """A folder in MNIST's format: {train,t10k}-images-idx3-ubyte and -labels-idx1-ubyte, compressed or not.
@@ -121,7 +127,7 @@ def read_mat(where: str) -> Parts:
         new = mends.unused(f'{where}.npz')
         raise UserError(
             f'{where}: is a .mat of version 7.3; save it with save(…, \'-v7\') in MATLAB, or turn it into an .npz '
-            f'(pip install h5py), and use npz:{new}:\n  {mends.calling(npz_of_hdf5, where, new)}'
+            f'(pip install h5py), and use npz:{new}:\n  {mends.python(_CONVERT, where, new)}'
         ) from None
     except (*npy_lib.BROKEN, TypeError, IndexError, scipy.io.matlab.MatReadError) as e:
         raise _unreadable(where, e, "a .mat of MATLAB's version 5 to 7") from e
@@ -131,17 +137,6 @@ def read_mat(where: str) -> Parts:
         note(f'{where}: left out, for they are no plain arrays: {", ".join(rest)}')
     names = arrays.by_role({name: value.shape for name, value in plain.items()}, where)
     return {split: (plain[x], plain[y] if y else None) for split, (x, y) in names.items()}
-
-
-def npz_of_hdf5(where: str, new: str) -> None:
-    """Writes the arrays of a .mat of version 7.3 to an .npz, where there is none."""
-    import h5py
-
-    with open_compressed(where) as file, h5py.File(file) as held:
-        plain = {name: one for name, one in held.items() if isinstance(one, h5py.Dataset) and one.dtype.kind in 'biuf'}
-        arrays = {name: one[()].T for name, one in plain.items()}  # MATLAB's first axis is the last one there
-    with open(new, 'xb') as made:
-        np.savez(made, **arrays)
 
 
 def read_amat(where: str) -> Parts:
