@@ -16,9 +16,10 @@ def unused(path) -> pathlib.Path:
 
 
 def calling(function: Callable[..., None], *arguments) -> str:
-    """The command that calls a function of this package with these arguments, as texts."""
-    code = f'import sys; from {function.__module__} import {function.__name__} as f; f(*sys.argv[1:])'
-    return python(code, *arguments)
+    """The command that calls a function of this package with these arguments, as texts, and ends as other commands of
+    it where that raises UserError."""
+    imports = f'from aigc_jax.core import command; from {function.__module__} import {function.__name__} as f'
+    return python(f'import sys; {imports}; command.run(lambda: f(*sys.argv[1:]))', *arguments)
 
 
 def python(code: str, *arguments) -> str:

@@ -396,7 +396,8 @@ def test_the_command_that_a_csv_is_refused_with_mends_it(tmp_path):
     dataset = data.load(make(f'labelled:{made}'))
     assert dataset.class_names == ('no', 'yes') and sum(map(len, dataset.splits.values())) == 40
     made.write_text('mine, too')
-    assert subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True).returncode  # the same once more
+    again = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr == f'error: {made}: is there already; name a new file\n'
     assert (kept.read_text(), made.read_text()) == ('mine', 'mine, too')
 
 
@@ -409,7 +410,7 @@ def test_a_csv_that_is_compressed_or_no_utf8_or_ragged(tmp_path):
         found = [json.loads(line) for line in (tmp_path / f'{name[0]}.jsonl').read_text(encoding='utf-8').splitlines()]
         assert found == [{'text': f'ä {i}', 'label': 'ab'[i % 2]} for i in range(40)]
     (tmp_path / 'c.csv').write_text('text,label\none, two,a\n')
-    with pytest.raises(ValueError, match='longer'):  # a text with a comma would be cut, and its label lost
+    with pytest.raises(UserError, match='c.csv, line 2: 3 cells, but 2 in the first'):  # else the text is cut
         reading.json_lines_of_csv(tmp_path / 'c.csv', tmp_path / 'c.jsonl')
     assert not (tmp_path / 'c.jsonl').exists()
 

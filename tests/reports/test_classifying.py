@@ -223,7 +223,7 @@ MISFITS = (  # of which model, what its --prompt_file holds, its name, what is s
     ('pairs', '{"text": "a"}\n', 'a.jsonl', 'line 1 is no JSON object with a field "text2"'),
     ('pairs', 'text\tlabel\na\t1\n', 'a.tsv', 'seems to name columns, but not text, text2'),
     ('labelled', 'a\tb\n', 'a.txt', 'line 1: a tab divides 2 texts, and the model tells of one'),
-    ('labelled', 'text,label\na,1\n', 'a.csv', 'holds no JSON objects; make it a file that does: python -c'),
+    ('labelled', 'text,label\na,1\n', 'a.csv', 'holds no JSON objects; make it a file that does: /'),
 )
 
 

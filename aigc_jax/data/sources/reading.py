@@ -134,7 +134,7 @@ def table(path: pathlib.Path, content: str, columns: tuple[str, ...], name: str)
     for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
         if not row and _ends(path, '.csv'):
             new = mends.unused(path.with_name(f'{path.name.rpartition(".csv")[0]}.jsonl'))
-            mend = mends.calling(json_lines_of_csv, path, new)
+            mend = mends.calling(json_lines_of_csv, os.path.abspath(path), new)
             raise UserError(f'{name} holds no JSON objects; make it a file that does: {mend}')
         yield number, row
 
@@ -165,11 +165,21 @@ def _ends(path: pathlib.Path, kind: str) -> bool:
 
 def json_lines_of_csv(path: str, new: str) -> None:
     """Writes a file of JSON objects, where there is none, of one whose cells stand between commas, named by its first
-    line. Raises ValueError for a line with more or fewer cells."""
-    head, *rows = csv.reader(io.StringIO(read_text(path), newline=''))
-    lines = [json.dumps(dict(zip(head, row, strict=True)), ensure_ascii=False) + '\n' for row in rows if row]
-    with open(new, 'x', encoding='utf-8') as file:
-        file.writelines(lines)
+    line. Raises UserError, also for a line with more or fewer cells."""
+    rows, lines = csv.reader(io.StringIO(read_text(path), newline='')), []
+    try:
+        head = next(rows, [])
+        for row in filter(None, rows):
+            if len(row) != len(head):
+                raise csv.Error(f'{len(row)} cells, but {len(head)} in the first line; quote a cell with a comma in it')
+            lines.append(json.dumps(dict(zip(head, row, strict=True)), ensure_ascii=False) + '\n')
+    except csv.Error as error:
+        raise UserError(f'{path}, line {rows.line_num}: {error}') from None
+    try:
+        with open(new, 'x', encoding='utf-8') as file:
+            file.writelines(lines)
+    except FileExistsError:
+        raise UserError(f'{new}: is there already; name a new file') from None
 
 
 def are_named(content: str, columns: tuple[str, ...], name: str) -> bool:
