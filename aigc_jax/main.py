@@ -28,10 +28,12 @@ flags.DEFINE_string('format', 'hf', 'export: hf, which transformers loads; safet
 flags.DEFINE_string('output', '', 'export: the new folder to write')
 flags.DEFINE_string(
     'prompt', '', 'sample, language models: the text to go on from; encoder-decoders: the source; masked language '
-    'models: a text whose <mask> to fill in; classifiers of texts: the text to tell the class of'
+    'models: a text whose <mask> to fill in; classifiers of texts: the text to tell the class of, or two of them, with '
+    'a tab between'
 )  # fmt: skip
 flags.DEFINE_string(
-    'prompt_file', '', 'sample, language models: a file whose lines are prompts, each in JSON quotes or bare'
+    'prompt_file', '', 'sample, in place of --prompt: a file whose lines are prompts, each in JSON quotes or bare; '
+    'classifiers of texts: also a .jsonl or .tsv with the columns of the training file'
 )
 flags.DEFINE_integer(
     'max_new_tokens',
@@ -153,34 +155,36 @@ def _sample(trained) -> None:
 def _fill(trained) -> None:
     """The prompts with their masks filled in, and what else could stand there."""
     task = trained.config.task.name
-    found = trained.fill(_read(f'{task} draws nothing; it fills each <mask> of a --prompt', 'the <mask> statement'))
+    prompts = _read(f'{task} draws nothing; it fills each <mask> of a --prompt', 'the <mask> statement')
+    found = trained.fill([text for (text,) in prompts])
     if processes.first():
         show('\n'.join(one.lines() for one in found))
 
 
 def _classify(trained) -> None:
     """A line for each prompt, or of a tagger for each word of it, with a blank line between prompts."""
-    words = f'{trained.config.task.name} draws nothing; it tells the class of each --prompt'
-    found = trained.classify(_read(words, 'a text of your own'))
-    if not processes.first():
-        return
     from aigc_jax.core.capabilities import Classifies
 
-    if trained.task.get(Classifies).by_token:
+    by_token = trained.task.get(Classifies).by_token
+    words = f'{trained.config.task.name} draws nothing; it tells the class of each --prompt'
+    columns = () if by_token else trained.experiment.dataset.spec.columns
+    found = trained.classify(_read(words, 'a text of your own', columns))
+    if not processes.first():
+        return
+    if by_token:
         return show('\n'.join(''.join(f'{one.line(named=True)}\n' for one in of_text) for of_text in found))
     show(''.join(f'{one.line()}\n' for one in found))
 
 
-def _read(draws_nothing: str, example: str) -> list[str]:
-    """The prompts of a model that reads them and draws nothing. Raises UserError."""
+def _read(draws_nothing: str, example: str, columns: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The prompts of a model that reads them and draws nothing, see texts.read_examples. Raises UserError."""
     from aigc_jax.reports import texts
 
     if given := [name for name in (*TEXT_FLAGS[2:], 'num_samples', 'seed', 'labels') if FLAGS[name].present]:
         raise UserError(f'--{given[0]}: {draws_nothing}')
-    prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
-    if prompts == ['']:
+    if not (FLAGS.prompt or FLAGS.prompt_file):
         raise UserError(f"--prompt: missing; give a text, such as --prompt='{example}'")
-    return prompts
+    return texts.read_examples(FLAGS.prompt, FLAGS.prompt_file, columns)
 
 
 def _generate(trained) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> None:
     except (UserError, RunError) as e:
         print(f'prepare_data: {e}', file=sys.stderr)
         sys.exit(e.exit_code)
-    print(f'--config.data.name=tfds:{_NAME.value} --config.data.dir={data_dir}')
+    print(shlex.join([f'--config.data.name=tfds:{_NAME.value}', f'--config.data.dir={data_dir}']))
 
 
 def _parse(argv: list[str]) -> list[str]:

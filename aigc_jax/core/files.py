@@ -15,21 +15,21 @@ import shlex
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
 
 import zstandard
 
 from aigc_jax.core.errors import RunError, UserError, unreadable
 from aigc_jax.core.memory import read_whole
+from aigc_jax.core.mends import unused
 from aigc_jax.core.notes import note
 from aigc_jax.core.records import regular, regular_itself
 
 # What reading from `open_compressed` raises, where the file cannot be read, is cut short or damaged.
 UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
-_TOOLS = {'.gz': 'gzip', '.xz': 'xz', '.zst': 'zstd', '.bz2': 'bzip2'}
 _COMPRESSED = 1 << 12  # compressed bytes that are read at once; zstd makes up to 30,000 times as many of them
-SUFFIXES = tuple(_TOOLS)  # that compressed files have; their first bytes decide
+SUFFIXES = ('.gz', '.xz', '.zst', '.bz2')  # that compressed files have; their first bytes decide
 _MOST_DEPTH = 32  # of folders in one another; a run makes five
 _TEMPORARY = '.aigc_jax.tmp'  # the end of a name that is written before it is renamed
 _being_written: set[str] = set()  # names, random ones, of what the threads of this process write
@@ -159,11 +159,15 @@ def open_compressed(path, opener=regular) -> BinaryIO:
     """
     file = open(path, 'rb', opener=opener)
     begin = file.peek(10)
-    for magic, opener in _MAGIC.items():
-        if re.match(magic, begin):
-            file.close()
-            return opener(path)
+    if kind := _compression(begin):
+        file.close()
+        return kind.open(path)
     return file
+
+
+def _compression(begin: bytes) -> '_Compression | None':
+    """That of a file which begins so."""
+    return next((kind for kind in _COMPRESSIONS if re.match(kind.magic, begin)), None)
 
 
 def read_compressed(path, what: str = '', opener=regular) -> bytes:
@@ -213,7 +217,10 @@ def is_marked(data: bytes) -> bool:
 
 
 def mend_encoding(data: bytes, path) -> str:
-    """The command that makes UTF-8 of what `decode` finds no encoding of, if that is one of the usual ones."""
+    """The command that makes UTF-8 of what `decode` finds no encoding of, if that is one of the usual ones.
+
+    data: what `path` holds, decompressed.
+    """
     if is_marked(data):
         return 'its mark says UTF-16 or UTF-32, as which it is damaged'
     encoding = _unmarked(data) or 'latin1'
@@ -221,9 +228,15 @@ def mend_encoding(data: bytes, path) -> str:
         return 'it holds control characters, as no text does'
     if encoding == 'latin1' and re.search(rb'[\x80-\x9f]', data):  # which Windows has letters for
         encoding = 'cp1252'
-    name, tool = shlex.quote(str(path)), _TOOLS.get(pathlib.Path(path).suffix)
-    source = f'{tool} -dc {name} | iconv -f {encoding} -t utf-8' if tool else f'iconv -f {encoding} -t utf-8 {name}'
-    return f'if it is {encoding}: {source} > NEW'
+    convert, path = f'iconv -f {encoding} -t utf-8', pathlib.Path(os.path.abspath(path))
+    if not path.is_file():
+        return f'if it is {encoding}: let {convert} stand before the pipe'
+    with open(path, 'rb', opener=regular) as file:
+        kind = _compression(file.read(10))
+    name, plain = shlex.quote(str(path)), path.with_suffix('') if kind and path.suffix in SUFFIXES else path
+    source = f'{kind.tool} -dc < {name} | {convert}' if kind else f'{convert} {name}'
+    new = unused(plain.with_name(f'{plain.stem}-utf8{plain.suffix}'))
+    return f'if it is {encoding}: {source} > {shlex.quote(str(new))}'
 
 
 def first_bad_line(data: bytes) -> int:
@@ -279,12 +292,20 @@ class _Zstd(io.RawIOBase):
         super().close()
 
 
-_MAGIC = {
-    rb'\x1f\x8b': lambda path: gzip.open(path, 'rb'),
-    rb'\xfd7zXZ\x00': lambda path: lzma.open(path, 'rb'),
-    rb'\x28\xb5\x2f\xfd': lambda path: io.BufferedReader(_Zstd(path), 1 << 20),
-    rb'BZh[1-9]1AY&SY': lambda path: bz2.open(path, 'rb'),
-}
+class _Compression(NamedTuple):
+    """magic: a pattern of the first bytes; open(path); tool: which decompresses its input."""
+
+    magic: bytes
+    open: Callable[[str], BinaryIO]
+    tool: str
+
+
+_COMPRESSIONS = (
+    _Compression(rb'\x1f\x8b', lambda path: gzip.open(path, 'rb'), 'gzip'),
+    _Compression(rb'\xfd7zXZ\x00', lambda path: lzma.open(path, 'rb'), 'xz'),
+    _Compression(rb'\x28\xb5\x2f\xfd', lambda path: io.BufferedReader(_Zstd(path), 1 << 20), 'zstd'),
+    _Compression(rb'BZh[1-9]1AY&SY', lambda path: bz2.open(path, 'rb'), 'bzip2'),
+)
 # The mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     'utf-32': (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),

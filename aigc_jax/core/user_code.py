@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import shlex
 import sys
 import zlib
 from collections.abc import Iterator
@@ -36,12 +37,12 @@ def load(path: str | pathlib.Path, what: str) -> ModuleType:
     return module
 
 
-def want_trusted(name: str, field: str) -> None:
+def want_trusted(own: str, field: str, name: str) -> None:
     """Raises UserError where the config of a run, which somebody else may have written, names a Python file that is not
     to be executed unseen: one of a relative path, which is found in whatever folder this process is in, or one that
-    belongs to another user. name: FILE.py, or FILE.py:function."""
-    path = pathlib.Path(name[: name.rfind('.py') + 3]).expanduser()
-    mend = f'look at it, and name it with --config.{field}={path}'
+    belongs to another user. own: FILE.py, or FILE.py:function; name: the value of the field, which holds it."""
+    path = pathlib.Path(own[: own.rfind('.py') + 3]).expanduser()
+    mend = f'look at it, and name it with {shlex.quote(f"--config.{field}={name}")}'
     if not path.is_absolute():
         raise UserError(f'{field}: the config of the run names the Python file {path} without its folder; {mend}')
     if path.exists() and path.stat().st_uid not in (os.getuid(), 0):

@@ -279,10 +279,15 @@ class Pairs(Text):
 class Labelled(Text):
     """A text and its class: `tokens` int32 (block,) with `tokens_length` (), framed and filled as those of Pairs, and
     `label` int32 (). The classes are those of Dataset.num_classes. Of two texts there is `types` int32 (block,), 0 and,
-    from the second one on, 1."""
+    from the second one on, 1.
+
+    Attributes:
+      columns: the name of the text, or the names of both, in their order; (): not known, as of a checkpoint.
+    """
 
     block: int
     tokenizer: Tokenizer
+    columns: tuple[str, ...] = ()
     words: ClassVar[str] = 'labelled texts'
 
     @property
@@ -295,10 +300,14 @@ class Tagged(Text):
     """A text and a class for each of its tokens: as Labelled, but for `tags` int32 (block,) in the place of `label`.
 
     A tag is NO_TAG where there is nothing to tell: of special tokens, and of what follows the first token of a word.
+
+    Attributes:
+      of_words: a tag is of a word, which white space divides, and stands at its first token; else each token has one.
     """
 
     block: int
     tokenizer: Tokenizer
+    of_words: bool = True
     words: ClassVar[str] = 'tagged texts'
 
     @property

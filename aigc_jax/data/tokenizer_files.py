@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,10 @@ from aigc_jax.data.pretrained import Pretrained
 from aigc_jax.data.tokenizers import FIM, Tokenizer, byte_level, bytes_of_letters
 
 _MOST_BYTES = 1 << 26
+_CONVERT = (
+    'import sys; from transformers import AutoTokenizer as t; '
+    't.from_pretrained(sys.argv[1]).backend_tokenizer.save(sys.argv[1] + "/tokenizer.json")'
+)
 SENTENCEPIECE = ('spiece.model', 'tokenizer.model', 'sentencepiece.bpe.model')
 # What the classes of transformers fill in where a tokenizer_config.json leaves it out.
 _USUAL = {
@@ -169,8 +174,8 @@ def _of_pieces(path: pathlib.Path, settings: Mapping) -> str:
         raise ValueError('it is no sentencepiece model, or only a part of one') from None
     if proto.trainer_spec.model_type != 1 or not proto.pieces:
         raise UserError(
-            f'{path}: is no Unigram model, as T5 has it; make a tokenizer.json of it by transformers, once: '
-            f"AutoTokenizer.from_pretrained('{path.parent}').save_pretrained('{path.parent}')"
+            f'{path}: is no Unigram model, as T5 has it; make a tokenizer.json of it where transformers is installed, '
+            f'once: {shlex.join(["python", "-c", _CONVERT, str(path.parent)])}'
         )
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     roles = {**_USUAL['T5'], **pretrained.role_tokens(settings)}

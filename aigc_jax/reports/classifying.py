@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from aigc_jax.core.errors import printable
+from aigc_jax.core.errors import UserError, printable
 from aigc_jax.data import Tokenizer
 from aigc_jax.reports.filling import fitting
 
@@ -41,6 +41,16 @@ def told(text: str, logits: np.ndarray, names: Sequence[str]) -> Told:
     shares /= shares.sum()
     order = np.argsort(-shares, kind='stable')
     return Told(text, {names[k] if names else str(k): float(shares[k]) for k in order})
+
+
+def check_count(example: tuple[str, ...], columns: Sequence[str]) -> None:
+    """Raises UserError unless `example` is a tuple of as many texts as the model was trained on, which its data name
+    `columns`; (): of one or two."""
+    wanted = [len(columns)] if columns else [1, 2]
+    if not (isinstance(example, tuple) and len(example) in wanted):
+        mend = ', or '.join(('texts', 'tuples of two')[count - 1] for count in wanted)
+        names = f', {" and ".join(columns)}, as those of its training' if columns[1:] else ''
+        raise UserError(f'classify: {str(example):.40}; give {mend}{names}')
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from aigc_jax.core.capabilities import Samples, Seq2Seq
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Extra
-from aigc_jax.data import Images, tokenizer_files
+from aigc_jax.data import Images, Tokenizer, tokenizer_files
 from aigc_jax.reports.trained import Trained
 from aigc_jax.runs import config as config_lib
 
@@ -32,7 +32,7 @@ def export(trained: Trained, folder, form: str, n: int = 64) -> list[pathlib.Pat
 
     form: 'hf', config.json, model.safetensors and the tokenizer, which transformers loads; 'safetensors', all
     parameters by their paths here; 'stablehlo', the sampler, n samples a call, for a process that has jax and
-    flatbuffers alone. Raises UserError.
+    flatbuffers alone. The last two hold the tokenizer of a text model, too. Raises UserError.
     """
     if form not in FORMATS:
         raise UserError(f'format: {form!r}{near(form, FORMATS)}')
@@ -68,7 +68,8 @@ def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
 
 def _safetensors(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
     config = trained.experiment.config
-    return huggingface.write(folder, config.to_dict(), adapt.tensors(_averaged(trained), config))
+    tensors = adapt.tensors(_averaged(trained), config)
+    return huggingface.write(folder, config.to_dict(), tensors, _texts(trained.tokenizer))
 
 
 def _stablehlo(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
@@ -87,8 +88,21 @@ def _stablehlo(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.P
             'step': trained.step,
             'call': f"jax.export.deserialize(bytearray(open('{SAMPLER}', 'rb').read())).call({', '.join(inputs)})",
         }
+        if trained.tokenizer:  # the sample is a row of tokens, which ends before the first `end`; null: nowhere
+            about['end'] = trained.tokenizer.end
+        for name, text in _texts(trained.tokenizer).items():
+            (made / name).write_text(text, encoding='utf-8')
         (made / 'sampler.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
     return sorted(folder.iterdir())
+
+
+def _texts(tokenizer: Tokenizer | None) -> dict[str, str]:
+    """The files of the tokenizer, of a model that has one; a note says where it has no such form."""
+    try:
+        return tokenizer_files.files(tokenizer) if tokenizer else {}
+    except UserError as error:
+        note(f'format: the folder is without the tokenizer: {error}')
+        return {}
 
 
 FORMATS: Mapping[str, Callable[..., list[pathlib.Path]]] = {

@@ -224,16 +224,16 @@ class Trained:
         """Of each example the probability of each class; str of it is the likeliest one.
 
         x: texts, each a str, or a tuple of two that are told of together. A tagger gives a list for each text: of its
-        words, or of its tokens where data.name=identifiers. Of a classifier of images x is an array of them.
+        words, or of its tokens where these are tagged. Of a classifier of images x is an array of them.
         """
-        model, names = self._get(Classifies, 'classify'), self.experiment.dataset.class_names
+        model, dataset = self._get(Classifies, 'classify'), self.experiment.dataset
+        names, spec = dataset.class_names, dataset.spec
         if not model.context:
             found = self._of_examples('classify', model.logits, 'eval', 0, x, None)
             return [classifying.told('', own, names) for own in found]
         texts = [(one,) if isinstance(one, str) else one for one in (x if isinstance(x, list) else [x])]
         for one in texts:
-            if not (isinstance(one, tuple) and 1 <= len(one) <= (1 if model.by_token else 2)):
-                raise UserError(f'classify: {str(one):.40}; give texts' + ', or tuples of two' * (not model.by_token))
+            classifying.check_count(one, ('text',) if model.by_token else spec.columns)
             arguments.texts('x', one)
         if not texts:
             raise UserError('classify: it is given no text')
@@ -245,7 +245,7 @@ class Trained:
         found = self._over('classify', model.logits, 'eval', 0, len(texts), batch)
         if not model.by_token:
             return [classifying.told(one[0], own, names) for one, own in zip(texts, found, strict=True)]
-        words = [classifying.words(self.tokenizer, *one, self.config.data.name != 'identifiers') for one in texts]
+        words = [classifying.words(self.tokenizer, *one, spec.of_words) for one in texts]
         return [
             [classifying.told(word, own[place], names) for place, word in of_text]
             for of_text, own in zip(words, found, strict=True)

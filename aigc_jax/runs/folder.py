@@ -94,7 +94,7 @@ class Run:
             group = config.get(field.partition('.')[0])
             name = group.get('name') if isinstance(group, ConfigDict) else None
             if field not in given and isinstance(name, str) and (found := own_file(name)):
-                user_code.want_trusted(found, field)
+                user_code.want_trusted(found, field, name)
         return config
 
     def open(self, step: str | int | None = None, overrides=()) -> tuple[Experiment, TrainState]:

@@ -1,13 +1,16 @@
 """images:DIR: folders of images as people have them, and the one message for those that do not fit."""
 
+import pathlib
+import re
 import struct
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from datafiles import COLOUR, IMAGES, Notes, arrays, load, sizes, user_error
 from PIL import Image
+
+from aigc_jax.core.errors import UserError
 
 
 @pytest.fixture
@@ -99,16 +102,37 @@ def test_an_orientation_that_is_none_turns_nothing(tmp_path, kind, count, value)
 
 
 def test_the_message_for_many_sizes_holds_the_command_that_mends_it(tmp_path):
-    folder = tmp_path / 'mine'
+    folder = tmp_path / 'o\'mine "$HOME" ü'
     for i in range(12):
         save(np.full((20 + i % 3, 17), 10 * i, np.uint8), folder / f'class {i % 2}' / f'{i}.png')
+    save(np.full((9, 9), 77, np.uint8), pathlib.Path(f'{folder}_16') / 'kept.png')
     with pytest.raises(Exception) as caught:
         load(f'images:{folder}')
     first, command = str(caught.value).split('\n')
-    assert '4 of 17×20' in first and f'images:{folder}_16' in first
-    subprocess.run(command.replace('python -c', f'{sys.executable} -c', 1), shell=True, check=True)
-    dataset = load(f'images:{folder}_16')
+    assert '4 of 17×20' in first and f'images:{folder}_16-2' in first
+    subprocess.run(command, shell=True, check=True)
+    dataset = load(f'images:{folder}_16-2')
+    assert len([*pathlib.Path(f'{folder}_16').iterdir()]) == 1
     assert (dataset.spec.shape, dataset.num_classes, sum(sizes(dataset))) == ((16, 16, 1), 2, 12)
+
+
+def test_the_command_for_images_that_are_deep_or_transparent_mends_a_copy(tmp_path):
+    """Also those of several sizes: as RGB of 8 bits a deep image would be white, and a transparent one its colour."""
+    deep, clear = np.full((6, 5), 100 * 257, np.uint16), np.full((6, 5, 4), (200, 100, 0, 51), np.uint8)
+    for name, more in (('same', ()), ('sizes', (8, 9))):
+        folder = tmp_path / name
+        save(deep, folder / 'a.png'), save(clear, folder / 'b.png')
+        for i in range(7):
+            save(np.full((*(more or (6, 5)), 3), i, np.uint8), folder / f'c{i}.png')
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(UserError) as caught:
+            load(f'images:{folder}')
+        first, command = str(caught.value).split('\n')
+        (new,) = re.findall('Then use images:(.*), after this', first)
+        subprocess.run(command, shell=True, check=True)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        found = {image[:3] for image in all_images(load(f'images:{new}'))}
+        assert {bytes([100] * 3), bytes([244, 224, 204])} <= found
 
 
 @pytest.mark.parametrize(
@@ -116,13 +140,14 @@ def test_the_message_for_many_sizes_holds_the_command_that_mends_it(tmp_path):
     [
         (lambda folder: (folder / 'a.png').write_bytes(b'no image'), ['a.png', 'cannot be read']),
         (lambda folder: (folder / 'a.png').write_bytes((folder / '1.png').read_bytes()[:-30]), ['a.png', 'cannot be']),
-        (lambda folder: save(IMAGES[0].astype(np.uint16) * 256, folder / 'a.png'), ['a.png', '8 bits', 'mogrify']),
-        (lambda folder: save(np.full((6, 5, 4), 9, np.uint8), folder / 'a.png'), ['transparent', 'mogrify']),
+        (lambda folder: save(IMAGES[0].astype(np.uint16) * 256, folder / 'a.png'), ['a.png', '8 bits', 'images_8bit']),
+        (lambda folder: save(np.full((6, 5, 4), 9, np.uint8), folder / 'a.png'), ['transparent', 'images_white']),
         (lambda folder: save(IMAGES[0], folder / 'more' / 'a.png'), ['folders of images', 'move']),
         (lambda folder: [path.unlink() for path in folder.iterdir()], ['holds no image']),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, spoil, words):
+    tmp_path = tmp_path / 'images'
     for i, image in enumerate(IMAGES[:9]):
         save(image, tmp_path / f'{i}.png')
     spoil(tmp_path)

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import subprocess
 
 import numpy as np
 import pytest
@@ -230,10 +231,29 @@ def test_mat_files_as_they_come(tmp_path, content, shape, counts, num_classes, n
     assert any('no plain arrays: classnames' in line for line in notes())
 
 
+def test_the_command_for_a_mat_of_version_7_3_mends_it(tmp_path):
+    h5py = pytest.importorskip('h5py', reason='needs h5py')
+    folder = tmp_path / "o'mine ü $x"
+    folder.mkdir()
+    with h5py.File(folder / 'a.mat', 'w', userblock_size=512) as file:
+        file['images'], file['labels'] = IMAGES.T, LABELS[None]
+        file['cells'] = np.array([file['images'].ref], h5py.ref_dtype)
+    with open(folder / 'a.mat', 'r+b') as file:
+        file.write(b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(124) + b'\x00\x02IM')
+    with pytest.raises(UserError) as caught:
+        load(f'mat:{folder}/a.mat')
+    command = str(caught.value).split('\n')[1]
+    subprocess.run(command, shell=True, check=True)
+    assert load(f'npz:{folder}/a.mat.npz').spec.shape == (*IMAGES.shape[1:], 1)
+    assert subprocess.run(command, shell=True, capture_output=True).returncode  # it is there already
+
+
 def test_a_mat_of_version_7_3_is_refused_with_the_way_round_it(tmp_path):
     header = b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(124) + b'\x00\x02IM'
     (tmp_path / 'a.mat').write_bytes(header + b'\x89HDF\r\n\x1a\n' + bytes(600))
     user_error(f'mat:{tmp_path}/a.mat', '7.3', "'-v7'", 'h5py', f'npz:{tmp_path}/a.mat.npz')
+    (tmp_path / 'a.mat.npz').write_text('mine')
+    user_error(f'mat:{tmp_path}/a.mat', f'{tmp_path}/a.mat {tmp_path}/a.mat-2.npz')
     (tmp_path / 'b.mat').write_bytes(b'nothing of MATLAB' * 20)
     user_error(f'mat:{tmp_path}/b.mat', 'cannot be read')
 

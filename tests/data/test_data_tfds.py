@@ -330,6 +330,19 @@ def test_a_set_that_is_not_there(prepared, tmp_path, monkeypatch):
     user_error('tfds:mnist', 'pip install tensorflow-datasets', folder=tmp_path)
 
 
+def test_a_set_in_another_format_is_kept(prepared, tmp_path):
+    """The command makes it anew beside that, for `tfds build --overwrite` would remove it."""
+    folder = tmp_path / 'my sets'
+    shutil.copytree(prepared / 'sets', folder)
+    about = folder / 'mine' / '1.0.0' / 'dataset_info.json'
+    about.write_text(about.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError) as caught:
+        load('tfds:mine', folder=folder)
+    said = str(caught.value)
+    assert '(there it is tfrecord)' in said and '--overwrite' not in said
+    assert f"--data_dir='{folder}_array_record'\nand use '--config.data.dir={folder}_array_record'" in said
+
+
 def test_pairs_labelled_and_tagged_texts_of_a_set(tmp_path, capsys):
     import tensorflow_datasets
 

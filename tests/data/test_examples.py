@@ -1,9 +1,9 @@
 """Pairs of texts, labelled texts and tagged texts: files, splits, what a batch holds, and files that do not fit."""
 
 import dataclasses
+import gzip
 import json
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from aigc_jax import data
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import NO_TAG, rows
 from aigc_jax.data.batching import IndexStream, streamed_feed
+from aigc_jax.data.sources import reading
 
 PAIRS = [{'source': f'add {i} and {i + 1}', 'target': str(2 * i + 1)} for i in range(100)]
 TEXTS = [{'text': f'line {i}', 'label': ('odd', 'even')[i % 2 == 0]} for i in range(100)]
@@ -384,13 +385,34 @@ def test_the_longer_text_is_cut_first(first, second, room):
 
 
 def test_the_command_that_a_csv_is_refused_with_mends_it(tmp_path):
-    path = tmp_path / 'my texts.csv'
+    (tmp_path / "o'mine ü").mkdir()
+    path, kept = tmp_path / "o'mine ü" / 'my $texts.csv', tmp_path / "o'mine ü" / 'my $texts.jsonl'
+    kept.write_text('mine')
     rows = '\ufefftext,label\r\n' + ''.join(f'"ä, {i}",{"no" if i % 2 else "yes"}\r\n' for i in range(40))
     path.write_bytes(rows.encode())
     _, _, command = message(f'labelled:{path}').partition('make it a file that does: ')
-    subprocess.run(command.replace('python', sys.executable, 1), shell=True, check=True, cwd=tmp_path)
-    dataset = data.load(make(f'labelled:{tmp_path}/my texts.jsonl'))
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    made = kept.with_name('my $texts-2.jsonl')
+    dataset = data.load(make(f'labelled:{made}'))
     assert dataset.class_names == ('no', 'yes') and sum(map(len, dataset.splits.values())) == 40
+    made.write_text('mine, too')
+    again = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr == f'error: {made}: is there already; name a new file\n'
+    assert (kept.read_text(), made.read_text()) == ('mine', 'mine, too')
+
+
+def test_a_csv_that_is_compressed_or_no_utf8_or_ragged(tmp_path):
+    rows = 'text,label\n' + ''.join(f'ä {i},{"ab"[i % 2]}\n\n' for i in range(40))
+    for name, content in (('a.csv.gz', gzip.compress(rows.encode())), ('b.csv', rows.encode('utf-16'))):
+        (tmp_path / name).write_bytes(content)
+        assert f'{name[0]}.jsonl' in message(f'labelled:{tmp_path}/{name}')
+        reading.json_lines_of_csv(tmp_path / name, tmp_path / f'{name[0]}.jsonl')
+        found = [json.loads(line) for line in (tmp_path / f'{name[0]}.jsonl').read_text(encoding='utf-8').splitlines()]
+        assert found == [{'text': f'ä {i}', 'label': 'ab'[i % 2]} for i in range(40)]
+    (tmp_path / 'c.csv').write_text('text,label\none, two,a\n')
+    with pytest.raises(UserError, match='c.csv, line 2: 3 cells, but 2 in the first'):  # else the text is cut
+        reading.json_lines_of_csv(tmp_path / 'c.csv', tmp_path / 'c.jsonl')
+    assert not (tmp_path / 'c.jsonl').exists()
 
 
 def test_a_label_of_the_test_split_alone_is_told_by_its_name(tmp_path, capsys):

@@ -241,6 +241,7 @@ def test_no_held_out_function_of_the_whole_library_was_trained_on(monkeypatch):
 def test_identifiers_are_tagged_by_every_token(some, kind):
     dataset = data.load(make('identifiers', tokenizer=kind, vocab_size=500))
     assert isinstance(dataset.spec, data.Tagged) and dataset.class_names == ('identifier', 'other')
+    assert not dataset.spec.of_words
     tokenizer, split = dataset.spec.tokenizer, dataset.splits['test']
     checked, letters = 0, lambda text: ''.join(c if c.isalnum() or c == '_' else ' ' for c in text)
     for i in range(len(split)):

@@ -1,6 +1,8 @@
 """Text: tokenizers there and back, corpora, splits, windows, and the rows of contiguous batches."""
 
+import gzip
 import json
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,8 @@ def test_text_that_is_no_utf8_is_refused_with_the_mend(tmp_path, kind):
     (tmp_path / 'my raw').write_bytes(b'UTF-8\ncaf\xe9 is no UTF-8\n' * 400)
     said = message(f'text:{tmp_path}/my raw', tokenizer=kind, vocab_size=300)
     assert said.endswith(
-        f"my raw, line 2: is not UTF-8; if it is latin1: iconv -f latin1 -t utf-8 '{tmp_path}/my raw' > NEW"
+        f"my raw, line 2: is not UTF-8; if it is latin1: iconv -f latin1 -t utf-8 '{tmp_path}/my raw' > "
+        f"'{tmp_path}/my raw-utf8'"
     )
     (tmp_path / 'w').write_bytes('“café”\n'.encode('cp1252') * 400)
     assert 'iconv -f cp1252' in message(f'text:{tmp_path}/w', tokenizer=kind, vocab_size=300)
@@ -88,7 +91,21 @@ def test_text_that_is_no_utf8_is_refused_with_the_mend(tmp_path, kind):
     write(tmp_path / 'b', b'PK\x03\x04\xff')
     assert 'line 1: is not UTF-8; it holds control characters' in message(f'text:{tmp_path}/b', tokenizer=kind)
     write(tmp_path / 'z', b'caf\xe9\n' * 400, '.gz')
-    assert f'gzip -dc {tmp_path}/z.gz | iconv -f' in message(f'text:{tmp_path}/z.gz', tokenizer=kind, vocab_size=300)
+    assert f'gzip -dc < {tmp_path}/z.gz | iconv -f' in message(f'text:{tmp_path}/z.gz', tokenizer=kind, vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    'name, made', [("o'ne ü.txt", "o'ne ü-utf8-2.txt"), ('$z.txt.gz', '$z-utf8.txt'), ('z', 'z-utf8')]
+)
+def test_the_command_that_mends_an_encoding_overwrites_nothing(tmp_path, name, made):
+    """The first bytes tell of a compression, and not the name: here of `z`."""
+    raw = 'Übung\n'.encode('latin1') * 400
+    (tmp_path / name).write_bytes(gzip.compress(raw) if 'z' in name else raw)
+    (tmp_path / "o'ne ü-utf8.txt").write_text('mine')
+    _, _, command = message(f'text:{tmp_path}/{name}', tokenizer='char').partition('if it is latin1: ')
+    subprocess.run(command, shell=True, check=True, cwd='/')
+    assert (tmp_path / made).read_bytes() == 'Übung\n'.encode() * 400
+    assert (tmp_path / "o'ne ü-utf8.txt").read_text() == 'mine'
 
 
 def test_bytes_that_are_no_utf8_are_counted(tmp_path, capsys):
@@ -98,7 +115,7 @@ def test_bytes_that_are_no_utf8_are_counted(tmp_path, capsys):
     data.load(make(f'text:{tmp_path}/[ab]', valid_percent=0.0, test_percent=0.0))
     assert notes() == [
         f'{tmp_path}/a, … (2 files): are read with 800 bytes that are no UTF-8, as they are; if it is latin1: '
-        f'iconv -f latin1 -t utf-8 {tmp_path}/a > NEW'
+        f'iconv -f latin1 -t utf-8 {tmp_path}/a > {tmp_path}/a-utf8'
     ]
 
 

@@ -18,6 +18,7 @@ SMALL = [
     ('total_steps', '2'), ('log_every_steps', '2'), ('eval_every_steps', '2'), ('checkpoint_every_steps', '2'),
     ('model.width', '8'), ('model.layers', '1'), ('model.heads', '1'), ('model.kv_heads', '1'),
     ('model.positions', '50'), ('model.token_types', '2'),
+    ('optim.model.schedule', "{'name': 'constant_schedule', 'value': 0.1}"),  # so that texts have different classes
 ]  # fmt: skip
 LABELLED = [
     {'text': f'{number} {word} Übung', 'label': word} for number, word in enumerate(['rot', 'grün', 'blau', 'rot'] * 4)
@@ -52,46 +53,79 @@ def tagged(folder):
     return trained(folder, 'tagged', TAGGED)
 
 
+@pytest.fixture(scope='module')
+def pairs(folder):
+    columns = ('data.columns', "('text', 'text2', 'label')")
+    return trained(folder, 'pairs', PAIRS, columns)
+
+
 def expected(model, n):
     """The probabilities that the examples of the training split have in an evaluation, and these examples."""
     batch = model.experiment.examples('train', np.arange(n))
     call = model.experiment.task.get(Classifies).logits
     logits = call({'model': model.state.params['model']}, None, batch, None)
     shares = np.exp(np.asarray(logits, np.float64))
-    return shares / shares.sum(-1, keepdims=True), batch
+    shares /= shares.sum(-1, keepdims=True)
+    assert (np.ptp(shares, axis=0) > 1e-3 * shares.mean(axis=0)).any()  # else the examples could be others
+    return shares, batch
+
+
+def texts_of(model, batch):
+    """The texts of each example, which stand in another order than in their file."""
+    rows = [tokens[:length] for tokens, length in zip(batch['tokens'], batch['tokens_length'], strict=True)]
+    ends = [np.flatnonzero(row == model.tokenizer.sep) for row in rows]
+    parts = [np.split(row, end)[:-1] for row, end in zip(rows, ends, strict=True)]
+    return [tuple(model.tokenizer.decode(part[1:]) for part in of_row) for of_row in parts]
 
 
 def test_a_text_has_the_classes_that_it_has_in_an_evaluation(labelled):
     model = aigc_jax.open(labelled)
-    shares, _ = expected(model, N)
-    names = model.experiment.dataset.class_names
-    found = model.classify([row['text'] for row in LABELLED[:N]])
+    shares, batch = expected(model, N)
+    names, texts = model.experiment.dataset.class_names, texts_of(model, batch)
+    assert sorted(texts) == sorted((row['text'],) for row in LABELLED[:N])
+    found = model.classify([text for (text,) in texts])
     for told, own in zip(found, shares, strict=True):
         assert sorted(told.shares) == sorted(names) and str(told) == names[own.argmax()]
-        np.testing.assert_allclose([told.shares[name] for name in names], own, rtol=1e-4)
+        np.testing.assert_allclose([told.shares[name] for name in names], own, rtol=1e-5)
         assert [*told.shares.values()] == sorted(told.shares.values(), reverse=True)
     assert model.classify(LABELLED[0]['text'])[0].text == LABELLED[0]['text']
 
 
-def test_two_texts_are_told_of_together(folder):
-    model = aigc_jax.open(trained(folder, 'pairs', PAIRS))
-    shares, _ = expected(model, N)
-    found = model.classify([(row['text'], row['text2']) for row in PAIRS[:N]])
-    np.testing.assert_allclose([[told.shares[name] for name in '01'] for told in found], shares, rtol=1e-4)
+def test_two_texts_are_told_of_together(pairs):
+    model = aigc_jax.open(pairs)
+    shares, batch = expected(model, N)
+    texts = texts_of(model, batch)
+    assert sorted(texts) == sorted((row['text'], row['text2']) for row in PAIRS[:N])
+    found = model.classify(texts)
+    np.testing.assert_allclose([[told.shares[name] for name in '01'] for told in found], shares, rtol=1e-5)
 
 
 def test_each_word_has_the_tag_of_its_first_token(tagged):
     model = aigc_jax.open(tagged)
     shares, batch = expected(model, N)
     names = model.experiment.dataset.class_names
-    texts = [
-        model.tokenizer.decode(tokens[1 : length - 1])
-        for tokens, length in zip(batch['tokens'], batch['tokens_length'], strict=True)
-    ]
+    texts = [text for (text,) in texts_of(model, batch)]
     for text, of_text, own, tags in zip(texts, model.classify(texts), shares, batch['tags'], strict=True):
         assert [told.text for told in of_text] == text.split()
         theirs = own[np.asarray(tags) != NO_TAG]
-        np.testing.assert_allclose([[told.shares[name] for name in names] for told in of_text], theirs, rtol=1e-4)
+        np.testing.assert_allclose([[told.shares[name] for name in names] for told in of_text], theirs, rtol=1e-5)
+
+
+OWN = """
+from aigc_jax.data.sources import examples
+
+def load(cfg):
+    row = lambda i: examples.TaggedText(f'ab {i}', ((0, 2),), ('wort' if i % 2 else 'farbe',), 'zahl')
+    rows = {split: [row(i) for i in range(4)] for split in ('train', 'valid', 'test')}
+    return examples.tagged(cfg, rows, 'own', None, 'own')
+"""
+
+
+def test_data_whose_tokens_are_tagged_tell_of_tokens(tagged, tmp_path):
+    """Whatever their name: here a source of the user's own, with the rule of `identifiers`."""
+    (tmp_path / 'own.py').write_text(OWN)
+    (of_text,) = aigc_jax.open(tagged, overrides={'data.name': f'{tmp_path}/own.py'}).classify('ab 1')
+    assert [told.text for told in of_text] == ['a', 'b', ' ', '1']
 
 
 @pytest.mark.parametrize('kind', ['labelled', 'tagged'])
@@ -126,16 +160,26 @@ def test_a_line_break_or_a_control_character_is_shown_in_one_line():
     assert told.line(named=True) == 'a\\n\\tb\tx\\ny 0.500  \\x1b[31m 0.500'
 
 
-def test_what_cannot_be_classified_is_named(labelled, tagged):
-    model = aigc_jax.open(labelled)
-    for wrong, words in (
-        ([], 'it is given no text'), (3, 'give texts, or tuples of two'), ([('a', 'b', 'c')], 'tuples of two'),
-        ('lang ' * 90, 'the model reads'),
+def test_what_cannot_be_classified_is_named(labelled, tagged, pairs):
+    of_one, of_two = 'give texts$', 'give tuples of two, text and text2, as those of its training$'
+    for folder, wrong, words in (
+        (labelled, [], 'it is given no text'), (labelled, 3, of_one), (labelled, [('a', 'b')], of_one),
+        (labelled, 'lang ' * 90, 'the model reads'), (tagged, [('a', 'b')], of_one), (pairs, 'a', of_two),
+        (pairs, [('a', 'b', 'c')], of_two),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
-            model.classify(wrong)
-    with pytest.raises(UserError, match='give texts$'):
-        aigc_jax.open(tagged).classify([('a', 'b')])
+            aigc_jax.open(folder).classify(wrong)
+
+
+def test_a_checkpoint_of_hugging_face_does_not_say_of_how_many_texts_it_tells(pairs, tmp_path):
+    model = aigc_jax.open(pairs)
+    aigc_jax.export(model, tmp_path / 'exported')
+    again = aigc_jax.from_pretrained(tmp_path / 'exported')
+    (ours,), (theirs, alone) = model.classify([('rot', 'blau')]), again.classify([('rot', 'blau'), 'rot'])
+    np.testing.assert_allclose([*theirs.shares.values()], [*ours.shares.values()], rtol=1e-5)
+    assert {*alone.shares} == {*ours.shares}
+    with pytest.raises(UserError, match='give texts, or tuples of two$'):
+        again.classify([('a', 'b', 'c')])
 
 
 def test_the_command_tells_classes(labelled, tagged, runner, tmp_path):
@@ -150,3 +194,61 @@ def test_the_command_tells_classes(labelled, tagged, runner, tmp_path):
     for flags, words in ((), '--prompt: missing'), (('--prompt=a', '--top_k=2'), '--top_k: classify draws nothing'):
         code, out, err = ask(tagged, *flags)
         assert code == 2 and not out and f'error: {words}' in err and 'Traceback' not in err
+
+
+FILES = {  # of one example, for `pairs`
+    'a.txt': 'eins rot\tist "blau"\n',
+    'b.txt': '"eins rot"\t"ist \\"blau\\""\n',
+    'c.jsonl': json.dumps({'text2': 'ist "blau"', 'text': 'eins rot', 'label': 0}) + '\n',
+    'd.jsonl': json.dumps('eins rot') + '\t' + json.dumps('ist "blau"') + '\r\n',
+    'e.tsv': 'label\ttext2\ttext\n\n0\tist "blau"\teins rot\n',
+    'f.tsv': 'eins rot\tist "blau"\n',
+}
+
+
+def test_the_command_takes_two_texts(pairs, runner, tmp_path):
+    (told,) = aigc_jax.open(pairs).classify([('eins rot', 'ist "blau"')])
+    ask = lambda *flags: runner('--mode=sample', f'--workdir={pairs}', *flags)
+    answers = [ask('--prompt=eins rot\tist "blau"')]
+    for name, content in FILES.items():
+        (tmp_path / name).write_text(content)
+        answers.append(ask(f'--prompt_file={tmp_path}/{name}'))
+    assert [(code, out) for code, out, _ in answers] == [(0, f'{told.line()}\n')] * 7, answers
+
+
+MISFITS = (  # of which model, what its --prompt_file holds, its name, what is said
+    ('pairs', 'a\tb\nrot\n', 'a.txt', 'line 2: the model tells of two texts, text and text2; write both with one tab'),
+    ('pairs', 'a\tb\tc\n', 'a.txt', 'line 1: the model tells of two texts'),
+    ('pairs', 'a\t\n', 'a.txt', 'line 1: the model tells of two texts'),
+    ('pairs', '{"text": "a"}\n', 'a.jsonl', 'line 1 is no JSON object with a field "text2"'),
+    ('pairs', 'text\tlabel\na\t1\n', 'a.tsv', 'seems to name columns, but not text, text2'),
+    ('labelled', 'a\tb\n', 'a.txt', 'line 1: a tab divides 2 texts, and the model tells of one'),
+    ('labelled', 'text,label\na,1\n', 'a.csv', 'holds no JSON objects; make it a file that does: /'),
+)
+
+
+def test_a_prompt_of_another_number_of_texts_is_named(labelled, pairs, runner, tmp_path):
+    of = {'labelled': labelled, 'pairs': pairs}
+    for kind, content, name, words in MISFITS:
+        (tmp_path / name).write_text(content)
+        code, out, err = runner('--mode=sample', f'--workdir={of[kind]}', f'--prompt_file={tmp_path}/{name}')
+        refusal = [line for line in err.splitlines() if not line.startswith('note: data.name=')]
+        assert code == 2 and not out and len(refusal) == 1 and words in refusal[0], err
+    for kind, prompt, words in (
+        ('pairs', 'a', '--prompt: the model tells of two texts, text and text2'), ('pairs', '', '--prompt: missing'),
+        ('labelled', 'a\tb', '--prompt: a tab divides 2 texts'),
+    ):  # fmt: skip
+        code, out, err = runner('--mode=sample', f'--workdir={of[kind]}', f'--prompt={prompt}')
+        assert code == 2 and not out and f'error: {words}' in err, err
+
+
+def test_a_file_of_rows_gives_the_texts_of_a_model_of_one(labelled, tagged, runner, tmp_path):
+    """A text with a tab in it is one text there, and to a tagger always."""
+    (tmp_path / 'a.jsonl').write_text(json.dumps({'text': 'eins\trot'}) + '\n')
+    (tmp_path / 'b.txt').write_text(json.dumps('eins\trot') + '\n')
+    (told,) = aigc_jax.open(labelled).classify('eins\trot')
+    for name in 'a.jsonl', 'b.txt':
+        code, out, err = runner('--mode=sample', f'--workdir={labelled}', f'--prompt_file={tmp_path}/{name}')
+        assert code == 0 and out == f'{told.line()}\n', err
+    code, out, _ = runner('--mode=sample', f'--workdir={tagged}', '--prompt=eins\trot')
+    assert code == 0 and [line.split('\t')[0] for line in out.splitlines()] == ['eins', 'rot']

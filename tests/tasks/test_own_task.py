@@ -290,7 +290,9 @@ def test_a_run_opens_from_any_folder_and_its_file_is_in_the_manifest(tmp_path, m
     (tmp_path / 'my_task.py').write_text('raise SystemExit("executed")')
     for name, field in ((path, 'my_task.py'), ('digits', 'my_task.py:load')):
         (tmp_path / 'run' / 'config.json').write_text(config.replace(f'"name": "{name}"', f'"name": "{field}"'))
-        with pytest.raises(UserError, match='without its folder; look at it, and name it with --config'):
+        own = name == path
+        mend = f"look at it, and name it with --config.{'task' if own else 'data'}.name={field}"
+        with pytest.raises(UserError, match=f'without its folder; {mend}$'):
             aigc_jax.open('run', overrides={} if name == path else {'task.name': str(moved)})
     (tmp_path / 'run' / 'config.json').write_text(config)
     if os.getuid() == 0:  # who alone may give files away

@@ -58,7 +58,7 @@ def _made(kind: str, cfg, by_split: Mapping[str, list], names: tuple[str, ...], 
     key = (lambda row: json.dumps([row.text, row.tags])) if kind == 'tagged' else json.dumps
     by_split = reading.once(cfg, by_split, key, 'pairs' if kind == 'pairs' else f'{kind} texts')
     by_split, origin = examples.divided(cfg, by_split, lambda row: row[0], names[0])
-    return getattr(examples, kind)(cfg, by_split, licence, tokenizer, origin, *[names] * (kind == 'pairs'))
+    return getattr(examples, kind)(cfg, by_split, licence, tokenizer, origin, *[names] * (kind != 'tagged'))
 
 
 def columns(cfg, usual: tuple[str, ...], most: int = 2) -> tuple[str, ...]:

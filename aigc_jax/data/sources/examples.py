@@ -60,12 +60,13 @@ def pairs(
 
 
 def labelled(
-    cfg, by_split: Mapping[str, list[tuple]], licence: str, tokenizer: Tokenizer | None, origin: str
-) -> Dataset:
+    cfg, by_split: Mapping[str, list[tuple]], licence: str, tokenizer: Tokenizer | None, origin: str,
+    names: tuple[str, ...] = ('text', 'label'),
+) -> Dataset:  # fmt: skip
     """The same of (text, label) or (text, second text, label), the label a text or a whole number."""
     by_split = _fewer(cfg, _no_pairs(cfg, by_split))
     tokenizer = _tokenizer(cfg, by_split, lambda row: row[:-1], tokenizer)
-    classes, names = _classes(cfg, {split: [row[-1] for row in rows] for split, rows in _some(by_split)})
+    classes, class_names = _classes(cfg, {split: [row[-1] for row in rows] for split, rows in _some(by_split)})
     splits, cut = {}, {}
     for split, rows in _some(by_split):
         texts = [*zip(*(row[:-1] for row in rows), strict=True)]
@@ -75,7 +76,7 @@ def labelled(
             columns = _ragged_two(tokenizer, *texts, cfg.block, cut)
         splits[split] = Rows(columns, {'label': classes[split]})
     _tell_of_cuts(cut)
-    return _dataset(splits, Labelled(cfg.block, tokenizer), licence, origin, names)
+    return _dataset(splits, Labelled(cfg.block, tokenizer, names[:-1]), licence, origin, class_names)
 
 
 def tagged(
@@ -100,7 +101,8 @@ def tagged(
             raise AssertionError('a text has other tags than tokens')
         splits[split] = Rows({'tokens': tokens, 'tags': column})
     _tell_of_cuts(cut)
-    return _dataset(splits, Tagged(cfg.block, tokenizer), licence, origin, names)
+    of_words = all(row.outside is None for rows in by_split.values() for row in rows)
+    return _dataset(splits, Tagged(cfg.block, tokenizer, of_words), licence, origin, names)
 
 
 def divided(cfg, by_split: Mapping[str, list], group: Callable[[Any], str], what: str) -> tuple[dict[str, list], str]:

@@ -14,7 +14,7 @@ import zipfile
 
 import numpy as np
 
-from aigc_jax.core import memory
+from aigc_jax.core import memory, mends
 from aigc_jax.core import npy as npy_lib
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import SUFFIXES, open_compressed
@@ -29,9 +29,11 @@ _MAT_KINDS = {
 }  # fmt: skip
 _ENDS = '(?:' + '|'.join(map(re.escape, SUFFIXES)) + ')?'
 _IDX = r'(?:(?P<set>.*?)[-_.])?(?P<part>train|valid|val|t10k|test)[-_.](?P<what>images|labels)[-_.]idx[134][-_.]ubyte'
-_CONVERT = (
-    'python -c "import h5py, numpy; numpy.savez(\'%s.npz\', **{k: v[()].T for k, v in h5py.File(\'%s\').items() '
-    'if hasattr(v, \'shape\')})"'
+
+_CONVERT = (  # MATLAB's first axis is the last one in HDF5
+    'import sys, h5py, numpy; from aigc_jax.core.files import open_compressed as o; '
+    'numpy.savez(open(sys.argv[2], "xb"), **{k: v[()].T for k, v in h5py.File(o(sys.argv[1])).items() '
+    'if getattr(v, "dtype", object) != object})'
 )
 
 
@@ -122,9 +124,10 @@ def read_mat(where: str) -> Parts:
             file.seek(0)
             held = scipy.io.loadmat(file, variable_names=wanted)  # cells within cells would overflow the stack
     except NotImplementedError:  # scipy's answer to MATLAB's HDF5
+        new = mends.unused(f'{where}.npz')
         raise UserError(
             f'{where}: is a .mat of version 7.3; save it with save(…, \'-v7\') in MATLAB, or turn it into an .npz '
-            f'(pip install h5py), and use npz:{where}.npz:\n  {_CONVERT % (where, where)}'
+            f'(pip install h5py), and use npz:{new}:\n  {mends.python(_CONVERT, where, new)}'
         ) from None
     except (*npy_lib.BROKEN, TypeError, IndexError, scipy.io.matlab.MatReadError) as e:
         raise _unreadable(where, e, "a .mat of MATLAB's version 5 to 7") from e

@@ -3,15 +3,15 @@
 import concurrent.futures
 import os
 import pathlib
-import shlex
 import struct
 from collections import Counter
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from aigc_jax.core import memory
+from aigc_jax.core import memory, mends
 from aigc_jax.core.errors import UserError, first_line
+from aigc_jax.core.files import new_folder
 from aigc_jax.core.notes import note
 from aigc_jax.core.records import regular
 from aigc_jax.data.sources import arrays
@@ -26,11 +26,6 @@ _HIDDEN = ('.', '__MACOSX')
 _GREY = ('1', 'L', 'LA')
 _DEEP = ('I', 'F')  # 16 bit and more: I, I;16, I;16B, F
 _TURNED = ('JPEG', 'MPO', 'WEBP')  # by their EXIF orientation, as everyone shows them
-_RESIZE = (
-    'python -c "import pathlib as p, PIL.Image as i, PIL.ImageOps as o; [(q := p.Path(%(new)r, f.relative_to(%(old)r))'
-    ").parent.mkdir(parents=True, exist_ok=True) or o.fit(o.exif_transpose(i.open(f)).convert('%(mode)s'), "
-    "(%(side)d, %(side)d)).save(f'{q}.png') for f in p.Path(%(old)r).rglob('[!.]*') if f.suffix.lower() in %(ends)r]\""
-)
 
 
 def read_images(where: str) -> Parts:
@@ -75,6 +70,17 @@ def read_images(where: str) -> Parts:
     return {split: (x, classes[split]) for split, x in zip(listed, parts, strict=True)}
 
 
+def remake(old: str, new: str, side: str = '0') -> None:
+    """Writes the images of a folder into a new one, as PNG of 8 bits, grey or RGB, on white where they are transparent,
+    and, unless side is 0, cropped and resized to side × side. Raises UserError."""
+    with new_folder(new) as made:
+        for path in _below(pathlib.Path(old), []):
+            image = _open(path, lambda image, path=path: _remade(_upright(image, path)))
+            place = made / path.relative_to(old).with_name(f'{path.name}.png')
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (ImageOps.fit(image, (int(side), int(side))) if int(side) else image).save(place)
+
+
 def _below(folder: pathlib.Path, skipped: list[pathlib.Path]) -> list[pathlib.Path]:
     """The images in a folder and its folders, in the order of their names."""
     found = []
@@ -109,7 +115,7 @@ def _read(paths: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
         greys = sum(mode in _GREY for _, mode in kinds)
         mode = 'L' if greys == len(paths) else 'RGB'
         if len(sizes) > 1:
-            raise UserError(_of_many_sizes(sizes, mode, root))
+            raise UserError(_of_many_sizes(sizes, root))
         if 0 < greys < len(paths):
             note(f'{root}: {greys} of {len(paths)} images are grey, and get three channels as the others have')
         ((width, height),) = sizes
@@ -118,7 +124,7 @@ def _read(paths: list[pathlib.Path], root: pathlib.Path) -> np.ndarray:
         x = np.empty((len(paths), height, width, len(mode)), np.uint8)
 
         def fill(i):
-            x[i] = _open(paths[i], lambda image: _pixels(image, mode, paths[i])).reshape(x.shape[1:])
+            x[i] = _open(paths[i], lambda image: _pixels(image, mode, paths[i], root)).reshape(x.shape[1:])
 
         for _ in pool.map(fill, range(len(paths))):
             pass
@@ -141,32 +147,54 @@ def _kind(image: Image.Image) -> tuple[tuple[int, int], str]:
     return (image.size[::-1] if turned else image.size), image.mode
 
 
-def _pixels(image: Image.Image, mode: str, path: pathlib.Path) -> np.ndarray:
+def _upright(image: Image.Image, path: pathlib.Path) -> Image.Image:
+    """As everyone shows it."""
     if image.format in ('PNG', 'WEBP') and getattr(image, 'is_animated', False):
         raise UserError(f'{path}: is animated; keep one frame of it, or remove it')
-    if image.format in _TURNED:
-        image = ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image) if image.format in _TURNED else image
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return 'A' in image.getbands() or 'transparency' in image.info
+
+
+def _pixels(image: Image.Image, mode: str, path: pathlib.Path, root: pathlib.Path) -> np.ndarray:
+    image = _upright(image, path)
     if image.mode.startswith(_DEEP):
-        raise UserError(
-            f'{path}: has more than 8 bits a channel (mode {image.mode}); make all images 8 bits deep, in place:\n'
-            f'  find {shlex.quote(str(path.parent))} -name "*{path.suffix}" -exec mogrify -depth 8 {{}} +'
-        )
-    if 'A' in image.getbands() or 'transparency' in image.info:
+        raise UserError(f'{path}: has more than 8 bits a channel (mode {image.mode}){_remaking(root, "8bit")}')
+    if _has_alpha(image):
         image = image.convert('RGBA')
         if image.getextrema()[3][0] < 255:
-            raise UserError(
-                f'{path}: is transparent; lay all images on a colour, in place:\n'
-                f'  find {shlex.quote(str(path.parent))} -name "*{path.suffix}" -exec mogrify -background white '
-                f'-alpha remove -alpha off {{}} +'
-            )
+            raise UserError(f'{path}: is transparent{_remaking(root, "white")}')
     return np.asarray(image.convert(mode))
 
 
-def _of_many_sizes(sizes: Counter, mode: str, root: pathlib.Path) -> str:
+def _remaking(root: pathlib.Path, end: str) -> str:
+    old = os.path.abspath(root)
+    new = mends.unused(f'{old}_{end}')
+    return (
+        f'. Then use images:{new}, after this, which makes all images 8 bits deep and lays them on white:\n'
+        f'  {mends.calling(remake, old, new)}'
+    )
+
+
+def _remade(image: Image.Image) -> Image.Image:
+    """With 8 bits a channel, grey or RGB, on white."""
+    if image.mode.startswith(_DEEP):
+        image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    mode = 'L' if image.mode in _GREY else 'RGB'
+    if _has_alpha(image):
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert(mode)
+
+
+def _of_many_sizes(sizes: Counter, root: pathlib.Path) -> str:
     smallest = min(sizes, key=min)
     side = max(min(64, min(smallest)) // 8 * 8, 8)
-    new = f'{root}_{side}'
-    command = _RESIZE % dict(new=new, old=str(root), mode=mode, side=side, ends=tuple(_FORMATS))
+    old = os.path.abspath(root)
+    new = mends.unused(f'{old}_{side}')
+    command = mends.calling(remake, old, new, side)
     shown = ', '.join(f'{count} of {w}×{h}' for (w, h), count in sizes.most_common(3))
     return (
         f'{root}: images must be of one size; these are of {len(sizes)} ({shown}{", …" if len(sizes) > 3 else ""}). '

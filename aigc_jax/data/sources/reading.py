@@ -1,18 +1,29 @@
 """The user's own files of text: which are meant, what they hold, which documents stand there twice."""
 
+import csv
 import glob
 import hashlib
+import io
 import itertools
+import json
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from aigc_jax.core import records
+from aigc_jax.core import mends, records
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.files import SUFFIXES, decode, first_bad_line, is_marked, lines_of, mend_encoding, read_compressed
+from aigc_jax.core.files import (
+    SUFFIXES,
+    decode,
+    first_bad_line,
+    is_marked,
+    lines_of,
+    mend_encoding,
+    read_compressed,
+    read_text,
+)
 from aigc_jax.core.notes import note
 from aigc_jax.data.sources.arrays import split_of
 
@@ -98,13 +109,10 @@ def rows(
     paths, by_split, unnamed = list(paths), {}, []
     for path, content in zip(paths, texts(paths, False), strict=True):
         name = f'data.name={cfg.name}: {path}'
-        is_table = columns and is_tsv(path)
-        if is_table and not are_named(content, columns, name):
+        if columns and is_tsv(path) and not are_named(content, columns, name):
             unnamed.append(path)
-        for number, row in _tsv(content, columns, name) if is_table else _objects(content):
+        for number, row in table(path, content, columns, name):
             where = f'{name}, line {number}'
-            if not row and _ends(path, '.csv'):
-                raise UserError(f'{name} holds no JSON objects; make it a file that does: {_of_csv(path)}')
             value = read(row, where)
             split = row.get('split')
             if split is not None and not (isinstance(split, str) and split_of(split)):
@@ -118,6 +126,22 @@ def rows(
     if unnamed:
         note(f'{_some(unnamed)} read without a first line that names {", ".join(columns)}; the first is an example')
     return by_split or {given: []}
+
+
+def table(path: pathlib.Path, content: str, columns: tuple[str, ...], name: str) -> Iterator[tuple[int, dict]]:
+    """(number, row) of each line that is not blank: an object, or {} of what is none; where there are `columns`, the
+    cells of a .tsv, see `_tsv`. name: of the file, for messages. Raises UserError."""
+    for number, row in _tsv(content, columns, name) if columns and is_tsv(path) else _objects(content):
+        if not row and _ends(path, '.csv'):
+            new = mends.unused(path.with_name(f'{path.name.rpartition(".csv")[0]}.jsonl'))
+            mend = mends.calling(json_lines_of_csv, os.path.abspath(path), new)
+            raise UserError(f'{name} holds no JSON objects; make it a file that does: {mend}')
+        yield number, row
+
+
+def is_of_rows(path: pathlib.Path, content: str) -> bool:
+    """Whether a file that may hold lines of text holds rows instead."""
+    return is_tsv(path) or _ends(path, '.csv') or (_ends(path, '.jsonl') and content.lstrip().startswith('{'))
 
 
 def _objects(content: str) -> Iterator[tuple[int, dict]]:
@@ -139,11 +163,23 @@ def _ends(path: pathlib.Path, kind: str) -> bool:
     return path.name.removesuffix(next((end for end in SUFFIXES if path.name.endswith(end)), '')).endswith(kind)
 
 
-def _of_csv(path: pathlib.Path) -> str:
-    """The command that makes JSON objects of a file whose cells stand between commas, named by its first line."""
-    rows = "csv.DictReader(open(sys.argv[1], encoding='utf-8-sig', newline=''))"
-    command = f'python -c "import csv, json, sys; [print(json.dumps(row)) for row in {rows}]"'
-    return f'{command} {shlex.quote(str(path))} > {shlex.quote(path.stem + ".jsonl")}'
+def json_lines_of_csv(path: str, new: str) -> None:
+    """Writes a file of JSON objects, where there is none, of one whose cells stand between commas, named by its first
+    line. Raises UserError, also for a line with more or fewer cells."""
+    rows, lines = csv.reader(io.StringIO(read_text(path), newline='')), []
+    try:
+        head = next(rows, [])
+        for row in filter(None, rows):
+            if len(row) != len(head):
+                raise csv.Error(f'{len(row)} cells, but {len(head)} in the first line; quote a cell with a comma in it')
+            lines.append(json.dumps(dict(zip(head, row, strict=True)), ensure_ascii=False) + '\n')
+    except csv.Error as error:
+        raise UserError(f'{path}, line {rows.line_num}: {error}') from None
+    try:
+        with open(new, 'x', encoding='utf-8') as file:
+            file.writelines(lines)
+    except FileExistsError:
+        raise UserError(f'{new}: is there already; name a new file') from None
 
 
 def are_named(content: str, columns: tuple[str, ...], name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from aigc_jax.core import mends
 from aigc_jax.core.errors import RunError, UserError, first_line, near
 from aigc_jax.core.notes import note
 from aigc_jax.data.dataset import Dataset, divide
@@ -238,13 +239,15 @@ def _builder(cfg, name: str):
             f'data.name=tfds:{name}: TFDS cannot open it in {folder}; correct the name or '
             f'version, or prepare it again:\n  {first_line(e)}'
         ) from e
-    place, overwrite = shlex.quote(folder), ' --overwrite' if prepared_as else ''
+    place = str(mends.unused(f'{folder}_array_record')) if prepared_as else folder  # what is there stays
+    quoted = shlex.quote(place)
     raise UserError(
         f'data.name=tfds:{name}: not prepared as array_record in {folder}{prepared_as}. With internet, run\n'
         f'  python -m venv tfds_env && tfds_env/bin/pip install tensorflow-datasets tensorflow array_record '
-        f'importlib_resources && tfds_env/bin/tfds build {name} --file_format=array_record --data_dir={place}'
-        f'{overwrite}\nand copy {os.path.join(folder, match["set"])} to the same place (or --config.data.dir) on a '
-        f'machine without. Local files: python scripts/prepare_data.py --source=idx:DIR --name=NAME --data_dir={place}'
+        f'importlib_resources && tfds_env/bin/tfds build {name} --file_format=array_record --data_dir={quoted}\n'
+        f'and use {shlex.quote(f"--config.data.dir={place}")}; for a machine without, copy '
+        f'{os.path.join(place, match["set"])} into such a folder there. Local files: '
+        f'python scripts/prepare_data.py --source=idx:DIR --name=NAME --data_dir={quoted}'
     )
 
 
