@@ -107,6 +107,10 @@ class Tokenizer:
         """The token that begins a text: here the end of the one before."""
         return self.end
 
+    def writes_as(self, other: 'Tokenizer') -> bool:
+        """Whether each text has the same tokens in both, special ones included."""
+        return self == other
+
     @property
     def before_prompt(self) -> tuple[int, ...]:
         """What a model reads before a prompt that begins a text."""

@@ -16,7 +16,7 @@ def other(folder: str, experiment: Experiment, what: str) -> str:
     dataset = experiment.dataset
     if not dataset.num_classes:
         return ''
-    theirs = _of(folder, what)
+    theirs = _of(folder, what, dataset.num_classes)
     if theirs is None:
         ours = ', '.join(dataset.class_names) or f'the {dataset.num_classes} of this run'
         note(f'{what}: {folder} does not name its classes; they are taken to be {ours}, in this order')
@@ -25,9 +25,11 @@ def other(folder: str, experiment: Experiment, what: str) -> str:
     return ''
 
 
-def _of(folder: str, what: str) -> str | None:
-    """As manifest.classes gives them; None where nothing names them."""
+def _of(folder: str, what: str, count: int) -> str | None:
+    """As manifest.classes gives them; None where nothing names them and there may be `count`. Raises UserError."""
     if not huggingface.is_folder(folder):
         return manifest.at(Run(folder).manifest, 'data.classes')
-    names = huggingface.class_names(huggingface.Folder(folder, what))
+    theirs = huggingface.Folder(folder, what)
+    known = huggingface.classes(theirs)  # refuses one that tells several classes of a text, or a number
+    names = huggingface.class_names(theirs) or (known[1] if known and len(known[1]) != count else ())
     return manifest.classes(len(names), names) if names else None

@@ -219,6 +219,11 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def depends_on_classes(config: ConfigDict) -> bool:
+    """Whether a model of it tells classes, or draws for them: with those of other data it would mean others."""
+    return config.task.name == 'classify' or ('conditional' in config.model and config.model.conditional)
+
+
 def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 

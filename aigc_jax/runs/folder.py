@@ -119,10 +119,25 @@ class Run:
         if not any(name.startswith('parallel.') for name, _ in overrides):
             devices = _laid_out_again(config, devices)
         experiment = Experiment(config, devices, self.tokenizer)
+        self._check_classes(experiment)
         with contextlib.closing(self.checkpoints(config)) as checkpoints:
             if checkpoints.latest() is None:
                 raise UserError(f'{self.folder}: there is no checkpoint yet; train it first')
             return experiment, checkpoints.restore(checkpoints.resolve(step), experiment.abstract_state)
+
+    def _check_classes(self, experiment: Experiment) -> None:
+        """Raises UserError where the model learned other classes than those of the data: its accuracy, or what it draws
+        for a class, would be that of others."""
+        dataset, config = experiment.dataset, experiment.config
+        theirs = manifest.at(self.manifest, 'data.classes')
+        if theirs is None or not dataset.num_classes or not config_lib.depends_on_classes(config):
+            return
+        if theirs != manifest.classes(dataset.num_classes, dataset.class_names):
+            names = ', '.join(dataset.class_names) or dataset.num_classes
+            raise UserError(
+                f'data.name: {config.data.name} has other classes ({names}) than those that {self.folder} was trained '
+                'on, or in another order; give data with the same names of classes'
+            )
 
     def check(self, config: ConfigDict) -> bool:
         """True where a run of this very config is there. Raises UserError where another is, or no run may be made."""

@@ -33,8 +33,11 @@ _AVERAGE = r'optim\.\w+\.(name|ema_decay)'  # what of a config says which parame
 def tokenizer(config: ConfigDict) -> Tokenizer | None:
     """The tokenizer of the run that init.run names, because its parameters stand for its tokens; or None."""
     if pretrained.is_one(config):
-        return pretrained.tokenizer(config)
+        found = pretrained.tokenizer(config)
+        pretrained.check_tokenizer(config, found)
+        return found
     found = source(config.init.run).tokenizer if config.init.run else None
+    pretrained.check_tokenizer(config, found)
     if found is None or 'vocab_size' not in config.data:
         return found
     if found.kind in ('word', 'bpe') and config.data.vocab_size not in (-1, found.vocab_size):
@@ -50,6 +53,9 @@ def source(folder: str, what: str = 'init.run') -> Run:
     """The run in `folder`. what: the field that names it, for messages. Raises UserError."""
     run = Run(folder)
     files.check_folder(run.folder, what)
+    if not run.paths.config.exists():
+        also = '' if what == 'prune.run' else ', or of a checkpoint of Hugging Face'
+        raise UserError(f'{what}: {run.folder} holds no config.json; name the folder of a run{also}')
     return run
 
 
@@ -158,7 +164,7 @@ def _compare_classes(experiment: Experiment, taken: dict[str, Tree]) -> None:
     """A note where what is taken has learned other classes. Raises UserError where it is not trained either: its
     accuracy, or what it draws for a class, would be that of other classes. taken: parameters, with None for others."""
     config = experiment.config
-    depends = config.task.name == 'classify' or ('conditional' in config.model and config.model.conditional)
+    depends = config_lib.depends_on_classes(config)
     is_head = {'classifier', 'tagger'} & {part for name in tree.flatten(taken) for part in name.split('/')}
     if not is_head and (config.init.drawn or not depends):
         return

@@ -58,7 +58,7 @@ def of(init: Any, params: Tree, theirs: Mapping[str, Any], where: str) -> Partia
     if loaded.keys() <= theirs.keys():  # else the model does not fit, which an error tells
         parts = 'loaded', loaded, 'drawn', told, 'left', {n: theirs[n] for n in left}
         words = [f'{_numbers(shapes)} {what}' for what, shapes in zip(parts[::2], parts[1::2], strict=True)]
-        note(f'init.run: {where}: {", ".join(words)}')
+        note(f'{where}: {", ".join(words)}')
     players = frozenset(name.partition('/')[0] for name in left) - {
         name.partition('/')[0] for name in (theirs.keys() - left) | ours.keys()
     }

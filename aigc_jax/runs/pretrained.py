@@ -13,7 +13,7 @@ from aigc_jax.adapt.huggingface import checks
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.data import Dataset, Labelled, Pairs, Tagged, Tokenizer, Tokens, tokenizer_files
-from aigc_jax.data.sources.text import Windows
+from aigc_jax.data.sources.text import FOLDER, Windows
 
 NO_DATA = 'pydoc'  # stands in a config that reads none: whatever is text
 # What a config says of the training with a model, and not of the model.
@@ -78,6 +78,18 @@ def tokenizer(config: ConfigDict) -> Tokenizer | None:
     note(f'data.tokenizer: that of init.run, of {found.vocab_size} tokens')
     _compare(huggingface.Folder(config.init.run), found)
     return found
+
+
+def check_tokenizer(config: ConfigDict, found: Tokenizer | None) -> None:
+    """Raises UserError where data.tokenizer names the folder of another tokenizer than `found`, that of init.run."""
+    name = config.data.get('tokenizer')
+    if found is None or not isinstance(name, str) or not name.startswith(FOLDER):
+        return
+    if not tokenizer_files.read(name.removeprefix(FOLDER)).writes_as(found):
+        raise UserError(
+            f'data.tokenizer: {name}, but the parameters of init.run, {config.init.run}, stand for the tokens of its '
+            'own tokenizer, which is another; set it to auto'
+        )
 
 
 def _compare(folder: huggingface.Folder, found: Tokenizer) -> None:

@@ -141,7 +141,7 @@ def _model(experiment: Experiment, step: int | None) -> _Model:
     if isinstance(spec, Text):
         if own is None:
             note(f'distill.run: {wanted.run} holds no tokenizer; its tokens are taken to be those of this run')
-        elif own != spec.tokenizer:
+        elif not own.writes_as(spec.tokenizer):
             raise UserError(
                 f'distill.run: the tokenizer of {wanted.run} ({own.vocab_size} tokens) is another than that of this '
                 f'run ({spec.tokenizer.vocab_size} tokens); {mend}'

@@ -154,7 +154,7 @@ class Claim:
     def __post_init__(self):
         _check_kinds(self, f'Claim {self.name}')
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f'Claim: {self.name!r} is no name; it has letters, digits and . _ + -')
+            raise ValueError(f'Claim: {self.name!r} is no name; it has letters A to Z and a to z, digits, . _ + -')
         if self.better not in ('min', 'max'):
             raise ValueError(f'{self.name}: better={self.better!r}; it is min or max')
         if self.seeds is not None and self.seeds < 1:

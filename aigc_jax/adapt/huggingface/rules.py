@@ -178,7 +178,10 @@ def _check_shape(folder: Folder, name: str, rule: Rule, ours: tuple[int, ...]) -
     theirs, wanted = folder.shapes[name], (*ours[:-1], ours[-1] * rule.part[1])
     wanted = wanted[::-1] if rule.transpose else wanted
     if theirs != wanted and not (rule.cut and theirs[1:] == wanted[1:] and theirs[0] >= wanted[0]):
-        raise UserError(f'{folder.path}: {name} is {theirs}, and its config.json asks for {wanted}')
+        of_classes = rule.ours.startswith('classifier/')
+        asks = 'the classes of the data ask' if of_classes else 'its config.json asks'
+        mend = '; init.drawn=classifier draws a new head' * of_classes
+        raise UserError(f'{folder.path}: {name} is {theirs}, and {asks} for {wanted}{mend}')
 
 
 def _some(names: Sequence[str]) -> str:
