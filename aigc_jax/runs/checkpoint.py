@@ -171,15 +171,18 @@ class Checkpoints:
 
     def restore_model(
         self, step: int, params: Tree, stats: dict[str, Tree], opt: Tree,
-        leaves_out: Callable[[str], bool] = lambda name: False,
+        leaves_out: Callable[[str], bool] = lambda name: False, own_name: Callable[[str], str] = lambda name: name,
     ) -> tuple[Tree, dict[str, Tree], Tree]:  # fmt: skip
         """(parameters, statistics, optimizers' states) of `step`, on the shardings of these: for `init.run`.
 
-        leaves_out(name): whether the checkpoint may have this leaf, which is not read, besides.
+        own_name(name): what a leaf of the checkpoint is called here. leaves_out(name): whether the checkpoint may have
+        this leaf, by its name here, besides; it is not read.
         `params` must fit, and `opt`, which is {} where it is not wanted. Of `stats`, those that the checkpoint has in
         the same shape are restored: another loss may keep others.
         """
-        leaves = self._checked_record(step)['leaves']
+        saved = self._checked_record(step)['leaves']
+        theirs = {own_name(name): name for name in saved}
+        leaves = {name: saved[of] for name, of in theirs.items()}
         wanted = {'params': params, 'opt': opt} if opt else {'params': params}
         own = {
             name: leaf for name, leaf in leaves.items() if name.partition('/')[0] in wanted and not leaves_out(name)
@@ -187,7 +190,9 @@ class Checkpoints:
         self._compare(step, own, wanted)
         fits = lambda part: all(leaves.get(name, [])[:2] == kind for name, kind in _kinds({'stats': part}).items())
         template = {**wanted, 'stats': {name: part for name, part in stats.items() if fits({name: part})}}
-        found = self._read(step, {name: part for name, part in template.items() if part}, leaves)
+        template = {name: part for name, part in template.items() if part}
+        found = self._read(step, {theirs[name]: leaf for name, leaf in tree.flatten(template).items()}, saved)
+        found = tree.map_named(lambda name, _: found[theirs[name]], template)
         return found['params'], found.get('stats', {}), found.get('opt', {})
 
     def close(self) -> None:

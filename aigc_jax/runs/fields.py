@@ -39,6 +39,11 @@ INIT = {
     'average': Field(
         bool, True, doc='whether to take the average of the parameters, where that run keeps and evaluates one'
     ),
+    'rename': Field(
+        tuple, (),
+        doc="((regex, replacement), …), applied one after the other to the names of that run's parameters, PLAYER/…, "
+        'which makes them those of this model; (): they are',
+    ),
     'drawn': Field(
         str, '', doc='regex of the parameters, PLAYER/…, that are drawn all the same, such as a head; empty: none'
     ),

@@ -116,8 +116,9 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
     """`model`, before GPTQ rounds it."""
     wanted = experiment.config.init
     if not wanted.run:
-        if wanted.step:
-            raise UserError(f'init.step: {wanted.step}, but init.run names no run; name its folder')
+        for name in ('step', 'rename'):
+            if wanted[name]:
+                raise UserError(f'init.{name}: {wanted[name]}, but init.run names no run; name its folder')
         return (), None
     if pretrained.is_one(experiment.config):
         return (_of_checkpoint(experiment), {}), 0
@@ -257,7 +258,7 @@ def _restored(
     """(what is taken of the parameters, statistics) on the shardings of these, abstract ones; the average of the
     parameters where `opt`, the optimizers' states, holds one."""
     params, opt = chosen.taken(params), chosen.taken_of_optimizers(opt)
-    params, stats, opt = checkpoints.restore_model(step, params, stats, opt, chosen.leaves)
+    params, stats, opt = checkpoints.restore_model(step, params, stats, opt, chosen.leaves, chosen.own_name)
     if opt:
         params = jax.jit(optim.averaged, out_shardings=jax.tree.map(lambda x: x.sharding, params))(params, opt)
     return params, stats
@@ -284,6 +285,8 @@ def _of_checkpoint(experiment: Experiment) -> dict[str, Tree]:
     wanted = experiment.config.init
     if wanted.step:
         raise UserError(f'init.step: {wanted.step}, but init.run, {wanted.run}, is a single checkpoint; leave it out')
+    if wanted.rename:
+        raise UserError('init.rename: is of a run; of a checkpoint of Hugging Face the names fit; leave it out')
     params = abstract_params(experiment.task)
     params = parallel.abstract(params, experiment.plan.param_shardings(params))
     folder, (player,) = huggingface.Folder(wanted.run), params

@@ -8,8 +8,9 @@ function is never changed afterwards, for the runs that it is for are not either
 from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
+from aigc_jax.core.notes import note
 
-SCHEMA = 5  # of the configs of today
+SCHEMA = 6  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -152,7 +153,14 @@ def _from_4(config: ConfigDict) -> None:
         _add(config.task, tagging_share=0.0)
 
 
-_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
+def _from_5(config: ConfigDict) -> None:
+    """Of the runs of before init.rename. A prefix language model cut its windows in the middle."""
+    _add(config.get('init'), rename=())
+    if config.get('task', {}).get('objective') == 'prefix':
+        note('task.objective: prefix cut each window in the middle when this run was made, and cuts it anywhere now')
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4, 5: _from_5}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:

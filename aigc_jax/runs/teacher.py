@@ -108,7 +108,7 @@ def _model(experiment: Experiment, step: int | None) -> _Model:
     ours, wanted, spec = experiment.config, experiment.config.distill, experiment.dataset.spec
     config = copy.deepcopy(ours)
     of = {'run': wanted.run, 'step': wanted.step if step is None else str(step), 'average': wanted.average}
-    config.init.update({**of, 'drawn': '', 'unused': ''})
+    config.init.update({**of, 'rename': (), 'drawn': '', 'unused': ''})
     if huggingface.is_folder(wanted.run):
         config.init.step = wanted.step
         for name, fields in adapt.FIELDS.items():

@@ -122,6 +122,7 @@ CONFIGS = {
     'best_metric, of samples': ([VAE, '--config.eval.best_metric=samples/coverage'],
                                 ['eval.best_metric', 'set eval.extractor, and eval.also_each to']),
     'init.run': ([VAE, '--config.init.run=nowhere'], ['init.run', 'nowhere']),
+    'init.rename alone': ([VAE, "--config.init.rename=(('a', 'b'),)"], ['init.rename: ', 'init.run names no run']),
     'init.step alone': ([VAE, '--config.init.step=10'], ['init.step: 10', 'init.run names no run']),
     'TFDS not prepared': ([VAE, '--config.data.name=tfds:mnist', '--config.data.dir={tmp}'],
                           ['data.name=tfds:mnist', 'not prepared', 'tfds build mnist', '{tmp}']),

@@ -217,6 +217,34 @@ def test_init_says_which_step_and_whether_the_average(smoke, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
+def test_parameters_of_other_names_are_renamed_and_their_average_with_them(tmp_path):
+    """The blocks of a Transformer change places; the names of a model of its own are as far from ours."""
+    brief = [('total_steps', '10'), ('eval_every_steps', '10'), ('checkpoint_every_steps', '10')]
+    averaged = [('optim.model.ema_decay', '0.9')]
+    source = train_undrawn(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, *averaged]), tmp_path / 'source')
+    swap = (('block_0/', 'block_x/'), ('block_1/', 'block_0/'), ('block_x/(.*)', r'block_1/\1'))
+    config = config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, ('init.run', str(source.folder))])
+    _, state = source.open()
+    for average in (True, False):
+        config.init.average = average
+        config.init.rename = swap
+        found = jax.device_get(initial.model(Experiment(config))[0][0]['model'])
+        was = (optim.averaged(state.params, state.opt) if average else state.params)['model']
+        assert_equal(found, {**was, 'block_0': was['block_1'], 'block_1': was['block_0']})
+    assert np.abs(was['block_0']['up']['kernel'] - was['block_1']['up']['kernel']).max() > 0
+    for rename, words in (
+        ((('blok', 'x'),), "'blok' changes no name of .*; there are model/block_0/"),
+        ((('block_0/', 'block_1/'),), 'several parameters of .* become model/block_1/'),
+        ((('block_0', r'\2'),), r"'\\\\2' cannot take the place of 'block_0'"),
+        ((('block_(', 'x'),), "'block_\\(' is no regular expression"),
+        (('block_0', 'x'), "'block_0' is no pair"),
+        ((('block_0/', 'layer_0/'),), 'it lacks params/model/block_0/.* it has params/model/layer_0'),
+    ):
+        config.init.rename = rename
+        with pytest.raises(UserError, match=words):
+            initial.model(Experiment(config))
+
+
 def assert_equal(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)

@@ -109,6 +109,14 @@ def test_an_encoder_decoder_of_before_tagging_has_none(tmp_path):
     assert now.task.tagging_share == 0 and now.schema == SCHEMA
 
 
+def test_a_prefix_language_model_of_before_is_told_that_windows_are_cut_otherwise(tmp_path, capsys):
+    fields = config_lib.load(f'{OLD[0].parents[3]}/configs/t5.py:smoke,prefix', []).to_dict() | {'schema': 5}
+    del fields['init']['rename']
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    assert config_lib.from_json(tmp_path / 'config.json').init.rename == ()
+    assert capsys.readouterr().err.count('note: task.objective: prefix cut each window in the middle') == 1
+
+
 MOVED = {
     'flow': {
         'eval.solver': 'sample.solver', 'eval.steps': 'sample.steps', 'eval.tolerance': 'sample.tolerance',
@@ -142,7 +150,8 @@ def test_what_says_how_samples_are_drawn_has_moved(name, tmp_path):
         expected['eval.transport_samples'] = 200
     blocks = {'gpt': 'model', 'vq': 'model.prior'}
     added = {'gan': {'sample': {}}, 'flow': {}, 'vae': {}}.get(name, SAMPLING)
-    added = added | {f'adapt.{field}': value for field, value in ADAPT.items()} | {'init.drawn': '', 'init.unused': ''}
+    added = added | {f'adapt.{field}': value for field, value in ADAPT.items()}
+    added = added | {'init.drawn': '', 'init.unused': '', 'init.rename': ()}
     added = added | {f'prune.{field}': value for field, value in PRUNE.items()}
     added = added | {f'distill.{field}': value for field, value in DISTILL.items()}
     added = added | {f'optim.{player}.layer_decay': 1.0 for player in config.optim}

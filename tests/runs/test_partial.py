@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from aigc_jax.runs import partial
 
 KERNEL, SCALE = np.zeros((4, 3)), np.zeros((1, 3))
-INIT = ConfigDict({'drawn': '', 'unused': ''})
+INIT = ConfigDict({'rename': (), 'drawn': '', 'unused': ''})
 
 
 def test_scales_that_gptq_computes_are_not_told_to_be_drawn(capsys):
@@ -19,7 +19,7 @@ def test_scales_that_gptq_computes_are_not_told_to_be_drawn(capsys):
 def test_what_is_taken_is_told_where_all_of_it_is(capsys):
     partial.of(INIT, {'model': {'head': {'kernel': KERNEL}}}, {'model/head/kernel': (4, 3)}, 'runs/gpt')
     assert capsys.readouterr().err == (
-        'note: init.run: runs/gpt: 12 parameters (1 arrays) loaded, 0 parameters (0 arrays) drawn, '
+        'note: runs/gpt: 12 parameters (1 arrays) loaded, 0 parameters (0 arrays) drawn, '
         '0 parameters (0 arrays) left\n'
     )
 
