@@ -223,7 +223,7 @@ DAMAGE = {
     'no json': ('llama', lambda folder: (folder / 'config.json').write_text('{'), 'no JSON object with a model_type'),
     'no weights': ('llama', lambda folder: (folder / 'model.safetensors').unlink(), 'has neither model.safetensors'),
     'cut short': ('llama', cut, 'is no whole safetensors file'),
-    'pickled': ('gpt2', pickled, 't.GPT2LMHeadModel.from_pretrained'),
+    'pickled': ('gpt2', pickled, 'import GPT2LMHeadModel as t; t.from_pretrained'),
     'a shard gone': ('llama', shard_gone, 'lacks the shard model-00001-of-00002.safetensors'),
     'a shard elsewhere': ('llama', shard_elsewhere, 'which is no file of the folder'),
     'another kind': ('llama', config_with(model_type='mamba'), "model_type is 'mamba'"),

@@ -8,6 +8,7 @@ import math
 import mmap
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from aigc_jax.core import files, records
+from aigc_jax.core import files, mends, records
 from aigc_jax.core.errors import UserError, unreadable
 
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
@@ -118,11 +119,12 @@ class Folder:
         if not (self.path / INDEX).exists():
             pickled = sorted(p.name for p in self.path.glob('*.bin'))
             if pickled:
+                save = f'{_auto(self.config)} as t; t.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])'
+                made = mends.unused(f'{self.path}-safe')
+                command = ['python', '-c', f'import sys; from transformers import {save}', str(self.path), str(made)]
                 raise UserError(
                     f'{self._what}: {self.path / pickled[0]} is pickled, and is not opened, for a pickle runs what it '
-                    f'holds. Where transformers is installed, python -c "import transformers as t; '
-                    f't.{_auto(self.config)}.from_pretrained(\'{self.path}\').save_pretrained(\'{self.path}-safe\')" '
-                    'makes a folder that can be read'
+                    f'holds. Where transformers is installed, {shlex.join(command)} makes a folder that can be read'
                 )
             raise UserError(f'{self._what}: {self.path} has neither {WEIGHTS} nor {INDEX}')
         try:
