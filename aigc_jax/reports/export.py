@@ -27,6 +27,7 @@ from aigc_jax.runs import config as config_lib
 PLATFORMS = 'cpu', 'cuda', 'tpu'
 SAMPLER = 'sampler.stablehlo'
 HOST = 'stop', 'suffix', 'grammar', 'draft'  # of a text, what a single program does not do
+_LONG = 4096  # tokens of a prompt, which take long to read
 
 
 def export(trained: Trained, folder, form: str, n: int = 64, **how) -> list[pathlib.Path]:
@@ -85,6 +86,7 @@ def _stablehlo(trained: Trained, folder: pathlib.Path, n: int, **how) -> list[pa
         exported = jax.export.export(jax.jit(found.draw), platforms=PLATFORMS)(*shapes)
         names = ', '.join(found.inputs)
         outputs = [[str(aval.dtype), *aval.shape] for aval in exported.out_avals]
+        given = {'outputs': dict(zip(found.outputs, outputs, strict=True))} if found.outputs else {'output': outputs[0]}
         (made / SAMPLER).write_bytes(exported.serialize())
         about = {
             'made': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -92,7 +94,7 @@ def _stablehlo(trained: Trained, folder: pathlib.Path, n: int, **how) -> list[pa
             'calling_convention': exported.calling_convention_version,
             'platforms': list(exported.platforms),
             'inputs': {name: ['int32', *shape] for name, shape in found.inputs.items()},
-            **({'outputs': dict(zip(found.outputs, outputs))} if found.outputs else {'output': outputs[0]}),
+            **given,
             'step': trained.step,
             'call': f"jax.export.deserialize(bytearray(open('{SAMPLER}', 'rb').read())).call({names})",
             **found.about,
@@ -154,6 +156,11 @@ def _writer(trained: Trained, n: int, **how) -> Sampler:
         raise UserError(f'{given[0]}: an exported sampler has none; leave it out')
     writer = trained.writer(**how)
     columns, most = writer.sizes(trained.experiment.dataset.spec.block)
+    if columns > _LONG:
+        note(
+            f'data.block: {trained.config.data.block}; each call of the sampler reads prompts of {columns} tokens, '
+            'filled up; a smaller data.block makes one of shorter prompts'
+        )
     params, extra = _params(trained), Extra(trained.state.stats, trained.state.carry)
     write = lambda seed, prompt, start: writer.traced(params, extra, seed, prompt, start, most)
     before, behind = ([int(token) for token in part] for part in writer.frame)
