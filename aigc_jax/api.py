@@ -173,7 +173,7 @@ def generate(
 
 
 def export(
-    run, folder, form: str = 'hf', n: int = 64, *, step: str | int | None = None, overrides: Overrides = ()
+    run, folder, form: str = 'hf', n: int = 64, *, step: str | int | None = None, overrides: Overrides = (), **how
 ) -> list[pathlib.Path]:
     """Writes a model into a new folder in a form that other programs read; see reports.export.export.
 
@@ -181,7 +181,7 @@ def export(
     """
     run = _opened(run, step, overrides)
     with processes.together('export'):
-        return export_lib.export(run, folder, form, arguments.checked('n', n, arguments.N))
+        return export_lib.export(run, folder, form, arguments.checked('n', n, arguments.N), **how)
 
 
 def _opened(run, step, overrides) -> Trained:

@@ -36,25 +36,24 @@ flags.DEFINE_string(
     'classifiers of texts: also a .jsonl or .tsv with the columns of the training file'
 )
 flags.DEFINE_integer(
-    'max_new_tokens',
-    None,
-    'sample, language models: the most tokens (default: 200; for a draft or a beam search no more than fit)',
-    arguments.MAX_NEW_TOKENS.least,
-    arguments.MAX_NEW_TOKENS.most,
-)
+    'max_new_tokens', None,
+    'sample, export, language models: the most tokens (default: 200; for a draft or a beam search no more than '
+    'fit, for an export no more than half of what the model reads)',
+    arguments.MAX_NEW_TOKENS.least, arguments.MAX_NEW_TOKENS.most,
+)  # fmt: skip
 flags.DEFINE_string('stop', '', 'sample, language models: the text to stop before')
 flags.DEFINE_string('suffix', '', 'sample, models trained with data.fim_rate: the text behind the one to be filled in')
 flags.DEFINE_string('grammar', '', 'sample, language models: json, arithmetic, python or FILE.lark, to keep to')
 flags.DEFINE_string('draft', '', 'sample, transformers: ngram proposes tokens, for the same texts with fewer calls')
 flags.DEFINE_bool('stream', False, 'sample, language models: show a single text while it is written')
 # These five go before `sample` of the config, which has their defaults.
-flags.DEFINE_float('temperature', None, 'sample, language models: in place of sample.temperature')
-flags.DEFINE_integer('top_k', None, 'sample, language models: in place of sample.top_k')
-flags.DEFINE_float('top_p', None, 'sample, language models: in place of sample.top_p')
-flags.DEFINE_float('min_p', None, 'sample, language models: in place of sample.min_p')
-flags.DEFINE_float('repetition_penalty', None, 'sample, language models: in place of sample.repetition_penalty')
-flags.DEFINE_integer('beam_size', None, 'sample, language models: more than 1 searches for the likeliest text')
-flags.DEFINE_float('length_penalty', None, "sample, language models: a beam search's exponent of the length")
+flags.DEFINE_float('temperature', None, 'sample, export, language models: in place of sample.temperature')
+flags.DEFINE_integer('top_k', None, 'sample, export, language models: in place of sample.top_k')
+flags.DEFINE_float('top_p', None, 'sample, export, language models: in place of sample.top_p')
+flags.DEFINE_float('min_p', None, 'sample, export, language models: in place of sample.min_p')
+flags.DEFINE_float('repetition_penalty', None, 'sample, export, language models: in place of sample.repetition_penalty')
+flags.DEFINE_integer('beam_size', None, 'sample, export, language models: more than 1 searches for the likeliest text')
+flags.DEFINE_float('length_penalty', None, "sample, export, language models: a beam search's exponent of the length")
 # Documentation alone: `config_lib.split_arguments` takes these off the command line before absl reads it.
 flags.DEFINE_string('config', None, 'FILE.py[:variant,…]; --config.FIELD=VALUE sets a single field (configs/fields.md)')
 
@@ -118,7 +117,9 @@ def _run() -> None:
         return announce.table(found.config, found.step, found.results)
     trained = api.open(workdir, FLAGS.step, _given['overrides'])
     if FLAGS.mode == 'export':
-        return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples))
+        if given := [name for name in ('prompt', 'prompt_file', 'stream') if FLAGS[name].present]:
+            raise UserError(f'--{given[0]}: an export writes no text; leave it out')
+        return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples, **_writer_flags()))
     if trained.can(FillsIn):
         return _fill(trained)
     if trained.can(Classifies) and trained.tokenizer:
@@ -202,7 +203,7 @@ def _generate(trained) -> None:
     if not reads_marks and any(filling.MASK in prompt for prompt in prompts):
         name = trained.config.task.name
         note(f'--prompt: {filling.MASK} is text as any other to {name}; a model of task.name=mlm fills it in')
-    given = {name: FLAGS[name].value for name in WRITER_FLAGS if FLAGS[name].present}
+    given = _writer_flags()
     how, num_samples = trained.sampling(**given), FLAGS.num_samples
     if how.beam_size > 1 or how.temperature == 0:
         if FLAGS['num_samples'].present and num_samples > 1:
@@ -227,6 +228,10 @@ def _generate(trained) -> None:
     else:
         show(pictures.join_texts([str(text) for text in written]))
     print(summary(written), file=sys.stderr)
+
+
+def _writer_flags() -> dict:
+    return {name: FLAGS[name].value for name in WRITER_FLAGS if FLAGS[name].present}
 
 
 class _Terminal:

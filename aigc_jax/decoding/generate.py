@@ -100,8 +100,7 @@ class Generator:
         self._grammar = Grammar(grammar, self._tokenizer) if grammar else None
         self._table = None if draft is None else draft_table(draft, self._model.vocab_size)
         self._chunk = chunk
-        key = lambda seed: rng.context(seed, 'generate', 0, jnp.arange(1)).key
-        self._key = jax.jit(key, out_shardings=placement)
+        self._key = jax.jit(_key, out_shardings=placement)
 
     def generate(
         self, state: TrainState, prompts: Sequence[str], num_samples: int, seed: int, stream: Stream | None = None
@@ -160,6 +159,42 @@ class Generator:
         if stream:
             stream(texts[0].text)
         return texts
+
+    @property
+    def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The tokens that stand before and behind those of a prompt."""
+        return (self._tokenizer.before_prompt, ()) if self._goes_on else self._model.frame
+
+    def sizes(self, block: int) -> tuple[int, int]:
+        """(the most tokens of a prompt, its frame included, the most of a text) of a program that `traced` makes.
+
+        block: of a training example, which tells the first where the model reads any number. Else both together are
+        what it reads, and where nothing is said a text has half of that, _MOST at most.
+        """
+        context = self._model.context
+        most = self._most or (min(_MOST, max(1, context // 2)) if context else _MOST)
+        if context and most >= context:
+            raise UserError(
+                f'max_new_tokens={most}: and a prompt are more than the {context} tokens of the model, and an exported '
+                f'sampler goes no further; {context - 1} fit'
+            )
+        return (context - most if context else block), most
+
+    def traced(self, params, extra: Extra, seed, prompt, start, max_new_tokens: int) -> tuple[jax.Array, jax.Array]:
+        """What `generate` writes, as one program: tokens (n, max_new_tokens), and how many there are of each text (n,),
+        its end included.
+
+        prompt (n, P), filled on the left up to start (n,), is framed. One without a token is what stands before a text
+        that has no prompt.
+        """
+        n, columns = prompt.shape
+        is_last = jnp.arange(columns) == columns - 1
+        prompt = jnp.where((start >= columns)[:, None] & is_last, self._model.bos, prompt)
+        start, index = jnp.clip(start, 0, columns - 1), jnp.arange(n, dtype=jnp.int32)
+        found = self._decoder.written(
+            params, extra, prompt, start, _key(seed), index, self.how, max_new_tokens, self._stop_tokens
+        )
+        return found.tokens, found.length
 
     def _fits_grammar(self, prompts, most) -> None:
         """Raises UserError for a prompt that begins no text of the grammar, or none that ends within so many tokens."""
@@ -259,8 +294,8 @@ class Generator:
 
     def _prompt(self, text: str) -> np.ndarray:
         """The tokens to read; a prompt that begins a text follows what stands before each document."""
+        before, behind = self.frame
         if not self._goes_on:
-            before, behind = self._model.frame
             tokens = self._encode(text, 'prompt', special=bool(self._tokenizer.sentinels))
             source = np.concatenate([before, tokens, behind]).astype(np.int32)
             if not len(source):
@@ -268,10 +303,9 @@ class Generator:
             return source
         tokens = self._encode(text, 'prompt')
         if self._suffix:
-            before, between, after = self._tokenizer.fim
-            tokens = [[before], tokens, [between], self._encode(self._suffix, 'suffix'), [after]]
+            first, between, after = self._tokenizer.fim
+            tokens = [[first], tokens, [between], self._encode(self._suffix, 'suffix'), [after]]
             tokens = np.concatenate(tokens)
-        before = self._tokenizer.before_prompt
         if not before and not len(tokens):
             before = (self._model.bos,)
         return np.concatenate([np.array(before, np.int32), tokens]).astype(np.int32)
@@ -328,6 +362,10 @@ def summary(texts: list[Text]) -> str:
     drafted = f', {written / calls:.3g} tokens a call of the model' if calls < written else ''
     sizes = f'{_several(len(texts), "text")} ({ends}), {_several(written, "token")}'
     return f'{sizes}, {nats:.4g} nats a token{cost}{drafted}'
+
+
+def _key(seed) -> jax.Array:
+    return rng.context(seed, 'generate', 0, jnp.arange(1)).key
 
 
 def _several(n: int, noun: str) -> str:

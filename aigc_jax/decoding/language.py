@@ -54,7 +54,7 @@ class TextDecoder:
 
     def __init__(self, text: WritesText):
         self._text = text
-        self._generate = jax.jit(self._one_generation, static_argnums=(6, 7, 8))
+        self._generate = jax.jit(self.written, static_argnums=(6, 7, 8))
         self._speculate = jax.jit(self._one_speculation, static_argnums=(7, 8, 9))
         self.prefill = jax.jit(self._prefill, static_argnums=(4, 5, 6))
         self.decode = jax.jit(self._decode, static_argnums=(6, 7))
@@ -76,7 +76,10 @@ class TextDecoder:
     def _apply(self, params, extra) -> Callable:
         return lambda tokens, cache: self._text.decode(params, extra, tokens, cache)
 
-    def _one_generation(self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop):
+    def written(
+        self, params, extra, prompt, start, key, index, how: Sampling, max_new_tokens: int, stop: tuple
+    ) -> Generated:
+        """What `generate` gives, for who traces it."""
         apply, text = self._apply(params, extra), self._text
         begin = lambda new: text.begin(params, extra, prompt, start, new)
         if how.beam_size > 1:

@@ -1,10 +1,12 @@
 """A trained model in a form that other programs read: Hugging Face's, safetensors, StableHLO."""
 
+import dataclasses
 import datetime
 import json
 import pathlib
+import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from aigc_jax import adapt
 from aigc_jax.adapt import huggingface
 from aigc_jax.adapt.huggingface import bert
 from aigc_jax.core import files, optim, rng
-from aigc_jax.core.capabilities import Samples, Seq2Seq
+from aigc_jax.core.capabilities import Samples, Seq2Seq, WritesText
 from aigc_jax.core.errors import UserError, near
 from aigc_jax.core.notes import note
 from aigc_jax.core.types import Extra
@@ -24,20 +26,25 @@ from aigc_jax.runs import config as config_lib
 
 PLATFORMS = 'cpu', 'cuda', 'tpu'
 SAMPLER = 'sampler.stablehlo'
+HOST = 'stop', 'suffix', 'grammar', 'draft'  # of a text, what a single program does not do
+_LONG = 4096  # tokens of a prompt, which take long to read
 
 
-def export(trained: Trained, folder, form: str, n: int = 64) -> list[pathlib.Path]:
+def export(trained: Trained, folder, form: str, n: int = 64, **how) -> list[pathlib.Path]:
     """Writes the model of one replica into a new folder, and gives its files. It is the average of the parameters where
     the run keeps one.
 
     form: 'hf', config.json, model.safetensors and the tokenizer, which transformers loads; 'safetensors', all
     parameters by their paths here; 'stablehlo', the sampler, n samples a call, for a process that has jax and
     flatbuffers alone. The last two hold the tokenizer of a text model, too. Raises UserError.
+    how: of 'stablehlo' and a model that writes text, what Trained.generate takes, but for HOST.
     """
     if form not in FORMATS:
         raise UserError(f'format: {form!r}{near(form, FORMATS)}')
+    if how and form != 'stablehlo':
+        raise UserError(f'{next(iter(how))}: is of a sampler, which format={form} does not hold; leave it out')
     folder = pathlib.Path(folder).expanduser()
-    return FORMATS[form](trained, folder, n)
+    return FORMATS[form](trained, folder, n, **how)
 
 
 def _hf(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
@@ -72,24 +79,26 @@ def _safetensors(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib
     return huggingface.write(folder, config.to_dict(), tensors, _texts(trained.tokenizer))
 
 
-def _stablehlo(trained: Trained, folder: pathlib.Path, n: int) -> list[pathlib.Path]:
-    found, inputs = sampler(trained, n)
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in inputs.values()]
+def _stablehlo(trained: Trained, folder: pathlib.Path, n: int, **how) -> list[pathlib.Path]:
+    found = sampler(trained, n, **how)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in found.inputs.values()]
     with files.new_folder(folder) as made:
-        exported = jax.export.export(jax.jit(found), platforms=PLATFORMS)(*shapes)
+        exported = jax.export.export(jax.jit(found.draw), platforms=PLATFORMS)(*shapes)
+        names = ', '.join(found.inputs)
+        outputs = [[str(aval.dtype), *aval.shape] for aval in exported.out_avals]
+        given = {'outputs': dict(zip(found.outputs, outputs, strict=True))} if found.outputs else {'output': outputs[0]}
         (made / SAMPLER).write_bytes(exported.serialize())
         about = {
             'made': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'jax': jax.__version__,
             'calling_convention': exported.calling_convention_version,
             'platforms': list(exported.platforms),
-            'inputs': {name: ['int32', *shape] for name, shape in inputs.items()},
-            'output': [str(exported.out_avals[0].dtype), *exported.out_avals[0].shape],
+            'inputs': {name: ['int32', *shape] for name, shape in found.inputs.items()},
+            **given,
             'step': trained.step,
-            'call': f"jax.export.deserialize(bytearray(open('{SAMPLER}', 'rb').read())).call({', '.join(inputs)})",
+            'call': f"jax.export.deserialize(bytearray(open('{SAMPLER}', 'rb').read())).call({names})",
+            **found.about,
         }
-        if trained.tokenizer:  # the sample is a row of tokens, which ends before the first `end`; null: nowhere
-            about['end'] = trained.tokenizer.end
         for name, text in _texts(trained.tokenizer).items():
             (made / name).write_text(text, encoding='utf-8')
         (made / 'sampler.json').write_text(json.dumps(about, indent=2) + '\n', encoding='utf-8')
@@ -110,12 +119,28 @@ FORMATS: Mapping[str, Callable[..., list[pathlib.Path]]] = {
 }  # fmt: skip
 
 
-def sampler(trained: Trained, n: int) -> tuple[Callable[..., jax.Array], dict[str, tuple[int, ...]]]:
-    """(sample(seed [, labels]) -> (n, …), {name of an input: its shape}): what Trained.sample draws, tokens of a text
-    model, with the parameters as constants."""
-    samples = trained.task.get(Samples)
+class Sampler(NamedTuple):
+    """draw(*inputs) -> the samples (n, …), or what `outputs` names, with the parameters as constants.
+
+    inputs: {name: shape}, int32 each. about: what sampler.json says of it besides.
+    """
+
+    draw: Callable[..., Any]
+    inputs: dict[str, tuple[int, ...]]
+    outputs: tuple[str, ...] = ()
+    about: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def sampler(trained: Trained, n: int, **how) -> Sampler:
+    """What Trained.sample draws, or of a model that writes text what Trained.generate writes for n prompts, as `how`
+    and the config's `sample` say. Raises UserError."""
+    if trained.can(WritesText):
+        return _writer(trained, n, **how)
+    samples, task = trained.task.get(Samples), trained.config.task.name
     if samples is None:
-        raise UserError(f'format: stablehlo holds a sampler, and {trained.config.task.name} draws no samples')
+        raise UserError(f'format: stablehlo holds a sampler, and {task} writes no text and draws no samples')
+    if how:
+        raise UserError(f'{next(iter(how))}: {task} writes no text; leave it out')
     params, index = _params(trained), np.arange(n, dtype=np.int32)
     extra = Extra(trained.state.stats, trained.state.carry)
 
@@ -123,8 +148,28 @@ def sampler(trained: Trained, n: int) -> tuple[Callable[..., jax.Array], dict[st
         found = samples.draw(params, extra, rng.context(seed, 'sample', 0, index), labels)
         return jnp.clip(found, 0, 1) if isinstance(trained.experiment.dataset.spec, Images) else found
 
-    inputs: dict[str, tuple[int, ...]] = {'seed': ()}
-    return sample, inputs | ({'labels': (n,)} if samples.num_classes else {})
+    return Sampler(sample, {'seed': ()} | ({'labels': (n,)} if samples.num_classes else {}))
+
+
+def _writer(trained: Trained, n: int, **how) -> Sampler:
+    if given := [name for name in how if name in HOST]:
+        raise UserError(f'{given[0]}: an exported sampler has none; leave it out')
+    writer = trained.writer(**how)
+    columns, most = writer.sizes(trained.experiment.dataset.spec.block)
+    if columns > _LONG:
+        note(
+            f'data.block: {trained.config.data.block}; each call of the sampler reads prompts of {columns} tokens, '
+            'filled up; a smaller data.block makes one of shorter prompts'
+        )
+    params, extra = _params(trained), Extra(trained.state.stats, trained.state.carry)
+    write = lambda seed, prompt, start: writer.traced(params, extra, seed, prompt, start, most)
+    before, behind = ([int(token) for token in part] for part in writer.frame)
+    # A text ends before `end`; null: where it is cut off.
+    about = {
+        'before': before, 'behind': behind, 'end': trained.tokenizer.end, 'max_new_tokens': most,
+        'how': dataclasses.asdict(writer.how),
+    }  # fmt: skip
+    return Sampler(write, {'seed': (), 'prompt': (n, columns), 'start': (n,)}, ('tokens', 'length'), about)
 
 
 def _averaged(trained: Trained) -> Any:

@@ -139,6 +139,8 @@ def test_a_bert_that_was_trained_here_is_written_and_read_again(tmp_path):
     assert config['max_position_embeddings'] == 18 and run.config.model.positions == 0
     again = aigc_jax.from_pretrained(tmp_path / 'out')
     assert again.fill('a <mask>b') == run.fill('a <mask>b')
+    with pytest.raises(UserError, match='mlm writes no text and draws no samples'):
+        aigc_jax.export(run, tmp_path / 'sampler', 'stablehlo')
 
 
 def test_a_roberta_with_another_activation_is_refused_both_ways(tmp_path):

@@ -14,8 +14,12 @@ from aigc_jax.adapt import huggingface
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import tokenizers
 from aigc_jax.reports import export
+from aigc_jax.reports.trained import Trained
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs.experiment import Experiment
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'adapt' / 'goldens'
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
 TEXT = 'a cab and a bag had a head in a bed of beech\n' * 200
 SCHEDULE = "--config.optim.model.schedule={{'name': 'constant_schedule', 'value': {}}}"  # whatever total_steps is
 FIELDS = (
@@ -91,38 +95,81 @@ def test_transformers_loads_what_is_exported(tuned, tmp_path):
 STABLEHLO = '''
 import json, sys
 import jax, numpy as np
-folder, out = sys.argv[1:]
-about = json.load(open(f'{folder}/sampler.json'))
-called = jax.export.deserialize(bytearray(open(f'{folder}/sampler.stablehlo', 'rb').read()))
-inputs = [np.int32(3), *(np.arange(shape[0], dtype=np.int32) % 10 for _, *shape in list(about['inputs'].values())[1:])]
-found = called.call(*inputs)
-np.save(out, found)
-if 'end' in about:
+for folder in sys.argv[1:]:
+    about = json.load(open(f'{folder}/sampler.json'))
+    called = jax.export.deserialize(bytearray(open(f'{folder}/sampler.stablehlo', 'rb').read()))
+    if 'prompt' not in about['inputs']:
+        labels = [np.arange(5, dtype=np.int32)] * ('labels' in about['inputs'])
+        np.save(f'{folder}/found.npy', called.call(np.int32(3), *labels))
+        continue
     import tokenizers
-    tokenizer, rows = tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json'), np.asarray(found).tolist()
-    cut = lambda row: row[: row.index(about['end'])] if about['end'] in row else row
-    json.dump([tokenizer.decode(cut(row), skip_special_tokens=False) for row in rows], open(f'{out}.json', 'w'))
+    tokenizer = tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json')
+    _, n, columns = about['inputs']['prompt']
+    prompt, start = np.zeros((n, columns), np.int32), np.zeros(n, np.int32)
+    for i, text in enumerate(json.load(open(f'{folder}/prompts'))):
+        tokens = about['before'] + tokenizer.encode(text, add_special_tokens=False).ids + about['behind']
+        start[i] = columns - len(tokens)
+        prompt[i, start[i]:] = tokens
+    texts = []
+    for row, length in zip(*map(np.asarray, called.call(np.int32(3), prompt, start))):
+        row = row[:length].tolist()
+        texts.append(tokenizer.decode(row[:-1] if row[-1:] == [about['end']] else row, skip_special_tokens=False))
+    json.dump(texts, open(f'{folder}/texts', 'w'))
 assert not {'aigc_jax', 'flax', 'optax', 'orbax'} & set(sys.modules), sys.modules.keys()
 '''
+PROMPTS = 'def f(', '', 'a cab <extra_id_0>'
 
 
-@pytest.mark.parametrize('name', ['gan', 'gpt', 'gpt2'])
-def test_a_sampler_runs_where_jax_is_alone(name, smoke, command_line, tmp_path):
-    """Of a text model with the package tokenizers, which makes text of its tokens."""
-    run = aigc_jax.from_pretrained(GOLDENS / name) if name == 'gpt2' else aigc_jax.open(smoke(name))
-    aigc_jax.export(run, tmp_path / 'out', 'stablehlo', 5)
-    about = json.loads((tmp_path / 'out' / 'sampler.json').read_text())
-    assert about['jax'] == jax.__version__ and about['made'].startswith('20')
+def test_samplers_run_where_jax_is_alone(smoke, command_line, tmp_path):
+    """Those of models of text with the package tokenizers, too: they write what `generate` writes for the prompts."""
+    llama, gan, gpt = aigc_jax.from_pretrained(GOLDENS / 'llama'), *map(aigc_jax.open, (smoke('gan'), smoke('gpt')))
+    experiment = Experiment(config_lib.load(f'{CONFIGS}/t5.py:smoke', []))
+    t5 = Trained(None, experiment, experiment.create_state())  # drawn is enough: its texts differ by prompt
+    greedy, beams = {'temperature': 0.0}, {'beam_size': 2, 'length_penalty': 1.0}
+    asked = (gpt, {}), (gpt, greedy), (llama, beams), (t5, {}), (t5, {**greedy, 'max_new_tokens': 20})
+    folders = [tmp_path / str(k) for k in range(len(asked))]
+    for (run, how), folder in zip(asked, folders, strict=True):
+        aigc_jax.export(run, folder, 'stablehlo', 3, **how)
+        (folder / 'prompts').write_text(json.dumps(('a cab.', '', 'beech') if run is llama else PROMPTS))
+    aigc_jax.export(gan, tmp_path / 'gan', 'stablehlo', 5)
     (tmp_path / 'call.py').write_text(STABLEHLO)
-    done = command_line.python(tmp_path / 'call.py', tmp_path / 'out', tmp_path / 'x.npy')
+    done = command_line.python(tmp_path / 'call.py', tmp_path / 'gan', *folders)
     assert done.returncode == 0, done.stderr
-    found = np.load(tmp_path / 'x.npy')
-    labels = np.arange(5) % 10 if run.num_classes else None
-    if run.tokenizer:
-        assert json.loads((tmp_path / 'x.npy.json').read_text()) == run.sample(5, seed=3)
-        assert about['end'] == run.tokenizer.end and (name == 'gpt2') == (about['end'] is not None)
-    else:
-        np.testing.assert_allclose(found, run.sample(5, seed=3, labels=labels), atol=1e-5)
+    labels = np.arange(5) % 10
+    found = np.load(tmp_path / 'gan' / 'found.npy')
+    np.testing.assert_allclose(found, gan.sample(5, seed=3, labels=labels if gan.num_classes else None), atol=1e-5)
+    for (run, how), folder in zip(asked, folders, strict=True):
+        about = json.loads((folder / 'sampler.json').read_text())
+        assert about['jax'] == jax.__version__ and about['made'].startswith('20')
+        most = about['max_new_tokens']
+        assert about['outputs'] == {'tokens': ['int32', 3, most], 'length': ['int32', 3]}
+        assert about['how']['temperature'] == how.get('temperature', 1.0) and about['end'] == run.tokenizer.end
+        prompts = json.loads((folder / 'prompts').read_text())
+        theirs = run.generate(prompts, seed=3, **{'max_new_tokens': most, **how})
+        assert json.loads((folder / 'texts').read_text()) == [text.text for text in theirs]
+        assert run is gpt or len({text.text for text in theirs}) == 3
+    sizes = [json.loads((folder / 'sampler.json').read_text())['inputs']['prompt'] for folder in folders]
+    assert sizes == [['int32', 3, columns] for columns in (24, 24, 20, 40, 40)]
+
+
+def test_a_sampler_draws_as_the_command_says_and_the_config(runner, smoke, tmp_path):
+    gpt = smoke('gpt')
+    given = '--format=stablehlo', '--config.sample.top_k=3', '--temperature=0.5', '--max_new_tokens=9'
+    code, _, err = runner(f'--workdir={gpt}', '--mode=export', '--num_samples=1', f'--output={tmp_path}/out', *given)
+    assert code == 0, err
+    about = json.loads((tmp_path / 'out' / 'sampler.json').read_text())
+    assert about['inputs']['prompt'] == ['int32', 1, 39] and about['max_new_tokens'] == 9
+    assert (about['how']['top_k'], about['how']['temperature']) == (3, 0.5)
+    for more, words in (
+        (('--max_new_tokens=48',), 'max_new_tokens=48: and a prompt are more than the 48 tokens of the model'),
+        (('--stop=x',), 'stop: an exported sampler has none'),
+        (('--prompt=x',), '--prompt: an export writes no text'),
+        (('--format=safetensors', '--top_p=0.5'), 'top_p: is of a sampler, which format=safetensors does not hold'),
+    ):
+        code, out, err = runner(f'--workdir={gpt}', '--mode=export', f'--output={tmp_path}/x', given[0], *more)
+        assert code == 2 and not out and words in err and not (tmp_path / 'x').exists(), err
+    with pytest.raises(UserError, match='temperature: gan writes no text'):
+        aigc_jax.export(smoke('gan'), tmp_path / 'x', 'stablehlo', temperature=0.5)
 
 
 def test_a_tokenizer_that_has_no_such_file_is_left_out_with_a_note(capsys):
