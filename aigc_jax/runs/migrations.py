@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from aigc_jax.core.errors import UserError
 
-SCHEMA = 5  # of the configs of today
+SCHEMA = 6  # of the configs of today
 
 
 def migrate(config: ConfigDict, where: str) -> None:
@@ -152,7 +152,15 @@ def _from_4(config: ConfigDict) -> None:
         _add(config.task, tagging_share=0.0)
 
 
-_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
+def _from_5(config: ConfigDict) -> None:
+    """Of the runs of before encoders and encoder-decoders had their layers in a loop."""
+    model = config.get('model')
+    of_text = isinstance(model, ConfigDict) and 'remat' in model  # a classifier may be of images
+    if of_text and config.get('task', {}).get('name') in ('mlm', 'electra', 'classify', 'seq2seq'):
+        _add(model, scan_layers=False)
+
+
+_MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4, 5: _from_5}
 
 
 def _add(group: ConfigDict | None, **fields) -> None:
