@@ -72,6 +72,10 @@ VARIANTS = {
     },
     # The blocks of T5 v1.0, which CodeT5 has, too, and the optimizer of its code.
     'v1_0': _V1_0,
+    # One block is compiled for all layers, for deep models.
+    'scan': {
+        'model.scan_layers': True, 'optim.model.options.muon_weight_dimension_numbers': 'coder_blocks.*kernel',
+    },
     # Names of Python are hidden, too: CodeT5's identifier-aware denoising, without its tagging.
     'identifier_aware': _IDENTIFIER_AWARE,
     # All of it, on v1.0: a third of the windows each has spans hidden, or names, or its names told.

@@ -89,7 +89,7 @@ def _key(path: str) -> str:
 
 def _sizes(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     """(axes of layers that are stacked, inputs, outputs): a convolution has all of its window as inputs."""
-    stacked = shape[:1] if path.startswith('blocks/') else ()
+    stacked = shape[:1] if tree.is_stacked(path) else ()
     return stacked, math.prod(shape[len(stacked) : -1]), shape[-1]
 
 

@@ -161,7 +161,7 @@ def masks_of(weights: Tree, wanted: Tree, scope: str, rest: Array | float = 0.0)
     found = {}
     if scope == 'layer':
         for name, leaf in flat.items():
-            rows = leaf.reshape(leaf.shape[0] if name.startswith('blocks/') else 1, -1)  # layers that are stacked
+            rows = leaf.reshape(leaf.shape[0] if tree.is_stacked(name) else 1, -1)  # layers that are stacked
             found[name] = _greatest(rows, share_of[name], rest).reshape(leaf.shape)
     else:
         for share in sorted(set(share_of.values())):

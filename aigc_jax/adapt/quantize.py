@@ -104,7 +104,7 @@ def quantized(name: str, kernel: Array, config: ConfigDict) -> Any:
     Scales are of the outputs, which come last, and of layers that are stacked, first. The inputs of a convolution, of
     which `group` share one, are its channels, in all of its window.
     """
-    stacked = [0] if name.partition('/')[2].startswith('blocks/') else []
+    stacked = [0] if tree.is_stacked(name) else []
     last = kernel.ndim - 1
     return _rounded(kernel, config.weights, (*stacked, last), {last - 1: config.group} if config.group else {})
 

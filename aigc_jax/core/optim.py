@@ -53,9 +53,8 @@ FIELDS = {
 }  # fmt: skip
 _MASKS = ('mask', 'weight_decay_mask')  # optax's names for what weight_decay_regex says
 _MATRICES = 'muon_weight_dimension_numbers'
-# The layers of networks, by the names of their parameters; 'blocks' are layers that are stacked.
+# The layers of networks, by the names of their parameters.
 _LAYER = re.compile(r'(?:^|[/.])(?:block|layer|encoder|decoder)_(\d+)(?=[/.])')
-_STACKED = re.compile(r'(?:^|[/.])blocks(?=[/.])')
 _LOWEST = re.compile(r'embed|position|token_type')
 _SOMETIMES = ('log_scale',)  # parameters that only some models of a family have: a rate for them may find none
 # What an option of a name holds, the first that fits its default. A first moment may be negative (Gidel et al. 2019).
@@ -242,7 +241,7 @@ def _by_layer(config: Any, params: Tree, what: str) -> Tree | None:
         if found := _LAYER.search(name):
             stack = stack_of(name, found)
             layers[stack] = max(layers.get(stack, 0), int(found[1]) + 1)
-    in_loop = [leaf.shape[0] for name, leaf in names.items() if _STACKED.search(name)]
+    in_loop = [leaf.shape[0] for name, leaf in names.items() if tree.is_stacked(name)]
     if not layers and not in_loop:
         raise UserError(f'{field}: {decay}, but {what.rpartition(".")[2]} has no layers block_0, …; set it to 1')
     most = max(*layers.values(), *in_loop, 0)
@@ -250,7 +249,7 @@ def _by_layer(config: Any, params: Tree, what: str) -> Tree | None:
     def factor(name: str, leaf: Any) -> Any:
         if found := _LAYER.search(name):
             return decay ** (layers[stack_of(name, found)] - int(found[1]))
-        if _STACKED.search(name):
+        if tree.is_stacked(name):
             each = decay ** (leaf.shape[0] - np.arange(leaf.shape[0], dtype=np.float64))
             return each.reshape(-1, *(1,) * (leaf.ndim - 1)).astype(leaf.dtype)
         return decay ** (most + 1) if _LOWEST.search(name) else 1.0

@@ -9,6 +9,13 @@ from aigc_jax.core import patterns
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Tree
 
+_STACKED = re.compile(r'(?:^|[/.])(?:encoder_|decoder_)?blocks(?=[/.])')
+
+
+def is_stacked(name: str) -> bool:
+    """Whether a parameter is of layers in a loop (model.scan_layers), which are the first axis of it."""
+    return _STACKED.search(name) is not None
+
 
 def path_name(path) -> str:
     """'params/model/encoder/Dense_0/kernel'."""

@@ -13,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
 from aigc_jax.nn.language_layers import FEW, Dense, Draw, dropout
@@ -340,17 +339,3 @@ class Block(Common, kw_only=True):
         if drops:
             weights = dropout(weights, self.dropout, draw, f'{self.index}/{dropped}')
         return _mix(weights, v).reshape(n, h, length, d)
-
-
-def check(module: Common, what: str) -> None:
-    """Raises UserError for fields of `what` that contradict one another."""
-    if module.attention == 'cudnn' and module.dtype == jnp.float32:
-        raise UserError(f'{what}.attention: cudnn has no float32; set precision to bfloat16, or it to xla')
-    if (not module.head_width and module.width % module.heads) or module.heads % module.kv_heads:
-        raise UserError(f'{what}.heads: it divides {what}.width, and {what}.kv_heads divides it')
-    if module.position == 'rope' and module.head_features % 2:
-        raise UserError(f'{what}.position: rope turns pairs of features; a head has {module.head_features}')
-    if len(module.rope_scaling) not in (0, 4):
-        raise UserError(f'{what}.rope_scaling: {module.rope_scaling}; it has four numbers, or none')
-    if module.attention != 'einsum' and module.dropout:
-        raise UserError(f'{what}.dropout: of attention weights, needs {what}.attention=einsum')

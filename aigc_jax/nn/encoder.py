@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
-from aigc_jax.nn import blocks
-from aigc_jax.nn.blocks import Block, Common
+from aigc_jax.nn import blocks, stacks
 from aigc_jax.nn.build import build, compute_dtype, drawn, embedding_rows
 from aigc_jax.nn.language_layers import Dense, Draw, dropout, tied_logits
+from aigc_jax.nn.stacks import Stack
 
 FIELDS = {
-    **blocks.FIELDS,
+    **stacks.FIELDS,
     'post_norm': Field(bool, doc='whether a block normalizes its sums, as BERT does, or what its layers read'),
     'positions': Field(
         int, least=0, doc='of a text, each with a learned vector; 0: as many as the windows of the data have'
@@ -28,7 +28,6 @@ FIELDS = {
         '(RoBERTa: 2); 0: there are none (BERT)',
     ),
     'token_types': Field(int, least=0, doc='kinds of tokens that have a vector, such as those of a second text'),
-    'remat': Field(bool, doc='whether each block is computed again in the backward pass, to save memory'),
 }  # fmt: skip
 
 
@@ -45,7 +44,7 @@ class Outputs(NamedTuple):
     tags: Array | None = None
 
 
-class Encoder(Common, kw_only=True):
+class Encoder(Stack, kw_only=True):
     """tokens (n, L) int32, of which the first lengths (n,) of a row are its text -> Outputs. lengths: None: all.
 
     types (n, L): of each token, below token_types; None: 0. places (n, K): where the head of tokens is computed; None:
@@ -86,10 +85,8 @@ class Encoder(Common, kw_only=True):
             x = self._norm('embed_norm')(x)
         x = dropout(x, self.dropout, draw, 'embed')
         mask = jnp.broadcast_to(is_text[:, None], (n, length, length))
-        block = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
-        common = {**self.common(), 'causal': False, 'post_norm': self.post_norm}
-        for i in range(self.layers):
-            x, _ = block(index=i, name=f'block_{i}', **common)(x, position, mask, None, jnp.int32(0), draw)
+        stack = self.stack(self.layers, self.remat, causal=False, post_norm=self.post_norm)
+        x, _ = stacks.through(stack, x, position, mask, None, jnp.int32(0), draw)
         if not self.post_norm:
             x = self._norm('norm')(x)
         return Outputs(
@@ -139,5 +136,5 @@ def make(config, vocab_size: int, longest: int, what: str, **heads) -> Encoder:
     if module.positions and module.positions < longest:
         raise UserError(f'model.positions: {module.positions}, but {what} has {longest} tokens; give it as many, or 0')
     module = module.clone(positions=module.positions or longest)
-    blocks.check(module, 'model')
+    stacks.check(module, 'model')
     return module

@@ -7,23 +7,28 @@ product, scores that are not divided by √d, and positions by a bias of the sco
 Shapes: n texts, S tokens of a source, L tokens of a target.
 """
 
+import functools
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array
-from aigc_jax.nn import blocks
-from aigc_jax.nn.blocks import Block, Common
+from aigc_jax.nn import stacks
 from aigc_jax.nn.language_layers import Dense, Draw, State, dropout, look, tied_logits
+from aigc_jax.nn.stacks import Stack
 
 FIELDS = {
     **{
-        name: blocks.FIELDS[name]
-        for name in ('heads', 'width', 'head_width', 'mlp_width', 'activation', 'dropout', 'norm_epsilon')
+        name: stacks.FIELDS[name]
+        for name in (
+            'heads', 'width', 'head_width', 'mlp_width', 'activation', 'dropout', 'norm_epsilon', 'remat',
+            'scan_layers',
+        )
     },
     'layers': Field(int, least=1, doc='blocks of the encoder'),
     'decoder_layers': Field(int, least=0, doc='blocks of the decoder; 0: as many as of the encoder'),
@@ -32,7 +37,6 @@ FIELDS = {
     'tied': Field(bool, doc='whether embedding and head are one matrix, as in T5 v1.0'),
     'scaled_logits': Field(bool, doc='whether the logits are divided by √width, as T5 v1.0 has it with a tied head'),
     'attention': Field(str, choices=('einsum', 'xla'), doc='`einsum` is fastest on a CPU; `xla` wants no dropout'),
-    'remat': Field(bool, doc='whether each block is computed again in the backward pass, to save memory'),
 }  # fmt: skip
 
 
@@ -61,7 +65,7 @@ def distance_buckets(buckets: int, max_distance: int, both_ways: bool) -> np.nda
     return (first + np.where(distance < exact, distance, ranged)).astype(np.int32)
 
 
-class EncoderDecoder(Common, kw_only=True):
+class EncoderDecoder(Stack, kw_only=True):
     """(source (n, S), target (n, L)) -> logits of the token after each of the target, (n, L, vocab) float32.
 
     `encode` reads a source once; `decode` writes with what it gave, in training or with a State.
@@ -90,11 +94,9 @@ class EncoderDecoder(Common, kw_only=True):
                 self.vocab_size, use_bias=False, kernel_init=normal(self.width**-0.5), dtype=self.dtype
             )
         self.tagger = Dense(1, kernel_init=normal(self.width**-0.5), dtype=self.dtype)
-        common = self.common() | {'kv_heads': self.heads, 'scaled': False}
-        block = nn.remat(Block, static_argnums=(6,)) if self.remat else Block
-        blocks_of = lambda count, **more: [block(index=i, **common, **more) for i in range(count)]
-        self.encoder = blocks_of(self.layers, causal=False)
-        self.decoder = blocks_of(self.decoder_layers or self.layers, cross=True)
+        own = {'remat': self.remat, 'kv_heads': self.heads, 'scaled': False}
+        self.encoder = self.stack(self.layers, prefix='encoder_', causal=False, **own)
+        self.decoder = self.stack(self.decoder_layers or self.layers, prefix='decoder_', cross=True, **own)
         self.encoder_norm, self.decoder_norm = self._norm(None), self._norm(None)
         bias = lambda: nn.Embed(self.buckets, self.heads, embedding_init=normal(self.width**-0.5))
         self.encoder_bias, self.decoder_bias = bias(), bias()
@@ -119,12 +121,8 @@ class EncoderDecoder(Common, kw_only=True):
 
     def initial_state(self, memory: Array, source_mask: Array, columns: int) -> State:
         """For targets of at most `columns` tokens, with what `encode` gave."""
-        n, layers = memory.shape[0], self.decoder_layers or self.layers
-        empty = lambda: jnp.zeros((n, self.heads, columns, self.head_features), self.dtype)
-        return State(
-            jnp.int32(0), [{'k': empty(), 'v': empty()} for _ in range(layers)], jnp.zeros((n,), jnp.int32),
-            {'memory': memory, 'mask': source_mask},
-        )  # fmt: skip
+        caches = self.empty_caches(self.decoder_layers or self.layers, n := len(memory), columns)
+        return State(jnp.int32(0), caches, jnp.zeros((n,), jnp.int32), {'memory': memory, 'mask': source_mask})
 
     def encode(self, source: Array, source_mask: Array, draw: Draw = None, part: Array | None = None) -> Array:
         """(n, S, width), the source as the decoder reads it. part (n, S): see Parts."""
@@ -133,8 +131,7 @@ class EncoderDecoder(Common, kw_only=True):
         bias = self._bias(self.encoder_bias, place, place, True)
         mask = source_mask[:, None, :] & (jnp.ones((1, len(place), 1), bool) if part is None else _same(part, part))
         x = dropout(self.embed(source), self.dropout, draw, 'embed')
-        for block in self.encoder:
-            x, _ = block(x, place[None], mask, None, jnp.int32(0), draw, bias)
+        x, _ = stacks.through(self.encoder, x, place[None], mask, None, jnp.int32(0), draw, bias)
         return dropout(self.encoder_norm(x), self.dropout, draw, 'norm')
 
     def tag(self, memory: Array) -> Array:
@@ -152,23 +149,22 @@ class EncoderDecoder(Common, kw_only=True):
         """
         draw = _named(draw, 'decoder')
         length = columns = target.shape[1]
-        first, caches, cross = jnp.int32(0), [None] * len(self.decoder), [{}] * len(self.decoder)
+        first, caches = jnp.int32(0), None
         if state is not None:
-            first, columns, caches = state.column, state.layers[0]['k'].shape[2], state.layers
+            first, columns, caches = state.column, jax.tree.leaves(state.layers)[0].shape[-2], state.layers
             memory, source_mask = state.source.get('memory'), state.source['mask']
-            cross = state.source.get('layers', cross)
+            if 'layers' in state.source:
+                caches = _of_each(lambda own, read: {**own, **read}, caches, state.source['layers'])
         place, keys, mask = look(state, length, columns)
         bias = self._bias(self.decoder_bias, place, keys, False)
         mask = mask if part is None else mask & _same(part, part)
         x = dropout(self.embed(target), self.dropout, draw, 'embed')
-        found = []
-        for block, cache, of_source in zip(self.decoder, caches, cross, strict=True):
-            cache = cache if cache is None else {**cache, **of_source}
-            x, cache = block(x, place[None], mask, cache, first, draw, bias, memory, source_mask)
-            found.append(cache)
+        x, caches = stacks.through(
+            self.decoder, x, place[None], mask, caches, first, draw, bias, memory, source_mask
+        )  # fmt: skip
         x = dropout(self.decoder_norm(x), self.dropout, draw, 'norm')
         if state is not None:
-            part = lambda *names: [{name: cache[name] for name in names} for cache in found]
+            part = lambda *names: _of_each(lambda cache: {name: cache[name] for name in names}, caches)
             source = {'layers': part('cross_k', 'cross_v'), 'mask': source_mask}
             state = state._replace(column=first + length, layers=part('k', 'v'), source=source)
         return self._logits(x), state
@@ -187,6 +183,10 @@ class EncoderDecoder(Common, kw_only=True):
         return of_bucket(table[distance + self.max_distance]).transpose(2, 0, 1)
 
 
+# function(cache, …) of each layer, or once of all of them in one.
+_of_each = functools.partial(jax.tree.map, is_leaf=lambda node: isinstance(node, dict))
+
+
 def _same(queries: Array, keys: Array) -> Array:
     """(n, L), (n, S) -> (n, L, S): whether two tokens are of one pair. Distances inside a pair are those of its row."""
     return queries[:, :, None] == keys[:, None]
@@ -201,7 +201,6 @@ def check(module: EncoderDecoder, what: str) -> None:
     """Raises UserError for fields of `what` that contradict one another."""
     if not module.head_width and module.width % module.heads:
         raise UserError(f'{what}.heads: {module.heads} does not divide {what}.width, {module.width}; set head_width')
-    if module.attention != 'einsum' and module.dropout:
-        raise UserError(f'{what}.dropout: of attention weights, needs {what}.attention=einsum')
+    stacks.check_dropout(module, what)
     if module.max_distance <= (exact := module.buckets // 2):  # of the decoder; the encoder has half of that
         raise UserError(f'{what}.max_distance: {module.max_distance}; more than half of {what}.buckets, {exact}')

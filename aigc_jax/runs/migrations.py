@@ -154,10 +154,15 @@ def _from_4(config: ConfigDict) -> None:
 
 
 def _from_5(config: ConfigDict) -> None:
-    """Of the runs of before init.rename. A prefix language model cut its windows in the middle."""
+    """Of the runs of before init.rename, and before encoders and encoder-decoders had their layers in a loop. Prefix
+    language models cut windows in the middle then."""
     _add(config.get('init'), rename=())
     if config.get('task', {}).get('objective') == 'prefix':
         note('task.objective: prefix cut each window in the middle when this run was made, and cuts it anywhere now')
+    model = config.get('model')
+    of_text = isinstance(model, ConfigDict) and 'remat' in model  # a classifier may be of images
+    if of_text and config.get('task', {}).get('name') in ('mlm', 'electra', 'classify', 'seq2seq'):
+        _add(model, scan_layers=False)
 
 
 _MIGRATIONS = {0: _from_0, 1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4, 5: _from_5}

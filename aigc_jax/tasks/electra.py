@@ -18,7 +18,7 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Turn
 from aigc_jax.data import Dataset
-from aigc_jax.nn import encoder
+from aigc_jax.nn import encoder, stacks
 from aigc_jax.tasks import mlm
 
 FIELDS = {
@@ -97,5 +97,5 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError(f'task.generator_share: {config.task.generator_share} of model.width leaves no width a head')
     small = {'heads': heads, 'kv_heads': heads, 'width': width, 'mlp_width': part(module.mlp_width)}
     generator = module.clone(**small, masked=True, tags=0)
-    encoder.blocks.check(generator, 'task.generator_share, model')
+    stacks.check(generator, 'task.generator_share, model')
     return ReplacedTokens(module, mlm.MaskedLanguageModel(generator, masking, player='generator')).task()

@@ -18,7 +18,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Tokens
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.decoding import sample as write
-from aigc_jax.nn import recurrent, transformer
+from aigc_jax.nn import recurrent, stacks, transformer
 from aigc_jax.nn.build import build, compute_dtype, drawn, embedding_rows, fields
 
 MODELS = {'transformer': transformer.Transformer, 'recurrent': recurrent.Recurrent}
@@ -199,7 +199,7 @@ def _build(config, tokenizer):
     context = {'context': config.data.block} if kind == 'transformer' else {}
     module = build(MODELS[kind], 'model', model, vocab_size=vocab_size, end=end, dtype=dtype, **context)
     if kind == 'transformer':
-        transformer.check(module, 'model')
+        stacks.check(module, 'model')
     return module
 
 

@@ -21,7 +21,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.decoding import Generated, Sampling, from_config
 from aigc_jax.decoding import sample as write
-from aigc_jax.nn import convnets, quantizers, transformer
+from aigc_jax.nn import convnets, quantizers, stacks, transformer
 from aigc_jax.nn.build import build, compute_dtype, fields
 from aigc_jax.tasks import likelihoods
 
@@ -213,7 +213,7 @@ def make(config, dataset: Dataset) -> Task:
         transformer.Transformer, 'model.prior', model.prior, vocab_size=num_codes + max(num_classes, 1),
         context=places + 1, end=None, dtype=dtype,
     )  # fmt: skip
-    transformer.check(network, 'model.prior')
+    stacks.check(network, 'model.prior')
     sampling = from_config(config.sample)
     sampling.check(num_codes, 'sample.')
     return QuantizedAutoEncoder(

@@ -172,14 +172,15 @@ def test_dora_learns_magnitude_and_direction_apart():
     np.testing.assert_allclose(cosine, 1.0, rtol=1e-5)
 
 
-def test_stacked_layers_have_an_adapter_each():
+@pytest.mark.parametrize('stack', ['blocks', 'decoder_blocks'])
+def test_stacked_layers_have_an_adapter_each(stack):
     kernel = jax.random.normal(jax.random.key(3), (4, 6, 5))
-    task = Task(lambda key: ({'model': {'blocks': {'query': {'kernel': kernel}}}}, Extra({}, {})), (), ())
+    task = Task(lambda key: ({'model': {stack: {'query': {'kernel': kernel}}}}, Extra({}, {})), (), ())
     params, _ = lora.adapted(task, config(targets='query')).init(jax.random.key(0))
-    adapter = params['model']['lora']['blocks.query']
+    adapter = params['model']['lora'][f'{stack}.query']
     assert adapter['a'].shape == (4, 6, 2) and adapter['b'].shape == (4, 2, 5)
-    params['model']['lora']['blocks.query']['b'] = b = jax.random.normal(jax.random.key(4), (4, 2, 5))
-    merged = lora.merged(params, config())['model']['blocks']['query']['kernel']
+    params['model']['lora'][f'{stack}.query']['b'] = b = jax.random.normal(jax.random.key(4), (4, 2, 5))
+    merged = lora.merged(params, config())['model'][stack]['query']['kernel']
     np.testing.assert_allclose(merged[3], kernel[3] + 3.0 * adapter['a'][3] @ b[3], rtol=1e-5, atol=1e-6)
 
 

@@ -47,12 +47,14 @@ def rounded(w: np.ndarray, top: float, axes: tuple[int, ...]) -> np.ndarray:
 def test_a_kernel_has_the_values_nearest_to_it(kind, top):
     dense, window = DRAWS.normal(size=(6, 5)).astype('f4'), DRAWS.normal(size=(3, 3, 4, 5)).astype('f4')
     stacked, bias = DRAWS.normal(size=(2, 6, 5)).astype('f4'), np.ones(5, 'f4')
-    own = {'dense': {'kernel': dense, 'bias': bias}, 'conv': {'kernel': window}, 'blocks': {'up': {'kernel': stacked}}}
+    own = {'dense': {'kernel': dense, 'bias': bias}, 'conv': {'kernel': window}}
+    own |= {name: {'up': {'kernel': stacked}} for name in ('blocks', 'encoder_blocks')}
     found = quantize.merged({'model': own}, config(weights=kind))['model']
     near = dict(rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(found['dense']['kernel'], rounded(dense, top, (0,)), **near)
     np.testing.assert_allclose(found['conv']['kernel'], rounded(window, top, (0, 1, 2)), **near)
-    np.testing.assert_allclose(found['blocks']['up']['kernel'], rounded(stacked, top, (1,)), **near)
+    for name in ('blocks', 'encoder_blocks'):
+        np.testing.assert_allclose(found[name]['up']['kernel'], rounded(stacked, top, (1,)), **near)
     np.testing.assert_array_equal(found['dense']['bias'], bias)
     whole = quantize.quantized('model/dense/kernel', jnp.asarray(dense), config(weights=kind))
     assert np.abs(np.asarray(whole.qvalue).astype(int)).max() == top

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from stacks import stacked
 
 import aigc_jax
 from aigc_jax.adapt import huggingface
@@ -40,10 +41,11 @@ def read(folder: huggingface.Folder, module: EncoderDecoder) -> dict:
     return huggingface.read(folder, huggingface.family_of(folder), huggingface.fields_of(folder), abstract)
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=[*NAMES, 't5_v1_0 scan'])
 def loaded(request):
-    folder = huggingface.Folder(GOLDENS / request.param)
-    module = module_of(folder)
+    name, *scan = request.param.split()
+    folder = huggingface.Folder(GOLDENS / name)
+    module = module_of(folder, scan_layers=bool(scan))
     return folder, module, read(folder, module), np.load(folder.path / 'golden.npz')
 
 
@@ -81,12 +83,13 @@ def test_logits_are_those_of_transformers(loaded, attention):
 
 
 def test_gradients_are_those_of_the_other_attention():
-    """Of the bias of distances too; and of blocks that are computed again in the backward pass."""
+    """Of the bias of distances too; of blocks that are computed again in the backward pass, and of those in a loop, of
+    which the encoder has more here than the decoder."""
     folder = huggingface.Folder(GOLDENS / 't5_v1_1')
     module, golden = module_of(folder), np.load(folder.path / 'golden.npz')
     params, mask = read(folder, module), mask_of(golden)
 
-    def gradient(module):
+    def gradient(module, params=params):
         loss = lambda p: (module.apply({'params': p}, golden['source'], mask, golden['target']) ** 2).mean()
         return jax.jit(jax.grad(loss))(params)
 
@@ -95,6 +98,10 @@ def test_gradients_are_those_of_the_other_attention():
     near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
     for other in (module, module.clone(remat=True)):
         jax.tree.map(near, gradient(other), wanted)
+    scanned = module.clone(scan_layers=True, remat=True)
+    own = read(folder, scanned)
+    jax.tree.map(np.testing.assert_array_equal, own, stacked(params))
+    jax.tree.map(near, gradient(scanned, own), stacked(wanted))
 
 
 @pytest.mark.parametrize('pieces', [[1] * 7, [3, 1, 3]], ids=str)
@@ -197,13 +204,16 @@ def test_dropout_is_where_t5_has_it():
     assert sorted(drawn) == sorted(wanted)
 
 
-def test_parameters_are_drawn_as_mesh_tensorflow_does():
-    """Deviations of 1/√(inputs), of queries divided by √d; of the embedding 1."""
-    shape = dict(vocab_size=400, layers=1, heads=4, width=64, head_width=32, mlp_width=256, activation='geglu')
-    module = EncoderDecoder(**shape, tied=False, dropout=0.0, attention='einsum')
+@pytest.mark.parametrize('scan', [False, True])
+def test_parameters_are_drawn_as_mesh_tensorflow_does(scan):
+    """Deviations of 1/√(inputs), of queries divided by √d; of the embedding 1; of each layer its own."""
+    shape = dict(vocab_size=400, layers=2, heads=4, width=64, head_width=32, mlp_width=256, activation='geglu')
+    module = EncoderDecoder(**shape, tied=False, dropout=0.0, attention='einsum', scan_layers=scan)
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = module.init(jax.random.key(0), tokens, tokens == 0, tokens)['params']
-    block = params['decoder_0']
+    params = jax.jit(module.init)(jax.random.key(0), tokens, tokens == 0, tokens)['params']
+    whole = params if scan else stacked(params)
+    assert jnp.abs(jnp.diff(whole['encoder_blocks']['up']['kernel'], axis=0)).mean() > 0.1
+    block = jax.tree.map(lambda x: x[1], whole['decoder_blocks'])
     found = {name: float(jnp.std(block[name]['kernel'])) for name in block if 'norm' not in name}
     wide, narrow = 64**-0.5, 256**-0.5
     wanted = dict.fromkeys(('key', 'value', 'cross_key', 'cross_value', 'gate', 'up'), wide)

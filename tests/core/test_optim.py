@@ -456,6 +456,10 @@ STACKS = {
     f'{stack}_{i}': {'key': {'kernel': jnp.ones((2, 2))}}
     for stack, layers in (('encoder', 2), ('decoder', 3)) for i in range(layers)
 } | {'decoder_bias': {'embedding': jnp.ones((2, 2))}, 'decoder_norm': {'scale': jnp.ones(2)}}  # fmt: skip
+SCANNED_STACKS = {
+    f'{stack}_blocks': {'key': {'kernel': jnp.ones((layers, 2, 2))}}
+    for stack, layers in (('encoder', 2), ('decoder', 3))
+}
 
 
 def ratios(params, **fields) -> dict[str, np.ndarray]:
@@ -491,6 +495,9 @@ def test_layer_decay_of_two_stacks_and_of_no_layers():
     found = {name.partition('/')[0]: ratio.min() for name, ratio in ratios(STACKS).items()}
     own = {f'{stack}_{i}': 0.5 ** (n - i) for stack, n in (('encoder', 2), ('decoder', 3)) for i in range(n)}
     assert found == own | {'decoder_bias': 1 / 16, 'decoder_norm': 1}
+    for name, ratio in ratios(SCANNED_STACKS).items():
+        one_by_one = [own[f'{name.split("_")[0]}_{i}'] for i in range(len(ratio))]
+        np.testing.assert_array_equal(ratio, np.broadcast_to(np.reshape(one_by_one, (-1, 1, 1)), ratio.shape))
     assert 'optim.model.layer_decay: 0.9, but model has no layers block_0' in message(layer_decay=0.9)
     for decay in (0.0, 1.1, math.nan):
         assert 'optim.model.layer_decay' in message(layer_decay=decay)

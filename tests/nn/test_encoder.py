@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stacks import stacked
 
 from aigc_jax.adapt import huggingface
 from aigc_jax.nn import encoder
@@ -15,21 +16,23 @@ HEADS = {'masked': dict(masked=True), 'sequence': dict(classes=3), 'tokens': dic
 REST = dict(zero_init=False, dropout=0.0, attention='einsum')
 
 
-def golden(name):
+def golden(name, **more):
     """(module, parameters, arrays) of a model that transformers has drawn."""
     folder = huggingface.Folder(GOLDENS / name)
     family, fields = huggingface.family_of(folder), huggingface.family_of(folder).fields(folder.config, name)
     own = {field.removeprefix('model.'): value for field, value in fields.items() if field.startswith('model.')}
-    module = encoder.Encoder(vocab_size=61, **REST, **own, **HEADS[name.partition('_')[2]])
+    module = encoder.Encoder(vocab_size=61, **REST, **more, **own, **HEADS[name.partition('_')[2]])
     params = huggingface.read(folder, family, fields, jax.eval_shape(lambda: encoder.init(module, jax.random.key(0))))
     return module, params, np.load(folder.path / 'golden.npz')
 
 
-@pytest.mark.parametrize('name', [*sorted(path.name for path in GOLDENS.glob('*bert*_*')), 'bert_masked xla'])
+@pytest.mark.parametrize('name', [
+    *sorted(path.name for path in GOLDENS.glob('*bert*_*')), 'bert_masked xla', 'bert_masked scan',
+])  # fmt: skip
 def test_an_encoder_gives_what_transformers_gives(name):
-    name, *attention = name.split()
-    module, params, arrays = golden(name)
-    module = module.clone(attention=''.join(attention) or 'einsum')
+    name, *more = name.split()
+    module, params, arrays = golden(name, scan_layers='scan' in more)
+    module = module.clone(attention='xla' if 'xla' in more else 'einsum')
     assert module.activation == 'gelu_erf'
     call = jax.jit(lambda *inputs: module.apply({'params': params}, *inputs))
     found = call(arrays['tokens'], arrays['lengths'], arrays['types'])
@@ -56,9 +59,11 @@ def test_the_head_of_tokens_at_some_places_is_that_of_these_places():
     np.testing.assert_allclose(call(places), jnp.take_along_axis(every, places[..., None], axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize('fields', [dict(remat=True), dict(post_norm=False, position='rope')], ids=str)
+@pytest.mark.parametrize('fields', [
+    dict(remat=True), dict(remat=True, scan_layers=True), dict(post_norm=False, position='rope'),
+], ids=str)  # fmt: skip
 def test_other_encoders(fields):
-    """The gradient of `remat` is the same; a block that normalizes what its layers read ends with a norm."""
+    """The gradient of `remat` is the same, and that of layers in a loop. A block that normalizes what its layers read ends with a norm."""
     module, params, arrays = golden('bert_masked')
     other = module.clone(**fields)
 
@@ -66,8 +71,10 @@ def test_other_encoders(fields):
         return module.apply({'params': params}, arrays['tokens'], arrays['lengths']).tokens.sum()
 
     if 'remat' in fields:
-        grads = [jax.grad(lambda params, one=one: loss(one, params))(params) for one in (module, other)]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), *grads)
+        of_other = stacked if other.scan_layers else lambda params: params
+        wanted = of_other(jax.grad(lambda params: loss(module, params))(params))
+        grads = jax.grad(lambda params: loss(other, params))(of_other(params))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), grads, wanted)
     else:
         drawn = encoder.init(other, jax.random.key(0))
         assert 'norm' in drawn and not {'embed_norm', 'position'} & drawn.keys()

@@ -117,6 +117,23 @@ def test_a_prefix_language_model_of_before_is_told_that_windows_are_cut_otherwis
     assert capsys.readouterr().err.count('note: task.objective: prefix cut each window in the middle') == 1
 
 
+@pytest.mark.parametrize('name', [
+    'bert.py:smoke', 'bert.py:smoke,electra', 'finetune_classify.py:smoke', 't5.py:smoke',
+])  # fmt: skip
+def test_a_model_of_before_its_layers_could_be_in_a_loop_has_them_one_by_one(name, tmp_path):
+    now = config_lib.load(f'{OLD[0].parents[3]}/configs/{name}', [])
+    fields = now.to_dict() | {'schema': 5}
+    assert fields['model'].pop('scan_layers') is False
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    assert config_lib.differing(config_lib.from_json(tmp_path / 'config.json'), now) == []
+
+
+def test_a_classifier_of_images_of_before_that_gets_no_such_field(tmp_path):
+    now = config_lib.load(f'{OLD[0].parents[3]}/configs/classify.py:smoke', [])
+    (tmp_path / 'config.json').write_text(json.dumps(now.to_dict() | {'schema': 5}))
+    assert config_lib.differing(config_lib.from_json(tmp_path / 'config.json'), now) == []
+
+
 MOVED = {
     'flow': {
         'eval.solver': 'sample.solver', 'eval.steps': 'sample.steps', 'eval.tolerance': 'sample.tolerance',

@@ -63,13 +63,14 @@ class Family:
         return rule.theirs[1:] if bare else (self.prefix if prefix is None else prefix) + rule.theirs
 
 
-def unstacked(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """{path of one layer: (path, layer)} of a model whose layers are stacked in 'blocks' (scan_layers), {path: (path,
-    None)} of any other parameter."""
+def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """{path of one layer: (path, layer)} of a model whose layers are stacked in 'blocks', or 'encoder_blocks' and
+    'decoder_blocks' (scan_layers), {path: (path, None)} of any other parameter."""
     found = {}
-    for path in params:
-        if path.startswith('blocks/'):
-            found |= {path.replace('blocks/', f'block_{i}/', 1): (path, i) for i in range(layers)}
+    for path, leaf in params.items():
+        if tree.is_stacked(path):
+            stack, _, rest = path.partition('blocks/')
+            found |= {f'{stack or "block_"}{i}/{rest}': (path, i) for i in range(leaf.shape[0])}
         else:
             found[path] = path, None
     return found
@@ -92,8 +93,7 @@ def read(
     default device). Each device reads its own part of each file, leaf by leaf. Raises UserError for a tensor
     that is missing, left over, or of another shape. left: our paths of what the checkpoint has besides."""
     wanted = tree.flatten(params)
-    layers = int(fields.get('model.layers', 0))
-    places = unstacked(wanted, layers)
+    places = unstacked(wanted)
     prefix = _prefix(folder, family)
     rules = {rule.ours: rule for rule in family.rules(fields)}
     if lacking := sorted(places.keys() - rules.keys()):
@@ -105,7 +105,7 @@ def read(
         rule, shape = rules[one], wanted[path].shape
         _check_shape(folder, family.named(rule, prefix), rule, shape if i is None else shape[1:])
         of_leaf[path].append((family.named(rule, prefix), rule))
-    found = [_placed(folder, leaf, of_leaf[path], path.startswith('blocks/')) for path, leaf in wanted.items()]
+    found = [_placed(folder, leaf, of_leaf[path], tree.is_stacked(path)) for path, leaf in wanted.items()]
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(params), found)
 
 
@@ -190,14 +190,14 @@ def _some(names: Sequence[str]) -> str:
 
 def unwritten(family: Family, fields: Mapping[str, Any], params: Tree) -> list[str]:
     """The paths of parameters that such a checkpoint has no tensor for, such as a head that is for pre-training."""
-    places = unstacked(tree.flatten(params), int(fields.get('model.layers', 0)))
+    places = unstacked(tree.flatten(params))
     return sorted(places.keys() - {rule.ours for rule in family.rules(fields)})
 
 
 def tensors(family: Family, fields: Mapping[str, Any], params: Tree) -> Iterator[tuple[str, np.ndarray]]:
     """(name, tensor) of a checkpoint, one after the other, of parameters on any devices, without those `unwritten`."""
     own = tree.flatten(params)
-    places = unstacked(own, int(fields.get('model.layers', 0)))
+    places = unstacked(own)
     groups: dict[str, list[Rule]] = {}
     for rule in family.rules(fields):
         if rule.ours in places:
