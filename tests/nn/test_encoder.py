@@ -63,7 +63,10 @@ def test_the_head_of_tokens_at_some_places_is_that_of_these_places():
     dict(remat=True), dict(remat=True, scan_layers=True), dict(post_norm=False, position='rope'),
 ], ids=str)  # fmt: skip
 def test_other_encoders(fields):
-    """The gradient of `remat` is the same, and that of layers in a loop. A block that normalizes what its layers read ends with a norm."""
+    """The gradient of `remat` is the same, and that of layers in a loop.
+
+    A block that normalizes what its layers read ends with a norm.
+    """
     module, params, arrays = golden('bert_masked')
     other = module.clone(**fields)
 
