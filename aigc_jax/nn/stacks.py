@@ -79,4 +79,7 @@ def check_dropout(module: Stack, what: str) -> None:
     if module.attention != 'einsum' and module.dropout:
         raise UserError(f'{what}.dropout: of attention weights, needs {what}.attention=einsum')
     if module.scan_layers and module.dropout:
-        raise UserError(f'{what}.dropout: with scan_layers all layers would draw the same; set one of them to none')
+        raise UserError(
+            f'{what}.dropout: {module.dropout:g}; with {what}.scan_layers all layers would draw the same; set it to 0, '
+            'or scan_layers to False'
+        )

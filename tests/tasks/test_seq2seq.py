@@ -274,8 +274,8 @@ def experiment_sampling(config):
     ('t5', {'model.heads': 3}, 'model.heads: 3 does not divide model.width'),
     ('t5', {'model.max_distance': 16}, 'model.max_distance: 16; more than half of model.buckets'),
     ('t5', {'model.attention': 'xla', 'model.dropout': 0.1}, 'model.dropout: of attention weights'),
-    ('t5', {'model.scan_layers': True, 'model.dropout': 0.1}, 'model.dropout: with scan_layers all layers would draw'),
-    ('bert', {'model.scan_layers': True, 'model.dropout': 0.1}, 'model.dropout: with scan_layers all layers would'),
+    ('t5', {'model.scan_layers': True, 'model.dropout': 0.1}, 'model.dropout: 0.1; with model.scan_layers all'),
+    ('bert', {'model.scan_layers': True, 'model.dropout': 0.1}, 'model.dropout: 0.1; with model.scan_layers all'),
     ('t5', {'model.vocab_size': 100}, 'model.vocab_size: 100, but the tokenizer has'),
     ('bert', {'task.name': 'seq2seq'}, 'no such field'),
 ])  # fmt: skip
