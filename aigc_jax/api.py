@@ -177,7 +177,7 @@ def export(
 ) -> list[pathlib.Path]:
     """Writes a model into a new folder in a form that other programs read; see reports.export.export.
 
-    run: a run's folder, or what `open` gave.
+    run: a run's folder, or what `open` gave. how: see there, too.
     """
     run = _opened(run, step, overrides)
     with processes.together('export'):

@@ -184,8 +184,7 @@ class Generator:
         """What `generate` writes, as one program: tokens (n, max_new_tokens), and how many there are of each text (n,),
         its end included.
 
-        prompt (n, P), filled on the left up to start (n,), is framed. One without a token is what stands before a text
-        that has no prompt.
+        prompt (n, P), filled on the left up to start (n,), is framed. A row without a token gets the model's `bos`.
         """
         n, columns = prompt.shape
         is_last = jnp.arange(columns) == columns - 1

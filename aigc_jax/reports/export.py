@@ -36,8 +36,8 @@ def export(trained: Trained, folder, form: str, n: int = 64, **how) -> list[path
 
     form: 'hf', config.json, model.safetensors and the tokenizer, which transformers loads; 'safetensors', all
     parameters by their paths here; 'stablehlo', the sampler, n samples a call, for a process that has jax and
-    flatbuffers alone. The last two hold the tokenizer of a text model, too. Raises UserError.
-    how: of 'stablehlo' and a model that writes text, what Trained.generate takes, but for HOST.
+    flatbuffers alone. The last two hold the tokenizer of a text model, too.
+    how: of 'stablehlo' and a model that writes text, what Trained.generate takes, but for HOST. Raises UserError.
     """
     if form not in FORMATS:
         raise UserError(f'format: {form!r}{near(form, FORMATS)}')
