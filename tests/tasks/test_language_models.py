@@ -367,7 +367,7 @@ def test_the_written_gradient_of_attention_is_that_of_its_formula(cached, biased
     )  # fmt: skip
 
     def ours(q, k, v, bias):
-        rest = mask, bias, not cached, None, 'attention', 'weights'
+        rest = mask, bias, not cached, False, None, 'attention', 'weights'
         out = model.apply({}, q.reshape(n, -1, length, d), k, v, *rest, method='_attend')
         return jnp.sum(out.reshape(q.shape) * probe)
 
