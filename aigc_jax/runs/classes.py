@@ -20,7 +20,7 @@ def other(folder: str, experiment: Experiment, what: str) -> str:
     if theirs is None:
         ours = ', '.join(dataset.class_names) or f'the {dataset.num_classes} of this run'
         note(f'{what}: {folder} does not name its classes; they are taken to be {ours}, in this order')
-    elif theirs != manifest.classes(dataset.num_classes, dataset.class_names):
+    elif not manifest.are_classes(theirs, dataset.num_classes, dataset.class_names):
         return f'{what}: {folder} knows other classes than those of {experiment.config.data.name}, or in another order'
     return ''
 

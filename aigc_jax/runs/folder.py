@@ -132,7 +132,7 @@ class Run:
         theirs = manifest.at(self.manifest, 'data.classes')
         if theirs is None or not dataset.num_classes or not config_lib.depends_on_classes(config):
             return
-        if theirs != manifest.classes(dataset.num_classes, dataset.class_names):
+        if not manifest.are_classes(theirs, dataset.num_classes, dataset.class_names):
             names = ', '.join(dataset.class_names) or dataset.num_classes
             raise UserError(
                 f'data.name: {config.data.name} has other classes ({names}) than those that {self.folder} was trained '

@@ -110,6 +110,13 @@ def classes(count: int, names: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps([count, *names]).encode()).hexdigest()
 
 
+def are_classes(found: str, count: int, names: Sequence[str]) -> bool:
+    """Whether `found`, which `classes` gave, is of these. Classes without names have their numbers as names."""
+    numbers = [str(i) for i in range(count)]
+    alike = ((), numbers) if list(names) in ([], numbers) else (names,)
+    return found in {classes(count, one) for one in alike}
+
+
 def ground(config: ConfigDict, mesh: Mesh) -> dict:
     """The code, the packages, the devices and the settings that a run of `config` over `mesh` is made with here.
 

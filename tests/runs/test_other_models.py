@@ -86,3 +86,12 @@ def test_a_tokenizer_beside_that_of_the_checkpoint_is_refused_if_it_is_another(t
 def test_a_folder_of_neither_a_run_nor_a_checkpoint(what, words, tmp_path):
     with pytest.raises(UserError, match=f'{what}: {tmp_path} holds no config.json; {words}'):
         initial.source(tmp_path, what)
+
+
+def test_classes_without_names_are_those_of_their_numbers():
+    """Digits as they are embedded have no names, and of an .npz they have '0' to '9'."""
+    known, numbers = manifest.classes(3, ()), ('0', '1', '2')
+    assert manifest.are_classes(known, 3, numbers) and manifest.are_classes(manifest.classes(3, numbers), 3, ())
+    for count, names in ((3, ('a', 'b', 'c')), (3, ('1', '0', '2')), (4, ()), (4, (*numbers, '3'))):
+        assert not manifest.are_classes(known, count, names)
+        assert manifest.are_classes(manifest.classes(count, names), count, names)

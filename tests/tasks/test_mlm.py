@@ -219,7 +219,7 @@ def test_a_model_is_taken_from_a_run_of_two_players():
     """Of the other player nothing is, nor of the state of its optimizer."""
     params = {'model': {'block': np.zeros((2, 3)), 'head': np.zeros(3)}}
     theirs = {'model/block': [2, 3], 'model/tagger': [1], 'generator/block': [1, 1], 'generator/head': [3]}
-    init = config_lib.ConfigDict({'drawn': 'head', 'unused': 'tagger|generator/'})
+    init = config_lib.ConfigDict({'rename': (), 'drawn': 'head', 'unused': 'tagger|generator/'})
     chosen = partial.of(init, params, theirs, 'there')
     assert chosen.taken(params)['model']['head'] is None and chosen.taken(params)['model']['block'] is not None
     left = ['params/generator/block', 'params/model/tagger', 'opt/generator/0/count', 'opt/model/0/mu/tagger']
