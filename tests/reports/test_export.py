@@ -1,5 +1,6 @@
 """A checkpoint of Hugging Face into a run, and a run into what other programs read."""
 
+import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -257,3 +258,9 @@ def test_mistakes_of_an_export_are_named(runner, smoke, tmp_path):
         aigc_jax.export(folder, tmp_path / 'x', 'stablehlo', 0)
 
 
+
+
+def test_what_jax_writes_a_sampler_with_is_installed_without_extras():
+    """The test environment has flatbuffers by another package; a plain installation ended in an ImportError."""
+    wanted = importlib.metadata.requires('aigc_jax')
+    assert [line for line in wanted if line.startswith('flatbuffers') and 'extra' not in line]
