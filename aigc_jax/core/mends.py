@@ -22,6 +22,9 @@ def calling(function: Callable[..., None], *arguments) -> str:
     return python(f'import sys; {imports}; command.run(lambda: f(*sys.argv[1:]))', *arguments)
 
 
-def python(code: str, *arguments) -> str:
-    """The command that executes `code` by the Python that runs, with `arguments`, as texts, in sys.argv[1:]."""
-    return shlex.join([sys.executable, '-c', code, *map(str, arguments)])
+def python(code: str, *arguments, by: str = '') -> str:
+    """The command that executes `code` by the Python that runs, with `arguments`, as texts, in sys.argv[1:].
+
+    by: another Python, for code that wants a package which this one may lack.
+    """
+    return shlex.join([by or sys.executable, '-c', code, *map(str, arguments)])

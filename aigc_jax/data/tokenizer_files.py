@@ -9,11 +9,10 @@ import functools
 import json
 import pathlib
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core import records
+from aigc_jax.core import mends, records
 from aigc_jax.core.errors import UserError, first_line, unreadable
 from aigc_jax.data import pretrained
 from aigc_jax.data.pretrained import Pretrained
@@ -175,7 +174,7 @@ def _of_pieces(path: pathlib.Path, settings: Mapping) -> str:
     if proto.trainer_spec.model_type != 1 or not proto.pieces:
         raise UserError(
             f'{path}: is no Unigram model, as T5 has it; make a tokenizer.json of it where transformers is installed, '
-            f'once: {shlex.join(["python", "-c", _CONVERT, str(path.parent)])}'
+            f'once: {mends.python(_CONVERT, path.parent, by="python")}'
         )
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     roles = {**_USUAL['T5'], **pretrained.role_tokens(settings)}

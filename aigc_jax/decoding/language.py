@@ -83,14 +83,13 @@ class TextDecoder:
         apply, text = self._apply(params, extra), self._text
         begin = lambda new: text.begin(params, extra, prompt, start, new)
         if how.beam_size > 1:
-            shared = text.columns and how.beam_size <= _BESIDE
-            if not shared and not self._in_rows(params, extra, *prompt.shape):
-                if not text.columns:
-                    raise UserError(
-                        f'beam_size={how.beam_size}: a search wants a cache in which all but scalars has texts as its '
-                        'first axis, or columns (core.capabilities.WritesText)'
-                    )
-                shared = True
+            in_rows = lambda: self._in_rows(params, extra, *prompt.shape)
+            if not text.columns and not in_rows():
+                raise UserError(
+                    f'beam_size={how.beam_size}: a search wants a cache in which all but scalars has texts as its '
+                    'first axis, or columns (core.capabilities.WritesText)'
+                )
+            shared = text.columns and (how.beam_size <= _BESIDE or not in_rows())
             first, cache = begin(0 if shared else max_new_tokens)
             return beam_search(apply, cache, first, how, max_new_tokens, text.eos, shared)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.

@@ -8,7 +8,6 @@ import math
 import mmap
 import pathlib
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -121,10 +120,10 @@ class Folder:
             if pickled:
                 save = f'{_auto(self.config)} as t; t.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])'
                 made = mends.unused(f'{self.path}-safe')
-                command = ['python', '-c', f'import sys; from transformers import {save}', str(self.path), str(made)]
+                command = mends.python(f'import sys; from transformers import {save}', self.path, made, by='python')
                 raise UserError(
                     f'{self._what}: {self.path / pickled[0]} is pickled, and is not opened, for a pickle runs what it '
-                    f'holds. Where transformers is installed, {shlex.join(command)} makes a folder that can be read'
+                    f'holds. Where transformers is installed, {command} makes a folder that can be read'
                 )
             raise UserError(f'{self._what}: {self.path} has neither {WEIGHTS} nor {INDEX}')
         try:
