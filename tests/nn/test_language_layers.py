@@ -18,7 +18,8 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ('rows', 'dtype'), [((1,), 'float32'), ((2, 3), 'float32'), ((3, 4), 'float32'), ((8, 5), 'float32'), ((3,), 'bfloat16')]
+    ('rows', 'dtype'),
+    [((1,), 'float32'), ((2, 3), 'float32'), ((3, 4), 'float32'), ((8, 5), 'float32'), ((3,), 'bfloat16')],
 )
 def test_a_tied_head_multiplies_by_its_embedding(rows, dtype):
     model, x = Tied(dtype), jax.random.normal(jax.random.key(1), (*rows, 16))
