@@ -166,7 +166,7 @@ def test_the_teacher_is_read_as_it_was_evaluated_and_is_in_no_checkpoint(folder,
 
 
 def test_an_interrupted_run_is_the_uninterrupted_one_and_has_its_teacher_or_is_refused(folder, student, tmp_path):
-    """A run whose teacher is another one or gone goes on when it is back, and is evaluated without it."""
+    """A run whose teacher is another one or gone goes on when it is back, wherever, and is evaluated without it."""
     shutil.copytree(folder / 'teacher', folder / 'lent')
     own = config(folder, **taught(folder, **{'distill.run': str(folder / 'lent')}))
     half = own.copy_and_resolve_references()
@@ -194,9 +194,11 @@ def test_an_interrupted_run_is_the_uninterrupted_one_and_has_its_teacher_or_is_r
     (folder / 'lent' / 'checkpoints' / '4').rename(folder / 'lent' / 'checkpoints' / '5')
     assert 'no checkpoint of step 4' in refused()
     shutil.rmtree(folder / 'lent')
-    assert f'distill.run: there is no folder {folder}/lent' in refused()
+    gone = f'distill.run: there is no folder {folder}/lent, which this run was trained with; where it lies elsewhere'
+    assert refused() == f'{gone} now, add --config.distill.run=FOLDER'
     assert np.isfinite(aigc_jax.open(tmp_path / 'run').log_prob([TEXT[:10]])).all()
-    shutil.copytree(folder / 'teacher', folder / 'lent')
+    shutil.copytree(folder / 'teacher', folder / 'an other pläce')
+    own.distill.run = str(folder / 'an other pläce')
     train(own, run)
     found = state_of(run.folder)
     for name, leaf in state_of(student).items():
