@@ -33,7 +33,7 @@ from aigc_jax.data.tokenizers import Tokenizer
 __all__ = [
     'NO_TAG', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Labelled', 'Pairs', 'Points', 'Resident', 'Scaling', 'Source',
     'Spec', 'Tagged', 'Text', 'Tokenizer', 'Tokens', 'code_ways', 'from_arrays', 'is_code', 'kind_at', 'load',
-    'materialize', 'new_place',
+    'materialize', 'new_place', 'row_columns',
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
@@ -136,6 +136,12 @@ def new_place(name: str) -> str:
     if all(map(is_there, found.values())):
         return ''
     return kind + ','.join(f'{split}=NEW_PLACE' if split else 'NEW_PLACE' for split in found)
+
+
+def row_columns(cfg) -> tuple[str, tuple[str, ...]]:
+    """(the kind, the names of the columns) of data in rows of the user's own files: pairs, labelled, tagged or jsonl;
+    ('', ()) of others. Raises UserError."""
+    return ('jsonl', ('text',)) if cfg.name.startswith('jsonl:') else example_files.row_columns(cfg)
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:
