@@ -140,10 +140,10 @@ class Run:
                 'on, or in another order; give data with the same names of classes'
             )
 
-    def check(self, config: ConfigDict, moved: Collection[str] = ()) -> bool:
+    def check(self, config: ConfigDict, moved: Callable[[], Collection[str]] = tuple) -> bool:
         """True where a run of this very config is there. Raises UserError where another is, or no run may be made.
 
-        moved: fields that name another place of the same (runs/moved.py).
+        moved() -> the fields that name another place of the same (runs/moved.py).
         """
         for place in (self.folder, *self.folder.parents):
             if place.is_symlink() and not place.exists():
@@ -158,7 +158,7 @@ class Run:
             if self.paths.checkpoints.exists():
                 raise UserError(f'workdir: {self.folder} holds checkpoints but no config.json; name another folder')
             return False
-        differing = config_lib.differing(config, self.config, moved)
+        differing = config_lib.differing(config, self.config, moved())
         if differing:
             gone = config.init.run and not os.path.isdir(os.path.expanduser(config.init.run))
             mend = f' There is no folder {config.init.run}: where it lies elsewhere now, set init.run.' if gone else ''

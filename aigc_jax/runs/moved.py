@@ -15,10 +15,8 @@ _PREFIXES = {'init.run': 'init', 'prune.run': 'prune', 'distill.run': 'teacher'}
 
 
 def fields(config: ConfigDict, run: Run) -> frozenset[str]:
-    """Those of init.run, prune.run, distill.run and data.name that `config` has otherwise than the run has, where they
-    name another place of the same. Raises UserError where the manifest is damaged."""
-    if not run.paths.config.exists():
-        return frozenset()
+    """Those of init.run, prune.run, distill.run and data.name that `config` has otherwise than the run, which is there,
+    and that name another place of the same. Raises UserError where the manifest is damaged."""
     now, before = map(config_lib.flatten, (config, run.config))
     other = [name for name in _PREFIXES if '' not in (now[name], before.get(name, '')) and now[name] != before[name]]
     found = {name for name in other if _is_same(run, name, now[name])}

@@ -141,7 +141,7 @@ class _Training:
         fields = {name: repr(value) for name, value in config_lib.flatten(config).items()}
         processes.alike('config', fields, 'Give all of them the same config and fields.')
         with processes.together('workdir'):
-            resumes = run.check(config, moved.fields(config, run))
+            resumes = run.check(config, lambda: moved.fields(config, run))
         seen = processes.gather('run', resumes)
         if len(set(seen)) > 1:
             raise UserError(
