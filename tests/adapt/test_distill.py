@@ -1,5 +1,6 @@
 """Distillation: its loss, a teacher that stays as it is and is the same one after a resume, and mistakes."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -307,6 +308,11 @@ def test_classes_of_other_names_are_told(tmp_path, capsys):
     words = [classes.other(str(tmp_path), of[labels], 'distill.run') for labels in ('ab', 'cd')]
     assert words[0] == '' and words[1].startswith(f'distill.run: {tmp_path} knows other classes than those of labelled')
     assert 'does not name' not in capsys.readouterr().err
+    manifest.check(run.paths.manifest, of['ab'])
+    renamed = copy.copy(of['ab'])
+    renamed.dataset = dataclasses.replace(renamed.dataset, class_names=('c', 'd'))  # no part of its fingerprint
+    with pytest.raises(UserError, match='^data.name: the classes of labelled:.* have other names than those that this'):
+        manifest.check(run.paths.manifest, renamed)
     # A checkpoint of Hugging Face says them in its config.json, or has LABEL_0, LABEL_1, ….
     about = json.loads((GOLDENS / 'bert_sequence' / 'config.json').read_text())
     shutil.copytree(GOLDENS / 'bert_sequence', tmp_path / 'theirs')
