@@ -43,13 +43,8 @@ def log_normal_pairs(z: Array, mu: Array, log_var: Array) -> Array:
 
 
 def gaussian_kl_terms(mu: Array, log_var: Array) -> Array:
-    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − log σ² − 1) of each dimension, (…, d)."""
+    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − log σ² − 1) of each dimension, (…, d). Kingma & Welling 2013, app. B."""
     return 0.5 * (mu**2 + jnp.exp(log_var) - log_var - 1)
-
-
-def gaussian_kl(mu: Array, log_var: Array) -> Array:
-    """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² − log σ² − 1), (…, d) -> (…); Kingma & Welling 2013, appendix B."""
-    return jnp.sum(gaussian_kl_terms(mu, log_var), axis=-1)
 
 
 @jax.custom_vjp
