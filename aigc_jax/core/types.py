@@ -37,6 +37,7 @@ class Extra(NamedTuple):
 
 
 Metrics = dict[str, Array]
+NO_METRICS = 'step', 'split', 'seed', 'diverged'  # what a row of metrics.jsonl holds beside metrics
 
 
 class Aux(NamedTuple):
