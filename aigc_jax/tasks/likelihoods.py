@@ -80,8 +80,8 @@ def log_discretized_logistic(x: Array, mean: Array, log_scale: Array, low: float
     """log P(x) of x on a grid of levels + 1 values from `low` to `high`, (…, d) -> (…).
 
     P(x) = σ(b) − σ(a), b and a = (x ± Δ/2 − mean) / s, Δ the grid's spacing; the bins at both ends are open
-    (Salimans et al. 2017, eq. 2). As σ(b) − σ(a) = σ(b) σ(−a) (1 − e^−(b−a)), its
-    logarithm is a sum without cancellation, however far x is from the mean.
+    (Salimans et al. 2017, eq. 2). As σ(b) − σ(a) = σ(b) σ(−a) (1 − e^−(b−a)), its logarithm is a sum without
+    cancellation, however far x is from the mean.
     """
     width, s = (high - low) / levels, jnp.exp(log_scale)
     a, b = (x - width / 2 - mean) / s, (x + width / 2 - mean) / s

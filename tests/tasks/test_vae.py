@@ -54,7 +54,7 @@ def linear():
     )
 
 
-def test_kl_of_a_dimension_is_known_and_never_negative():
+def test_kl_is_half_the_sum_and_never_negative():
     one, zero = jnp.ones((1, 1)), jnp.zeros((1, 1))
     assert likelihoods.gaussian_kl_terms(one, zero)[0, 0] == pytest.approx(0.5)
     assert likelihoods.gaussian_kl_terms(zero, one)[0, 0] == pytest.approx((math.e - 2) / 2)  # σ² = e: 0.35914
