@@ -12,6 +12,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Codebook, Measures, Reconstructs, Samples
@@ -66,8 +67,7 @@ class Prior:
         """−log p of each code (n, places) given those before it. uniform: of the context, for dropout; None: none."""
         tokens = jnp.concatenate([self._first(index.shape[0], labels), index[:, :-1]], axis=1)
         logits, _ = self._logits(params, tokens, None, uniform if self.network.dropout else None)
-        chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        return optax.softmax_cross_entropy_with_integer_labels(logits, index)
 
     def draw(self, params: Tree, ctx: rng.Context, labels: Array | None, how: Sampling) -> Generated:
         """Codes (n, places) in `tokens`, and log p of them, written with a cache."""
