@@ -9,7 +9,6 @@ model tells which (Lan et al. 2020, section 3.1).
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax

@@ -18,6 +18,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.nn import convnets, networks
 from aigc_jax.nn.networks import Network
+from aigc_jax.tasks import conditional
 from aigc_jax.tasks.gan import augmentation, regularizers
 from aigc_jax.tasks.gan.fields import FIELDS
 from aigc_jax.tasks.gan.losses import CALIBRATED, LOSSES, ZERO_SUM
@@ -264,7 +265,7 @@ def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, shape = config.model, config.task, dataset.spec.shape
     _check_data(config, dataset)
-    num_classes = dataset.num_classes if model.conditional else 0
+    num_classes = conditional.classes(config, dataset)
     outputs = 1 + num_classes if options.auxiliary else 1  # an auxiliary classifier has a logit for each class
     bounded = isinstance(dataset.spec, Images)
     generator = networks.make(config, 'Generator', model.generator, shape, shape=shape, bounded=bounded)
@@ -295,8 +296,6 @@ def _check_data(config, dataset: Dataset) -> None:
     options, is_image = config.task, isinstance(dataset.spec, Images)
     if is_image and config.data.scale != 'symmetric':
         raise UserError('data.scale: the generator ends in tanh, so images lie in [−1, 1]: set it to symmetric')
-    if config.model.conditional and not dataset.num_classes:
-        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     transformed = options.augmentation != 'none' or options.consistency_real or options.consistency_fake
     if transformed and not (is_image and options.transforms):
         raise UserError('task.augmentation, task.consistency_*: want images, and transforms in task.transforms')
