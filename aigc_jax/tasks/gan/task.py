@@ -335,7 +335,9 @@ def _check(options, config, discriminator: nn.Module) -> None:
             f'{" or ".join(ZERO_SUM)}'
         )
     if options.unrolled_steps and options.simultaneous:
-        raise UserError('task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes')
+        raise UserError(
+            'task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes; choose one'
+        )
     if options.top_k < 1:
         parallel.want_whole_batch(config, 'task.top_k: ranks a whole batch')
     if options.unrolled_steps:
