@@ -288,7 +288,7 @@ def make(config, dataset: Dataset) -> Task:
 
 def _cross_entropy(logits: Array, c: Array) -> Array:
     """−E log p(class given x): −L_C of Odena et al. 2017, eq. 3, on either kind of example."""
-    return -jnp.mean(jnp.sum(c * jax.nn.log_softmax(logits), axis=-1))
+    return jnp.mean(optax.softmax_cross_entropy(logits, c))
 
 
 def _check_data(config, dataset: Dataset) -> None:
