@@ -15,7 +15,6 @@ and of nnx modules.
 """
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -26,8 +25,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt import targets
 from aigc_jax.adapt.storage import Stored
-from aigc_jax.core import optim, patterns, rng, tree
+from aigc_jax.core import optim, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.step import abstract_params, first_state
@@ -95,22 +95,11 @@ def adapted(task: Task, config: ConfigDict) -> Task:
 
 def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: of each parameter the share that is kept, or None where it is not pruned}. Raises UserError."""
-    leaves = tree.flatten(dict(params))
-    kernels = [name for name, leaf in leaves.items() if name.endswith('/kernel') and leaf.ndim > 1]
-    patterns.check(config.targets, kernels, 'prune.targets')
-    chosen = {name: config.keep for name in kernels if re.search(config.targets, name)}
-    if not chosen:
-        raise UserError(f'prune.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
-    for rule in reversed(config.rules):
-        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
-            raise UserError(f'prune.rules: {rule!r} is no pair (regex, share)')
-        FIELDS['keep'].check('prune.rules', rule[1])
-        patterns.check(rule[0], chosen, 'prune.rules')
-        matched = [name for name in chosen if re.search(rule[0], name)]
-        if not matched:
-            raise UserError(f'prune.rules: {rule[0]!r} matches no kernel that is pruned: {", ".join(chosen)}')
-        chosen |= dict.fromkeys(matched, rule[1])
-    return tree.map_named(lambda name, _: chosen[name] if chosen.get(name, 1) < 1 else None, dict(params))
+    kernels = targets.chosen(params, config.targets, 'prune.targets')
+    share_of = tree.by_rule(config.rules, kernels, config.keep, 'prune.rules')
+    for _, share in config.rules:
+        FIELDS['keep'].check('prune.rules', share)
+    return tree.map_named(lambda name, _: share_of[name] if share_of.get(name, 1) < 1 else None, dict(params))
 
 
 def optimizers(

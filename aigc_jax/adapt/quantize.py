@@ -9,7 +9,6 @@ arXiv:1712.05877, section 3). So it needs nothing of the model, and works for ev
 With GPTQ (gptq.py) the kernels are such values themselves, and the tree GROUP of their player holds their scales.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -19,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt import targets
 from aigc_jax.adapt.storage import Stored
-from aigc_jax.core import patterns, tree
+from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.step import abstract_params
@@ -86,16 +86,12 @@ def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
 
 def chosen(params: Mapping[str, Tree], config: ConfigDict) -> list[str]:
     """The kernels that are quantized, PLAYER/…/kernel. Raises UserError."""
-    kernels = _kernels(params)
-    patterns.check(config.targets, kernels, 'quantize.targets')
-    found = [name for name in kernels if re.search(config.targets, name)]
-    if not found:
-        raise UserError(f'quantize.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
-    for name in found:
-        inputs = kernels[name].shape[-2]
+    found = targets.chosen(params, config.targets, 'quantize.targets')
+    for name, leaf in found.items():
+        inputs = leaf.shape[-2]
         if config.group and inputs % config.group:
             raise UserError(f'quantize.group: {config.group} does not divide {inputs}, the inputs of {name}')
-    return found
+    return list(found)
 
 
 def quantized(name: str, kernel: Array, config: ConfigDict) -> Any:
@@ -217,7 +213,7 @@ class Layers:
 
 def _rounding(params: Mapping[str, Tree], names: list[str], kind: str) -> Callable[[nn.Module, Array], Array | None]:
     """`see` of the layers whose kernels are `names`, for their inputs: of an image one scale, of all else one a row."""
-    kernels = list(_kernels(params))
+    kernels = list(targets.kernels(params))
 
     def see(module: nn.Module, x: Array) -> Array | None:
         # A module does not know which player it is of.
@@ -250,11 +246,6 @@ def _within(interceptor: Callable) -> Callable[[Callable], Callable]:
 def _through(value: Array, instead: Array) -> Array:
     """`instead`, to the bit, with the gradient of `value`."""
     return jax.lax.stop_gradient(instead) + (value - jax.lax.stop_gradient(value))
-
-
-def _kernels(params: Mapping[str, Tree]) -> dict[str, Any]:
-    flat = tree.flatten(dict(params))
-    return {name: leaf for name, leaf in flat.items() if name.endswith('/kernel') and len(leaf.shape) > 1}
 
 
 def _without_scales(params: Mapping[str, Tree]) -> dict[str, Tree]:
