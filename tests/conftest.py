@@ -91,6 +91,7 @@ THOROUGH = (
     'data/test_functions.py::test_no_held_out_function_of_the_whole_library_was_trained_on',
     'adapt/test_prune.py::test_eight_devices_keep_the_same',
     'adapt/test_distill.py::test_eight_devices_train_the_same',
+    'adapt/test_lora.py::test_eight_devices_train_the_same',
     'adapt/test_quantize.py::test_eight_devices_train_the_same',
     'tasks/test_seq2seq.py::test_eight_devices_train_the_same_on_packed_rows',
     'tasks/test_tagging.py::test_eight_devices_train_the_same',

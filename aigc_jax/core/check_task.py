@@ -201,8 +201,9 @@ class _Checked:
                 fits = isinstance(found, tuple) and len(found) == 2 and _is(found[0], n, length, one.vocab_size)
                 words = f'(logits (n, L, {one.vocab_size}), cache); here L = {length}'
                 want(fits, 'decode', found[:1] if isinstance(found, tuple) else found, words)
-                cache = self._shapes('CausalText.init_cache', lambda: one.init_cache(n, length))
-                want(_is_cache(cache, one.columns), 'init_cache', cache, _cache_words(one.columns))
+                both = lambda: (one.init_cache(n, length), one.init_cache(n, length - 1))
+                cache, shorter = self._shapes('CausalText.init_cache', both)
+                want(_is_cache(cache, shorter, one.columns), 'init_cache', cache, _cache_words(one.columns))
             case Seq2Seq():
                 self._seq2seq(one, params, extra, tried, want)
 
@@ -216,8 +217,9 @@ class _Checked:
         def decode(params, extra, source, start):
             return one.decode(params, extra, *one.begin(params, extra, source, start, 7))
 
-        cache = self._shapes('Seq2Seq.init_cache', lambda *given: one.begin(*given, 7)[1], params, extra, source, start)
-        want(_is_cache(cache, one.columns), 'init_cache', cache, _cache_words(one.columns))
+        both = lambda *given: (one.begin(*given, 7)[1], one.begin(*given, 6)[1])
+        cache, shorter = self._shapes('Seq2Seq.init_cache', both, params, extra, source, start)
+        want(_is_cache(cache, shorter, one.columns), 'init_cache', cache, _cache_words(one.columns))
         found = self._shapes('Seq2Seq.decode', decode, params, extra, source, start)
         fits = isinstance(found, tuple) and len(found) == 2 and _is(found[0], n, 1, one.vocab_size)
         words = f'(logits (n, L, {one.vocab_size}), cache); here L = 1'
@@ -231,14 +233,16 @@ def _is(x: Any, *shape: int, exactly: bool = False) -> bool:
     return found is not None and found[:wanted] == shape
 
 
-def _is_cache(found: Any, columns: bool) -> bool:
-    """Whether it has what core.capabilities.WritesText says."""
+def _is_cache(found: Any, shorter: Any, columns: bool) -> bool:
+    """Whether it has what core.capabilities.WritesText says. shorter: the cache of one column less."""
     fits = hasattr(found, '_replace') and _is(getattr(found, 'start', None), _N, exactly=True)
     if not columns or not fits:
         return fits
-    shapes = [x.shape for x in jax.tree.leaves(getattr(found, 'layers', ()))]
-    room = {shape[-2] if len(shape) > 1 else None for shape in shapes}
-    return hasattr(found, 'beams') and hasattr(found, 'column') and len(room) == 1 and None not in room
+    shapes, less = ([x.shape for x in jax.tree.leaves(getattr(cache, 'layers', ()))] for cache in (found, shorter))
+    rooms = {shape[-2] if len(shape) > 1 else None for shape in shapes}
+    if not (hasattr(found, 'beams') and hasattr(found, 'column') and len(rooms) == 1 and None not in rooms):
+        return False
+    return less == [(*shape[:-2], shape[-2] - 1, shape[-1]) for shape in shapes]
 
 
 def _cache_words(columns: bool) -> str:

@@ -62,6 +62,23 @@ def test_logits_are_those_of_transformers(loaded):
     np.testing.assert_allclose(logits, golden['logits'], atol=1e-4)
 
 
+def test_logits_of_a_token_at_a_time_are_those_of_transformers():
+    """Of a tied head, which few rows are multiplied by otherwise (nn.language_layers): those of all texts, and of each
+    alone, as a draft reads them."""
+    folder = huggingface.Folder(GOLDENS / 'gpt2')
+    module, golden = decoder(folder), np.load(folder.path / 'golden.npz')
+    params, tokens = read(folder, module), golden['tokens']
+    assert module.tied and 1 < len(tokens) <= 8
+
+    def stepwise(tokens):
+        step = lambda state, token: module.apply({'params': params}, token[:, None], state)[::-1]
+        _, logits = jax.lax.scan(step, module.initial_state(*tokens.shape), tokens.T)
+        return logits[:, :, 0].swapaxes(0, 1)
+
+    for found in jax.jit(lambda x: (stepwise(x), jax.vmap(lambda row: stepwise(row[None])[0])(x)))(tokens):
+        np.testing.assert_allclose(found, golden['logits'], atol=1e-4)
+
+
 def test_greedy_and_beam_search_write_the_same_tokens(loaded):
     """With the cache. Each text ends by its length; the penalty of lengths is 0."""
     _, module, params, golden = loaded

@@ -18,10 +18,13 @@ from safetensors.numpy import load_file
 import aigc_jax
 from aigc_jax import adapt
 from aigc_jax.adapt import gptq, quantize, storage
-from aigc_jax.core import tree
+from aigc_jax.core import optim, tree
+from aigc_jax.core.capabilities import CausalText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Extra, Task, Turn
+from aigc_jax.decoding import Sampling
 from aigc_jax.nn.conv import Conv
+from aigc_jax.reports import texts
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import initial
 from aigc_jax.runs import teacher as teachers
@@ -276,6 +279,21 @@ def test_eight_devices_train_the_same(runner8, aware, tmp_path):
     for here, there in zip(rows(tmp_path / 'run'), rows(aware), strict=True):
         if here['split'] == 'train':
             assert here['model/loss'] == pytest.approx(there['model/loss'], rel=1e-2)
+
+
+def test_beams_of_rounded_weights_and_activations(aware):
+    """Of prompts of unequal length: each as alone, with the likelihood of a forward pass."""
+    run = aigc_jax.open(aware)
+    model, how = run.experiment.task.get(CausalText), Sampling(beam_size=3, length_penalty=1.0)
+    write = lambda *prompts: texts.writer(run.experiment, how, 8).generate(run.state, prompts, 1, 0)
+    found = write('a cab and a bag', 'a')
+    assert found[1].tokens.tolist() == write('a')[0].tokens.tolist()
+    params, extra = optim.averaged(run.state.params, run.state.opt), Extra(run.state.stats, run.state.carry)
+    forward = jax.jit(lambda tokens: jax.nn.log_softmax(model.decode(params, extra, tokens, None)[0][0]))
+    for text in found:
+        read = np.concatenate([run.tokenizer.before_prompt, run.tokenizer.encode(text.prompt), text.tokens]).astype(int)
+        log_p = np.asarray(forward(np.pad(read, (0, 32 - len(read)))[None]))[np.arange(len(read) - 1), read[1:]]
+        assert text.nats == pytest.approx(-log_p[-len(text.tokens) :].sum(), rel=1e-3)
 
 
 @pytest.fixture(scope='module')

@@ -25,6 +25,10 @@ FSDP = dict(mesh={'data': 1, 'fsdp': 8, 'tensor': 1}, rules=(('.*', 'fsdp'),))
 TENSOR = dict(
     mesh={'data': 4, 'fsdp': 1, 'tensor': 2}, rules=(('(encoder|decoder|Dense_0).*kernel', (None, 'tensor')),)
 )
+MIXED = dict(
+    mesh={'data': 2, 'fsdp': 2, 'tensor': 2},
+    rules=(('(query|out|up|down).*kernel', ('fsdp', 'tensor')), ('.*', 'fsdp')),
+)
 # The gradient of a hidden unit's bias is the difference of how many generated and how many real examples it is
 # active on. Where these are equal rounding leaves some 1e-9 of it, and Adam without momentum divides that by itself
 # plus ε: with ε = 1e-8 such a bias differs by 3e-4, with ε = 1e-5 or plain gradient descent by 4e-7 and 5e-10.
@@ -46,8 +50,19 @@ MODELS = {
         },
     ),
     # The windows have unequal numbers of hidden tokens.
-    'mlm': ('bert', {**ONE, 'model.dropout': 0.1, 'task.whole_words': True, 'task.sentence_order': 1.0}),
-    't5': ('finetune_seq2seq', {**ONE, 'model.dropout': 0.1}),  # whose targets are of unequal length
+    'mlm': (
+        'bert', {**ONE, 'model.layers': 1, 'model.dropout': 0.1, 'task.whole_words': True, 'task.sentence_order': 1.0},
+    ),
+    't5': ('finetune_seq2seq', {**ONE, 'model.dropout': 0.1}),  # of PAIRS, whose targets are of unequal length
+    # The base is frozen, without a gradient or moments; the adapters and their average are trained.
+    'lora': (
+        'gpt',
+        {
+            **ONE, 'model.layers': 1, 'model.zero_init': False, 'adapt.name': 'lora', 'adapt.rank': 8,
+            'optim.model.name': 'adam', 'optim.model.options': {}, 'optim.model.learning_rate_rules': (),
+            'optim.model.ema_decay': 0.9,
+        },
+    ),
     'rnn': ('rnn_lm', ONE),  # with its state carried from block to block
     'critic of two steps': (
         'gan',
@@ -82,6 +97,7 @@ MODELS = {
         },
     ),
 }  # fmt: skip
+PAIRS = [{'code': f'{i} = f(x) ' * (i % 5 + 1), 'name': 'name of it'[: i % 10 + 1]} for i in range(320)]
 # case: (devices, config.parallel, other fields)
 CASES = {
     'jit x1': (1, {}, {}),
@@ -98,8 +114,9 @@ CASES_OF = {
     'vae': tuple(case for case in CASES if not case.startswith('stream')),
     'gan': ('jit x1', 'jit x8', 'fsdp x8', 'tensor 4x2', 'pmap x8', 'micro x1'),
     'gpt': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
-    'mlm': ('jit x1', 'fsdp x8', 'micro pmap x8'),
-    't5': ('jit x1', 'fsdp x8', 'pmap x8'),
+    'mlm': ('jit x1', 'jit x8', 'fsdp x8', 'micro pmap x8'),
+    't5': ('jit x1', 'jit x8', 'fsdp x8', 'pmap x8'),
+    'lora': ('jit x1', 'jit x8', 'fsdp x8'),
     'vq': ('jit x1', 'micro pmap x8'),
     'rnn': ('jit x1', 'jit x8', 'pmap x8'),
     'critic of two steps': ('jit x1', 'pmap x8'),
@@ -191,6 +208,15 @@ def test_the_carry_is_sharded_under_jit_and_has_a_row_for_each_example(found):
         assert len(np.unique(h, axis=0)) == BATCH  # averaging would make rows, or the devices' parts, alike
 
 
+def test_beams_of_a_model_in_shards_are_those_of_one_device(found):
+    cases, sharded = found
+    one, ours = cases['beams', 'jit x1'], cases['beams', 'mixed 2x2x2']
+    np.testing.assert_array_equal(ours['tokens'], one['tokens'])
+    np.testing.assert_allclose(ours['nats'], one['nats'], rtol=1e-5)
+    assert len({tuple(text) for text in one['tokens'].tolist()}) == 3 and len(np.unique(one['tokens'])) > 5
+    assert len(sharded['beams', 'mixed 2x2x2']) > 20
+
+
 # --- the program on eight devices ---
 
 
@@ -225,6 +251,26 @@ def experiment_of(model: str, devices: int, layout: dict, fields: dict):
     config.update_from_flattened_dict(fields)
     config.parallel = ConfigDict({'mode': 'jit', 'mesh': WHOLE, 'rules': (), **layout})
     return Experiment(config, jax.devices()[:devices])
+
+
+def written_by_beams(case: str):
+    """({'tokens': (3, 8), 'nats': (3,)} of prompts of unequal length, the model's parameters), which are large, so that
+    what a beam looks at decides what it writes.
+    """
+    import jax
+
+    from aigc_jax.decoding import Sampling
+    from aigc_jax.reports import texts
+
+    devices, layout = {'jit x1': (1, {}), 'mixed 2x2x2': (8, MIXED)}[case]
+    experiment = experiment_of('t5', devices, layout, {})
+    state = experiment.create_state()
+    draw = lambda x: jax.device_put(np.random.default_rng(x.size).normal(0, 0.3, x.shape).astype(x.dtype), x.sharding)
+    state = state._replace(params=jax.tree.map(draw, state.params))
+    write = texts.writer(experiment, Sampling(beam_size=3, length_penalty=1.0), 8).generate
+    found = write(state, ['x', 'f(x)', 'a longer prompt'], 1, 0)
+    tokens = np.array([np.pad(text.tokens, (0, 8 - len(text.tokens))) for text in found])
+    return {'tokens': tokens, 'nats': np.array([text.nats for text in found])}, state.params
 
 
 def toy_task():
@@ -283,9 +329,14 @@ def program(folder: pathlib.Path, streamed: bool) -> None:
     def keep(model, case, state, metrics):
         for name, leaf in tree.flatten({'state': state, 'metrics': metrics}).items():
             arrays[f'{model}|{case}|{name}'] = np.asarray(parallel.fetch(leaf))
-        is_whole = lambda leaf: leaf.sharding.shard_shape(leaf.shape) == leaf.shape
-        sharded[f'{model}|{case}'] = [n for n, leaf in tree.flatten(state).items() if not is_whole(leaf)]
+        sharded[f'{model}|{case}'] = in_shards(state)
 
+    def in_shards(state):
+        is_whole = lambda leaf: leaf.sharding.shard_shape(leaf.shape) == leaf.shape
+        return [name for name, leaf in tree.flatten(state).items() if not is_whole(leaf)]
+
+    (folder / 'pairs.jsonl').write_text('\n'.join(map(json.dumps, PAIRS)))
+    MODELS['t5'][1]['data.name'] = f'pairs:{folder}/pairs.jsonl'
     pairs = [(model, case) for model in MODELS for case in CASES_OF[model]]
     if streamed:
         pairs = [(model, case) for model, *both in STREAMED for case in both]
@@ -294,6 +345,10 @@ def program(folder: pathlib.Path, streamed: bool) -> None:
         keep(model, case, *train(experiment_of(model, devices, layout, fields)))
     for case, arguments in ({} if streamed else TOY_CASES).items():
         keep('toy', case, *train_toy(*arguments))
+    for case in () if streamed else ('jit x1', 'mixed 2x2x2'):
+        found, params = written_by_beams(case)
+        arrays |= {f'beams|{case}|{name}': value for name, value in found.items()}
+        sharded[f'beams|{case}'] = in_shards(params)
     np.savez(folder / 'arrays.npz', **arrays)
     (folder / 'sharded.json').write_text(json.dumps(sharded))
 

@@ -178,6 +178,40 @@ def test_a_beams_likelihood_is_the_models_own_where_a_penalty_ranks():
     assert float(found.log_prob[0]) == pytest.approx(total, rel=1e-5)
 
 
+def test_a_search_stops_where_all_beams_have_ended():
+    """And is the one that had no room for more; behind its end a text has zeros."""
+    calls, end = [], 4
+
+    def apply(tokens, state):
+        jax.debug.callback(lambda: calls.append(0))
+        logits, state = toy(tokens, state)
+        return logits + 4.0 * (jnp.arange(V) == end), state
+
+    prompt, how = jnp.array([[2], [1]], jnp.int32), Sampling(beam_size=3, length_penalty=1.0)
+    search = lambda steps: decoding.beam_search(apply, fresh(2), prompt, how, steps, end)
+    long = jax.block_until_ready(search(60))
+    jax.effects_barrier()
+    assert len(calls) < 20
+    short = search(20)
+    np.testing.assert_array_equal(long.tokens[:, :20], short.tokens)
+    np.testing.assert_allclose(long.log_prob, short.log_prob, rtol=1e-6)
+    for tokens, length in zip(np.asarray(long.tokens), long.length, strict=True):
+        assert tokens[length - 1] == end and not tokens[length:].any()
+
+
+def test_beams_and_a_draft_fill_the_context_to_its_last_column(smoke):
+    """What fits where no flag says how many, and the likelihood of a forward pass."""
+    experiment, state = Run(smoke('gpt')).open()
+    model, tokenizer = experiment.task.get(CausalText), experiment.dataset.spec.tokenizer
+    nll = jax.jit(lambda read: model.token_nll(state.params, None, read))
+    prompts = ['The import statement', 'x' * 46]
+    for how, draft in ((Sampling(beam_size=3), ''), (Sampling(temperature=0.0), 'ngram')):
+        for text in texts_lib.writer(experiment, how, None, draft=draft).generate(state, prompts, 1, 0):
+            read = np.concatenate([tokenizer.encode(text.prompt), text.tokens]).astype(np.int32)
+            told = nll(np.pad(read, (0, 48 - len(read)))[None])[0][len(text.prompt) - 1 : len(read) - 1]
+            assert len(text.tokens) == len(told) == 2 and text.nats == pytest.approx(float(told.sum()), rel=1e-3)
+
+
 @pytest.mark.parametrize('changed', [
     dict(position='learned'), dict(position='rope', kv_heads=2, window=5), dict(scan_layers=True, attention='xla'),
     dict(position='rope', activation='swiglu', norm='rmsnorm', qk_norm=True),
@@ -542,6 +576,9 @@ def test_top_k_above_the_vocabulary_means_all():
 
 MISTAKES = {
     'long prompt': (['--prompt=' + 'x' * 60], ["'xxxx", '60 tokens', '48 of the model']),
+    'prompt that fills the context': (['--prompt=' + 'x' * 48, '--beam_size=2'], ['48 tokens', 'leaves no room']),
+    'draft behind a full context': (['--prompt=' + 'x' * 48, '--draft=ngram'], ['48 tokens', 'leaves no room']),
+    'beams above the vocabulary': (['--beam_size=300'], ['beam_size=300', 'the vocabulary has 2']),
     'beam beyond the context': (['--prompt=' + 'x' * 40, '--beam_size=2'], ['max_new_tokens=20', '8 fit']),
     'unknown draft': (['--draft=ngrm'], ['draft', "'ngram'"]),
     'draft and grammar': (['--draft=ngram', '--grammar=json'], ['draft', 'grammar']),
