@@ -1,6 +1,7 @@
 """Every config trains, evaluates and samples in its smoke variant; a model is one task file, one line, one config."""
 
 import json
+import os
 import pathlib
 
 import jax
@@ -15,6 +16,7 @@ from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Extra, Task, Turn
 from aigc_jax.data import Tokens
+from aigc_jax.data.sources import functions, text
 from aigc_jax.reports.evaluation import Evaluation
 from aigc_jax.reports.evaluator import Evaluator
 from aigc_jax.runs import config as config_lib
@@ -24,10 +26,24 @@ from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
 
 
+@pytest.fixture(scope='module')
+def library():
+    """A sixteenth of the standard library, for the whole takes a dozen seconds for each config that reads it."""
+    if 'AIGC_JAX_THOROUGH' in os.environ:
+        yield
+        return
+    root, paths = text.stdlib()
+    functions.functions.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, 'stdlib', lambda: (root, sorted(paths)[::16]))
+        yield
+    functions.functions.cache_clear()
+
+
 @pytest.mark.parametrize(
     'path, variant', [(p, v) for p in FILES for v in variants(p)], ids=lambda x: getattr(x, 'name', x)
 )
-def test_every_variant_makes_a_task(path, variant):
+def test_every_variant_makes_a_task(path, variant, library):
     config = config_lib.load(f'{path}:{variant}', [])
     if needs_files(config):  # the variant's files belong to the user; its model and schedule do not
         config.data.name = 'pydoc' if config.task.name in ('lm', 'mlm') else 'digits'
@@ -63,7 +79,7 @@ def test_every_vae_is_whole_with_smoke_on_top(variant):
     + [(path, [('model.conditional', 'True')]) for path in FILES if path.stem in ('vae', 'gan')],
     ids=lambda x: x.name if isinstance(x, pathlib.Path) else 'conditional' if x else 'plain',
 )
-def test_smoke_trains_evaluates_and_samples(path, overrides, tmp_path):
+def test_smoke_trains_evaluates_and_samples(path, overrides, library, tmp_path):
     config = config_lib.load(f'{path}:smoke', overrides)
     train(config, Run(tmp_path))
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

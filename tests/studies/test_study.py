@@ -505,7 +505,7 @@ def test_a_number_whose_run_fails_has_no_verdict(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 3 and not out and 'failed: ' in said and 'none.npz' in said
 
 
-def test_a_study_through_the_command_line(tmp_path):
+def test_a_study_through_the_command_line(tmp_path, monkeypatch, capsys):
     """Trained, evaluated once more, rendered again to the byte, and a number made again to the bit."""
     body = f"""
 def study():
@@ -518,17 +518,19 @@ def study():
 """
     (tmp_path / 'a folder').mkdir()
     path, workdir = write(tmp_path / 'a folder', body), tmp_path / 'w'
+    monkeypatch.chdir(tmp_path)
+    flags = [f'--config={path}', f'--workdir={workdir}']
 
-    def run(*arguments):
-        places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
-        words = [sys.executable, '-m', 'aigc_jax.study', f'--config={path}', f'--workdir={workdir}', *arguments]
-        return subprocess.run(
-            words, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': places}, capture_output=True, text=True, timeout=240
-        )
+    def called(*arguments) -> str:
+        """What it writes to stdout in this process, which has imported what it takes."""
+        door.main(['study', *flags, *arguments])
+        return capsys.readouterr().out
 
-    dry = run('--dry_run')
-    assert dry.stdout.count('aigc_jax.main') == 2 and not workdir.exists()
-    done = run()
+    assert called('--dry_run').count('aigc_jax.main') == 2 and not workdir.exists()
+    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    monkeypatch.setenv('PYTHONPATH', places)
+    words = [sys.executable, '-m', 'aigc_jax.study', *flags]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     first = {name: (workdir / name).read_bytes() for name in report.files('own')}
     found = findings.read(workdir / 'own.results.json')
@@ -539,8 +541,6 @@ def study():
     assert [row['name'] for row in table] == ['adaptive', 'euler']
     assert table[0]['values'] == adaptive.values and table[0]['published'] == 7.0 and table[1]['than'] == 'adaptive'
     assert table[0]['value'] == pytest.approx(sum(adaptive.values) / 2) and table[0]['verdict'] == adaptive.verdict
-    rendered = run('--render')
-    assert rendered.returncode == 0 and rendered.stdout == done.stdout
+    assert called('--render') == done.stdout
     assert {name: (workdir / name).read_bytes() for name in report.files('own')} == first
-    same = run('--row=euler', '--seed=1')
-    assert same.returncode == 0 and f'{euler.seeds[1].value!r}, the same to the bit as in' in same.stdout, same.stderr
+    assert f'{euler.seeds[1].value!r}, the same to the bit as in' in called('--row=euler', '--seed=1')
