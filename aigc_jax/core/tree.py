@@ -4,17 +4,43 @@ import re
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 
 from aigc_jax.core import patterns
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Tree
 
-_STACKED = re.compile(r'(?:^|[/.])(?:encoder_|decoder_)?blocks(?=[/.])')
+_STACKED = re.compile(r'(^|[/.])(encoder_|decoder_)?blocks(?=[/.])')
 
 
 def is_stacked(name: str) -> bool:
     """Whether a parameter is of layers in a loop (model.scan_layers), which are the first axis of it."""
     return _STACKED.search(name) is not None
+
+
+def layer_names(name: str, layers: int) -> list[str]:
+    """Of a parameter of layers in a loop, 'encoder_blocks/up/kernel', those of each layer by itself, 'encoder_0/…'."""
+    return [_STACKED.sub(lambda found, i=i: f'{found[1]}{found[2] or "block_"}{i}', name) for i in range(layers)]
+
+
+def restacked(params: Tree, like: Tree) -> Tree:
+    """`params` with their layers one by one, or in a loop, as `like` has them. None where they lack a leaf of `like`.
+    Raises UserError where they have it in some layers alone, and `like` in a loop."""
+    has = flatten(params)
+    for name, leaf in list(has.items()):
+        if is_stacked(name):
+            has |= {one: leaf[i] for i, one in enumerate(layer_names(name, leaf.shape[0]))}
+
+    def found(name, leaf):
+        if name in has or not is_stacked(name):
+            return has.get(name)
+        layers = [has.get(one) for one in layer_names(name, leaf.shape[0])]
+        lacking = [layer is None for layer in layers]
+        if any(lacking) and not all(lacking):
+            raise UserError(f'{name}: is one array of all layers (model.scan_layers), of which some alone are drawn')
+        return None if all(lacking) else jnp.stack(layers)
+
+    return map_named(found, like)
 
 
 def path_name(path) -> str:

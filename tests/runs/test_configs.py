@@ -1,13 +1,16 @@
 """Every config trains, evaluates and samples in its smoke variant; a model is one task file, one line, one config."""
 
+import contextlib
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from configfiles import CONFIGS, FILES, needs_files, variants
+from stacks import stacked
 
 from aigc_jax import reports, tasks
 from aigc_jax.core import optim, rng
@@ -217,13 +220,22 @@ def test_init_says_which_step_and_whether_the_average(smoke, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
-def test_parameters_of_other_names_are_renamed_and_their_average_with_them(tmp_path):
-    """The blocks of a Transformer change places; the names of a model of its own are as far from ours."""
+def brief_gpt(*more):
     brief = [('total_steps', '10'), ('eval_every_steps', '10'), ('checkpoint_every_steps', '10')]
-    averaged = [('optim.model.ema_decay', '0.9')]
-    source = train_undrawn(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, *averaged]), tmp_path / 'source')
+    return config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, *more])
+
+
+@pytest.fixture(scope='module')
+def averaging(tmp_path_factory) -> Run:
+    """A Transformer whose parameters are averaged."""
+    return train_undrawn(brief_gpt(('optim.model.ema_decay', '0.9')), tmp_path_factory.mktemp('averaging') / 'run')
+
+
+def test_parameters_of_other_names_are_renamed_and_their_average_with_them(averaging):
+    """The blocks of a Transformer change places; the names of a model of its own are as far from ours."""
+    source = averaging
     swap = (('block_0/', 'block_x/'), ('block_1/', 'block_0/'), ('block_x/(.*)', r'block_1/\1'))
-    config = config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, ('init.run', str(source.folder))])
+    config = brief_gpt(('init.run', str(source.folder)))
     _, state = source.open()
     for average in (True, False):
         config.init.average = average
@@ -243,6 +255,35 @@ def test_parameters_of_other_names_are_renamed_and_their_average_with_them(tmp_p
         config.init.rename = rename
         with pytest.raises(UserError, match=words):
             initial.model(Experiment(config))
+
+
+def test_layers_one_by_one_and_in_a_loop_start_from_one_another(averaging, tmp_path):
+    """The average of the parameters, where it is wanted, to the bit; a head that is drawn, adapters, and what a loop
+    has no room for."""
+    start = [('init.run', str(averaging.folder)), ('model.scan_layers', 'True'), ('optim.model.ema_decay', '0.9')]
+    experiment = Experiment(brief_gpt(*start, ('init.average', 'False')))
+    raw, _ = initial.model(experiment)
+    _, state = averaging.open()
+    assert_equal(raw[0]['model'], stacked(state.params['model']))
+    drawn = initial.model(Experiment(brief_gpt(*start, ('init.drawn', 'head'), ('adapt.name', 'lora'))))[0][0]['model']
+    own = stacked(optim.averaged(state.params, state.opt)['model'])
+    assert_equal(drawn['blocks'], own['blocks'])
+    assert drawn['head']['kernel'] is drawn['lora']['blocks.query']['a'] is None
+    with pytest.raises(UserError, match='model/blocks/.*: is one array of all layers .*, of which some alone are drawn'):
+        initial.model(Experiment(brief_gpt(*start, ('init.drawn', 'block_1'))))
+    with pytest.raises(UserError, match=r'it lacks params/model/block_2/.*; set model.layers=2, as'):
+        initial.model(Experiment(brief_gpt(*start, ('model.layers', '3'))))
+
+    looped = Run(shutil.copytree(averaging.folder, tmp_path / 'looped', ignore=shutil.ignore_patterns('checkpoints')))
+    looped.paths.config.write_text(config_lib.to_json(experiment.config))
+    state = experiment.create_state(*raw)
+    state = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))  # which the average is not, then
+    with contextlib.closing(looped.checkpoints(experiment.config)) as checkpoints:
+        checkpoints.save(10, state)
+    back = [('init.run', str(looped.folder)), ('model.dropout', '0.1')]
+    for average in (True, False):
+        found = initial.model(Experiment(brief_gpt(*back, ('init.average', str(average)))))[0][0]['model']
+        assert_equal(found, jax.tree.map(lambda x, more=not average: x + more, averaging.open()[1].params['model']))
 
 
 def assert_equal(a, b):
