@@ -8,14 +8,13 @@ what is trained: the optimizer of such a player leaves the rest still, unless op
 
 import copy
 import math
-import re
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from aigc_jax.core import patterns, rng, tree
+from aigc_jax.core import rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.types import Array, Task, Tree
@@ -39,10 +38,8 @@ def adapted(task: Task, config: ConfigDict) -> Task:
     if not config.name:
         return task
     base = task.abstract[0]
-    shapes = {name: leaf.shape for name, leaf in tree.flatten(base).items()}
-    patterns.check(config.targets, shapes, 'adapt.targets')
-    kernels = {name: shape for name, shape in shapes.items() if name.endswith('/kernel') and len(shape) > 1}
-    chosen = {name: shape for name, shape in kernels.items() if re.search(config.targets, name)}
+    kernels = {name: leaf for name, leaf in tree.flatten(base).items() if name.endswith('/kernel') and leaf.ndim > 1}
+    chosen = {name: kernels[name].shape for name in tree.matching(config.targets, kernels, 'adapt.targets')}
     if not chosen:
         raise UserError(f'adapt.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
     for name, shape in chosen.items():

@@ -15,7 +15,6 @@ and of nnx modules.
 """
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ import optax
 from ml_collections import ConfigDict
 
 from aigc_jax.adapt.storage import Stored
-from aigc_jax.core import optim, patterns, rng, tree
+from aigc_jax.core import optim, rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.step import abstract_params, first_state
@@ -96,17 +95,15 @@ def adapted(task: Task, config: ConfigDict) -> Task:
 def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: of each parameter the share that is kept, or None where it is not pruned}. Raises UserError."""
     leaves = tree.flatten(dict(params))
-    kernels = [name for name, leaf in leaves.items() if name.endswith('/kernel') and leaf.ndim > 1]
-    patterns.check(config.targets, kernels, 'prune.targets')
-    chosen = {name: config.keep for name in kernels if re.search(config.targets, name)}
+    kernels = {name: leaf for name, leaf in leaves.items() if name.endswith('/kernel') and leaf.ndim > 1}
+    chosen = dict.fromkeys(tree.matching(config.targets, kernels, 'prune.targets'), config.keep)
     if not chosen:
         raise UserError(f'prune.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
     for rule in reversed(config.rules):
         if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
             raise UserError(f'prune.rules: {rule!r} is no pair (regex, share)')
         FIELDS['keep'].check('prune.rules', rule[1])
-        patterns.check(rule[0], chosen, 'prune.rules')
-        matched = [name for name in chosen if re.search(rule[0], name)]
+        matched = tree.matching(rule[0], {name: kernels[name] for name in chosen}, 'prune.rules')
         if not matched:
             raise UserError(f'prune.rules: {rule[0]!r} matches no kernel that is pruned: {", ".join(chosen)}')
         chosen |= dict.fromkeys(matched, rule[1])

@@ -9,7 +9,6 @@ arXiv:1712.05877, section 3). So it needs nothing of the model, and works for ev
 With GPTQ (gptq.py) the kernels are such values themselves, and the tree GROUP of their player holds their scales.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from aigc_jax.adapt.storage import Stored
-from aigc_jax.core import patterns, tree
+from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
 from aigc_jax.core.step import abstract_params
@@ -87,8 +86,7 @@ def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
 def chosen(params: Mapping[str, Tree], config: ConfigDict) -> list[str]:
     """The kernels that are quantized, PLAYER/…/kernel. Raises UserError."""
     kernels = _kernels(params)
-    patterns.check(config.targets, kernels, 'quantize.targets')
-    found = [name for name in kernels if re.search(config.targets, name)]
+    found = tree.matching(config.targets, kernels, 'quantize.targets')
     if not found:
         raise UserError(f'quantize.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
     for name in found:

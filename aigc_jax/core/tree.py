@@ -1,7 +1,8 @@
 """Trees by the names of their leaves."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,24 +59,44 @@ def map_named(function: Callable, tree: Tree, *rest: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
 
 
+def matching(pattern: str, leaves: Mapping[str, Any], what: str, sometimes: tuple[str, ...] = ()) -> list[str]:
+    """The names in which a regex is found, and of layers in a loop those that it is found in when they have the names
+    of each layer by itself. leaves: {name: what has a shape}.
+
+    Raises UserError for a regex that is no regex, and for one that is of some layers of a loop alone. `what` names the
+    config field in that message; `sometimes`: other names that it may be meant for.
+    """
+    layers = {name: layer_names(name, leaf.shape[0]) for name, leaf in leaves.items() if is_stacked(name)}
+    patterns.check(pattern, (*leaves, *(one for own in layers.values() for one in own), *sometimes), what)
+    found = []
+    for name in leaves:
+        each = [one for one in layers.get(name, ()) if re.search(pattern, one)]
+        if each and len(each) < len(layers[name]):
+            raise UserError(
+                f'{what}: {pattern!r} matches {each[0]} and not all layers, which {name} holds in one array; set '
+                'model.scan_layers to False, or match all of them'
+            )
+        if each or re.search(pattern, name):
+            found.append(name)
+    return found
+
+
 def by_rule(
     rules: Iterable[tuple[str, object]], tree: Tree, default, what: str, sometimes: tuple[str, ...] = ()
 ) -> Tree:
-    """The value of the first rule (regex, value) whose regex is found in a leaf's name; `default` for the rest.
+    """The value of the first rule (regex, value) that is of a leaf, by its name (`matching`); `default` for the rest.
 
     Raises UserError for a regex that is no regex, or that no leaf's name holds (a misspelt rule does nothing
     in silence otherwise). `what` names the config field in that message; `sometimes`: names that only some trees have.
     """
-    rules = tuple(rules)
-    names = list(flatten(tree))
+    rules, leaves, value_of = tuple(rules), flatten(tree), {}
     for rule in rules:
         if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
             raise UserError(f'{what}: {rule!r} is no pair of a regular expression and a value')
-    for pattern, _ in rules:
-        patterns.check(pattern, (*names, *sometimes), what)
-        if not any(re.search(pattern, name) for name in (*names, *sometimes)):
-            known = ', '.join(names)
+    for pattern, value in rules:
+        found = matching(pattern, leaves, what, sometimes)
+        if not found and not any(re.search(pattern, name) for name in sometimes):
+            known = ', '.join(leaves)
             raise UserError(f"{what}: {pattern!r} matches no parameter; there are {known}; '.*' matches all")
-    return map_named(
-        lambda name, _: next((value for pattern, value in rules if re.search(pattern, name)), default), tree
-    )
+        value_of = dict.fromkeys(found, value) | value_of  # of the first one
+    return map_named(lambda name, _: value_of.get(name, default), tree)

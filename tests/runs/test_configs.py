@@ -13,7 +13,7 @@ from configfiles import CONFIGS, FILES, needs_files, variants
 from stacks import stacked
 
 from aigc_jax import reports, tasks
-from aigc_jax.core import optim, rng
+from aigc_jax.core import optim, rng, tree
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Extra, Task, Turn
@@ -269,7 +269,7 @@ def test_layers_one_by_one_and_in_a_loop_start_from_one_another(averaging, tmp_p
     own = stacked(optim.averaged(state.params, state.opt)['model'])
     assert_equal(drawn['blocks'], own['blocks'])
     assert drawn['head']['kernel'] is drawn['lora']['blocks.query']['a'] is None
-    with pytest.raises(UserError, match='model/blocks/.*: is one array of all layers .*, of which some alone are drawn'):
+    with pytest.raises(UserError, match='model/blocks/.*: is one array of all layers .* some alone are drawn'):
         initial.model(Experiment(brief_gpt(*start, ('init.drawn', 'block_1'))))
     with pytest.raises(UserError, match=r'it lacks params/model/block_2/.*; set model.layers=2, as'):
         initial.model(Experiment(brief_gpt(*start, ('model.layers', '3'))))
@@ -284,6 +284,24 @@ def test_layers_one_by_one_and_in_a_loop_start_from_one_another(averaging, tmp_p
     for average in (True, False):
         found = initial.model(Experiment(brief_gpt(*back, ('init.average', str(average)))))[0][0]['model']
         assert_equal(found, jax.tree.map(lambda x, more=not average: x + more, averaging.open()[1].params['model']))
+
+
+def test_a_regex_is_of_layers_in_a_loop_as_it_is_of_each_by_itself():
+    """So it was passed over where another part of it matched; configs/t5.py has one for its layers."""
+    config = config_lib.load(f'{CONFIGS / "t5.py"}:smoke', [('model.scan_layers', 'True')])
+    params = Experiment(config).abstract_state.params['model']
+    found = tree.flatten(tree.by_rule((('^embed|coder_[0-9]+/up', 1), ('blocks|head', 2)), params, 0, 'rules'))
+    names = {value: [name for name, one in found.items() if one == value] for value in (1, 2)}
+    assert names[1] == ['decoder_blocks/up/kernel', 'embed/embedding', 'encoder_blocks/up/kernel']
+    assert {'encoder_blocks/down/kernel', 'head/kernel'} < {*names[2]}
+    for field, value, *more in (
+        ('optim.model.freeze', 'embed|block_0'), ('optim.model.freeze', '^(?!block_1|norm)'),
+        ('adapt.targets', 'head|block_1', ('adapt.name', 'lora')),
+        ('prune.targets', 'head|block_1', ('prune.keep', '.5')),
+        ('quantize.targets', 'head|block_1', ('quantize.weights', 'int8')),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f'{field}: .* matches .*block_[01].* and not all layers'):
+            Experiment(brief_gpt(('model.scan_layers', 'True'), *more, (field, value)))
 
 
 def assert_equal(a, b):
