@@ -271,8 +271,11 @@ def _compared(run: Run, theirs: ConfigDict, ours: ConfigDict, shapes: Mapping[st
         for name, shape in shapes.items():  # mostly said by data.block
             if name.endswith('/position/embedding') and name in str(error) and 'positions' in ours.model:
                 fields['model.positions'] = shape[0]
+        of_optimizer = 'its optimizer' in str(error) or ' opt/' in str(error)
         mend, alike = '', 2 * len(has.keys() & now.keys()) > len(has.keys() | now.keys())
-        if fields and alike:
+        if of_optimizer and ours.init.rename:
+            mend = '; the regexes of its optim are of its own names; init.average=False takes the parameters themselves'
+        elif fields and alike:
             mend = f'; set {", ".join(f"{name}={value}" for name, value in fields.items())}, as {run.folder} has'
         elif theirs.task.name != ours.task.name:
             mend = f'; {run.folder} is a run of task.name={theirs.task.name}'

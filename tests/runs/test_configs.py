@@ -257,6 +257,20 @@ def test_parameters_of_other_names_are_renamed_and_their_average_with_them(avera
             initial.model(Experiment(config))
 
 
+def test_an_average_whose_optimizer_has_regexes_of_other_names_is_refused_with_the_mend(averaging, tmp_path):
+    """As Muon's has, of a model whose layers are not block_0, …"""
+    other = Run(shutil.copytree(averaging.folder, tmp_path / 'other'))
+    own = json.loads(other.paths.config.read_text())
+    swap = "(('block_0/', 'block_x/'), ('block_1/', 'block_0/'), ('block_x/', 'block_1/'))"
+    start = [('init.run', str(other.folder)), ('init.rename', swap)]
+    for regex in ('layer.*kernel', 'block_0.*kernel'):
+        own['optim']['model']['options']['muon_weight_dimension_numbers'] = regex
+        other.paths.config.write_text(json.dumps(own))
+        with pytest.raises(UserError, match='regexes of its optim are of its own names; init.average=False takes'):
+            initial.model(Experiment(brief_gpt(*start)))
+    assert initial.model(Experiment(brief_gpt(*start, ('init.average', 'False'))))[0]
+
+
 def test_layers_one_by_one_and_in_a_loop_start_from_one_another(averaging, tmp_path):
     """The average of the parameters, where it is wanted, to the bit; a head that is drawn, adapters, and what a loop
     has no room for."""
