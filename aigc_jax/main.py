@@ -33,7 +33,7 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string(
     'prompt_file', '', 'sample, in place of --prompt: a file whose lines are prompts, each in JSON quotes or bare; '
-    'classifiers of texts: also a .jsonl or .tsv with the columns of the training file'
+    'models trained on rows: also a .jsonl or .tsv with the columns of the training file'
 )
 flags.DEFINE_integer(
     'max_new_tokens', None,
@@ -180,7 +180,8 @@ def _sample(trained) -> None:
 def _fill(trained) -> None:
     """The prompts with their masks filled in, and what else could stand there."""
     task = trained.config.task.name
-    prompts = _read(f'{task} draws nothing; it fills each <mask> of a --prompt', 'the <mask> statement')
+    words = f'{task} draws nothing; it fills each <mask> of a --prompt'
+    prompts = _read(trained, words, 'the <mask> statement')
     found = trained.fill([text for (text,) in prompts])
     if processes.first():
         show('\n'.join(one.lines() for one in found))
@@ -193,7 +194,7 @@ def _classify(trained) -> None:
     by_token = trained.task.get(Classifies).by_token
     words = f'{trained.config.task.name} draws nothing; it tells the class of each --prompt'
     columns = () if by_token else trained.experiment.dataset.spec.columns
-    found = trained.classify(_read(words, 'a text of your own', columns))
+    found = trained.classify(_read(trained, words, 'a text of your own', columns))
     if not processes.first():
         return
     if by_token:
@@ -201,20 +202,21 @@ def _classify(trained) -> None:
     show(''.join(f'{one.line()}\n' for one in found))
 
 
-def _read(draws_nothing: str, example: str, columns: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+def _read(trained, draws_nothing: str, example: str, columns: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """The prompts of a model that reads them and draws nothing, see texts.read_examples. Raises UserError."""
+    from aigc_jax import data
     from aigc_jax.reports import texts
 
     if given := [name for name in (*TEXT_FLAGS[2:], 'num_samples', 'seed', 'labels') if FLAGS[name].present]:
         raise UserError(f'--{given[0]}: {draws_nothing}')
     if not (FLAGS.prompt or FLAGS.prompt_file):
         raise UserError(f"--prompt: missing; give a text, such as --prompt='{example}'")
-    return texts.read_examples(FLAGS.prompt, FLAGS.prompt_file, columns)
+    return texts.read_examples(FLAGS.prompt, FLAGS.prompt_file, columns, data.row_columns(trained.config.data))
 
 
 def _generate(trained) -> None:
     """The texts on stdout, their likelihood and how they ended on stderr, both in samples/."""
-    from aigc_jax import api
+    from aigc_jax import api, data
     from aigc_jax.core.capabilities import CausalText
     from aigc_jax.core.notes import note
     from aigc_jax.decoding.generate import summary
@@ -222,7 +224,7 @@ def _generate(trained) -> None:
 
     if FLAGS.labels:
         raise UserError('--labels: a language model has no classes; give it a --prompt')
-    prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file)
+    prompts = texts.read_prompts(FLAGS.prompt, FLAGS.prompt_file, data.row_columns(trained.config.data))
     reads_marks = trained.tokenizer.sentinels and not trained.can(CausalText)  # another mark is refused there
     if not reads_marks and any(filling.MASK in prompt for prompt in prompts):
         name = trained.config.task.name

@@ -24,7 +24,7 @@ def get_config():
             checkpoint_every_steps=500,
             batch_size=60,
             optim=dict(
-                model=dict(name='adam', options=dict(), schedule=dict(name='constant_schedule', value=1.2e-3)),
+                model=dict(name='adam', schedule=dict(name='constant_schedule', value=1.2e-3)),
             ),
             data=dict(name='digits'),
             model=dict(classifier=dict(features=(300, 100), activation='relu', bias_init='zeros')),

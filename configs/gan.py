@@ -42,7 +42,6 @@ def get_config():
                     name='exponential_decay', init_value=1.0, transition_percent=100.0, decay_rate=1.0
                 ),
             ),
-            eval=dict(),
         )
     )
 

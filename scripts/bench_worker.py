@@ -77,7 +77,7 @@ def contenders(workload: Workload, for_gpu: bool = False) -> dict[str, tuple]:
             'ours': {}, 'ours, int8': {'quantize.weights': 'int8'},
             'ours, int8 activations too': {'quantize.weights': 'int8', 'quantize.activations': 'int8'},
             'ours, int4': {'quantize.weights': 'int4', 'quantize.group': min(32, workload.width)},
-            'ours, half the width and layers': small,
+            'ours, half of the weights pruned': {'prune.keep': 0.5}, 'ours, half the width and layers': small,
         }  # fmt: skip
         return {name: (OURS, 'bench_ours.generate', more) for name, more in ways.items()}
     if isinstance(workload, Loading):

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt import targets
 from aigc_jax.core import rng, tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.schema import Field
+from aigc_jax.core.step import abstract_params
 from aigc_jax.core.types import Array, Task, Tree
 
 FIELDS = {
@@ -37,12 +39,9 @@ def adapted(task: Task, config: ConfigDict) -> Task:
     """`task` with the adapters that `config`, the config's group `adapt`, asks for. Raises UserError."""
     if not config.name:
         return task
-    base = task.abstract[0]
-    kernels = {name: leaf for name, leaf in tree.flatten(base).items() if name.endswith('/kernel') and leaf.ndim > 1}
-    chosen = {name: kernels[name].shape for name in tree.matching(config.targets, kernels, 'adapt.targets')}
-    if not chosen:
-        raise UserError(f'adapt.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
-    for name, shape in chosen.items():
+    kernels = targets.chosen(abstract_params(task), config.targets, 'adapt.targets')
+    shapes = {name: leaf.shape for name, leaf in kernels.items()}
+    for name, shape in shapes.items():
         _, inputs, outputs = _sizes(name.partition('/')[2], shape)
         if config.rank > min(inputs, outputs):
             raise UserError(f'adapt.rank: {config.rank}, but {name} is {inputs} × {outputs}')
@@ -50,7 +49,7 @@ def adapted(task: Task, config: ConfigDict) -> Task:
     def init(key: Array):
         params, extra = task.init(key)
         params = {player: dict(own) for player, own in params.items()}
-        for name, shape in chosen.items():
+        for name, shape in shapes.items():
             player, _, path = name.partition('/')
             adapter = _drawn(rng.named(key, f'{GROUP}/{name}'), path, shape, config)
             params[player].setdefault(GROUP, {})[_key(path)] = adapter

@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt import targets
 from aigc_jax.adapt.storage import Stored
 from aigc_jax.core import optim, rng, tree
 from aigc_jax.core.errors import UserError
@@ -94,20 +95,11 @@ def adapted(task: Task, config: ConfigDict) -> Task:
 
 def shares(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
     """{player: of each parameter the share that is kept, or None where it is not pruned}. Raises UserError."""
-    leaves = tree.flatten(dict(params))
-    kernels = {name: leaf for name, leaf in leaves.items() if name.endswith('/kernel') and leaf.ndim > 1}
-    chosen = dict.fromkeys(tree.matching(config.targets, kernels, 'prune.targets'), config.keep)
-    if not chosen:
-        raise UserError(f'prune.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
-    for rule in reversed(config.rules):
-        if not isinstance(rule, (tuple, list)) or len(rule) != 2 or not isinstance(rule[0], str):
-            raise UserError(f'prune.rules: {rule!r} is no pair (regex, share)')
-        FIELDS['keep'].check('prune.rules', rule[1])
-        matched = tree.matching(rule[0], {name: kernels[name] for name in chosen}, 'prune.rules')
-        if not matched:
-            raise UserError(f'prune.rules: {rule[0]!r} matches no kernel that is pruned: {", ".join(chosen)}')
-        chosen |= dict.fromkeys(matched, rule[1])
-    return tree.map_named(lambda name, _: chosen[name] if chosen.get(name, 1) < 1 else None, dict(params))
+    kernels = targets.chosen(params, config.targets, 'prune.targets')
+    share_of = tree.by_rule(config.rules, kernels, config.keep, 'prune.rules')
+    for _, share in config.rules:
+        FIELDS['keep'].check('prune.rules', share)
+    return tree.map_named(lambda name, _: share_of[name] if share_of.get(name, 1) < 1 else None, dict(params))
 
 
 def optimizers(

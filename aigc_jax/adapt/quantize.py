@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from aigc_jax.adapt import targets
 from aigc_jax.adapt.storage import Stored
 from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
@@ -85,15 +86,12 @@ def merged(params: Mapping[str, Tree], config: ConfigDict) -> dict[str, Tree]:
 
 def chosen(params: Mapping[str, Tree], config: ConfigDict) -> list[str]:
     """The kernels that are quantized, PLAYER/…/kernel. Raises UserError."""
-    kernels = _kernels(params)
-    found = tree.matching(config.targets, kernels, 'quantize.targets')
-    if not found:
-        raise UserError(f'quantize.targets: {config.targets!r} matches no kernel; there are {", ".join(kernels)}')
-    for name in found:
-        inputs = kernels[name].shape[-2]
+    found = targets.chosen(params, config.targets, 'quantize.targets')
+    for name, leaf in found.items():
+        inputs = leaf.shape[-2]
         if config.group and inputs % config.group:
             raise UserError(f'quantize.group: {config.group} does not divide {inputs}, the inputs of {name}')
-    return found
+    return list(found)
 
 
 def quantized(name: str, kernel: Array, config: ConfigDict) -> Any:
@@ -215,7 +213,7 @@ class Layers:
 
 def _rounding(params: Mapping[str, Tree], names: list[str], kind: str) -> Callable[[nn.Module, Array], Array | None]:
     """`see` of the layers whose kernels are `names`, for their inputs: of an image one scale, of all else one a row."""
-    kernels = list(_kernels(params))
+    kernels = list(targets.kernels(params))
 
     def see(module: nn.Module, x: Array) -> Array | None:
         # A module does not know which player it is of.
@@ -248,11 +246,6 @@ def _within(interceptor: Callable) -> Callable[[Callable], Callable]:
 def _through(value: Array, instead: Array) -> Array:
     """`instead`, to the bit, with the gradient of `value`."""
     return jax.lax.stop_gradient(instead) + (value - jax.lax.stop_gradient(value))
-
-
-def _kernels(params: Mapping[str, Tree]) -> dict[str, Any]:
-    flat = tree.flatten(dict(params))
-    return {name: leaf for name, leaf in flat.items() if name.endswith('/kernel') and len(leaf.shape) > 1}
 
 
 def _without_scales(params: Mapping[str, Tree]) -> dict[str, Tree]:

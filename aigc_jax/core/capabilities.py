@@ -144,10 +144,10 @@ class WritesText:
     context: the most columns that a cache can have; 0: any number.
     vocab_size, eos: of the tokenizer; eos: None where texts have no end.
     bos: the token that a text without a prompt begins with, which is not written.
-    columns: whether what was read stands in columns, as attention has it. The cache is then a State of
-      aigc_jax/nn/language_layers.py whose `layers` have columns at axis −2. From `start` on, `decode` looks at those
-      alone that `look` of that file tells it, at the places that it tells. So a draft can take back what was read, and
-      the beams of a text share it. False: there is no draft, and a beam search has a row of the cache for each beam.
+    columns: whether the cache has a column for each token that was read, as attention has. It is then a State of
+      aigc_jax/nn/language_layers.py whose `layers` have columns at axis −2. Of these `decode` reads, from `start` on,
+      only those that `look` of that file gives, each at the place that it gives. So a draft can be taken back, and the
+      beams of a text share what they have in common. False: there is no draft, and each beam has a cache of its own.
     A cache is a NamedTuple with the field start (n,). All else in it has texts as its first axis, or is a scalar; a
     model of `columns` may differ.
     """

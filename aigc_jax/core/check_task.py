@@ -21,10 +21,9 @@ from aigc_jax.core.capabilities import (
     SplitStatistic,
 )
 from aigc_jax.core.errors import UserError
-from aigc_jax.core.types import Aux, Batch, Extra, Task, Turn
+from aigc_jax.core.types import NO_METRICS, Aux, Batch, Extra, Task, Turn
 
 _N = 7  # examples that a capability is tried with
-_KEYS = {'step', 'split', 'seed', 'diverged'}  # of a row of metrics.jsonl
 _LOSS = '(scalar, Aux(metrics, extra))'
 
 
@@ -159,7 +158,7 @@ class _Checked:
                 )
                 fits = _is_named(found) and all(map(of_each, found.values()))
                 want(fits, 'per_example', found, '{metric: (n,)} or {metric: ((n,), (n,))}, one value an example')
-                if taken := _KEYS & found.keys():
+                if taken := found.keys() & NO_METRICS:
                     raise UserError(
                         f'task.name: {self._path}: a metric of Measures has the name {min(taken)!r}, which a row of '
                         'metrics.jsonl has for something else; choose another'

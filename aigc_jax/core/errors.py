@@ -43,6 +43,11 @@ def unreadable(error: OSError) -> str:
     return f'{why}; make it readable for this user, as with chmod' if isinstance(error, PermissionError) else why
 
 
+def cause(error: BaseException) -> str:
+    """What the system says of an OSError, without its number and path; what any other error says."""
+    return str(getattr(error, 'strerror', None) or error)
+
+
 def first_line(error: BaseException | str) -> str:
     """Of what an error says; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).partition('\n')[0]

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 
 import zstandard
 
-from aigc_jax.core.errors import RunError, UserError, unreadable
+from aigc_jax.core.errors import RunError, UserError, cause, unreadable
 from aigc_jax.core.memory import read_whole
 from aigc_jax.core.mends import unused
 from aigc_jax.core.notes import note
@@ -176,7 +176,7 @@ def read_compressed(path, what: str = '', opener=regular) -> bytes:
         with open_compressed(path, opener) as file:
             return read_whole(file, f'{what}{path}')
     except UNREADABLE as error:
-        raise UserError(f'{what}{path}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+        raise UserError(f'{what}{path}: cannot be read: {cause(error)}') from None
 
 
 def read_text(path, what: str = '', opener=regular) -> str:

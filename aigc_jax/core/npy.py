@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from aigc_jax.core import memory
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, cause
 from aigc_jax.core.files import UNREADABLE
 from aigc_jax.core.records import regular
 
@@ -91,7 +91,7 @@ def load(path, what: str, *names: str) -> dict[str, np.ndarray]:
         with open(path, 'rb', opener=regular) as file, zipfile.ZipFile(file) as archive:
             return {name: member(archive, name, what) for name in names or shapes(archive)}
     except BROKEN as error:
-        raise UserError(f'{what}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+        raise UserError(f'{what}: cannot be read: {cause(error)}') from None
 
 
 def member(archive: zipfile.ZipFile, name: str, what: str) -> np.ndarray:

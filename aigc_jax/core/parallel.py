@@ -275,7 +275,10 @@ def make_plan(
         if config.mode == 'pmap':
             raise UserError('num_seeds: replicas are laid over the devices by jit; set parallel.mode to jit')
         if num_seeds % mesh.size:
-            raise UserError(f'num_seeds: {num_seeds} replicas do not divide over {mesh.size} devices')
+            whole = math.ceil(num_seeds / mesh.size) * mesh.size
+            raise UserError(
+                f'num_seeds: {num_seeds} replicas do not divide over {mesh.size} devices; the next that do are {whole}'
+            )
         if plan.rules:
             raise UserError(
                 'parallel.rules: each replica is whole on its device; leave them out, or set num_seeds to 1'
@@ -305,7 +308,10 @@ def _mesh_shape(config: Any, devices: int) -> tuple[int, ...]:
     given = math.prod(size for size in sizes if size != -1)
     shape = tuple(devices // given if size == -1 else size for size in sizes)
     if math.prod(shape) != devices:
-        raise UserError(f'parallel.mesh: {dict(zip(AXES, sizes, strict=True))} does not make {devices} devices')
+        raise UserError(
+            f'parallel.mesh: {dict(zip(AXES, sizes, strict=True))} does not make {devices} devices; the product of the '
+            'sizes is their number, and -1 stands for what is left'
+        )
     return shape
 
 
@@ -321,7 +327,10 @@ def _axes(placement, name: str, shape: tuple[int, ...], mesh: Mesh) -> Sequence[
         raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: say replicated, fsdp or a tuple of axes')
     for axis, size in zip(placement, shape, strict=False):
         if axis is not None and (axis not in AXES or size % mesh.shape[axis]):
-            raise UserError(f'parallel.rules: {placement!r} does not divide {name} {shape} over {dict(mesh.shape)}')
+            raise UserError(
+                f'parallel.rules: {placement!r} does not divide {name} {shape} over {dict(mesh.shape)}; let a rule '
+                'before it say replicated'
+            )
     named = [axis for axis in placement if axis is not None]
     if len(named) > len(set(named)):
         raise UserError(f'parallel.rules: {placement!r} for {name} {shape}: it names an axis twice')

@@ -37,6 +37,7 @@ class Extra(NamedTuple):
 
 
 Metrics = dict[str, Array]
+NO_METRICS = 'step', 'split', 'seed', 'diverged'  # what a row of metrics.jsonl holds beside metrics
 
 
 class Aux(NamedTuple):
@@ -46,8 +47,8 @@ class Aux(NamedTuple):
     extra: the renewed statistics and recurrent state.
     weight: (), how many examples (or tokens) the means are over, for micro-batches and devices that hold unequal
         numbers of them, such as masked tokens; where it is 0 the means are not read. None: the examples of the batch.
-    logits: of a loss that is a mean of −log p of classes, (their logits (…, classes), which of the places the mean is
-        over, bool (…)), for distillation; None: the loss is another.
+    logits: for distillation, of a loss that is a mean of −log p of classes: (the logits (…, classes), whether the mean
+        counts a place, bool (…)). None: the loss is another.
     """
 
     metrics: Metrics

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import glob
 import os
 
 from aigc_jax.core import schema
@@ -31,7 +32,8 @@ from aigc_jax.data.tokenizers import Tokenizer
 
 __all__ = [
     'NO_TAG', 'TEXTS', 'Arrays', 'Dataset', 'Images', 'Labelled', 'Pairs', 'Points', 'Resident', 'Scaling', 'Source',
-    'Spec', 'Tagged', 'Text', 'Tokenizer', 'Tokens', 'code_ways', 'from_arrays', 'is_code', 'load', 'materialize',
+    'Spec', 'Tagged', 'Text', 'Tokenizer', 'Tokens', 'code_ways', 'from_arrays', 'is_code', 'kind_at', 'load',
+    'materialize', 'new_place', 'row_columns',
 ]  # fmt: skip
 
 OWN = '.py'  # the path of a Python file of the user's, whose function returns images, points or text
@@ -114,6 +116,32 @@ def located(name: str) -> str:
     """data.name with the whole path of an own file, so that its run opens from any folder."""
     found = own_file(name)
     return name if found is None else name.removesuffix(found) + os.path.abspath(os.path.expanduser(found))
+
+
+def kind_at(name: str) -> tuple[str, str]:
+    """('stacked:idx:', 'DIR') of data.name=stacked:idx:DIR; ('', '') of data that do not lie at a place of the user's,
+    and of an own file."""
+    key, where = _parts(name)
+    if key == STACKED:
+        inner, place = kind_at(where)
+        return (key + inner, place) if inner else ('', '')
+    return (key, where) if where and key not in (TFDS, OWN) and not where.startswith(TFDS) else ('', '')
+
+
+def new_place(name: str) -> str:
+    """data.name with words for its place, where nothing lies at a place that it names; '' where all is there."""
+    kind, where = kind_at(name)
+    found = reading.places(name, where) if kind else {}
+    is_there = lambda place: os.path.exists(place) or (glob.has_magic(place) and glob.glob(place, recursive=True))
+    if all(map(is_there, found.values())):
+        return ''
+    return kind + ','.join(f'{split}=NEW_PLACE' if split else 'NEW_PLACE' for split in found)
+
+
+def row_columns(cfg) -> tuple[str, tuple[str, ...]]:
+    """(the kind, the names of the columns) of data in rows of the user's own files: pairs, labelled, tagged or jsonl;
+    ('', ()) of others. Raises UserError."""
+    return ('jsonl', ('text',)) if cfg.name.startswith('jsonl:') else example_files.row_columns(cfg)
 
 
 def load(cfg, tokenizer: Tokenizer | None = None) -> Dataset:

@@ -35,11 +35,21 @@ class Pretrained(Tokenizer):
     config: str = '{}'
 
     def writes_as(self, other: Tokenizer) -> bool:
-        plain = lambda one: dataclasses.replace(one, config='{}')  # which also holds what only transformers reads
         return (
-            isinstance(other, Pretrained) and plain(self) == plain(other)
-            and (self.roles, self.frame) == (other.roles, other.frame)
+            isinstance(other, Pretrained) and (self.roles, self.frame) == (other.roles, other.frame)
+            and (self.model == other.model or self._rules == other._rules)
         )  # fmt: skip
+
+    @functools.cached_property
+    def _rules(self) -> dict[str, Any]:
+        """What decides the tokens of each text and the text of tokens, the same of each file that says the same, such
+        as a spiece.model and the tokenizer.json made of it. Special tokens have their numbers in `vocab`; the rest that
+        a file says of them is of texts that may hold some, as prompts may."""
+        whole = json.loads(backend(self.model).to_str())
+        parts = {name: whole[name] for name in ('normalizer', 'pre_tokenizer', 'decoder')}
+        model = {name: value for name, value in whole['model'].items() if value not in (None, '')}  # both mean none
+        added = [token for token in whole['added_tokens'] if not token['special']]
+        return {**parts, 'model': model, 'added': added, 'vocab': self._library.get_vocab(with_added_tokens=True)}
 
     @property
     def before_prompt(self) -> tuple[int, ...]:

@@ -1,12 +1,14 @@
 """Beam search, inside one compiled program."""
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from aigc_jax.core.types import Array, Tree
-from aigc_jax.decoding.sampling import Apply, Generated, Sampling, seen_tokens, top_k, transform
+from aigc_jax.decoding.sampling import Apply, Generated, Sampling, rooms, seen_tokens, top_k, transform
 from aigc_jax.nn.language_layers import Beams
 
 # (parent (n, k), token (n, k), state) -> (logits (n · k, V), state): beam j goes on from parent[:, j] with token[:, j].
@@ -24,8 +26,9 @@ def beam_search(
     after the penalty.
 
     shared: whether `state` is a language_layers.State whose layers have columns, with room for the prompt alone. The
-    beams of a prompt then stand beside each other in these; else each beam has a row of its own, which is the first
-    axis of all of `state` but scalars, and `state` has room for max_new_tokens more.
+    beams of a prompt then stand beside each other in these, which grow with the text, since each token looks through
+    all of them, filled or not. Else each beam has a row of its own, which is the first axis of all of `state` but
+    scalars, and `state` has room for max_new_tokens more.
     """
     n, k = prompt.shape[0], how.beam_size
     logits, state = apply(prompt, state)
@@ -36,7 +39,7 @@ def beam_search(
     seen = seen_tokens(prompt, state.start, logits.shape[-1], end) if penalized else jnp.zeros((n, 1), bool)
     # Beams of one prompt lie together: row i·k + j is beam j of prompt i.
     logits, seen = (jnp.repeat(x, k, axis=0) for x in (logits, seen))
-    state, read = _in_one_row(apply, state, k, max_new_tokens) if shared else _in_rows(apply, state, k)
+    state, read = _in_one_row(apply, state, k) if shared else _in_rows(apply, state, k)
     score = jnp.tile(jnp.where(jnp.arange(k) == 0, 0.0, -jnp.inf), (n, 1))  # at first all beams are the same
 
     def normalized(log_p, length):
@@ -52,8 +55,8 @@ def beam_search(
             own = jnp.take_along_axis(jax.nn.log_softmax(logits), token, axis=-1)
         return tuple(x.reshape(n, k, each) for x in (token, log_p, own))
 
-    def unfinished(loop):
-        return (loop['t'] < max_new_tokens) & ~jnp.all(loop['done'])
+    def unfinished(room, loop):
+        return (loop['t'] < room) & ~jnp.all(loop['done'])
 
     def write(loop):
         t, done, (token, log_p, own) = loop['t'], loop['done'][:, :, None], loop['likeliest']
@@ -85,7 +88,10 @@ def beam_search(
         t=jnp.int32(0), done=zeros > 0, tokens=jnp.zeros((n, k, max_new_tokens), jnp.int32), length=zeros,
         seen=seen, state=state, score=score, log_prob=jnp.zeros((n, k)), likeliest=likeliest(logits, seen),
     )  # fmt: skip
-    loop = jax.lax.while_loop(unfinished, write, loop)
+    for before, room in itertools.pairwise([0, *(rooms(max_new_tokens) if shared else [max_new_tokens])]):
+        if shared:
+            loop['state'] = _with_room(loop['state'], room - before)
+        loop = jax.lax.while_loop(functools.partial(unfinished, room), write, loop)
     best = jnp.argmax(normalized(loop['score'], loop['length']), axis=1)[:, None]
     one = lambda x: jnp.take_along_axis(x, best.reshape(n, 1, *[1] * (x.ndim - 2)), axis=1)[:, 0]
     return Generated(one(loop['tokens']), one(loop['length']), one(loop['log_prob']))
@@ -102,24 +108,30 @@ def _in_rows(apply: Apply, state: Tree, k: int) -> tuple[Tree, Read]:
     return jax.tree.map(lambda x: jnp.repeat(x, k, axis=0) if x.ndim else x, state), go_on
 
 
-def _in_one_row(apply: Apply, state: Tree, k: int, steps: int) -> tuple[Tree, Read]:
-    """`state`, which has read a prompt in each row, for k beams in each row.
+def _in_one_row(apply: Apply, state: Tree, k: int) -> tuple[Tree, Read]:
+    """`state`, which has read a prompt in each row, for k beams in each row, yet without room for them.
 
     Each step fills k columns, and a beam is what it looks at: so no step copies keys and values, all beams have the
     prompt's in common, and their queries are attended to together.
     """
-    read = jax.tree.leaves(state.layers)[0].shape[-2]
-    # Only now, so that the prompt does not look through columns that are empty.
-    wider = lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, k * steps), (0, 0)])
-    column = jnp.arange(read + k * steps)
-    place = jnp.where(column < read, column, read + (column - read) // k)
-    seen = (column >= state.start[:, None]) & (column < read)
-    beams = Beams(place, jnp.repeat(seen[:, None], k, axis=1))
+    column = jnp.arange(jax.tree.leaves(state.layers)[0].shape[-2])
+    seen = jnp.repeat((column >= state.start[:, None])[:, None], k, axis=1)
 
     def go_on(parent, token, state):
-        seen = jnp.take_along_axis(state.beams.seen, parent[:, :, None], axis=1)
-        seen = seen | (column == state.column + jnp.arange(k)[:, None])
+        place, seen = state.beams
+        seen = jnp.take_along_axis(seen, parent[:, :, None], axis=1)
+        seen = seen | (jnp.arange(len(place)) == state.column + jnp.arange(k)[:, None])
         logits, state = apply(token, state._replace(beams=Beams(place, seen)))
         return logits.reshape(-1, logits.shape[-1]), state
 
-    return state._replace(layers=jax.tree.map(wider, state.layers), beams=beams), go_on
+    return state._replace(beams=Beams(column, seen)), go_on
+
+
+def _with_room(state: Tree, tokens: int) -> Tree:
+    """`state` of beams in one row, with columns for so many more tokens of each."""
+    place, seen = state.beams
+    k = seen.shape[1]
+    wider = lambda x, axis: jnp.pad(x, [(0, k * tokens if i == axis % x.ndim else 0) for i in range(x.ndim)])
+    place = jnp.concatenate([place, place[-1] + 1 + jnp.arange(k * tokens) // k])
+    layers = jax.tree.map(lambda x: wider(x, -2), state.layers)
+    return state._replace(layers=layers, beams=Beams(place, wider(seen, -1)))

@@ -16,15 +16,8 @@ from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
 from aigc_jax.decoding.sampling import Generated, Progress, Sampling
 
-_STAGES, _LEAST = 4, 32  # how often a cache grows at most, and by how many columns at least
 _ROWS = 2  # texts that are worth a thread
 _BESIDE = 64  # beams, of which each looks through the columns of all; more are faster in rows of their own
-
-
-def _rooms(new: int) -> list[int]:
-    """The columns for new tokens of a cache that grows, `new` of them in the end."""
-    growth = max(_LEAST, math.ceil(new / _STAGES))
-    return [*range(growth, new, growth), new]
 
 
 def _put(whole: Array, part: Array) -> Array:
@@ -93,7 +86,7 @@ class TextDecoder:
             first, cache = begin(0 if shared else max_new_tokens)
             return beam_search(apply, cache, first, how, max_new_tokens, text.eos, shared)
         # Each token looks through all columns of the cache, filled or not: so it grows with the text.
-        room, *others = _rooms(max_new_tokens) if text.context else [max_new_tokens]
+        room, *others = sampling.rooms(max_new_tokens) if text.context else [max_new_tokens]
         first, cache = begin(room)
         progress = sampling.prefill(apply, cache, first, how, max_new_tokens, text.eos)
         progress = sampling.decode(apply, progress, key, index, how, room, text.eos, stop)

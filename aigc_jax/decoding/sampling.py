@@ -5,6 +5,7 @@ left, so that all of them end in one column; State.start says where each begins.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -176,6 +177,15 @@ class Progress(NamedTuple):
     logits: Array
     state: Tree
     seen: Array
+
+
+_STAGES, _LEAST = 4, 32  # how often a cache grows at most, and by how many tokens at least
+
+
+def rooms(new: int) -> list[int]:
+    """How many new tokens a cache that grows has room for, one after the other, `new` of them in the end."""
+    growth = max(_LEAST, math.ceil(new / _STAGES))
+    return [*range(growth, new, growth), new]
 
 
 def prefill(

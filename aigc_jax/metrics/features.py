@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from aigc_jax.core import memory, npy, progress, rng
-from aigc_jax.core.errors import UserError, first_line
+from aigc_jax.core.errors import UserError, cause, first_line
 from aigc_jax.core.files import atomic_write
 from aigc_jax.core.records import regular
 from aigc_jax.core.types import Array
@@ -102,8 +102,7 @@ class Classifier:
         except FileNotFoundError:
             raise UserError(f'eval.extractor: there is no file {path}; name the extractor.npz of a run') from None
         except (*npy.BROKEN, TypeError) as error:
-            why = getattr(error, 'strerror', None) or error
-            raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {why}') from None
+            raise UserError(f'eval.extractor: {path} is not the extractor.npz of a run: {cause(error)}') from None
         return cls(weights, shape)
 
 

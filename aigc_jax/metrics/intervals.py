@@ -7,7 +7,7 @@ from typing import Required, TypedDict
 import numpy as np
 
 NORMAL_95 = 1.959964  # half-width of a 95 % interval of a normal variable, in standard deviations
-_RESAMPLES, _MOST_HELD = 9999, 1 << 22  # of the bootstrap; numbers of resamples that are held at once
+RESAMPLES, MOST_HELD = 9999, 1 << 22  # of the bootstrap; numbers of resamples that are held at once
 _FEW = 8  # successes
 _MOST_NATS = 700.0  # of which exp is finite
 
@@ -103,7 +103,7 @@ def mean_of_shares(values: Sequence[float], over: str) -> Measurement:
 
     draws = np.random.Generator(np.random.PCG64(0))
     low, high = bootstrap(
-        (values,), np.mean, n_resamples=_RESAMPLES, batch=max(1, _MOST_HELD // n), method='BCa', rng=draws
+        (values,), np.mean, n_resamples=RESAMPLES, batch=max(1, MOST_HELD // n), method='BCa', rng=draws
     ).confidence_interval
     return {'value': float(values.mean()), 'low': float(low), 'high': float(high), 'n': n, 'over': over}
 

@@ -13,9 +13,7 @@ from aigc_jax.metrics import code_bleu
 from aigc_jax.metrics.intervals import Measurement, ratio, wilson
 
 
-def scores(
-    written: Sequence[str], wanted: Sequence[str], are_code: Sequence[bool] = ()
-) -> dict[str, Measurement]:  # fmt: skip
+def scores(written: Sequence[str], wanted: Sequence[str], are_code: Sequence[bool] = ()) -> dict[str, Measurement]:
     """exact_match, the share of texts that are as wanted, but for white space at both ends; bleu, 0 to 100, of all
     together (Papineni et al. 2002, as sacrebleu has it: BLEU-4, its tokens of 13a, exponential smoothing); rouge_l, the
     F measure of the longest common subsequence of words (Lin 2004), as a mean over texts. are_code: of each,

@@ -86,8 +86,9 @@ class _Network(nn.Module, kw_only=True):
     bias_init: str
     dtype: Any = jnp.float32
 
-    def _mlp(self, x: Array, condition: Array | None, out_dim: int) -> Array:
-        return MLP(self.features, out_dim, self.activation, self.bias_init, self.dtype, name='mlp')(x, condition)
+    def _mlp(self, x: Array, condition: Array | None, out_dim: int, **more) -> Array:
+        mlp = MLP(self.features, out_dim, self.activation, self.bias_init, self.dtype, **more, name='mlp')
+        return mlp(x, condition)
 
 
 class Encoder(_Network, kw_only=True):
@@ -149,7 +150,4 @@ class Classifier(_Network, kw_only=True):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None, train: bool = False) -> Array:
-        mlp = MLP(
-            self.features, self.outputs, self.activation, self.bias_init, self.dtype, self.kernel_init, name='mlp'
-        )  # fmt: skip
-        return mlp(x, condition)
+        return self._mlp(x, condition, self.outputs, kernel_init=self.kernel_init)

@@ -141,7 +141,7 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
     """Raises UserError for fields of `what` that examples of `shape` do not fit."""
     if isinstance(network, MLP):
         if network.width % 2:
-            raise UserError(f'{what}: depth and expansion are 1 or more, width an even number')
+            raise UserError(f'{what}.width: {network.width}; half are sines of the time, half cosines: make it even')
         return
     if len(shape) != 3:
         raise UserError('model.kind: unet is for images; set it to mlp')
@@ -151,9 +151,9 @@ def check(network: nn.Module, shape: Sequence[int], what: str) -> None:
             f'{what}.features: {levels} levels halve the sides {shape[0]} and {shape[1]} {max(levels - 1, 0)} times; '
             'give 1 or more, as many as go without a remainder'
         )
+    if (widest := max(network.features)) % 2:
+        raise UserError(f'{what}.features: the widest is {widest}, half sines of the time, half cosines: make it even')
     sides = [shape[0] // 2**level for level in range(levels)]
-    if max(network.features) % 2 or network.attention not in (0, *sides):
-        raise UserError(
-            f'{what}: depth is 1 or more, the widest of features an even number, and attention one of its sides, '
-            f'{", ".join(map(str, sides))}, or 0'
-        )
+    if network.attention not in (0, *sides):
+        known = ', '.join(map(str, sides))
+        raise UserError(f'{what}.attention: {network.attention}; its sides are {known}, and 0 leaves attention out')

@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from aigc_jax.core.capabilities import WritesText
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.files import atomic_write, lines_of, read_text
 from aigc_jax.data import Tokens
-from aigc_jax.data.sources import reading
+from aigc_jax.data.sources import example_files, reading
 from aigc_jax.decoding import Sampling
 from aigc_jax.decoding.generate import Generator, Text
 from aigc_jax.reports import pictures
@@ -36,14 +36,21 @@ def writer(
     )  # fmt: skip
 
 
-def read_prompts(prompt: str, prompt_file: str) -> list[str]:
-    """--prompt, or the lines of --prompt_file, each as it stands, or a JSON string where it begins with a quote."""
-    return [text for (text,) in read_examples(prompt, prompt_file, ())]
+Rows = tuple[str, tuple[str, ...]]  # of the training data, as data.row_columns has them
+_NO_ROWS: Rows = ('', ())
 
 
-def read_examples(prompt: str, prompt_file: str, columns: Sequence[str]) -> list[tuple[str, ...]]:
+def read_prompts(prompt: str, prompt_file: str, rows: Rows = _NO_ROWS) -> list[str]:
+    """--prompt, or the lines of --prompt_file, each as it stands, or a JSON string where it begins with a quote; or
+    what a model reads of a file of `rows`."""
+    return [text for (text,) in read_examples(prompt, prompt_file, (), rows)]
+
+
+def read_examples(
+    prompt: str, prompt_file: str, columns: Sequence[str], rows: Rows = _NO_ROWS
+) -> list[tuple[str, ...]]:  # fmt: skip
     """The texts of each example, as many as there are `columns`: --prompt, or each line of --prompt_file, with a tab
-    between two; or the `columns` of a file of rows, as the data have them (reading.table). Raises UserError.
+    between two; or what a model reads of a file of `rows`, as its training data have them. Raises UserError.
 
     columns: (): one text, in which a tab is text.
     """
@@ -52,15 +59,13 @@ def read_examples(prompt: str, prompt_file: str, columns: Sequence[str]) -> list
     if not prompt_file:
         return [_fitting(_cells(prompt, columns), columns, '--prompt')]
     path, name = pathlib.Path(prompt_file).expanduser(), f'--prompt_file: {prompt_file}'
+    kind, _ = rows = rows if rows[0] or not columns else ('labelled', (*columns, 'label'))
     content = read_text(path, '--prompt_file: ', records.regular_or_pipe).replace('\r\n', '\n')
-    if columns and reading.is_of_rows(path, content):
-        found = [
-            (where := f'{name}, line {number}', [reading.text_of(row, column, where) for column in columns])
-            for number, row in reading.table(path, content, tuple(columns), name)
-        ]
+    if kind and reading.is_of_rows(path, content) and (kind != 'jsonl' or not reading.is_tsv(path)):
+        found = [*_of_rows(path, content, name, rows)]
     else:
         found = [
-            (where := f'{name}, line {number}', [_unquoted(cell, where) for cell in _cells(line, columns)])
+            (where := f'{name}, line {number}', [_unquoted(cell, where, kind) for cell in _cells(line, columns)])
             for number, line in enumerate(lines_of(content), 1)
         ]
     if not found:
@@ -68,11 +73,37 @@ def read_examples(prompt: str, prompt_file: str, columns: Sequence[str]) -> list
     return [_fitting(cells, columns, where) for where, cells in found]
 
 
+def _of_rows(path: pathlib.Path, content: str, name: str, rows: Rows) -> Iterator[tuple[str, list[str]]]:
+    """(place, texts) of each row; what is to be written or told of them is passed over, and may be missing."""
+    kind, names = rows
+    if kind == 'tagged' and reading.is_tsv(path):
+        for where, words, _ in example_files.conll(content, names, name, has_tags=False):
+            yield where, [' '.join(words)]
+        return
+    read = names if kind == 'jsonl' else names[:-1]
+    first = next(filter(str.strip, lines_of(content)), '').split('\t')
+    every = names if len(first) == len(names) and not set(read) <= set(first) else read
+    for number, row in reading.table(path, content, every, name):
+        where = f'{name}, line {number}'
+        if kind != 'tagged':
+            yield where, [reading.text_of(row, column, where) for column in read]
+            continue
+        words = row.get(names[0])
+        if not isinstance(words, list) or not words:
+            raise UserError(f'{where} is no JSON object with a list "{names[0]}" of words')
+        yield where, [' '.join(example_files.word(word, where) for word in words)]
+
+
 def _cells(line: str, columns: Sequence[str]) -> list[str]:
     return line.split('\t') if columns else [line]
 
 
-def _unquoted(cell: str, where: str) -> str:
+def _unquoted(cell: str, where: str, kind: str = '') -> str:
+    if kind == 'tagged' and '\t' in cell and not cell.startswith('"'):
+        raise UserError(
+            f'{where} holds a tab, as between a word and its tag; a file of these has a name that ends in .tsv, and a '
+            'text with a tab in it stands in JSON quotes'
+        )
     try:
         text = records.parse(cell) if cell.startswith('"') else cell
         text.encode(errors='surrogateescape')

@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -249,12 +249,13 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
 
 
-def differing(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """'a.b: 1 now, 2 there' for each differing field, except total_steps where it grew, parallel.*, and the folder that
-    the file of an own task or own data lies in; the fields that both have come first."""
+def differing(ours: ConfigDict, theirs: ConfigDict, moved: Collection[str] = ()) -> list[str]:
+    """'a.b: 1 now, 2 there' for each differing field, except total_steps where it grew, parallel.*, the folder that the
+    file of an own task or own data lies in, and fields that name what has `moved`; the fields that both have come
+    first."""
     a, b = (flatten(ConfigDict(_tuples(json.loads(to_json(c))))) for c in (ours, theirs))
     names = sorted(a.keys() | b.keys(), key=lambda name: (name not in a or name not in b, name))
-    names = [name for name in names if a.get(name) != b.get(name)]
+    names = [name for name in names if a.get(name) != b.get(name) and name not in moved]
     names = [name for name in names if not name.startswith('parallel.')]  # a run may go on with another layout
     place = lambda flat, name: pathlib.Path(str(flat.get(name))).name  # manifest.json says whether the file has changed
     same = [name for name in ('task.name', 'data.name') if '.py' in (own := place(a, name)) and own == place(b, name)]

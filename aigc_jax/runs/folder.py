@@ -118,7 +118,8 @@ class Run:
         devices = jax.devices()
         if not any(name.startswith('parallel.') for name, _ in overrides):
             devices = _laid_out_again(config, devices)
-        experiment = Experiment(config, devices, self.tokenizer)
+        with naming_new_place(config, overrides):
+            experiment = Experiment(config, devices, self.tokenizer)
         self._check_classes(experiment)
         with contextlib.closing(self.checkpoints(config)) as checkpoints:
             if checkpoints.latest() is None:
@@ -139,8 +140,11 @@ class Run:
                 'on, or in another order; give data with the same names of classes'
             )
 
-    def check(self, config: ConfigDict) -> bool:
-        """True where a run of this very config is there. Raises UserError where another is, or no run may be made."""
+    def check(self, config: ConfigDict, moved: Callable[[], Collection[str]] = tuple) -> bool:
+        """True where a run of this very config is there. Raises UserError where another is, or no run may be made.
+
+        moved() -> the fields that name another place of the same (runs/moved.py).
+        """
         for place in (self.folder, *self.folder.parents):
             if place.is_symlink() and not place.exists():
                 raise UserError(
@@ -154,11 +158,14 @@ class Run:
             if self.paths.checkpoints.exists():
                 raise UserError(f'workdir: {self.folder} holds checkpoints but no config.json; name another folder')
             return False
-        differing = config_lib.differing(config, self.config)
+        differing = config_lib.differing(config, self.config, moved())
         if differing:
+            gone = config.init.run and not os.path.isdir(os.path.expanduser(config.init.run))
+            mend = f' There is no folder {config.init.run}: where it lies elsewhere now, set init.run.' if gone else ''
             raise UserError(
                 f'workdir: {self.folder} holds a run of another config; differing: {"; ".join(differing)}\n'
                 'Name another folder, or give the config that is there (total_steps may grow, parallel.* may differ).'
+                f'{mend}'
             )
         return True
 
@@ -231,6 +238,19 @@ class Run:
                 for path in made:
                     path.rmdir()
             raise
+
+
+@contextlib.contextmanager
+def naming_new_place(config: ConfigDict, given: Collection[tuple[str, str]] = ()) -> Iterator[None]:
+    """Where the data that the config of a run names are not there, an error also says how to name their new place.
+    given: the fields that the user has named, with their values."""
+    try:
+        yield
+    except UserError as error:
+        new = '' if 'data.name' in dict(given) else data.new_place(config.data.name)
+        if not new:
+            raise
+        raise UserError(f'{error}; where these data lie elsewhere now, add --config.data.name={new}') from None
 
 
 def _laid_out_again(config: ConfigDict, devices: list) -> list:

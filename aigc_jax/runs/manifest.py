@@ -33,7 +33,14 @@ _MOST_DIFF = 200_000  # characters
 
 def check(path: pathlib.Path, experiment: Experiment) -> None:
     """Raises UserError where the run that the manifest is of was trained on other data than are there now."""
-    before, now = trained_on(path), experiment.dataset.fingerprint
+    before, now, dataset = trained_on(path), experiment.dataset.fingerprint, experiment.dataset
+    names = at(read(path), 'data.classes')
+    known = isinstance(names, str) and before == now
+    if known and not are_classes(names, dataset.num_classes, dataset.class_names):
+        raise UserError(
+            f'data.name: the classes of {experiment.config.data.name} have other names than those that this run was '
+            'trained on; bring the data back, or name another folder'
+        )
     if before not in (None, now):
         tokenizer, back = '', 'the data'
         if isinstance(experiment.dataset.spec, Text):

@@ -1,6 +1,8 @@
 """A config whose init.run is a checkpoint of Hugging Face: its model is that of the checkpoint."""
 
+import contextlib
 import hashlib
+import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -14,6 +16,9 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.core.notes import note
 from aigc_jax.data import Dataset, Labelled, Pairs, Tagged, Tokenizer, Tokens, tokenizer_files
 from aigc_jax.data.sources.text import FOLDER, Windows
+from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import manifest
+from aigc_jax.runs.paths import Paths
 
 NO_DATA = 'pydoc'  # stands in a config that reads none: whatever is text
 # What a config says of the training with a model, and not of the model.
@@ -27,9 +32,12 @@ def is_one(config: ConfigDict) -> bool:
 
 def fit(config: ConfigDict, given: Collection[str]) -> None:
     """Gives `config` the model of the checkpoint that init.run names, if it names one, and a data.block that this model
-    can read. given: the fields that a command has set, which may not contradict it. Raises UserError."""
+    can read. given: the fields that a command has set, which may not contradict it. Raises UserError.
+
+    Where init.run names a run that began with such a checkpoint, the model is that run's (`_fit_to_run`).
+    """
     if not is_one(config):
-        return
+        return _fit_to_run(config, given)
     folder = huggingface.Folder(config.init.run)
     family, fields = huggingface.family_of(folder), _fields(folder)
     if config.task.name not in (family.task, *family.also):
@@ -50,6 +58,59 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
         if field not in config.model or config.model[field] != value:
             raise UserError(f'{name}: {value!r} is that of init.run, {folder.path}; leave the field out')
     config.model = ConfigDict(model)
+
+
+def _fit_to_run(config: ConfigDict, given: Collection[str]) -> None:
+    """Gives `config` the model of the run that init.run names, where that model is the one of a checkpoint of Hugging
+    Face. A model that differs in floats alone, which decide no shape, stays as it is, and so does one that takes other
+    names, or parts, of a run of the same task. Raises UserError."""
+    init, theirs = config.init, _of_checkpoint(config.init.run)
+    if theirs is None or init.rename or not isinstance(theirs.get('model'), ConfigDict):
+        return
+    task, theirs_task = config.task.name, config_lib.flatten(theirs).get('task.name')
+    if task != theirs_task and (theirs_task, task) != ('mlm', 'classify') or (
+        task == theirs_task and (init.drawn or init.unused)
+    ):
+        return
+    around = ConfigDict({'task': {'name': task}})
+    declared = tasks.fields('model', theirs.model, around) or {}
+    now = config.model
+    model = {name: value for name, value in theirs.model.items() if name in declared and name not in _OWN}
+    model |= {name: now[name] for name, value in model.items() if isinstance(value, float) and f'model.{name}' in given}
+    other = {name: value for name, value in model.items() if name not in now or now[name] != value}
+    for name in other:
+        if f'model.{name}' in given:
+            raise UserError(f'model.{name}: {model[name]!r} is that of init.run, {init.run}; leave the field out')
+    if not all(isinstance(value, float) for value in other.values()):
+        note(f'model: that of init.run, {init.run}: {", ".join(f"{name}={other[name]}" for name in sorted(other))}')
+        config.model = ConfigDict({name: now[name] for name in _OWN if name in declared and name in now} | model)
+    most = config_lib.flatten(theirs).get('data.block') if model.get('position') == 'learned' else None
+    most = model['positions'] - (2 if task == 'mlm' else 0) if model.get('positions') else most
+    if not isinstance(most, int) or 'block' not in config.data:
+        return
+    if 'data.block' in given and config.data.block > most:
+        raise UserError(f'data.block: {config.data.block}; the model of init.run, {init.run}, reads {most} at most')
+    config.data.block = min(config.data.block, most)
+
+
+def _of_checkpoint(folder: str) -> ConfigDict | None:
+    """The config of the run in `folder` where it began with a checkpoint of Hugging Face, or with a run that did; None
+    of another, and where there is none. Raises UserError for a damaged config.json."""
+    found, seen = None, set()
+    while isinstance(folder, str) and folder and folder not in seen:
+        seen.add(folder)
+        paths = Paths(pathlib.Path(folder).expanduser())
+        if not paths.config.exists():
+            return None
+        config = config_lib.from_json(paths.config)
+        found, folder = found or config, config_lib.flatten(config).get('init.run')
+        with contextlib.suppress(UserError):  # of a manifest that is damaged, and is of no use here
+            first = (manifest.read(paths.manifest).get('starts') or [{}])[0]
+            if 'init_sha256' in first and first.get('init_config') == {}:
+                return found
+        if isinstance(folder, str) and folder and huggingface.is_folder(folder):
+            return found
+    return None
 
 
 def _fields(folder: huggingface.Folder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 
 _STEP, _DIGEST, _SAID = 'teacher_step', 'teacher_sha256', 'teacher_config'  # in the manifest, of each start
-_MODEL = r'(model|adapt|quantize)\..*'  # what of the teacher's config says what its parameters compute
+MODEL = r'(model|adapt|quantize)\..*'  # what of the teacher's config says what its parameters compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,11 @@ def load(experiment: Experiment, run: Run, newest: int | None) -> Teacher | None
             raise UserError(f'distill.step: {wanted.step}, but distill.run names no run; name its folder')
         return None
     before = _before(run, newest)
+    if before and not os.path.isdir(os.path.expanduser(wanted.run)):
+        raise UserError(
+            f'distill.run: there is no folder {wanted.run}, which this run was trained with; where it lies elsewhere '
+            'now, add --config.distill.run=FOLDER'
+        )
     with _as_field_of_distill():
         model = _model(experiment, before.get(_STEP))
         experiment.want_room(abstract_params(model.task), 'distill.run: the teacher')
@@ -66,7 +72,7 @@ def load(experiment: Experiment, run: Run, newest: int | None) -> Teacher | None
             f'distill.run: the checkpoint of step {step} in {wanted.run} is not the one that this run was trained with '
             f'(sha256 {str(before.get(_DIGEST))[:8]}… there, {taken[_DIGEST][:8]}… now); bring that one back'
         )
-    said = initial.said(wanted.run, _MODEL)
+    said = initial.said(wanted.run, MODEL)
     if text := initial.changed('distill.run', wanted.run, before.get(_SAID, {}), said):
         raise UserError(text)
     return Teacher(model.task, params, {**taken, _SAID: said})

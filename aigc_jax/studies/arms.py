@@ -32,7 +32,6 @@ _READ = {
     'seed': int, 'num_seeds': int, 'total_steps': int, 'eval.patience': int, 'eval.best_metric': str,
     'eval.best_mode': str,
 }  # fmt: skip
-NO_METRICS = 'step', 'split', 'seed', 'diverged'  # of a row of metrics.jsonl
 _MOST_DIGITS = 12  # of a digest that is shown
 ABSENT = '–'
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from aigc_jax import reports
 from aigc_jax.core.errors import UserError, near
+from aigc_jax.core.types import NO_METRICS
 from aigc_jax.metrics import intervals
 from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports import tables
@@ -85,7 +86,7 @@ class Comparison:
     def curves(self) -> dict[str, tuple[str, str]]:
         """{'eval:NAME': (split, NAME)} of all curves."""
         rows = [row for arm in self.arms for run in arm.runs for row in run.rows if row['split'] in SPLITS]
-        pairs = sorted({(row['split'], name) for row in rows for name in row if name not in arms_lib.NO_METRICS})
+        pairs = sorted({(row['split'], name) for row in rows for name in row if name not in NO_METRICS})
         return {f'{split}:{name}': (split, name) for split, name in pairs}
 
     def _chosen(self, metrics: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from aigc_jax.core import records
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, cause
 from aigc_jax.metrics.intervals import Measurement
 from aigc_jax.reports.tables import finite
 from aigc_jax.studies.claims import Claim, Published, Versus
@@ -111,8 +111,7 @@ def read(path: pathlib.Path) -> Report:
             'pareto': tuple(tuple(pair) for pair in found['pareto']),
         })  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = getattr(error, 'strerror', None) or error
-        raise UserError(f'{path}: cannot be read as the report of a study: {why}; render it again') from None
+        raise UserError(f'{path}: cannot be read as the report of a study: {cause(error)}; render it again') from None
 
 
 def _json(value) -> str:

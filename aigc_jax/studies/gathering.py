@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aigc_jax.core.errors import RunError, UserError, near
+from aigc_jax.core.types import NO_METRICS
 from aigc_jax.metrics.intervals import MARKS, Measurement
 from aigc_jax.metrics.names import named
 from aigc_jax.reports.tables import Results
@@ -17,7 +18,7 @@ from aigc_jax.runs import manifest, numerics
 from aigc_jax.runs import results as results_lib
 from aigc_jax.runs.paths import Paths
 from aigc_jax.studies import registration, states, statistics, status, verdicts
-from aigc_jax.studies.arms import NO_METRICS, RunData
+from aigc_jax.studies.arms import RunData
 from aigc_jax.studies.claims import Claim
 from aigc_jax.studies.findings import Finding, Report, Seed
 from aigc_jax.studies.planning import Pair, Plan

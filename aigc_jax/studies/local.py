@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from aigc_jax.core import slurm
+from aigc_jax.core import parallel, slurm
 from aigc_jax.core.errors import RunError, UserError
 from aigc_jax.core.files import disk_errors
 from aigc_jax.runs.folder import Run
@@ -55,7 +55,7 @@ def default_jobs() -> int:
     on_cpu = os.environ.get('JAX_PLATFORMS', '').lower() == 'cpu'
     if not on_cpu and any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel[0-9]*', '/dev/vfio/[0-9]*'))):
         return 1
-    return len(_cores()) or os.cpu_count() or 1
+    return parallel.cores()
 
 
 def shares(jobs: int) -> list[set[int]]:

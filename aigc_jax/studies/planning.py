@@ -152,7 +152,6 @@ class Plan:
         trained = [self._trial(claim, setting, seed, workdir, starts or workdir) for seed in firsts]
         return [Pair(one, dataclasses.replace(one, evaluation=evaluation)) for one in trained]
 
-
     def _trial(self, claim: Claim, setting: Setting, seed: int, workdir: pathlib.Path, starts: pathlib.Path) -> Trial:
         start = None
         if claim.start:

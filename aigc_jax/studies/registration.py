@@ -8,7 +8,7 @@ import json
 import pathlib
 
 from aigc_jax.core import records
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, cause
 from aigc_jax.core.files import atomic_write
 from aigc_jax.studies.claims import Study
 
@@ -59,9 +59,8 @@ def read(workdir: pathlib.Path) -> Record:
     except FileNotFoundError:
         return Record()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = getattr(error, 'strerror', None) or error
         raise UserError(
-            f'{path}: cannot be read as the record of a study: {why}; remove it, and the study registers anew'
+            f'{path}: cannot be read as the record of a study: {cause(error)}; remove it, and the study registers anew'
         ) from None
 
 

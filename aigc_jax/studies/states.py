@@ -16,7 +16,7 @@ import signal
 from typing import BinaryIO, NamedTuple
 
 from aigc_jax.core import records
-from aigc_jax.core.errors import UserError, printable
+from aigc_jax.core.errors import UserError, cause, printable
 from aigc_jax.core.files import open_append
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs import results as results_lib
@@ -96,7 +96,7 @@ def _look_at_evaluation(trial: Trial, paths: Paths, held: bool | None) -> State:
             if same and (found['manifest'], found['step']) == (digest, finished[0]):
                 return State(DONE, finished[0], results=results_lib.checked(found['metrics']))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            why = f'it lacks {error}' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or error
+            why = f'it lacks {error}' if isinstance(error, KeyError) else cause(error)
             fault = f'{path}: cannot be read as an evaluation: {why}; remove it'
     if fault:
         return State(FAILED, words=_line(fault))
@@ -159,7 +159,7 @@ def _text(path: pathlib.Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f'{path}: cannot be read: {getattr(error, "strerror", None) or error}') from None
+        raise UserError(f'{path}: cannot be read: {cause(error)}') from None
 
 
 def _is_same(trial: Trial, config: str) -> bool:

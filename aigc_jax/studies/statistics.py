@@ -15,10 +15,9 @@ import numpy as np
 
 from aigc_jax.core.errors import UserError
 from aigc_jax.metrics import intervals
-from aigc_jax.metrics.intervals import Measurement
+from aigc_jax.metrics.intervals import MOST_HELD, RESAMPLES, Measurement
 from aigc_jax.studies.power import noncentral_t_cdf
 
-_RESAMPLES, _MOST_HELD = 9999, 1 << 22  # of the bootstrap; numbers of resamples that are held at once
 PAIRED, WELCH, RANKS, SIGNED_RANKS = "Student's paired t", "Welch's t", 'Mann–Whitney', 'Wilcoxon signed-rank'
 
 
@@ -137,7 +136,7 @@ def difference(a, b, better: str = '', paired: bool = False, alpha: float = 0.05
 def _by_ranks(a: np.ndarray, b: np.ndarray, row: Measurement, paired: bool) -> Difference:
     from scipy import stats
 
-    row, method = row | {'ci': math.nan}, stats.PermutationMethod(n_resamples=_RESAMPLES, rng=_generator())
+    row, method = row | {'ci': math.nan}, stats.PermutationMethod(n_resamples=RESAMPLES, rng=_generator())
     if not paired:
         return Difference(row, float(stats.mannwhitneyu(a, b, method=method).pvalue), RANKS)
     between = _between(a, b)
@@ -299,8 +298,8 @@ def _resampled(samples: tuple, statistic: Callable, held: int, paired: bool = Fa
     with np.errstate(invalid='ignore'), warnings.catch_warnings():
         warnings.simplefilter('ignore', stats.DegenerateDataWarning)  # of equal values, and of ∞ of diverged seeds
         found = stats.bootstrap(
-            samples, statistic, paired=paired, method='percentile', n_resamples=_RESAMPLES,
-            batch=max(1, _MOST_HELD // held), rng=_generator(),
+            samples, statistic, paired=paired, method='percentile', n_resamples=RESAMPLES,
+            batch=max(1, MOST_HELD // held), rng=_generator(),
         )  # fmt: skip
     return found.bootstrap_distribution
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from aigc_jax.core import records
-from aigc_jax.core.errors import UserError
+from aigc_jax.core.errors import UserError, cause
 from aigc_jax.core.files import atomic_write
 
 RECORD = 'sweep.json'
@@ -113,9 +113,9 @@ def read(workdir: pathlib.Path) -> Sweep | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = getattr(error, 'strerror', None) or error
         raise UserError(
-            f'{path}: cannot be read as a sweep: {why}; remove it, and the command of the sweep makes it again'
+            f'{path}: cannot be read as a sweep: {cause(error)}; remove it, and the command of the sweep makes it '
+            'again'
         ) from None
 
 

@@ -139,7 +139,7 @@ class ImageClassifier(Classifier):
 
 def _of_images(config, dataset: Dataset) -> Task:
     if not dataset.num_classes:
-        raise UserError(f'task.name: classify tells classes; the images of {config.data.name} have none')
+        raise UserError(f'task.name: classify tells classes; the images of {config.data.name} have none; name others')
     if augment.mixes(config.data):
         raise UserError('data.augment.mixup: a mixed example has no class; set it to 0 for classify')
     shape, outputs = dataset.spec.shape, dataset.num_classes

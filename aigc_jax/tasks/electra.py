@@ -94,7 +94,10 @@ def make(config, dataset: Dataset) -> Task:
     heads = part(module.heads)
     width = part(module.width) // heads * heads
     if not width:
-        raise UserError(f'task.generator_share: {config.task.generator_share} of model.width leaves no width a head')
+        raise UserError(
+            f'task.generator_share: {config.task.generator_share} of model.width leaves no width a head; give a larger '
+            'share, or fewer model.heads'
+        )
     small = {'heads': heads, 'kv_heads': heads, 'width': width, 'mlp_width': part(module.mlp_width)}
     generator = module.clone(**small, masked=True, tags=0)
     stacks.check(generator, 'task.generator_share, model')

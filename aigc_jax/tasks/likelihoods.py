@@ -43,13 +43,8 @@ def log_normal_pairs(z: Array, mu: Array, log_var: Array) -> Array:
 
 
 def gaussian_kl_terms(mu: Array, log_var: Array) -> Array:
-    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − log σ² − 1) of each dimension, (…, d)."""
+    """KL(N(μ, σ²) ‖ N(0, 1)) = ½ (μ² + σ² − log σ² − 1) of each dimension, (…, d). Kingma & Welling 2013, app. B."""
     return 0.5 * (mu**2 + jnp.exp(log_var) - log_var - 1)
-
-
-def gaussian_kl(mu: Array, log_var: Array) -> Array:
-    """KL(N(μ, σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² − log σ² − 1), (…, d) -> (…); Kingma & Welling 2013, appendix B."""
-    return jnp.sum(gaussian_kl_terms(mu, log_var), axis=-1)
 
 
 @jax.custom_vjp
@@ -85,8 +80,8 @@ def log_discretized_logistic(x: Array, mean: Array, log_scale: Array, low: float
     """log P(x) of x on a grid of levels + 1 values from `low` to `high`, (…, d) -> (…).
 
     P(x) = σ(b) − σ(a), b and a = (x ± Δ/2 − mean) / s, Δ the grid's spacing; the bins at both ends are open
-    (Salimans et al. 2017, eq. 2). As σ(b) − σ(a) = σ(b) σ(−a) (1 − e^−(b−a)), its
-    logarithm is a sum without cancellation, however far x is from the mean.
+    (Salimans et al. 2017, eq. 2). As σ(b) − σ(a) = σ(b) σ(−a) (1 − e^−(b−a)), its logarithm is a sum without
+    cancellation, however far x is from the mean.
     """
     width, s = (high - low) / levels, jnp.exp(log_scale)
     a, b = (x - width / 2 - mean) / s, (x + width / 2 - mean) / s

@@ -83,8 +83,7 @@ class LanguageModel:
         """tokens (n, L + 1) -> −log p of the last L, (n, L), log Z of their logits, these, and the state after them."""
         logits, state = self.forward(params, tokens[:, :-1], state, draw)
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-        return log_z - chosen, log_z, logits, state
+        return log_z - chosen(logits, tokens[:, 1:]), log_z, logits, state
 
     def loss(self, params, extra: Extra, batch: Batch, ctx: rng.Context):
         state = None
@@ -151,6 +150,11 @@ class LanguageModel:
                 ),
             ),
         )
+
+
+def chosen(logits: Array, tokens: Array) -> Array:
+    """(…, vocabulary), (…) -> the logit of each token, (…)."""
+    return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
 def make(config, dataset: Dataset) -> Task:

@@ -9,9 +9,9 @@ model tells which (Lan et al. 2020, section 3.1).
 import dataclasses
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import FillsIn, Measures
@@ -153,8 +153,8 @@ class MaskedLanguageModel:
 
 def judged(logits: Array, targets: Array) -> tuple[Array, Array]:
     """logits (…, classes), targets (…,) -> −log p of the target, and whether it is the likeliest class."""
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen, jnp.argmax(logits, axis=-1) == targets
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return nats, jnp.argmax(logits, axis=-1) == targets
 
 
 def make(config, dataset: Dataset) -> Task:

@@ -21,7 +21,8 @@ from aigc_jax.data import NO_TAG, Dataset, Pairs, Tokens, denoising, rows
 from aigc_jax.decoding import Sampling, from_config
 from aigc_jax.nn import encoder_decoder
 from aigc_jax.nn.build import build, compute_dtype, drawn, embedding_rows, fields
-from aigc_jax.tasks.lm import VOCAB_SIZE
+from aigc_jax.tasks.lm import VOCAB_SIZE, chosen
+from aigc_jax.tasks.mlm import judged
 
 OBJECTIVES = ('spans', 'prefix', 'identifiers', 'identifier_aware')
 FIELDS = {
@@ -131,7 +132,7 @@ class EncoderDecoderModel:
     def _written(self, logits: Array, target: Array, mean) -> tuple[Array, Array]:
         """(the loss, its −log p of the targets). mean: over the tokens of targets."""
         log_z = jax.nn.logsumexp(logits, axis=-1)
-        value = nats = mean(log_z - _chosen(logits, target))
+        value = nats = mean(log_z - chosen(logits, target))
         if self.label_smoothing:
             uniform = mean(log_z - jnp.mean(logits, axis=-1))
             value = (1 - self.label_smoothing) * value + self.label_smoothing * uniform
@@ -146,8 +147,7 @@ class EncoderDecoderModel:
         logits, there = self.score(params, pair)
         total = lambda x: jnp.sum(jnp.where(there, x, 0), axis=1)
         count = jnp.sum(there, axis=1)
-        right = jnp.argmax(logits, axis=-1) == pair['target']
-        nats = jax.nn.logsumexp(logits, axis=-1) - _chosen(logits, pair['target'])
+        nats, right = judged(logits, pair['target'])
         found = {'model/nats_per_token': (total(nats), count), 'model/accuracy': (total(right), count)}
         found |= {'model/exact_match': jnp.all(right | ~there, axis=1)} if self.whole else {}
         return found | (self._measured_tags(params, batch) if self.tagging else {})
@@ -175,7 +175,7 @@ class EncoderDecoderModel:
     def token_nll(self, params, extra: Extra, batch: Batch, ctx: rng.Context) -> tuple[Array, Array]:
         pair = self.objective.transform(batch, ctx)
         logits, there = self.score(params, pair)
-        return jax.nn.logsumexp(logits, axis=-1) - _chosen(logits, pair['target']), there
+        return judged(logits, pair['target'])[0], there
 
     def task(self) -> Task:
         return Task(
@@ -195,10 +195,6 @@ class EncoderDecoderModel:
                 ),
             ),
         )
-
-
-def _chosen(logits: Array, tokens: Array) -> Array:
-    return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
 class _JudgedTags(NamedTuple):

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import optax
 
 from aigc_jax.core import rng
 from aigc_jax.core.capabilities import Codebook, Measures, Reconstructs, Samples
@@ -23,7 +23,7 @@ from aigc_jax.decoding import Generated, Sampling, from_config
 from aigc_jax.decoding import sample as write
 from aigc_jax.nn import convnets, quantizers, stacks, transformer
 from aigc_jax.nn.build import build, compute_dtype, fields
-from aigc_jax.tasks import likelihoods
+from aigc_jax.tasks import conditional, likelihoods
 
 FIELDS = {
     'task': {'likelihood': likelihoods.FIELD},
@@ -66,8 +66,7 @@ class Prior:
         """−log p of each code (n, places) given those before it. uniform: of the context, for dropout; None: none."""
         tokens = jnp.concatenate([self._first(index.shape[0], labels), index[:, :-1]], axis=1)
         logits, _ = self._logits(params, tokens, None, uniform if self.network.dropout else None)
-        chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+        return optax.softmax_cross_entropy_with_integer_labels(logits, index)
 
     def draw(self, params: Tree, ctx: rng.Context, labels: Array | None, how: Sampling) -> Generated:
         """Codes (n, places) in `tokens`, and log p of them, written with a cache."""
@@ -196,8 +195,6 @@ def make(config, dataset: Dataset) -> Task:
     likelihood = likelihoods.make(options.likelihood, dataset, config.data)
     if likelihood.scale == 'optimal':
         raise UserError(f'task.likelihood: {options.likelihood} is for a VAE; choose gaussian, which learns its scale')
-    if model.conditional and not dataset.num_classes:
-        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     quantizer, dtype = quantizers.make_quantizer(model.quantizer, 'model.quantizer'), compute_dtype(config.precision)
     encoder = build(quantizers.GridEncoder, 'model.encoder', model.encoder, dim=quantizer.dim, dtype=dtype)
     outputs = (*shape[:-1], shape[-1] * likelihood.channels)
@@ -208,7 +205,7 @@ def make(config, dataset: Dataset) -> Task:
         raise UserError('model.decoder.features: as many levels as model.encoder.features, which halve what it doubles')
     grid = tuple(side // 2 ** len(encoder.features) for side in shape[:2])
     places, num_codes = math.prod(grid), quantizer.codes
-    num_classes = dataset.num_classes if model.conditional else 0
+    num_classes = conditional.classes(config, dataset)
     network = build(
         transformer.Transformer, 'model.prior', model.prior, vocab_size=num_codes + max(num_classes, 1),
         context=places + 1, end=None, dtype=dtype,

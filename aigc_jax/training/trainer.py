@@ -20,11 +20,11 @@ from aigc_jax.data import Text
 from aigc_jax.reports import tables
 from aigc_jax.reports.tables import Results
 from aigc_jax.runs import config as config_lib
-from aigc_jax.runs import initial, manifest
+from aigc_jax.runs import initial, manifest, moved
 from aigc_jax.runs import teacher as teacher_lib
 from aigc_jax.runs.checkpoint import Checkpoints
 from aigc_jax.runs.experiment import Experiment
-from aigc_jax.runs.folder import Run
+from aigc_jax.runs.folder import Run, naming_new_place
 from aigc_jax.training import announce
 from aigc_jax.training.early_stopping import is_over
 from aigc_jax.training.loop import Loop
@@ -141,7 +141,7 @@ class _Training:
         fields = {name: repr(value) for name, value in config_lib.flatten(config).items()}
         processes.alike('config', fields, 'Give all of them the same config and fields.')
         with processes.together('workdir'):
-            resumes = run.check(config)
+            resumes = run.check(config, lambda: moved.fields(config, run))
         seen = processes.gather('run', resumes)
         if len(set(seen)) > 1:
             raise UserError(
@@ -162,7 +162,8 @@ class _Training:
         config, run = self._config, self._run
         with processes.together('data'):
             tokenizer = run.tokenizer if resumes else initial.tokenizer(config)
-            experiment = Experiment(config, devices, tokenizer)
+            with naming_new_place(config) if resumes else contextlib.nullcontext():
+                experiment = Experiment(config, devices, tokenizer)
             self._held.enter_context(_alone_on(experiment.plan.mesh.devices.flat))
             manifest.check(run.paths.manifest, experiment)
             reports.check(experiment)

@@ -1,5 +1,6 @@
 """Distillation: its loss, a teacher that stays as it is and is the same one after a resume, and mistakes."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -166,7 +167,7 @@ def test_the_teacher_is_read_as_it_was_evaluated_and_is_in_no_checkpoint(folder,
 
 
 def test_an_interrupted_run_is_the_uninterrupted_one_and_has_its_teacher_or_is_refused(folder, student, tmp_path):
-    """A run whose teacher is another one or gone goes on when it is back, and is evaluated without it."""
+    """A run whose teacher is another one or gone goes on when it is back, wherever, and is evaluated without it."""
     shutil.copytree(folder / 'teacher', folder / 'lent')
     own = config(folder, **taught(folder, **{'distill.run': str(folder / 'lent')}))
     half = own.copy_and_resolve_references()
@@ -194,9 +195,11 @@ def test_an_interrupted_run_is_the_uninterrupted_one_and_has_its_teacher_or_is_r
     (folder / 'lent' / 'checkpoints' / '4').rename(folder / 'lent' / 'checkpoints' / '5')
     assert 'no checkpoint of step 4' in refused()
     shutil.rmtree(folder / 'lent')
-    assert f'distill.run: there is no folder {folder}/lent' in refused()
+    gone = f'distill.run: there is no folder {folder}/lent, which this run was trained with; where it lies elsewhere'
+    assert refused() == f'{gone} now, add --config.distill.run=FOLDER'
     assert np.isfinite(aigc_jax.open(tmp_path / 'run').log_prob([TEXT[:10]])).all()
-    shutil.copytree(folder / 'teacher', folder / 'lent')
+    shutil.copytree(folder / 'teacher', folder / 'an other pläce')
+    own.distill.run = str(folder / 'an other pläce')
     train(own, run)
     found = state_of(run.folder)
     for name, leaf in state_of(student).items():
@@ -305,6 +308,11 @@ def test_classes_of_other_names_are_told(tmp_path, capsys):
     words = [classes.other(str(tmp_path), of[labels], 'distill.run') for labels in ('ab', 'cd')]
     assert words[0] == '' and words[1].startswith(f'distill.run: {tmp_path} knows other classes than those of labelled')
     assert 'does not name' not in capsys.readouterr().err
+    manifest.check(run.paths.manifest, of['ab'])
+    renamed = copy.copy(of['ab'])
+    renamed.dataset = dataclasses.replace(renamed.dataset, class_names=('c', 'd'))  # no part of its fingerprint
+    with pytest.raises(UserError, match='^data.name: the classes of labelled:.* have other names than those that this'):
+        manifest.check(run.paths.manifest, renamed)
     # A checkpoint of Hugging Face says them in its config.json, or has LABEL_0, LABEL_1, ….
     about = json.loads((GOLDENS / 'bert_sequence' / 'config.json').read_text())
     shutil.copytree(GOLDENS / 'bert_sequence', tmp_path / 'theirs')

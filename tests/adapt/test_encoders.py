@@ -19,6 +19,8 @@ from aigc_jax.core.errors import UserError
 from aigc_jax.data.masking import joints
 from aigc_jax.nn import encoder
 from aigc_jax.runs import config as config_lib
+from aigc_jax.runs import initial
+from aigc_jax.runs.experiment import Experiment
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
 
@@ -28,6 +30,9 @@ STILL = [
     ('optim.model.schedule', "{'name': 'constant_schedule', 'value': 0.0}"), ('data.tokenizer', 'char'),
     *((name, '1') for name in ('total_steps', 'log_every_steps', 'eval_every_steps', 'checkpoint_every_steps')),
 ]  # fmt: skip
+
+
+TEXT = ('data.eval_stride', '8'), ('data.tokenizer', 'char')
 
 
 def run_of(checkpoint, folder, kind, *more):
@@ -81,6 +86,44 @@ def test_a_classifier_begins_with_a_masked_language_model(tmp_path, capsys):
         run_of('bert_masked', tmp_path, 'labelled', ('init.unused', ''))
     with pytest.raises(UserError, match='task.name: classify, but init.run'):
         run_of('gpt2', tmp_path, 'labelled')
+
+
+def test_a_run_that_began_with_a_checkpoint_gives_its_model(tmp_path, capsys):
+    """As the checkpoint itself does: no field of the model is to be set by hand, and what is given is not changed."""
+    first = Run(run_of('bert_masked', tmp_path, 'text', ('total_steps', '0')).run.folder)
+    shutil.copytree(first.folder, tmp_path / 'second')  # as if it had gone on from the first one
+    second = Run(tmp_path / 'second')
+    config, about = (json.loads(path.read_text()) for path in (second.paths.config, second.paths.manifest))
+    config['init']['run'] = str(first.folder)
+    second.paths.config.write_text(json.dumps(config))
+    about['starts'][0]['init_config'] = {'optim.model.name': 'sgd'}
+    second.paths.manifest.write_text(json.dumps(about))
+    load = lambda name, run, *more: config_lib.load(
+        f'configs/{name}.py:smoke',
+        [*STILL[:4], ('init.run', str(run.folder)), ('data.name', f'jsonl:{tmp_path}/data.jsonl'), *more],
+    )
+    capsys.readouterr()
+    for run in (first, second):
+        own = load('bert', run, ('model.dropout', '0.25'), *TEXT)
+        shape = {name: value for name, value in run.config.model.items() if name not in ('dropout', 'zero_init')}
+        assert shape.items() <= own.model.to_dict().items() and own.model.dropout == 0.25
+        assert f'note: model: that of init.run, {run.folder}: ' in capsys.readouterr().err
+        assert config_lib.to_json(config_lib.resolved(own)) == config_lib.to_json(own) and not capsys.readouterr().err
+    (params, _), _ = initial.model(Experiment(own, tokenizer=initial.tokenizer(own)))
+    theirs = load_file(GOLDENS / 'bert_masked' / 'model.safetensors')
+    kernel = theirs['bert.encoder.layer.1.output.dense.weight'].T
+    np.testing.assert_array_equal(params['model']['block_1']['down']['kernel'], kernel)
+    labelled = ('data.name', f'labelled:{tmp_path}/data.jsonl')
+    assert load('finetune_classify', first, labelled).model.width == own.model.width != 0
+    for name, value in (('model.width', '24'), ('data.block', '900')):
+        with pytest.raises(UserError, match=f'^{name}: .*init.run, {first.folder}'):
+            load('bert', first, (name, value))
+    # One that did not begin with a checkpoint says by itself what fits, and the config stays as it is.
+    del about['starts'][0]['init_config']
+    config['init']['run'] = ''
+    second.paths.config.write_text(json.dumps(config))
+    second.paths.manifest.write_text(json.dumps(about))
+    assert load('bert', second).model == config_lib.load('configs/bert.py:smoke', []).model
 
 
 def test_the_first_checkpoints_of_bert_are_read(tmp_path):

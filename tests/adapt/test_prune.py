@@ -276,7 +276,7 @@ def test_eight_devices_keep_the_same(runner8, dense, ticket, tmp_path, mode):
     (dict(prune__keep=0.0), 'prune.keep: 0.0; it is more than 0'),
     (dict(prune__keep=1.5), 'prune.keep: 1.5; it is'),
     (dict(prune__keep=0.5, prune__targets='conv'), "prune.targets: 'conv' matches no kernel; there are model/mlp/"),
-    (dict(prune__keep=0.5, prune__rules=(('Dense_7', 0.5),)), "prune.rules: 'Dense_7' matches no kernel"),
+    (dict(prune__keep=0.5, prune__rules=(('Dense_7', 0.5),)), "prune.rules: 'Dense_7' matches no parameter; there are"),
     (dict(prune__keep=0.5, prune__rules=('Dense_1',)), "prune.rules: 'Dense_1' is no pair"),
     (dict(prune__keep=0.5, prune__rules=(('Dense_1', 2.0),)), 'prune.rules: 2.0; it is'),
     (dict(prune__run='x'), "prune.run: 'x', but prune.keep=1.0 prunes nothing"),

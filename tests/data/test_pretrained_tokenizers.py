@@ -129,12 +129,41 @@ def test_a_vocabulary_with_its_merges_or_words_is_enough(name, tmp_path):
     check(tokenizer_files.read(of_parts(name, tmp_path / 'a')), GOLDEN[name])
 
 
+@pytest.mark.parametrize('name', GOLDEN)
+def test_files_that_say_the_same_are_of_one_tokenizer(name, tmp_path):
+    """Whatever files these are, and however they are written; and with another rule or number it is another one."""
+    golden = GOLDEN[name]
+    whole = json.loads(golden['files']['tokenizer.json'])
+    ours = tokenizer_files.read(folder(tmp_path / 'a', golden['files']))
+    written = lambda whole: tokenizer_files.read(
+        folder(tmp_path / 'b', golden['files'] | {'tokenizer.json': json.dumps(whole, ensure_ascii=True)})
+    )
+    others = [written(whole)]
+    if name in ('bert', 'bert_cased', 'gpt2', 'roberta', 'codet5'):
+        others.append(tokenizer_files.read(of_parts(name, tmp_path / 'c')))
+    for other in others:
+        assert other.model != ours.model and other.writes_as(ours) and ours.writes_as(other)
+    changed = [{**whole, 'normalizer': {'type': 'NFKD'}}, {**whole, 'pre_tokenizer': {'type': 'Whitespace'}}]
+    vocab = whole['model']['vocab']
+    if isinstance(vocab, dict):
+        one, two = [piece for piece in vocab if len(piece) > 2][:2]
+        changed.append({**whole, 'model': {**whole['model'], 'vocab': {**vocab, one: vocab[two], two: vocab[one]}}})
+    else:
+        changed.append({**whole, 'model': {**whole['model'], 'vocab': [*vocab[:-1], [vocab[-1][0], -3.5]]}})
+    for one in changed:
+        assert not written(one).writes_as(ours) and not ours.writes_as(written(one))
+
+
 def test_a_sentencepiece_model_is_read_by_its_package(tmp_path):
     pytest.importorskip('sentencepiece')
     golden = STORED['spiece']
     files = {'tokenizer_config.json': json.dumps({'extra_ids': 5})}
     (folder(tmp_path / 'a', files) / 'spiece.model').write_bytes(base64.b64decode(golden['spiece']))
-    check(tokenizer_files.read(tmp_path / 'a'), golden)
+    found = tokenizer_files.read(tmp_path / 'a')
+    check(found, golden)
+    written = {name: json.dumps(json.loads(text), indent=2) for name, text in tokenizer_files.files(found).items()}
+    again = tokenizer_files.read(folder(tmp_path / 'b', written))
+    assert again.model != found.model and again.writes_as(found) and found.writes_as(again)
     (tmp_path / 'a' / 'spiece.model').write_bytes(base64.b64decode(golden['spiece'])[:500])
     with pytest.raises(UserError, match='spiece.model: it is no sentencepiece model, or only a part of one$'):
         tokenizer_files.read(tmp_path / 'a')

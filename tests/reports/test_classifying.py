@@ -10,6 +10,7 @@ from aigc_jax.core.capabilities import Classifies
 from aigc_jax.core.errors import UserError
 from aigc_jax.data import NO_TAG
 from aigc_jax.reports import classifying
+from aigc_jax.reports import texts as reports_texts
 from aigc_jax.runs import config as config_lib
 from aigc_jax.runs.folder import Run
 from aigc_jax.training.trainer import train
@@ -252,3 +253,49 @@ def test_a_file_of_rows_gives_the_texts_of_a_model_of_one(labelled, tagged, runn
         assert code == 0 and out == f'{told.line()}\n', err
     code, out, _ = runner('--mode=sample', f'--workdir={tagged}', '--prompt=eins\trot')
     assert code == 0 and [line.split('\t')[0] for line in out.splitlines()] == ['eins', 'rot']
+
+
+CONLL = 'eins\tzahl\nrot\tfarbe\n\n\nÜbung\twort\n'
+ROWS = (  # of which training data, the name of a prompt file, what it holds, the texts
+    (('tagged', ('tokens', 'tags')), 'a.tsv', CONLL, [('eins rot',), ('Übung',)]),
+    (('tagged', ('tokens', 'tags')), 'b.tsv', 'tokens\ttags\r\n' + CONLL, [('eins rot',), ('Übung',)]),
+    (('tagged', ('tokens', 'tags')), 'c.tsv', 'eins\nrot\n\nÜbung', [('eins rot',), ('Übung',)]),
+    (('tagged', ('words', 'tags')), 'd.jsonl', '{"words": ["eins", "rot"]}\n', [('eins rot',)]),
+    (('tagged', ('tokens', 'tags')), 'e.txt', 'eins rot\n"eins\\trot"\n', [('eins rot',), ('eins\trot',)]),
+    (('labelled', ('text', 'label')), 'f.tsv', 'eins\trot\n', [('eins',)]),
+    (('labelled', ('text', 'label')), 'g.tsv', 'id\ttext\n1\teins\n', [('eins',)]),
+    (('pairs', ('source', 'target')), 'h.tsv', 'eins\trot\n', [('eins',)]),
+    (('pairs', ('de', 'en')), 'i.jsonl', '{"de": "eins\\n", "en": "one"}\n{"de": "rot"}', [('eins\n',), ('rot',)]),
+    (('pairs', ('source', 'target')), 'j.txt', 'eins\trot\n', [('eins\trot',)]),
+    (('jsonl', ('text',)), 'k.jsonl', '{"text": "eins"}\n', [('eins',)]),
+    (('jsonl', ('text',)), 'l.tsv', 'eins\trot\n', [('eins\trot',)]),
+    (('', ()), 'm.jsonl', '{"text": "eins"}\n', [('{"text": "eins"}',)]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('rows, name, content, texts', ROWS, ids=[name for _, name, _, _ in ROWS])
+def test_a_file_of_prompts_has_the_columns_of_the_training_file(rows, name, content, texts, tmp_path):
+    (tmp_path / name).write_bytes(content.encode())
+    columns = ('text',) if rows[0] == 'labelled' else ()
+    assert reports_texts.read_examples('', str(tmp_path / name), columns, rows) == texts
+
+
+@pytest.mark.parametrize('name, content, words', [
+    ('a.txt', CONLL, 'a.txt, line 1 holds a tab, as between a word and its tag; a file of these has a name that ends'),
+    ('a.tsv', 'a\tb\tc\n', 'a.tsv, line 1 has 3 cells; it wants a word and its tag, with a tab between$'),
+    ('a.tsv', 'a b\tc\n', "a.tsv, line 1: 'a b' is no word without white space$"),
+    ('a.tsv', '\n', 'a.tsv has no line$'),
+    ('a.jsonl', '{"text": "a"}', 'a.jsonl, line 1 is no JSON object with a list "tokens" of words$'),
+    ('a.csv', 'tokens,tags\n', 'a.csv holds no JSON objects; make it a file that does: '),
+])  # fmt: skip
+def test_a_file_that_a_tagger_cannot_read_is_named(name, content, words, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words) as error:
+        reports_texts.read_examples('', str(tmp_path / name), (), ('tagged', ('tokens', 'tags')))
+    assert '\n' not in str(error.value)
+
+
+def test_the_command_tags_the_words_of_a_file_of_words_and_tags(tagged, runner, tmp_path):
+    (tmp_path / 'wörter.tsv').write_text(CONLL)
+    code, out, err = runner('--mode=sample', f'--workdir={tagged}', f'--prompt_file={tmp_path}/wörter.tsv')
+    assert code == 0 and [line.split('\t')[0] for line in out.splitlines()] == ['eins', 'rot', '', 'Übung'], err

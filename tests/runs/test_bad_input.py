@@ -264,7 +264,7 @@ DEVICES = {
     'micro_batches': (['--config.micro_batches=3'], ['batch_size: 32', '3 micro_batches', '48']),
     'mesh': (['--config.parallel.mesh.data=3'], ['parallel.mesh', "'data': 3", '8 devices']),
     'two rests': (['--config.parallel.mesh.fsdp=-1'], ['parallel.mesh', '-1']),
-    'replicas': (['--config.num_seeds=3'], ['num_seeds: 3', '8 devices']),
+    'replicas': (['--config.num_seeds=3'], ['num_seeds: 3', '8 devices', 'that do are 8']),
     'pmap with fsdp': (['--config.parallel.mode=pmap', '--config.parallel.mesh.fsdp=2'],
                        ['parallel.mode', 'pmap']),
     'rule that does not divide': (['--config.parallel.mesh.tensor=8',

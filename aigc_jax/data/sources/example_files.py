@@ -24,11 +24,20 @@ def load(kind: str, cfg, where: Mapping[str, str], tokenizer) -> Dataset:
     words and of their tags a line; or a word and its tag a line, with a blank line between texts, in files whose names
     end in .tsv (the format of CoNLL). Raises UserError.
     """
-    names = columns(cfg, COLUMNS[kind], 3 if kind == 'labelled' else 2)
+    _, names = row_columns(cfg)
     by_split, licence, classes = _rows(kind, cfg, where, names)
     dataset = _made(kind, cfg, by_split, names, licence, tokenizer)
     numbered = tuple(classes[int(number)] for number in dataset.class_names) if classes else dataset.class_names
     return dataclasses.replace(dataset, class_names=numbered)
+
+
+def row_columns(cfg) -> tuple[str, tuple[str, ...]]:
+    """(the kind, of COLUMNS, the names of its columns) of data in the user's own rows; ('', ()) of others. Raises
+    UserError."""
+    kind = cfg.name.partition(':')[0]
+    if kind not in COLUMNS:
+        return '', ()
+    return kind, columns(cfg, COLUMNS[kind], 3 if kind == 'labelled' else 2)
 
 
 def own(cfg, by_split: Mapping[str, Sequence[Any]], what: str, tokenizer) -> Dataset:
@@ -122,32 +131,47 @@ def _tagged(names: tuple[str, str], row: Mapping, line: str) -> TaggedText:
         raise UserError(f'{line}: {len(words)} in "{names[0]}", but {len(tags)} in "{names[1]}"')
     if not words:
         raise UserError(f'{line}: "{names[0]}" is empty')
-    return _joined([_word(word, line) for word in words], [str(_label(tag, names[1], line)) for tag in tags])
+    return _joined([word(one, line) for one in words], [str(_label(tag, names[1], line)) for tag in tags])
 
 
-def _word(word: Any, line: str) -> str:
-    if not isinstance(word, str) or not word or any(map(str.isspace, word)):
-        raise UserError(f'{line}: {word!r} is no word without white space')
-    return reading.text_of({'': word}, '', line)
+def word(found: Any, line: str) -> str:
+    """A word of a tagged text. Raises UserError."""
+    if not isinstance(found, str) or not found or any(map(str.isspace, found)):
+        raise UserError(f'{line}: {found!r} is no word without white space')
+    return reading.text_of({'': found}, '', line)
 
 
 def _conll(cfg, paths: list[pathlib.Path], names: tuple[str, str]) -> Iterator[TaggedText]:
     for path, content in zip(paths, reading.texts(paths, False), strict=True):
-        words, tags = [], []
-        named = reading.are_named(content, names, f'data.name={cfg.name}: {path}')
-        for number, row in enumerate([*lines_of(content), ''], 1):
-            if named and row.strip():  # the first line that is not blank
-                named = False
-                continue
-            cells, line = row.removesuffix('\r').split('\t'), f'data.name={cfg.name}: {path}, line {number}'
-            if cells != [''] and len(cells) != 2:
-                raise UserError(f'{line} has {len(cells)} cells; it wants a word and its tag, with a tab between')
-            if cells != ['']:
-                words.append(_word(cells[0], line))
-                tags.append(str(_label(cells[1], 'tag', line)))
-            elif words:
-                yield _joined(words, tags)
-                words, tags = [], []
+        for _, words, tags in conll(content, names, f'data.name={cfg.name}: {path}'):
+            yield _joined(words, tags)
+
+
+def conll(
+    content: str, names: tuple[str, str], name: str, has_tags: bool = True
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(its first line, for messages; the words; their tags) of each text of a file in the format of CoNLL.
+
+    A first line may hold the `names` of both columns. name: of the file. has_tags: whether each word has a tag that is
+    read; else it may be missing. Raises UserError.
+    """
+    words, tags, first = [], [], ''
+    cells = next(filter(str.strip, lines_of(content)), '').count('\t') + 1
+    named = reading.are_named(content, names if has_tags else names[:cells], name)
+    for number, row in enumerate([*lines_of(content), ''], 1):
+        if named and row.strip():  # the first line that is not blank
+            named = False
+            continue
+        cells, line = row.removesuffix('\r').split('\t'), f'{name}, line {number}'
+        if cells != [''] and len(cells) != 2 and (has_tags or len(cells) != 1):
+            raise UserError(f'{line} has {len(cells)} cells; it wants a word and its tag, with a tab between')
+        if cells != ['']:
+            first = first if words else line
+            words.append(word(cells[0], line))
+            tags += [str(_label(cell, 'tag', line)) for cell in cells[1:] if has_tags]
+        elif words:
+            yield first, words, tags
+            words, tags = [], []
 
 
 def _joined(words: list[str], tags: list[str]) -> TaggedText:

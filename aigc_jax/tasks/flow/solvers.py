@@ -123,7 +123,7 @@ def divergence(f: Field, t: Array, x: Array, probes: Array | None) -> tuple[Arra
         reduce = jnp.sum
     else:
         reduce = jnp.mean
-    values, products = jax.vmap(lambda e: moved(e), out_axes=(None, 0))(probes)
+    values, products = jax.vmap(moved, out_axes=(None, 0))(probes)
     return values, reduce(jnp.sum(products * probes, axis=-1), axis=0)
 
 

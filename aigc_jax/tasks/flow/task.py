@@ -21,6 +21,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images, Tokens
 from aigc_jax.nn import unet
 from aigc_jax.nn.build import build, compute_dtype
+from aigc_jax.tasks import conditional
 from aigc_jax.tasks.flow import couplings, paths, solvers
 from aigc_jax.tasks.flow.fields import FIELDS
 
@@ -270,6 +271,7 @@ def make(config, dataset: Dataset) -> Task:
     model, options, spec = config.model, config.task, dataset.spec
     if isinstance(spec, Tokens):
         raise UserError(f'task.name: flow is for images and points; {config.data.name} is text')
+    num_classes = conditional.classes(config, dataset)
     _check(options, config, dataset)
     network = build(unet.KINDS[model.kind], 'model.network', model.network, dtype=compute_dtype(config.precision))
     unet.check(network, spec.shape, 'model.network')
@@ -288,7 +290,7 @@ def make(config, dataset: Dataset) -> Task:
     return Flow(
         network=network,
         shape=tuple(spec.shape),
-        num_classes=dataset.num_classes if model.conditional else 0,
+        num_classes=num_classes,
         options=dict(options),
         source=source,
         sampling=dict(config.sample),
@@ -300,8 +302,6 @@ def make(config, dataset: Dataset) -> Task:
 
 def _check(options, config, dataset: Dataset) -> None:
     """Raises UserError for fields that do not fit each other or the data."""
-    if config.model.conditional and not dataset.num_classes:
-        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     if options.coupling != 'independent':
         parallel.want_whole_batch(config, f'task.coupling: {options.coupling} is of a whole batch')
     if options.coupling == 'class_optimal' and not config.model.conditional:

@@ -18,6 +18,7 @@ from aigc_jax.core.types import Array, Aux, Batch, Extra, Task, Tree, Turn
 from aigc_jax.data import Dataset, Images
 from aigc_jax.nn import convnets, networks
 from aigc_jax.nn.networks import Network
+from aigc_jax.tasks import conditional
 from aigc_jax.tasks.gan import augmentation, regularizers
 from aigc_jax.tasks.gan.fields import FIELDS
 from aigc_jax.tasks.gan.losses import CALIBRATED, LOSSES, ZERO_SUM
@@ -264,7 +265,7 @@ def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
     model, options, shape = config.model, config.task, dataset.spec.shape
     _check_data(config, dataset)
-    num_classes = dataset.num_classes if model.conditional else 0
+    num_classes = conditional.classes(config, dataset)
     outputs = 1 + num_classes if options.auxiliary else 1  # an auxiliary classifier has a logit for each class
     bounded = isinstance(dataset.spec, Images)
     generator = networks.make(config, 'Generator', model.generator, shape, shape=shape, bounded=bounded)
@@ -287,7 +288,7 @@ def make(config, dataset: Dataset) -> Task:
 
 def _cross_entropy(logits: Array, c: Array) -> Array:
     """−E log p(class given x): −L_C of Odena et al. 2017, eq. 3, on either kind of example."""
-    return -jnp.mean(jnp.sum(c * jax.nn.log_softmax(logits), axis=-1))
+    return jnp.mean(optax.softmax_cross_entropy(logits, c))
 
 
 def _check_data(config, dataset: Dataset) -> None:
@@ -295,8 +296,6 @@ def _check_data(config, dataset: Dataset) -> None:
     options, is_image = config.task, isinstance(dataset.spec, Images)
     if is_image and config.data.scale != 'symmetric':
         raise UserError('data.scale: the generator ends in tanh, so images lie in [−1, 1]: set it to symmetric')
-    if config.model.conditional and not dataset.num_classes:
-        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     transformed = options.augmentation != 'none' or options.consistency_real or options.consistency_fake
     if transformed and not (is_image and options.transforms):
         raise UserError('task.augmentation, task.consistency_*: want images, and transforms in task.transforms')
@@ -336,7 +335,9 @@ def _check(options, config, discriminator: nn.Module) -> None:
             f'{" or ".join(ZERO_SUM)}'
         )
     if options.unrolled_steps and options.simultaneous:
-        raise UserError('task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes')
+        raise UserError(
+            'task.unrolled_steps: looks ahead of the discriminator, which task.simultaneous forgoes; choose one'
+        )
     if options.top_k < 1:
         parallel.want_whole_batch(config, 'task.top_k: ranks a whole batch')
     if options.unrolled_steps:

@@ -22,7 +22,7 @@ from aigc_jax.metrics.ais import ais
 from aigc_jax.nn import networks
 from aigc_jax.nn.build import compute_dtype
 from aigc_jax.nn.convnets import ImageNetwork
-from aigc_jax.tasks import likelihoods
+from aigc_jax.tasks import conditional, likelihoods
 from aigc_jax.tasks.vae import bounds, latents
 from aigc_jax.tasks.vae.fields import FIELDS
 
@@ -293,10 +293,8 @@ class VAE:
 
 def make(config, dataset: Dataset) -> Task:
     """The task of a config that holds FIELDS. Raises UserError for fields that fit neither each other nor the data."""
-    model, shape = config.model, dataset.spec.shape
+    model, shape, num_classes = config.model, dataset.spec.shape, conditional.classes(config, dataset)
     likelihood = likelihoods.make(config.task.likelihood, dataset, config.data)
-    if model.conditional and not dataset.num_classes:
-        raise UserError(f'model.conditional: {config.data.name} has no labels; set it to False')
     latent = latents.make(model, config.data, dataset, compute_dtype(config.precision))
     _check(config.task, config, latent)
     outputs = (*shape[:-1], shape[-1] * likelihood.channels)
@@ -307,7 +305,7 @@ def make(config, dataset: Dataset) -> Task:
         latent=latent,
         likelihood=likelihood,
         spec=dataset.spec,
-        num_classes=dataset.num_classes if model.conditional else 0,
+        num_classes=num_classes,
         options=dict(config.task),
         sampling=dict(config.sample),
         evaluation=dict(config.eval),
