@@ -21,7 +21,7 @@ flags.DEFINE_string(
 )  # fmt: skip
 flags.DEFINE_string('workdir', None, "the run's folder; the same command again resumes the run in it")
 flags.DEFINE_string('step', None, 'not while training: of which checkpoint, a number or best (default: the newest)')
-flags.DEFINE_integer('num_samples', 64, 'sample, export: how many', arguments.N.least, arguments.N.most)
+flags.DEFINE_integer('num_samples', 64, 'sample, export as stablehlo: how many', arguments.N.least, arguments.N.most)
 flags.DEFINE_integer('seed', 0, 'sample: of the random draws', arguments.SEED.least, arguments.SEED.most)
 flags.DEFINE_string('labels', '', 'sample, class-conditional models: classes, as 3 or cat,dog (repeated in turn)')
 flags.DEFINE_string('format', 'hf', 'export: hf, which transformers loads; safetensors; stablehlo, the sampler')
@@ -62,6 +62,12 @@ WRITER_FLAGS = (  # which api.generate takes
     'repetition_penalty', 'beam_size', 'length_penalty',
 )  # fmt: skip
 TEXT_FLAGS = ('prompt', 'prompt_file', 'stream', *WRITER_FLAGS)
+# What each mode reads besides --mode, --workdir and --config.
+READ_FLAGS = {
+    'train': (), 'fields': (), 'evaluate': ('step',),
+    'sample': ('step', 'num_samples', 'seed', 'labels', *TEXT_FLAGS),
+    'export': ('step', 'num_samples', 'format', 'output', *WRITER_FLAGS),
+}  # fmt: skip
 
 _given: dict = {}
 
@@ -84,6 +90,26 @@ def _check_flags() -> None:
         raise UserError('--output: missing; name the new folder to write')
     if FLAGS.mode in ('evaluate', 'sample', 'export') and _given['config']:
         raise UserError(f'--config: {FLAGS.mode} reads the config of the workdir; leave it out')
+    _check_read()
+
+
+def _check_read() -> None:
+    """Raises UserError for a flag that the mode does not read: what it asks for would not be done, in silence."""
+    mode, known = FLAGS.mode, dict.fromkeys(name for names in READ_FLAGS.values() for name in names)
+    for name in known:
+        if not FLAGS[name].present or name in READ_FLAGS[mode]:
+            continue
+        if mode == 'export' and name in TEXT_FLAGS:
+            raise UserError(f'--{name}: an export writes no text; leave it out')
+        if mode == 'export':
+            raise UserError(f'--{name}: an export draws nothing, its sampler is called with it; leave it out')
+        mend = 'set --config.seed' if name == 'seed' and mode == 'train' else 'leave it out'
+        raise UserError(f'--{name}: --mode={mode} does not read it; {mend}')
+    if mode == 'export' and FLAGS['num_samples'].present and FLAGS.format in ('hf', 'safetensors'):
+        raise UserError(
+            f'--num_samples: is of a sampler, which format={FLAGS.format} does not hold; leave it out, or add '
+            '--format=stablehlo'
+        )
 
 
 def main(_: list[str]) -> None:
@@ -117,8 +143,6 @@ def _run() -> None:
         return announce.table(found.config, found.step, found.results)
     trained = api.open(workdir, FLAGS.step, _given['overrides'])
     if FLAGS.mode == 'export':
-        if given := [name for name in ('prompt', 'prompt_file', 'stream') if FLAGS[name].present]:
-            raise UserError(f'--{given[0]}: an export writes no text; leave it out')
         return show_paths(api.export(trained, FLAGS.output, FLAGS.format, FLAGS.num_samples, **_writer_flags()))
     if trained.can(FillsIn):
         return _fill(trained)

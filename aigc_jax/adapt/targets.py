@@ -1,10 +1,9 @@
 """Which kernels of a model a change is of, by a regex of the config."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from aigc_jax.core import patterns, tree
+from aigc_jax.core import tree
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Tree
 
@@ -16,11 +15,10 @@ def kernels(params: Mapping[str, Tree]) -> dict[str, Any]:
 
 
 def chosen(params: Mapping[str, Tree], targets: str, what: str) -> dict[str, Any]:
-    """Those of `kernels` whose names the regex `targets`, of the field `what`, is found in. Raises UserError where it
-    is found in none."""
+    """Those of `kernels` that the regex `targets`, of the field `what`, matches (tree.matching). Raises UserError where
+    it matches none."""
     known = kernels(params)
-    patterns.check(targets, known, what)
-    found = {name: leaf for name, leaf in known.items() if re.search(targets, name)}
+    found = {name: known[name] for name in tree.matching(targets, known, what)}
     if not found:
         raise UserError(f'{what}: {targets!r} matches no kernel; there are {", ".join(known)}')
     return found

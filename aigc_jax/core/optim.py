@@ -311,10 +311,12 @@ def _decay_mask(name: str, options: dict, known: Any, params: Tree, decayed: Tre
     reached = tree.flatten(decayed)
     if 'adam_weight_decay' in known:  # the mask of muon is of what it orthogonalizes; its Adam has none
         matrices = options.get(_MATRICES)
-        by_adam = [
-            path for path, leaf in tree.flatten(params).items()
-            if (not re.search(matrices, path) if isinstance(matrices, str) else leaf.ndim != 2)
-        ]  # fmt: skip
+        leaves = tree.flatten(params)
+        if isinstance(matrices, str):
+            orthogonalized = tree.matching(matrices, leaves, f'{what}.options.{_MATRICES}')
+        else:
+            orthogonalized = [path for path, leaf in leaves.items() if leaf.ndim == 2]
+        by_adam = [path for path in leaves if path not in orthogonalized]
         if 'adam_weight_decay' not in decays:
             if decays and (missed := [path for path in by_adam if reached[path]]):
                 raise UserError(

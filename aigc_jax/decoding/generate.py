@@ -78,9 +78,9 @@ class Generator:
             raise UserError(f'{given[0]}: a beam search has none; leave out one of the two')
         if draft is not None and grammar:
             raise UserError('draft: it proposes several tokens at once, and a grammar allows one at a time')
-        self._goes_on = not isinstance(model, Seq2Seq)
+        self.goes_on = not isinstance(model, Seq2Seq)  # from its prompt; else it is a text of its own
         for name, value in (('draft', draft is not None), ('suffix', suffix)):
-            if value and not self._goes_on:
+            if value and not self.goes_on:
                 raise UserError(f'{name}: is of a text that goes on from its prompt; this model writes one of its own')
         if draft is not None and not self._model.columns:
             raise UserError('draft: this model cannot take back what it has read, as no recurrent one; leave it out')
@@ -163,7 +163,17 @@ class Generator:
     @property
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The tokens that stand before and behind those of a prompt."""
-        return (self._tokenizer.before_prompt, ()) if self._goes_on else self._model.frame
+        return (self._tokenizer.before_prompt, ()) if self.goes_on else self._model.frame
+
+    @property
+    def before_text(self) -> tuple[int, ...]:
+        """The tokens that a text of its own begins with and that are no part of it."""
+        return () if self.goes_on else self._tokenizer.target_frame.before
+
+    @property
+    def reads_special(self) -> bool:
+        """Whether a special token that is written in a prompt is that token; else it is text as any."""
+        return not self.goes_on and bool(self._tokenizer.sentinels)
 
     def sizes(self, block: int) -> tuple[int, int]:
         """(the most tokens of a prompt, its frame included, the most of a text) of a program that `traced` makes.
@@ -207,7 +217,7 @@ class Generator:
 
     def _matchers(self, prompts):
         """Of the grammar, which have read what of each text is there."""
-        return self._grammar.begin([self._encode(prompt if self._goes_on else '', 'prompt') for prompt in prompts])
+        return self._grammar.begin([self._encode(prompt if self.goes_on else '', 'prompt') for prompt in prompts])
 
     def _write(self, params, extra, prompt, start, key, index, most, beyond, stream, matchers):
         """(tokens, length, log_prob, ruled_out, calls of the model, how it ended but for its tokens) of each text."""
@@ -294,8 +304,8 @@ class Generator:
     def _prompt(self, text: str) -> np.ndarray:
         """The tokens to read; a prompt that begins a text follows what stands before each document."""
         before, behind = self.frame
-        if not self._goes_on:
-            tokens = self._encode(text, 'prompt', special=bool(self._tokenizer.sentinels))
+        if not self.goes_on:
+            tokens = self._encode(text, 'prompt', special=self.reads_special)
             source = np.concatenate([before, tokens, behind]).astype(np.int32)
             if not len(source):
                 raise UserError('prompt: is empty; it is the source that this model writes a text for')
@@ -320,14 +330,14 @@ class Generator:
 
     def _decode(self, prompt: str, tokens: np.ndarray) -> str:
         """Without the tokens that a tokenizer of Hugging Face has before each text, where that is one of its own."""
-        before = () if self._goes_on else self._tokenizer.target_frame.before
+        before = self.before_text
         is_framed = len(before) and tuple(tokens[: len(before)].tolist()) == before
         tokens = tokens[len(before) :] if is_framed else tokens
-        return self._tokenizer.decode(tokens, behind=self._goes_on and bool(prompt))
+        return self._tokenizer.decode(tokens, behind=self.goes_on and bool(prompt))
 
     def _behind(self, prompt: str, text: str) -> str:
         """The text as it stands behind the prompt: words with a space between."""
-        apart = self._goes_on and self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
+        apart = self.goes_on and self._tokenizer.kind == 'word' and prompt[-1:].strip() and text[:1].strip()
         return ' ' * bool(apart) + text
 
     def _ended(self, prompt: str, tokens, length, log_prob, ruled_out, calls, ended) -> Text:
@@ -340,7 +350,7 @@ class Generator:
             text, ended = text[: text.index(self._stop)], 'stop'
         text = self._behind(prompt, text)
         return Text(
-            prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix, self._goes_on
+            prompt, text, tokens, -float(log_prob), ended, float(ruled_out), int(calls), self._suffix, self.goes_on
         )
 
 

@@ -166,7 +166,8 @@ def _writer(trained: Trained, n: int, **how) -> Sampler:
     before, behind = ([int(token) for token in part] for part in writer.frame)
     # A text ends before `end`; null: where it is cut off.
     about = {
-        'before': before, 'behind': behind, 'end': trained.tokenizer.end, 'max_new_tokens': most,
+        'before': before, 'behind': behind, 'end': trained.tokenizer.end, 'special_tokens': writer.reads_special,
+        'goes_on': writer.goes_on, 'before_text': [int(token) for token in writer.before_text], 'max_new_tokens': most,
         'how': dataclasses.asdict(writer.how),
     }  # fmt: skip
     return Sampler(write, {'seed': (), 'prompt': (n, columns), 'start': (n,)}, ('tokens', 'length'), about)

@@ -125,26 +125,53 @@ def as_saved(experiment: Experiment) -> tuple[tuple[Tree, dict[str, Tree]] | tup
     with _opened(wanted.run, 'init.run', experiment.task) as (run, theirs, checkpoints):
         step = checkpoints.resolve(wanted.step or None, 'init.step')
         init = lambda task: task.init(rng.stream(experiment.config.seed, 'init'))
-        spec, task = experiment.dataset.spec, experiment.task
+        spec, dataset, task = experiment.dataset.spec, experiment.dataset, experiment.task
         own = run.tokenizer if isinstance(spec, Text) else None
         grown = own is not None and not own.has_end and dataclasses.replace(own, has_end=True) == spec.tokenizer
         if grown:
-            dataset = dataclasses.replace(experiment.dataset, spec=dataclasses.replace(spec, tokenizer=own))
+            dataset = dataclasses.replace(dataset, spec=dataclasses.replace(spec, tokenizer=own))
             task = adapt.adapted(tasks.make(experiment.config, dataset), experiment.config)
         plan = experiment.plan
-        params, extra = task.abstract
-        params = parallel.abstract(params, plan.param_shardings(params))
-        stats = parallel.abstract(extra.stats, jax.tree.map(lambda _: plan.replicated, extra.stats))
-        chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
-        _tell_of_still(experiment.config, params, chosen.drawn)
-        with _compared(run, theirs, experiment.config, checkpoints.parameters(step)):
+        abstract = lambda task: parallel.abstract(abstract_params(task), plan.param_shardings(abstract_params(task)))
+        params = like = abstract(task)
+        config = _with_layers_of(theirs, experiment.config)
+        where = '' if config is experiment.config else f' (of layers as init.run, {run.folder}, has them)'
+        try:
+            if where:
+                task = adapt.adapted(tasks.make(config, dataset), config)
+                params = abstract(task)
+            chosen = partial.of(wanted, params, checkpoints.parameters(step), str(run.folder))
+        except UserError as error:
+            raise UserError(f'{error}{where}') from None
+        stats = task.abstract[1].stats
+        stats = parallel.abstract(stats, jax.tree.map(lambda _: plan.replicated, stats))
+        restacked = lambda own: tree.restacked(own, like) if where else own
+        taken = tree.flatten(jax.eval_shape(restacked, chosen.taken(params))).keys()
+        _tell_of_still(experiment.config, like, frozenset(tree.flatten(like).keys() - taken))
+        with _compared(run, theirs, config, checkpoints.parameters(step)):
             opt = _averaging(task, theirs, plan) if wanted.average else {}
             params, stats = _restored(checkpoints, step, chosen, params, stats, opt)
+        if where:
+            shardings = tree.map_named(lambda name, leaf: leaf.sharding if name in taken else None, like)
+            params = jax.jit(restacked, out_shardings=shardings)(params)
         if grown:  # the token that their model lacks is as it was drawn
             shardings = plan.param_shardings(abstract_params(experiment.task))
             drawn = jax.jit(lambda: init(experiment.task)[0], out_shardings=shardings)()
             params = jax.tree.map(_filled, drawn, params)
         return (params, stats), step
+
+
+def _with_layers_of(theirs: ConfigDict, ours: ConfigDict) -> ConfigDict:
+    """`ours`, in which the layers are one by one or in a loop as in `theirs`; itself, where they are."""
+    has, now = (config_lib.flatten(ConfigDict({'model': one.model})) for one in (theirs, ours))
+    differ = lambda name: name.endswith('.scan_layers') and has.get(name, now[name]) != now[name]
+    fields = {name: has[name] for name in now if differ(name)}
+    if not fields:
+        return ours
+    config = copy.deepcopy(ours)
+    config.update_from_flattened_dict(fields)
+    silence(config.model)  # which a loop has no room for, and parameters do not depend on
+    return config
 
 
 def _tell_of_still(config: ConfigDict, params: dict[str, Tree], drawn: frozenset[str]) -> None:
@@ -244,8 +271,11 @@ def _compared(run: Run, theirs: ConfigDict, ours: ConfigDict, shapes: Mapping[st
         for name, shape in shapes.items():  # mostly said by data.block
             if name.endswith('/position/embedding') and name in str(error) and 'positions' in ours.model:
                 fields['model.positions'] = shape[0]
+        of_optimizer = 'its optimizer' in str(error) or ' opt/' in str(error)
         mend, alike = '', 2 * len(has.keys() & now.keys()) > len(has.keys() | now.keys())
-        if fields and alike:
+        if of_optimizer and ours.init.rename:
+            mend = '; the regexes of its optim are of its own names; init.average=False takes the parameters themselves'
+        elif fields and alike:
             mend = f'; set {", ".join(f"{name}={value}" for name, value in fields.items())}, as {run.folder} has'
         elif theirs.task.name != ours.task.name:
             mend = f'; {run.folder} is a run of task.name={theirs.task.name}'

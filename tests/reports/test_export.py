@@ -105,25 +105,48 @@ for folder in sys.argv[1:]:
         continue
     import tokenizers
     tokenizer = tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json')
+    tokenizer.encode_special_tokens = not about['special_tokens']
+    decode = lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False)
     _, n, columns = about['inputs']['prompt']
     prompt, start = np.zeros((n, columns), np.int32), np.zeros(n, np.int32)
-    for i, text in enumerate(json.load(open(f'{folder}/prompts'))):
-        tokens = about['before'] + tokenizer.encode(text, add_special_tokens=False).ids + about['behind']
+    prompts = json.load(open(f'{folder}/prompts'))
+    read = [tokenizer.encode(text, add_special_tokens=False).ids for text in prompts]
+    for i, own in enumerate(read):
+        tokens = about['before'] + own + about['behind']
         start[i] = columns - len(tokens)
         prompt[i, start[i]:] = tokens
     texts = []
-    for row, length in zip(*map(np.asarray, called.call(np.int32(3), prompt, start))):
-        row = row[:length].tolist()
-        texts.append(tokenizer.decode(row[:-1] if row[-1:] == [about['end']] else row, skip_special_tokens=False))
+    for own, row, length in zip(read, *map(np.asarray, called.call(np.int32(3), prompt, start))):
+        row, first = row[:length].tolist(), about['before_text']
+        row = row[:-1] if row[-1:] == [about['end']] else row
+        row = row[len(first):] if row[:len(first)] == first else row
+        own = own if about['goes_on'] else []
+        texts.append(decode(own + row)[len(decode(own)):])
     json.dump(texts, open(f'{folder}/texts', 'w'))
 assert not {'aigc_jax', 'flax', 'optax', 'orbax'} & set(sys.modules), sys.modules.keys()
 '''
 PROMPTS = 'def f(', '', 'a cab <extra_id_0>'
 
 
+def of_words_with_spaces(folder: pathlib.Path) -> pathlib.Path:
+    """The golden Llama with a tokenizer whose words hold the space before them, as SentencePiece's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    shutil.copytree(GOLDENS / 'llama', folder)
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    alphabet = sorted({*TEXT.strip(), *'<pads>/'})
+    special = ['<pad>', '<s>', '</s>']
+    library.train_from_iterator([TEXT], trainers.BpeTrainer(
+        vocab_size=61, special_tokens=special, initial_alphabet=alphabet, show_progress=False))  # fmt: skip
+    library.save(str(folder / 'tokenizer.json'))
+    return folder
+
+
 def test_samplers_run_where_jax_is_alone(smoke, command_line, tmp_path):
     """Those of models of text with the package tokenizers, too: they write what `generate` writes for the prompts."""
-    llama, gan, gpt = aigc_jax.from_pretrained(GOLDENS / 'llama'), *map(aigc_jax.open, (smoke('gan'), smoke('gpt')))
+    llama = aigc_jax.from_pretrained(of_words_with_spaces(tmp_path / 'llama'))
+    gan, gpt = map(aigc_jax.open, (smoke('gan'), smoke('gpt')))
     experiment = Experiment(config_lib.load(f'{CONFIGS}/t5.py:smoke', []))
     t5 = Trained(None, experiment, experiment.create_state())  # drawn is enough: its texts differ by prompt
     greedy, beams = {'temperature': 0.0}, {'beam_size': 2, 'length_penalty': 1.0}
@@ -131,7 +154,7 @@ def test_samplers_run_where_jax_is_alone(smoke, command_line, tmp_path):
     folders = [tmp_path / str(k) for k in range(len(asked))]
     for (run, how), folder in zip(asked, folders, strict=True):
         aigc_jax.export(run, folder, 'stablehlo', 3, **how)
-        (folder / 'prompts').write_text(json.dumps(('a cab.', '', 'beech') if run is llama else PROMPTS))
+        (folder / 'prompts').write_text(json.dumps(('a cab <s>', '', 'beech') if run is llama else PROMPTS))
     aigc_jax.export(gan, tmp_path / 'gan', 'stablehlo', 5)
     (tmp_path / 'call.py').write_text(STABLEHLO)
     done = command_line.python(tmp_path / 'call.py', tmp_path / 'gan', *folders)

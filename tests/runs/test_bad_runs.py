@@ -31,6 +31,26 @@ def test_no_workdir(runner):
     assert_refused(runner(VAE), '--workdir: missing')
 
 
+NOT_READ = {
+    'seed of a training': ((VAE, '--seed=3'), '--seed: --mode=train does not read it; set --config.seed'),
+    'step of a training': ((VAE, '--step=3'), '--step: --mode=train does not read it'),
+    'prompt of fields': ((VAE, '--mode=fields', '--prompt=x'), '--prompt: --mode=fields does not read it'),
+    'evaluate': (('--mode=evaluate', '--temperature=0.5'), '--temperature: --mode=evaluate does not read it'),
+    'sample': (('--mode=sample', '--format=stablehlo'), '--format: --mode=sample does not read it'),
+    'seed of an export': (('--mode=export', '--output=x', '--seed=3'), '--seed: an export draws nothing'),
+    'labels of an export': (('--mode=export', '--output=x', '--labels=3'), '--labels: an export draws nothing'),
+    'number of checkpoints': (
+        ('--mode=export', '--output=x', '--num_samples=3'), '--num_samples: is of a sampler, which format=hf',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('given, words', NOT_READ.values(), ids=NOT_READ)
+def test_a_flag_that_a_mode_does_not_read(runner, tmp_path, given, words):
+    assert_refused(runner(f'--workdir={tmp_path}/run', *given), words)
+    assert not (tmp_path / 'run').exists()
+
+
 def test_workdir_is_a_file(runner, tmp_path):
     path = tmp_path / 'run'
     path.write_text('mine')

@@ -1,17 +1,20 @@
 """Every config trains, evaluates and samples in its smoke variant; a model is one task file, one line, one config."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from configfiles import CONFIGS, FILES, needs_files, variants
+from stacks import stacked
 
 from aigc_jax import reports, tasks
-from aigc_jax.core import optim, rng
+from aigc_jax.core import optim, rng, tree
 from aigc_jax.core.capabilities import Measures, Samples
 from aigc_jax.core.errors import UserError
 from aigc_jax.core.types import Aux, Extra, Task, Turn
@@ -233,13 +236,22 @@ def test_init_says_which_step_and_whether_the_average(smoke, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
-def test_parameters_of_other_names_are_renamed_and_their_average_with_them(tmp_path):
-    """The blocks of a Transformer change places; the names of a model of its own are as far from ours."""
+def brief_gpt(*more):
     brief = [('total_steps', '10'), ('eval_every_steps', '10'), ('checkpoint_every_steps', '10')]
-    averaged = [('optim.model.ema_decay', '0.9')]
-    source = train_undrawn(config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, *averaged]), tmp_path / 'source')
+    return config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, *more])
+
+
+@pytest.fixture(scope='module')
+def averaging(tmp_path_factory) -> Run:
+    """A Transformer whose parameters are averaged."""
+    return train_undrawn(brief_gpt(('optim.model.ema_decay', '0.9')), tmp_path_factory.mktemp('averaging') / 'run')
+
+
+def test_parameters_of_other_names_are_renamed_and_their_average_with_them(averaging):
+    """The blocks of a Transformer change places; the names of a model of its own are as far from ours."""
+    source = averaging
     swap = (('block_0/', 'block_x/'), ('block_1/', 'block_0/'), ('block_x/(.*)', r'block_1/\1'))
-    config = config_lib.load(f'{CONFIGS / "gpt.py"}:smoke', [*brief, ('init.run', str(source.folder))])
+    config = brief_gpt(('init.run', str(source.folder)))
     _, state = source.open()
     for average in (True, False):
         config.init.average = average
@@ -259,6 +271,67 @@ def test_parameters_of_other_names_are_renamed_and_their_average_with_them(tmp_p
         config.init.rename = rename
         with pytest.raises(UserError, match=words):
             initial.model(Experiment(config))
+
+
+def test_an_average_whose_optimizer_has_regexes_of_other_names_is_refused_with_the_mend(averaging, tmp_path):
+    """As Muon's has, of a model whose layers are not block_0, …"""
+    other = Run(shutil.copytree(averaging.folder, tmp_path / 'other'))
+    own = json.loads(other.paths.config.read_text())
+    swap = "(('block_0/', 'block_x/'), ('block_1/', 'block_0/'), ('block_x/', 'block_1/'))"
+    start = [('init.run', str(other.folder)), ('init.rename', swap)]
+    for regex in ('layer.*kernel', 'block_0.*kernel'):
+        own['optim']['model']['options']['muon_weight_dimension_numbers'] = regex
+        other.paths.config.write_text(json.dumps(own))
+        with pytest.raises(UserError, match='regexes of its optim are of its own names; init.average=False takes'):
+            initial.model(Experiment(brief_gpt(*start)))
+    assert initial.model(Experiment(brief_gpt(*start, ('init.average', 'False'))))[0]
+
+
+def test_layers_one_by_one_and_in_a_loop_start_from_one_another(averaging, tmp_path):
+    """The average of the parameters, where it is wanted, to the bit; a head that is drawn, adapters, and what a loop
+    has no room for."""
+    start = [('init.run', str(averaging.folder)), ('model.scan_layers', 'True'), ('optim.model.ema_decay', '0.9')]
+    experiment = Experiment(brief_gpt(*start, ('init.average', 'False')))
+    raw, _ = initial.model(experiment)
+    _, state = averaging.open()
+    assert_equal(raw[0]['model'], stacked(state.params['model']))
+    drawn = initial.model(Experiment(brief_gpt(*start, ('init.drawn', 'head'), ('adapt.name', 'lora'))))[0][0]['model']
+    own = stacked(optim.averaged(state.params, state.opt)['model'])
+    assert_equal(drawn['blocks'], own['blocks'])
+    assert drawn['head']['kernel'] is drawn['lora']['blocks.query']['a'] is None
+    with pytest.raises(UserError, match='model/blocks/.*: is one array of all layers .* some alone are drawn'):
+        initial.model(Experiment(brief_gpt(*start, ('init.drawn', 'block_1'))))
+    with pytest.raises(UserError, match=r'it lacks params/model/block_2/.*; set model.layers=2, as'):
+        initial.model(Experiment(brief_gpt(*start, ('model.layers', '3'))))
+
+    looped = Run(shutil.copytree(averaging.folder, tmp_path / 'looped', ignore=shutil.ignore_patterns('checkpoints')))
+    looped.paths.config.write_text(config_lib.to_json(experiment.config))
+    state = experiment.create_state(*raw)
+    state = state._replace(params=jax.tree.map(lambda x: x + 1, state.params))  # which the average is not, then
+    with contextlib.closing(looped.checkpoints(experiment.config)) as checkpoints:
+        checkpoints.save(10, state)
+    back = [('init.run', str(looped.folder)), ('model.dropout', '0.1')]
+    for average in (True, False):
+        found = initial.model(Experiment(brief_gpt(*back, ('init.average', str(average)))))[0][0]['model']
+        assert_equal(found, jax.tree.map(lambda x, more=not average: x + more, averaging.open()[1].params['model']))
+
+
+def test_a_regex_is_of_layers_in_a_loop_as_it_is_of_each_by_itself():
+    """So it was passed over where another part of it matched; configs/t5.py has one for its layers."""
+    config = config_lib.load(f'{CONFIGS / "t5.py"}:smoke', [('model.scan_layers', 'True')])
+    params = Experiment(config).abstract_state.params['model']
+    found = tree.flatten(tree.by_rule((('^embed|coder_[0-9]+/up', 1), ('blocks|head', 2)), params, 0, 'rules'))
+    names = {value: [name for name, one in found.items() if one == value] for value in (1, 2)}
+    assert names[1] == ['decoder_blocks/up/kernel', 'embed/embedding', 'encoder_blocks/up/kernel']
+    assert {'encoder_blocks/down/kernel', 'head/kernel'} < {*names[2]}
+    for field, value, *more in (
+        ('optim.model.freeze', 'embed|block_0'), ('optim.model.freeze', '^(?!block_1|norm)'),
+        ('adapt.targets', 'head|block_1', ('adapt.name', 'lora')),
+        ('prune.targets', 'head|block_1', ('prune.keep', '.5')),
+        ('quantize.targets', 'head|block_1', ('quantize.weights', 'int8')),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f'{field}: .* matches .*block_[01].* and not all layers'):
+            Experiment(brief_gpt(('model.scan_layers', 'True'), *more, (field, value)))
 
 
 def assert_equal(a, b):

@@ -69,8 +69,7 @@ def unstacked(params: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for path, leaf in params.items():
         if tree.is_stacked(path):
-            stack, _, rest = path.partition('blocks/')
-            found |= {f'{stack or "block_"}{i}/{rest}': (path, i) for i in range(leaf.shape[0])}
+            found |= {one: (path, i) for i, one in enumerate(tree.layer_names(path, leaf.shape[0]))}
         else:
             found[path] = path, None
     return found
