@@ -224,7 +224,7 @@ FIELDS = {
     'data, of text': ('vae', "data=dict(name='digits')", "data=dict(name='digits', tokenizer='char')",
                       ['data.name=digits', 'of text']),
     'eval, misspelt': ('vae', 'best_metric=', 'best_metrc=', ['eval.best_metrc', 'did you mean best_metric']),
-    'eval of another task': ('gan', 'eval=dict()', 'eval=dict(k=3)', ['eval.k', 'no such field']),
+    'eval of another task': ('gan', 'task=dict(', 'eval=dict(k=3), task=dict(', ['eval.k', 'no such field']),
     'task, a text for a number': ('gan', 'r1=1.0,', "r1='x',", ["task.r1: 'x'", 'a number']),
     'task, no number': ('gan', 'r1=1.0,', "r1=float('nan'),", ['task.r1: nan is no finite number']),
     'model, a number for a text': ('gan', "activation='leaky_relu', bias_init='zeros'),\n                disc",

@@ -233,7 +233,7 @@ def test_an_array_gives_what_the_local_launcher_gives(cluster, local, tmp_path):
     table, err = launchers[1].communicate(timeout=SECONDS)
     assert (launchers[1].returncode, table) == (0, local[1]), err
     assert sweep.bits() == local[0]
-    assert sweep.log().count('\n$ ') == 2 and 'error' not in sweep.log()
+    assert sweep.log().count('\n$ ') == 2 and '\nerror: ' not in sweep.log()
     for manifest in sweep.workdir.glob('*/*/manifest.json'):
         assert len(json.loads(manifest.read_text())['starts']) == 1
     assert len(list((sweep.workdir / 'slurm').glob('*.sh'))) == 1

@@ -82,7 +82,7 @@ def test_two_launchers_at_once_double_nothing(finished):
     for path in runs(workdir).values():
         assert len(json.loads((path / 'manifest.json').read_text())['starts']) == 1
         log = path.with_name(f'{path.name}.log').read_text()
-        assert log.count('\n$ ') == 1 and 'error' not in log
+        assert log.count('\n$ ') == 1 and '\nerror: ' not in log and 'Traceback' not in log
     first, second = (line.split() for line in table.splitlines()[1:])
     assert first[0].startswith('init_value=0.001-') and second[0].startswith('init_value=0.0003-')
     assert first[1] == second[1] == '2/2'
