@@ -297,12 +297,12 @@ def bound():
 ])  # fmt: skip
 def test_what_may_not_be_read_is_named(name):
     """The folder, or the file in it, and that a permission lacks."""
-    config = ConfigDict({'init': {'run': ''}, 'data': {'tokenizer': 'char'}})
+    config = ConfigDict({'init': {'run': str(GOLDENS / 'llama')}, 'data': {'tokenizer': 'char'}})
+    initial.tokenizer(config)  # imports what it needs, which may lie where the user below may not read
     with tempfile.TemporaryDirectory() as place:  # that of tmp_path is entered by root alone
         os.chmod(place, 0o755)
         path = damaged(pathlib.Path(place), 'llama', two_shards if 'index' in name else lambda folder: None)
         config.init.run = str(path)
-        initial.tokenizer(config)  # imports what it needs, which may lie where the user below may not read
         (path / 'tokenizer_config.json').touch()
         os.chmod(path / name, 0)
         with bound(), pytest.raises(UserError) as caught:
