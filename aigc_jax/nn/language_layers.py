@@ -90,8 +90,9 @@ def _few_logits(rows: Array, table: Array) -> Array:
     XLA's product x Eᵀ takes 1.2 to 1.8 times as long as E xᵀ, and for one row 4 times (jax 0.12). For 2 to 8 rows E xᵀ
     takes 1.2 times as long as a sum of products, which for one row takes 60 times as long (jax 0.10).
     """
-    if 1 < len(rows) <= FEW // 2:  # summed in float32, as a product is
-        out = jnp.sum(table[:, None].astype(jnp.float32) * rows, axis=-1).astype(table.dtype)
+    if 1 < len(rows) <= FEW // 2:
+        wide = jnp.promote_types(table.dtype, jnp.float32)  # a product sums in float32 at least
+        out = jnp.sum(table[:, None].astype(wide) * rows, axis=-1).astype(table.dtype)
     else:
         out = jnp.einsum('vd,nd->vn', table, rows)
     return jax.lax.optimization_barrier(out).T
