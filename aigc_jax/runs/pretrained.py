@@ -46,9 +46,7 @@ def fit(config: ConfigDict, given: Collection[str]) -> None:
             f'{folder.config["model_type"]}, which task.name={family.task} trains'
         )
     most = fields.pop('data.block') - (2 if config.task.name == 'mlm' else 0)  # cls and sep stand around a window
-    if 'data.block' in given and config.data.block > most:
-        raise UserError(f'data.block: {config.data.block}; the model of init.run, {folder.path}, reads {most} at most')
-    config.data.block = min(config.data.block, most)
+    _bound_block(config, most, given, folder.path)
     own = _declared(_model(fields), config.task.name)
     model = own | {name: config.model[name] for name in own if name in config.model} | _model(fields)
     for name in given:
@@ -68,9 +66,8 @@ def _fit_to_run(config: ConfigDict, given: Collection[str]) -> None:
     if theirs is None or init.rename or not isinstance(theirs.get('model'), ConfigDict):
         return
     task, theirs_task = config.task.name, config_lib.flatten(theirs).get('task.name')
-    if task != theirs_task and (theirs_task, task) != ('mlm', 'classify') or (
-        task == theirs_task and (init.drawn or init.unused)
-    ):
+    whole = task == theirs_task and not init.drawn and not init.unused
+    if not whole and (theirs_task, task) != ('mlm', 'classify'):
         return
     around = ConfigDict({'task': {'name': task}})
     declared = tasks.fields('model', theirs.model, around) or {}
@@ -86,10 +83,14 @@ def _fit_to_run(config: ConfigDict, given: Collection[str]) -> None:
         config.model = ConfigDict({name: now[name] for name in _OWN if name in declared and name in now} | model)
     most = config_lib.flatten(theirs).get('data.block') if model.get('position') == 'learned' else None
     most = model['positions'] - (2 if task == 'mlm' else 0) if model.get('positions') else most
-    if not isinstance(most, int) or 'block' not in config.data:
-        return
+    if isinstance(most, int) and 'block' in config.data:
+        _bound_block(config, most, given, init.run)
+
+
+def _bound_block(config: ConfigDict, most: int, given: Collection[str], run: Any) -> None:
+    """Lowers data.block to `most`, of the model in the folder `run`. Raises UserError where a command has set more."""
     if 'data.block' in given and config.data.block > most:
-        raise UserError(f'data.block: {config.data.block}; the model of init.run, {init.run}, reads {most} at most')
+        raise UserError(f'data.block: {config.data.block}; the model of init.run, {run}, reads {most} at most')
     config.data.block = min(config.data.block, most)
 
 
