@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding.sampling import Apply, Generated, Sampling, rooms, seen_tokens, top_k, transform
-from aigc_jax.nn.language_layers import Beams
+from aigc_jax.nn.language_layers import Beams, widened
 
 # (parent (n, k), token (n, k), state) -> (logits (n · k, V), state): beam j goes on from parent[:, j] with token[:, j].
 Read = Callable[[Array, Array, Tree], tuple[Array, Tree]]
@@ -88,9 +88,9 @@ def beam_search(
         t=jnp.int32(0), done=zeros > 0, tokens=jnp.zeros((n, k, max_new_tokens), jnp.int32), length=zeros,
         seen=seen, state=state, score=score, log_prob=jnp.zeros((n, k)), likeliest=likeliest(logits, seen),
     )  # fmt: skip
-    for before, room in itertools.pairwise([0, *(rooms(max_new_tokens) if shared else [max_new_tokens])]):
-        if shared:
-            loop['state'] = _with_room(loop['state'], room - before)
+    stages = rooms(max_new_tokens) if shared else [max_new_tokens]
+    for before, room in itertools.pairwise([0, *stages]):
+        loop['state'] = _with_room(loop['state'], room - before) if shared else loop['state']
         loop = jax.lax.while_loop(functools.partial(unfinished, room), write, loop)
     best = jnp.argmax(normalized(loop['score'], loop['length']), axis=1)[:, None]
     one = lambda x: jnp.take_along_axis(x, best.reshape(n, 1, *[1] * (x.ndim - 2)), axis=1)[:, 0]
@@ -130,8 +130,7 @@ def _in_one_row(apply: Apply, state: Tree, k: int) -> tuple[Tree, Read]:
 def _with_room(state: Tree, tokens: int) -> Tree:
     """`state` of beams in one row, with columns for so many more tokens of each."""
     place, seen = state.beams
-    k = seen.shape[1]
-    wider = lambda x, axis: jnp.pad(x, [(0, k * tokens if i == axis % x.ndim else 0) for i in range(x.ndim)])
-    place = jnp.concatenate([place, place[-1] + 1 + jnp.arange(k * tokens) // k])
-    layers = jax.tree.map(lambda x: wider(x, -2), state.layers)
-    return state._replace(layers=layers, beams=Beams(place, wider(seen, -1)))
+    columns = seen.shape[1] * tokens
+    place = jnp.concatenate([place, place[-1] + 1 + jnp.arange(columns) // seen.shape[1]])
+    beams = Beams(place, jnp.pad(seen, [(0, 0), (0, 0), (0, columns)]))
+    return widened(state, columns)._replace(beams=beams)

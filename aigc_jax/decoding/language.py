@@ -1,5 +1,6 @@
 """Text written by a model that gives core.capabilities.WritesText: the compiled programs."""
 
+import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,10 @@ from aigc_jax.core.types import Array, Tree
 from aigc_jax.decoding import sampling, speculation
 from aigc_jax.decoding.beam import beam_search
 from aigc_jax.decoding.sampling import Generated, Progress, Sampling
+from aigc_jax.nn.language_layers import widened
 
 _ROWS = 2  # texts that are worth a thread
 _BESIDE = 64  # beams, of which each looks through the columns of all; more are faster in rows of their own
-
-
-def _put(whole: Array, part: Array) -> Array:
-    return jax.lax.dynamic_update_slice(whole, part, (0,) * part.ndim)
 
 
 def _divided(write: Callable[..., Tree], prompt, start, index) -> Tree:
@@ -85,14 +83,13 @@ class TextDecoder:
             shared = text.columns and (how.beam_size <= _BESIDE or not in_rows())
             first, cache = begin(0 if shared else max_new_tokens)
             return beam_search(apply, cache, first, how, max_new_tokens, text.eos, shared)
-        # Each token looks through all columns of the cache, filled or not: so it grows with the text.
-        room, *others = sampling.rooms(max_new_tokens) if text.context else [max_new_tokens]
-        first, cache = begin(room)
+        # Each token looks through all columns of the cache, filled or not: so they grow with the text.
+        rooms = sampling.rooms(max_new_tokens) if text.columns else [max_new_tokens]
+        first, cache = begin(rooms[0])
         progress = sampling.prefill(apply, cache, first, how, max_new_tokens, text.eos)
-        progress = sampling.decode(apply, progress, key, index, how, room, text.eos, stop)
-        for room in others:
-            layers = jax.tree.map(_put, begin(room)[1].layers, progress.state.layers)
-            progress = progress._replace(state=progress.state._replace(layers=layers))
+        progress = sampling.decode(apply, progress, key, index, how, rooms[0], text.eos, stop)
+        for before, room in itertools.pairwise(rooms):
+            progress = progress._replace(state=widened(progress.state, room - before))
             progress = sampling.decode(apply, progress, key, index, how, room, text.eos, stop)
         return Generated(progress.tokens, progress.length, progress.log_prob)
 

@@ -41,6 +41,12 @@ class State(NamedTuple):
     beams: Beams | None = None
 
 
+def widened(state: State, columns: int) -> State:
+    """`state` with so many more columns, which are empty."""
+    wider = lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, columns), (0, 0)])
+    return state._replace(layers=jax.tree.map(wider, state.layers))
+
+
 def look(state: State | None, length: int, columns: int) -> tuple[Array, Array, Array]:
     """What attention looks at, with the keys of a state or of the next tokens alone.
 

@@ -45,6 +45,15 @@ def own_text(axis: int, context: int = 50) -> CausalText:
     return CausalText(decode, init_cache, token_nll=None, context=context, vocab_size=V, eos=None, bos=0)
 
 
+def test_a_cache_without_columns_does_not_grow():
+    """Whatever its context is: it has no layers with columns that could."""
+    prompt, texts = np.array([[1], [2]], np.int32), np.arange(2)
+    write = lambda model: decoding.TextDecoder(model).generate(
+        None, None, prompt, np.zeros(2, np.int32), KEY, texts, Sampling(), 40, ()
+    )
+    np.testing.assert_array_equal(write(own_text(0, 50)).tokens, write(own_text(0, 0)).tokens)
+
+
 @pytest.mark.parametrize('context', [0, 50])
 def test_a_cache_without_columns_has_a_row_for_each_beam(context):
     """Whatever its context is; so the text is the best of all, which the beams of one row would not find."""
